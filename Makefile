@@ -1,0 +1,113 @@
+# Every command runs in $(VENV); the first one makes it. `make` alone lists them.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+MAKEFLAGS += --no-print-directory
+
+VENV ?= .venv
+PYTHON ?=
+EXTRAS ?= samples,hf,dev
+CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --quiet --constraint requirements/constraints.txt
+STAMP := $(VENV)/.installed
+
+##@ Set-up
+
+.PHONY: help
+help: ## list the commands
+	@awk 'BEGIN {FS = ":.*## "} \
+	  /^##@ / {printf "\n%s\n", substr($$0, 5)} \
+	  /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2} \
+	  END {printf "\nPYTHON=/path/to/python3.12 chooses the Python, VENV=.venv the environment.\n"}' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: setup
+setup: $(STAMP) ## create .venv and install everything, pinned
+
+# A failed install leaves no stamp, so the next make goes on from what pip has already fetched.
+$(STAMP): setup.py pyproject.toml requirements/constraints.txt requirements/find_python.sh
+	@if ! $(PY) -c '' 2>/dev/null; then \
+	  python=$$(PYTHON='$(PYTHON)' requirements/find_python.sh); \
+	  echo "== creating $(VENV) with $$python"; \
+	  "$$python" -m venv --clear $(VENV); \
+	fi
+	@echo "== installing megatron-ext[$(EXTRAS)] into $(VENV) (some minutes the first time: torch is large)"
+	@$(PIP) setuptools
+	@$(PIP) --no-build-isolation --editable '.[$(EXTRAS)]'
+	@touch $@
+
+##@ Checks
+
+.PHONY: check
+check: lint types test ## lint, types, tests: what continuous integration runs
+
+.PHONY: lint
+lint: $(STAMP) ## ruff
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+.PHONY: types
+types: $(STAMP) ## mypy, strict on data_tools, recipe and plan
+	$(VENV)/bin/mypy
+
+# Tests of one process share the cores; those that start processes of their own run one after another.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q
+QUICK := not slow and not gpu and not system
+MANY_PROCESSES := tests/distributed
+
+.PHONY: test
+test: $(STAMP) ## the quick tests
+	$(PYTEST) -m '$(QUICK)' -n 2 --ignore $(MANY_PROCESSES)
+	$(PYTEST) -m '$(QUICK)' $(MANY_PROCESSES)
+
+.PHONY: test-slow
+test-slow: $(STAMP) ## the tests that take minutes, start whole commands or kill processes
+	$(PYTEST) -m '(slow or system) and not gpu'
+
+.PHONY: bench
+bench: $(STAMP) ## measure on this machine: prints ratios, asserts nothing about time
+	for benchmark in tests/benchmarks/bench_*.py; do echo "== $$benchmark"; $(PY) "$$benchmark"; done
+
+##@ Use
+
+RECIPE := recipes/demo/pretrain.yaml
+DEMO_DATA := data/demo
+DEMO_SETS := base base.validation ldq ldq.validation shq shq.validation
+DEMO_VOCAB := 4096
+DEMO_PROCESSES ?= $(if $(filter 1,$(CORES)),1,2)
+DEMO_PROMPT ?= Question: What is 12 + 30?
+
+define tokenize_set
+$(PY) -m data_tools tokenize --input $(DEMO_DATA)/raw/$(1).jsonl --tokenizer $(DEMO_DATA)/tokenizer --output $(DEMO_DATA)/tokens/$(1) --append-eod
+
+endef
+
+.PHONY: demo
+demo: $(STAMP) ## from raw text to a trained hybrid that writes a few lines (about 5 minutes)
+	@echo; echo "== 1/6 sample sources: text and code of Python's library, short and long reasoning traces"
+	$(PY) -m data_tools sample --out $(DEMO_DATA)/raw
+	@echo; echo "== 2/6 a byte-level BPE tokenizer of $(DEMO_VOCAB) ids"
+	$(PY) -m data_tools train-tokenizer --input $(foreach set,base ldq shq,$(DEMO_DATA)/raw/$(set).jsonl) --vocab-size $(DEMO_VOCAB) --out $(DEMO_DATA)/tokenizer
+	@echo; echo "== 3/6 text to tokens: .bin, .idx and a manifest for each set"
+	@mkdir -p $(DEMO_DATA)/tokens
+	$(foreach set,$(DEMO_SETS),$(call tokenize_set,$(set)))
+	@echo; echo "== 4/6 the plan: everything is decided before a device is touched"
+	$(PY) -m megatron_ext plan $(RECIPE)
+	@echo; echo "== 5/6 pretraining on $(DEMO_PROCESSES) process(es); Ctrl-C saves, and the same command goes on"
+	OMP_NUM_THREADS=$$(( $(CORES) / $(DEMO_PROCESSES) > 1 ? $(CORES) / $(DEMO_PROCESSES) : 1 )) \
+	  $(PY) -m torch.distributed.run --standalone --nproc-per-node $(DEMO_PROCESSES) -m megatron_ext.run $(RECIPE)
+	@echo; echo "== 6/6 a few lines from the checkpoint"
+	$(PY) -m megatron_ext generate "$$(ls -d runs/stages/pretrain-*/checkpoints/step_* | sort -V | tail -n 1)" --prompt '$(DEMO_PROMPT)'
+	@echo; echo "What to try next:"
+	@echo "  $(PY) -m megatron_ext show $(RECIPE) --explain data.blend"
+	@echo "  $(PY) -m megatron_ext plan $(RECIPE) --set budget.tokens=2M"
+	@echo "  docs/tutorials/first-run.md walks through what just happened"
+
+.PHONY: clean
+clean: ## remove caches and build output; data/, runs/ and .venv stay
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

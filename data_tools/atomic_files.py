@@ -1,0 +1,70 @@
+"""Files that are whole or absent, whatever is killed when."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from data_tools.errors import DataError
+
+
+def beside(prefix: str | Path, suffix: str) -> Path:
+    """The file `PREFIX<suffix>`; unlike `Path.with_suffix` it keeps the dots of PREFIX.
+
+    >>> str(beside("tokens/base.validation", ".bin"))
+    'tokens/base.validation.bin'
+    """
+    return Path(f"{prefix}{suffix}")
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file so that a reader sees the old content, the new content, and nothing between.
+
+    Args:
+        path: The file; its folder must exist.
+        content: All of it.
+    """
+    partial = beside(path, ".partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the renames in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def only_writer(prefix: str | Path) -> Iterator[None]:
+    """Holds `PREFIX.lock` so that two commands never write the same dataset at once.
+
+    The kernel drops the lock with its process, so a killed command blocks nobody.
+
+    Raises:
+        DataError: If another process holds the lock.
+    """
+    path = beside(prefix, ".lock")
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"{prefix}: another process is writing it; wait for it, or choose another output") from None
+        # Removed while still held: whoever opened this file before the removal holds a lock on a
+        # file that no longer has a name, and is told so here.
+        if not path.exists() or os.fstat(file.fileno()).st_ino != path.stat().st_ino:
+            raise DataError(f"{prefix}: another process has just written it; run the command again")
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,191 @@
+"""`PREFIX.manifest.json`: what a tokenised dataset holds, and the proof that it is finished.
+
+The manifest is written last. A `PREFIX.bin/.idx` pair without one is not a dataset: it may be half
+of one. JSON, UTF-8, these fields:
+
+| field                | meaning |
+|----------------------|---------|
+| format_version       | version of this table; another version is refused |
+| documents            | documents in the pair; each is one sequence |
+| tokens               | tokens in the pair, end-of-document tokens included |
+| rejected             | input records that are not in the pair |
+| rejected_by_reason   | the same, by reason; sums to `rejected` |
+| bin_bytes, idx_bytes | sizes of the two files; bin_bytes = tokens x 2 (uint16) or 4 (int32) |
+| bin_sha256, idx_sha256 | sha256 of the two files |
+| dtype                | type of one token on disk |
+| max_token_id         | largest id in the pair; must be below the vocabulary of whoever reads it |
+| block_documents      | documents of one block: 65,536 |
+| tokens_per_block     | tokens of each run of block_documents documents; sums to `tokens` |
+| append_eod, eod_id   | whether each document ends with the end-of-document id, and that id |
+| text_key             | key of the records that was read |
+| tokenizer            | fingerprint, vocab_size, name (its folder's) |
+| sources              | path, bytes, sha256 of each input file, in order |
+| command              | the command line |
+| versions             | of the software that wrote it |
+| created              | UTC, ISO 8601 |
+
+Worked size: 3 documents of 5, 1 and 7 tokens in uint16 are 13 tokens, bin_bytes 26, and
+idx_bytes 34 + 3*4 + 3*8 + 4*8 = 102.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Self
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from data_tools.atomic_files import beside, write_atomically
+from data_tools.errors import DataError
+from data_tools.index_header import ITEM_BYTES, DTypeName, read_index_header
+
+FORMAT_VERSION = 1
+BLOCK_DOCUMENTS = 65_536
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SourceFile(_Part):
+    """One input file, as it was when it was read."""
+
+    path: str
+    bytes: int = Field(ge=0)
+    sha256: str
+
+
+class TokenizerRecord(_Part):
+    """The tokenizer that made the ids."""
+
+    fingerprint: str
+    vocab_size: int = Field(gt=0)
+    name: str
+
+
+class Manifest(_Part):
+    """What a tokenised dataset holds; the fields are described at the top of this file."""
+
+    format_version: int = FORMAT_VERSION
+    documents: int = Field(ge=0)
+    tokens: int = Field(ge=0)
+    rejected: int = Field(ge=0)
+    rejected_by_reason: dict[str, int]
+    bin_bytes: int = Field(ge=0)
+    idx_bytes: int = Field(ge=0)
+    bin_sha256: str
+    idx_sha256: str
+    dtype: DTypeName
+    max_token_id: int = Field(ge=0)
+    block_documents: int = Field(default=BLOCK_DOCUMENTS, gt=0)
+    tokens_per_block: list[int]
+    append_eod: bool
+    eod_id: int = Field(ge=0)
+    text_key: str = "text"
+    tokenizer: TokenizerRecord
+    sources: list[SourceFile]
+    command: str
+    versions: dict[str, str]
+    created: str
+
+    @model_validator(mode="after")
+    def _check_sums(self) -> Self:
+        """A manifest that contradicts itself was edited or damaged."""
+        expected_bytes = self.tokens * ITEM_BYTES[self.dtype]
+        if self.bin_bytes != expected_bytes:
+            raise ValueError(f"bin_bytes {self.bin_bytes} is not tokens x {ITEM_BYTES[self.dtype]} = {expected_bytes}")
+        if sum(self.tokens_per_block) != self.tokens:
+            raise ValueError(f"tokens_per_block sums to {sum(self.tokens_per_block)}, tokens is {self.tokens}")
+        if sum(self.rejected_by_reason.values()) != self.rejected:
+            raise ValueError(f"rejected_by_reason does not sum to rejected = {self.rejected}")
+        return self
+
+    @property
+    def data_id(self) -> str:
+        """Identity of the tokenised content: independent of path, time and machine."""
+        return hashlib.sha256(
+            "\n".join((self.bin_sha256, self.idx_sha256, self.tokenizer.fingerprint)).encode()
+        ).hexdigest()
+
+
+def manifest_path(prefix: str | Path) -> Path:
+    """`PREFIX.manifest.json`."""
+    return beside(prefix, ".manifest.json")
+
+
+def read_manifest(prefix: str | Path) -> Manifest:
+    """Reads the manifest of a finished dataset.
+
+    Args:
+        prefix: PREFIX of PREFIX.bin, PREFIX.idx and PREFIX.manifest.json.
+
+    Raises:
+        DataError: If there is none, it is malformed, contradicts itself, or has another format version.
+    """
+    path = manifest_path(prefix)
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(_absent(prefix, path)) from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        fields = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise DataError(f"{path}: not JSON ({error}); tokenize it again with --overwrite") from None
+    version = fields.get("format_version") if isinstance(fields, dict) else None
+    if version != FORMAT_VERSION:
+        raise DataError(
+            f"{path}: format_version: {version!r} is not {FORMAT_VERSION}, the one read here; "
+            "tokenize it again with --overwrite"
+        )
+    try:
+        return Manifest.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        said = f"{key}: {first['msg']}" if key else first["msg"]
+        raise DataError(f"{path}: {said}; tokenize it again with --overwrite") from None
+
+
+def _absent(prefix: str | Path, path: Path) -> str:
+    remedy = f"make it with: python -m data_tools tokenize --input … --tokenizer … --output {prefix}"
+    if beside(prefix, ".bin").exists():
+        return f"{path}: no such file, so {prefix}.bin is not known to be finished; {remedy}"
+    return f"{path}: no such file; {remedy}"
+
+
+def write_manifest(prefix: str | Path, manifest: Manifest) -> None:
+    """Writes the manifest atomically. Call it last: from here on the dataset counts as finished."""
+    content = orjson.dumps(manifest.model_dump(mode="json"), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    write_atomically(manifest_path(prefix), content)
+
+
+def check_files(prefix: str | Path, manifest: Manifest) -> None:
+    """Checks cheaply that the pair is the one that the manifest describes: sizes and index header.
+
+    It reads 34 bytes, no tokens: a changed token is found by the sha256 only.
+
+    Raises:
+        DataError: Naming the file and both numbers.
+    """
+    remedy = "the files were changed or only partly copied; copy all three again, or tokenize with --overwrite"
+    for suffix, expected in ((".bin", manifest.bin_bytes), (".idx", manifest.idx_bytes)):
+        path = beside(prefix, suffix)
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise DataError(f"{path}: {error.strerror}, but its manifest says {expected:,} bytes; {remedy}") from None
+        if size != expected:
+            raise DataError(f"{path}: has {size:,} bytes, its manifest says {expected:,}; {remedy}")
+    path = beside(prefix, ".idx")
+    header = read_index_header(path)
+    for name, found, said in (
+        ("dtype", header.dtype, manifest.dtype),
+        ("documents", header.documents, manifest.documents),
+        ("idx_bytes", header.idx_bytes, manifest.idx_bytes),
+    ):
+        if found != said:
+            raise DataError(f"{path}: {name}: the index says {found}, its manifest says {said}; {remedy}")

@@ -1,0 +1,87 @@
+"""How far long work is: a bar with throughput and time left on a terminal, a line a minute in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.progress import Progress as RichProgress
+
+SECONDS_BETWEEN_LINES = 60.0
+
+
+class Progress(Protocol):
+    """Is told how far the work is."""
+
+    def advance(self, size: int) -> None:
+        """Takes note of `size` more bytes done."""
+
+
+class NoProgress:
+    """Tells nobody; for calls from Python."""
+
+    def advance(self, size: int) -> None:
+        """Does nothing."""
+
+
+class _Bar:
+    def __init__(self, bar: RichProgress, label: str, total: int) -> None:
+        self._bar = bar
+        self._task = bar.add_task(label, total=total)
+
+    def advance(self, size: int) -> None:
+        self._bar.advance(self._task, size)
+
+
+class _Lines:
+    def __init__(self, label: str, total: int) -> None:
+        self._label, self._total = label, total
+        self._done = 0
+        self._start = self._last = time.monotonic()
+
+    def advance(self, size: int) -> None:
+        self._done += size
+        now = time.monotonic()
+        if now - self._last < SECONDS_BETWEEN_LINES:
+            return
+        self._last = now
+        rate = self._done / (now - self._start)
+        left_s = max(0.0, self._total - self._done) / rate
+        percent = 100 * self._done / max(1, self._total)
+        print(
+            f"{self._label}: {percent:.0f} %, {rate / 1e6:.1f} MB/s, {left_s:.0f} s left", file=sys.stderr, flush=True
+        )
+
+
+@contextmanager
+def shown(label: str, total: int) -> Iterator[Progress]:
+    """Shows the progress of work on `total` bytes, on stderr.
+
+    Args:
+        label: What is done, for people.
+        total: Bytes of all the work; an estimate will do.
+    """
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _Lines(label, total)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with RichProgress(*columns, console=console, transient=True) as bar:
+        yield _Bar(bar, label, total)

@@ -1,0 +1,120 @@
+"""What every sample source is: a name, what it stands for, and a stream of rows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from data_tools.errors import SetupError
+
+Row = dict[str, Any]
+
+
+class WrongAnswer(RuntimeError):
+    """An answer that the task's scorer does not accept: a bug here or there, never a row to drop."""
+
+
+@dataclass
+class Tally:
+    """Counts that rows themselves do not show; written to the card.
+
+    Attributes:
+        left_out: Candidates that gave no row, by reason.
+    """
+
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class SampleSource:
+    """One sample source.
+
+    Attributes:
+        name: File name without its end.
+        stands_for: The data set whose place it takes.
+        description: What it is.
+        licence: Of the rows.
+        schema: Keys of a row and what they hold.
+        default_bytes: UTF-8 bytes of text at scale 1.
+        rows: Makes rows without end, or until there are no more, from a seed; counts into the tally.
+        text: The text of a row.
+        family: The family of a row.
+        versions: Software that decides the rows beside this package and Python.
+    """
+
+    name: str
+    stands_for: str
+    description: str
+    licence: str
+    schema: dict[str, str]
+    default_bytes: int
+    rows: Callable[[int, Tally], Iterator[Row]]
+    text: Callable[[Row], str]
+    family: Callable[[Row], str]
+    versions: Callable[[], dict[str, str]]
+
+
+def family_seed(seed: int, source: str, family: str) -> int:
+    """A seed of its own for each family.
+
+    reasoning-gym seeds item i with seed + i, so families that shared a seed would share their numbers.
+
+    >>> family_seed(0, "ldq", "gcd") == family_seed(0, "ldq", "lcm")
+    False
+    """
+    return int.from_bytes(hashlib.sha256(f"{seed}/{source}/{family}".encode()).digest()[:4], "big") >> 1
+
+
+def content_id(source: str, family: str, content: str) -> str:
+    """An id that is the same wherever the same content is made, so its split is too."""
+    return f"{source}-{family}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+
+
+def reasoning_gym() -> Any:
+    """The library of procedural tasks.
+
+    Raises:
+        SetupError: If it is not installed.
+    """
+    try:
+        import reasoning_gym as library
+    except ImportError:
+        raise SetupError(
+            "reasoning-gym is not installed, and the ldq and shq samples are made with it; "
+            "install it with: pip install 'megatron-ext[samples]', or make only --only base"
+        ) from None
+    return library
+
+
+def reasoning_gym_versions() -> dict[str, str]:
+    """Its version, for cards."""
+    from importlib.metadata import version
+
+    reasoning_gym()
+    return {"reasoning_gym": version("reasoning-gym")}
+
+
+def ask(library: Any, family: str, seed: int, options: dict[str, Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Tasks of a family without end, each with the data set that can score its answers."""
+    tasks = library.create_dataset(family, seed=seed, size=2**31 - 1, **options)
+    index = 0
+    while True:
+        yield tasks, tasks[index]
+        index += 1
+
+
+def check_answer(answer: str, scorer: Any, task: dict[str, Any], *, row_id: str) -> None:
+    """Has the task's own scorer check an answer.
+
+    Raises:
+        WrongAnswer: Unless the score is full.
+    """
+    score = scorer.score_answer(answer, task)
+    if score != 1.0:
+        raise WrongAnswer(
+            f"{row_id}: the task's scorer gives {answer!r} a score of {score}; "
+            f"question: {task['question']!r}, stored answer: {task['answer']!r}"
+        )

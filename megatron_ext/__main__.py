@@ -1,0 +1,232 @@
+"""The command line: `megatron-ext VERB …`, or `python -m megatron_ext VERB …`.
+
+    python -m megatron_ext plan recipes/demo/pretrain.yaml
+
+Only `generate` and `doctor` import torch, and only when they run: the other verbs answer in about a
+second on any laptop. Exit codes: see data_tools/errors.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_tools.errors import UserError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one verb; returns its exit code."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        code: int | None = arguments.handler(arguments)
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:  # `… | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code or 0
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One command of the command line."""
+
+    name: str
+    example: str  # runs on the sample data, after `make demo`
+    summary: str
+    handler: Callable[[argparse.Namespace], int | None]
+    arguments: Callable[[Any], None]
+
+
+class _ExampleFirst(argparse.ArgumentParser):
+    """A parser whose help starts with a command that can be typed as it stands."""
+
+    example = ""
+
+    def format_help(self) -> str:
+        return f"{self.example}\n\n{super().format_help()}" if self.example else super().format_help()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = _ExampleFirst(
+        prog="megatron-ext", description="Decide where reasoning data goes, and find out by training."
+    )
+    parser.example = "python -m megatron_ext plan recipes/demo/pretrain.yaml"
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_ExampleFirst)
+    for verb in VERBS:
+        sub = verbs.add_parser(verb.name, help=verb.summary, description=verb.summary)
+        sub.example = f"python -m megatron_ext {verb.example}"
+        verb.arguments(sub.add_argument)
+        sub.set_defaults(handler=verb.handler)
+    return parser
+
+
+def _validate(arguments: argparse.Namespace) -> int:
+    from megatron_ext.plan.validate import validate_file
+
+    code = 0
+    for file in arguments.files:
+        try:
+            print(validate_file(file))
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            code = max(code, error.exit_code)
+    return code
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    from megatron_ext.plan.make import make_stage_plan
+    from megatron_ext.plan.render import print_plan
+    from megatron_ext.recipe.load import load_recipe
+
+    loaded = load_recipe(arguments.recipe, overrides=arguments.set, site=arguments.site)
+    plan = make_stage_plan(loaded, world_size=arguments.world_size)
+    if arguments.json:
+        print(plan.model_dump_json(indent=2))
+    else:
+        print_plan(plan, run_root=Path(arguments.run_root or loaded.site.run_root))
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    from megatron_ext.recipe.explain import resolved_yaml
+    from megatron_ext.recipe.load import load_recipe
+
+    loaded = load_recipe(arguments.recipe, overrides=arguments.set, site=arguments.site)
+    for key in arguments.explain:
+        print(loaded.explain(key))
+    if not arguments.explain:
+        print(resolved_yaml(loaded.recipe, loaded.origins), end="")
+
+
+def _diff(arguments: argparse.Namespace) -> None:
+    from megatron_ext.plan.compare import print_comparison
+    from megatron_ext.recipe.load import load_recipe
+
+    first, second = (load_recipe(path, overrides=arguments.set, site=arguments.site) for path in arguments.recipes)
+    print_comparison(first, second)
+
+
+def _generate(arguments: argparse.Namespace) -> int | None:
+    from megatron_ext.rollout.cli import main_generate
+
+    return main_generate(arguments)
+
+
+def _doctor(arguments: argparse.Namespace) -> int | None:
+    from megatron_ext.runtime.doctor import print_report
+
+    return print_report()
+
+
+def _validate_arguments(add: Any) -> None:
+    add("files", nargs="+", type=Path, metavar="FILE", help="any YAML file of recipes/: stage, model, source or site")
+
+
+def _plan_arguments(add: Any) -> None:
+    _recipe_arguments(add)
+    add(
+        "--world-size",
+        type=_positive,
+        metavar="N",
+        help="processes of the run (default: the fewest that the layout needs)",
+    )
+    add("--json", action="store_true", help="print the plan alone, as JSON")
+    add("--run-root", type=Path, metavar="DIR", help="folder that holds stages/ (default: the site's run_root)")
+
+
+def _show_arguments(add: Any) -> None:
+    _recipe_arguments(add)
+    add(
+        "--explain",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="explain one key, such as optimizer.lr; repeatable",
+    )
+
+
+def _diff_arguments(add: Any) -> None:
+    add("recipes", nargs=2, type=Path, metavar="RECIPE", help="two stage recipes")
+    _common_arguments(add)
+
+
+def _generate_arguments(add: Any) -> None:
+    add("checkpoint", type=Path, metavar="CHECKPOINT", help="a folder checkpoints/step_N of a stage")
+    add("--prompt", required=True, help="text to go on from")
+    add("--max-new-tokens", type=_positive, default=128, metavar="N", help="tokens to write at most (default: 128)")
+    add("--temperature", type=float, default=0.0, help="0 takes the likeliest token each time (default: 0)")
+    add("--top-k", type=int, default=0, metavar="K", help="sample among the K likeliest; 0 among all (default: 0)")
+    add("--top-p", type=float, default=1.0, metavar="P", help="sample among the likeliest that hold P (default: 1)")
+    add("--seed", type=int, default=1234, help="seed of the sampling (default: 1234)")
+
+
+def _doctor_arguments(add: Any) -> None:
+    pass
+
+
+def _recipe_arguments(add: Any) -> None:
+    add("recipe", type=Path, metavar="RECIPE", help="a stage recipe, such as recipes/demo/pretrain.yaml")
+    _common_arguments(add)
+
+
+def _common_arguments(add: Any) -> None:
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, such as optimizer.lr=1e-3")
+    add("--site", type=Path, metavar="FILE", help="paths of this place (default: recipes/sites/laptop.yaml)")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
+
+
+VERBS = (
+    Verb(
+        "validate",
+        "validate recipes/demo/pretrain.yaml recipes/models/hybrid_tiny.yaml",
+        "Check recipe files, all errors at once; one line for each file.",
+        _validate,
+        _validate_arguments,
+    ),
+    Verb(
+        "plan",
+        "plan recipes/demo/pretrain.yaml",
+        "Show everything that a stage will do, before anything does it.",
+        _plan,
+        _plan_arguments,
+    ),
+    Verb(
+        "show",
+        "show recipes/demo/pretrain.yaml --explain optimizer.lr",
+        "Print the complete recipe with the origin of every value, or explain one key.",
+        _show,
+        _show_arguments,
+    ),
+    Verb(
+        "diff",
+        "diff recipes/demo/pretrain.yaml recipes/demo/pretrain.yaml",
+        "Print the keys that two recipes set differently, and whether they are the same stage.",
+        _diff,
+        _diff_arguments,
+    ),
+    Verb(
+        "generate",
+        'generate runs/stages/pretrain-*/checkpoints/step_200 --prompt "Question: What is 12 + 30?"',
+        "Let a checkpoint go on from a prompt.",
+        _generate,
+        _generate_arguments,
+    ),
+    Verb("doctor", "doctor", "Say what this machine has installed and what that means.", _doctor, _doctor_arguments),
+)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What is read: batches, the cursor of one source, their blend, and held-out rows."""

@@ -1,0 +1,86 @@
+"""One microbatch, as every objective gets it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of tokens, their targets, and where each row came from.
+
+    Attributes:
+        tokens: Inputs, `[b, s]` int64.
+        labels: The token after each input, `[b, s]` int64.
+        loss_mask: 1 where a label is trained on, else 0, `[b, s]` float32.
+        position_ids: Place of each token in its row, `[b, s]` int64.
+        source_index: Place of each row's source in `plan.data.sources`, `[b]` int64.
+        sample_ids: One `source:epoch:sample` a row.
+    """
+
+    tokens: torch.Tensor
+    labels: torch.Tensor
+    loss_mask: torch.Tensor
+    position_ids: torch.Tensor
+    source_index: torch.Tensor
+    sample_ids: tuple[str, ...]
+
+    @classmethod
+    def from_rows(
+        cls,
+        rows: NDArray[np.int64],
+        *,
+        source_index: Sequence[int],
+        sample_ids: Sequence[str],
+        row_mask: Sequence[float] | None = None,
+    ) -> Batch:
+        """Splits rows into inputs and labels.
+
+        Args:
+            rows: `[b, s + 1]`; each row's last token is only a label, its first only an input.
+            source_index: Place of each row's source in the plan, `[b]`.
+            sample_ids: `[b]`.
+            row_mask: Loss mask of each whole row, `[b]`; None trains on all of them.
+        """
+        tokens = torch.from_numpy(rows)
+        batch_size, sequence_length = rows.shape[0], rows.shape[1] - 1
+        mask = torch.ones(batch_size) if row_mask is None else torch.tensor(row_mask, dtype=torch.float32)
+        return cls(
+            tokens=tokens[:, :-1].contiguous(),
+            labels=tokens[:, 1:].contiguous(),
+            loss_mask=mask[:, None].repeat(1, sequence_length),
+            position_ids=torch.arange(sequence_length).repeat(batch_size, 1),
+            source_index=torch.tensor(source_index, dtype=torch.int64),
+            sample_ids=tuple(sample_ids),
+        )
+
+    def to(self, device: torch.device) -> Batch:
+        """The same rows on `device`."""
+        if self.tokens.device == device:
+            return self
+        moved = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Batch(**{k: v.to(device, non_blocking=True) if torch.is_tensor(v) else v for k, v in moved.items()})
+
+
+def rows_of_rank(
+    *, num_microbatches: int, micro_batch_size: int, data_parallel_rank: int, data_parallel_size: int
+) -> list[list[int]]:
+    """Lists the rows of a global batch that one data-parallel rank reads, by microbatch.
+
+    Row `m * (micro * dp) + rank * micro + i` is row i of microbatch m: a global batch is the same
+    set of rows in every layout.
+
+    >>> rows_of_rank(num_microbatches=2, micro_batch_size=2, data_parallel_rank=1, data_parallel_size=2)
+    [[2, 3], [6, 7]]
+
+    Source: `MegatronPretrainingSampler` of Megatron-LM core_v0.19.0, whose consecutive slices of
+    `micro * dp` samples are cut by rank.
+    """
+    first = data_parallel_rank * micro_batch_size
+    stride = data_parallel_size * micro_batch_size
+    return [list(range(m * stride + first, m * stride + first + micro_batch_size)) for m in range(num_microbatches)]

@@ -1,0 +1,147 @@
+"""The batches of a stage: samples of all its sources, interleaved to their planned counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from data_tools.errors import DataError
+from megatron_ext.datasets.batch import Batch, rows_of_rank
+from megatron_ext.datasets.cursor import EpochSample, SourceCursor
+from megatron_ext.datasets.documents import Documents, Span, first_unknown_id, unknown_id_error
+from megatron_ext.datasets.interleave import Interleaver
+from megatron_ext.plan.stage_plan import StagePlan
+
+_STATE_VERSION = 1
+
+
+class BlendedCursor:
+    """Reads a stage's global batches; each rank reads its own rows and only counts the others.
+
+    Which samples a global batch holds, and in which rows, depends on the plan alone: not on the
+    number of ranks, nor on where the run was stopped and resumed.
+    """
+
+    def __init__(self, plan: StagePlan, *, data_parallel_rank: int, data_parallel_size: int) -> None:
+        """Opens the sources and stands before the first step.
+
+        Args:
+            plan: The stage.
+            data_parallel_rank: This rank among those that hold the same weights' shards.
+            data_parallel_size: How many there are; with the micro-batch it divides the global batch.
+
+        Raises:
+            DataError: If a source is missing, damaged or not the one that was planned.
+        """
+        batch = plan.batch
+        num_microbatches, rest = divmod(batch.global_batch_size, batch.micro_batch_size * data_parallel_size)
+        assert rest == 0, "the plan divides the global batch among ranks"
+        self._plan = plan
+        self._rows = rows_of_rank(
+            num_microbatches=num_microbatches,
+            micro_batch_size=batch.micro_batch_size,
+            data_parallel_rank=data_parallel_rank,
+            data_parallel_size=data_parallel_size,
+        )
+        self._names = [source.source for source in plan.data.sources]
+        self._planned = [source.samples for source in plan.data.sources]
+        assert sum(self._planned) == batch.total_samples, "the plan's samples of all sources sum to the stage's"
+        self._interleaver = Interleaver(self._planned)
+        self._cursors = [
+            SourceCursor(
+                Documents(source.prefix, source=source.source, data_id=source.data_id),
+                seed=plan.seed,
+                sequence_length=batch.sequence_length,
+            )
+            for source in plan.data.sources
+        ]
+
+    @property
+    def consumed_samples(self) -> int:
+        """Samples of the stage that lie behind the cursor, of all ranks."""
+        return sum(self._interleaver.counts)
+
+    def next_step(self) -> tuple[Batch, ...]:
+        """This rank's microbatches of the next global batch; the cursor moves behind it.
+
+        Raises:
+            DataError: If the planned samples are used up, or a token id is outside the vocabulary.
+        """
+        num_rows = self._plan.batch.global_batch_size
+        planned = self._plan.batch.total_samples
+        if self.consumed_samples + num_rows > planned:
+            raise DataError(
+                f"data.blend: {self.consumed_samples} of the stage's {planned} planned samples have been read and "
+                f"{num_rows} more were asked for; nothing is repeated unasked. Raise budget.tokens."
+            )
+        sources = self._interleaver.take(num_rows)
+        drawn = [(source, self._cursors[source].draw()) for source in sources]
+        return tuple(self._read([drawn[row] for row in rows]) for rows in self._rows)
+
+    def locate(self, sample_id: str) -> list[Span]:
+        """The documents and offsets behind a `source:epoch:sample` of a batch, in reading order."""
+        name, epoch, sample = sample_id.split(":")
+        return self._cursors[self._names.index(name)].locate(EpochSample(int(epoch), int(sample)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on behind the last step: small, JSON-able, the same on all ranks."""
+        return {
+            "version": _STATE_VERSION,
+            "sources": [
+                {"source": name, "planned_samples": planned, "samples": count, "cursor": cursor.state_dict()}
+                for name, planned, count, cursor in zip(
+                    self._names, self._planned, self._interleaver.counts, self._cursors, strict=True
+                )
+            ],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where `state_dict` was taken, in any data-parallel layout.
+
+        Raises:
+            DataError: If the state belongs to another seed, blend, data or sequence length.
+        """
+        sources = state["sources"] if state.get("version") == _STATE_VERSION else []
+        for name, theirs, mine in (
+            ("version", state.get("version"), _STATE_VERSION),
+            ("sources", [source["source"] for source in sources], self._names),
+            ("planned_samples", [source["planned_samples"] for source in sources], self._planned),
+        ):
+            if theirs != mine:
+                raise DataError(
+                    f"data position: {name}: the checkpoint has {theirs!r}, this run {mine!r}; its place cannot be "
+                    "taken up. Resume with the recipe of the checkpoint."
+                )
+        try:
+            interleaver = Interleaver(self._planned, counts=[source["samples"] for source in sources])
+        except ValueError as error:
+            raise DataError(
+                f"data position: samples: {error}; the checkpoint is damaged. Resume from an earlier one."
+            ) from None
+        for cursor, source in zip(self._cursors, sources, strict=True):
+            cursor.load_state_dict(source["cursor"])
+        self._interleaver = interleaver
+
+    def _read(self, samples: list[tuple[int, EpochSample]]) -> Batch:
+        """Reads one microbatch."""
+        rows = np.empty((len(samples), self._plan.batch.sequence_length + 1), dtype=np.int64)
+        for row, (source, sample) in zip(rows, samples, strict=True):
+            self._cursors[source].read(sample, row)
+            unknown = first_unknown_id(row, vocab_size=self._plan.model.vocab_size)
+            if unknown is not None:
+                raise self._unknown_id(source, sample, unknown, int(row[unknown]))
+        return Batch.from_rows(
+            rows,
+            source_index=[source for source, _ in samples],
+            sample_ids=[f"{self._names[source]}:{sample.epoch}:{sample.sample}" for source, sample in samples],
+        )
+
+    def _unknown_id(self, source: int, sample: EpochSample, place: int, token_id: int) -> DataError:
+        documents = [span.document for span in self._cursors[source].locate(sample) for _ in range(span.length)]
+        return unknown_id_error(
+            source=self._names[source],
+            document=documents[place],
+            token_id=token_id,
+            vocab_size=self._plan.model.vocab_size,
+        )

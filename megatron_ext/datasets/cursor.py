@@ -1,0 +1,154 @@
+"""Where the reading of one source stands: (epoch, window, position).
+
+Samples are cut from the source's token stream every `sequence_length` tokens, across documents
+and epochs, so nothing is dropped; sample k of an epoch is the k-th whose first token lies in it.
+The samples of an epoch are read in windows of WINDOW_SAMPLES, shuffled within each: consecutive
+samples of one long document do not meet in one batch, yet three numbers say what has been read.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_tools.errors import DataError
+from megatron_ext.datasets.documents import Documents, Span
+from megatron_ext.datasets.stream import TokenStream, keyed_permutation
+
+WINDOW_SAMPLES = 4096
+"""Samples shuffled together. At least a few global batches, so that the samples of one document
+spread; small enough that the documents of a window are a few blocks (33M tokens at sequence
+length 8192, about half a block of 1k-token documents). Part of the order: changing it needs a new
+SEMANTICS_VERSION."""
+
+
+class EpochSample(NamedTuple):
+    """One sample of one source."""
+
+    epoch: int
+    sample: int  # place in the epoch's stream, from 0
+
+
+class SourceCursor:
+    """Reads the samples of one source, each epoch in its own order, from any point on.
+
+    The order depends on the seed, the source's content and the sequence length; not on shares,
+    budgets, other sources or ranks.
+    """
+
+    def __init__(
+        self, documents: Documents, *, seed: int, sequence_length: int, window_samples: int = WINDOW_SAMPLES
+    ) -> None:
+        """Stands before the first sample.
+
+        Args:
+            documents: The source.
+            seed: Seed of the order.
+            sequence_length: Tokens of one sample; its row has one more, the last label.
+            window_samples: Samples shuffled together; tests make it small.
+        """
+        self.documents = documents
+        self._stream = TokenStream(documents, seed=seed)
+        self._seed = seed
+        self._length = sequence_length
+        self._window_samples = window_samples
+        self._origin = 0  # token position where sample 0 was cut; a new sequence length would start a new cutting
+        self._move_to(epoch=0, window=0, position=0)
+
+    def draw(self) -> EpochSample:
+        """The next sample in reading order; the cursor moves behind it. Nothing is read from disk."""
+        if self._position == len(self._window_order):
+            self._next_window()
+        sample = self._window_order[self._position]
+        self._position += 1
+        return EpochSample(self._epoch, sample)
+
+    def locate(self, epoch_sample: EpochSample) -> list[Span]:
+        """The documents and offsets of a sample's `sequence_length + 1` tokens, in reading order."""
+        epoch, sample = epoch_sample
+        position = self._origin + (self._first_sample(epoch) + sample) * self._length
+        return self._stream.spans(position, self._length + 1)
+
+    def read(self, epoch_sample: EpochSample, out: NDArray[np.int64]) -> None:
+        """Reads a sample's row.
+
+        Args:
+            epoch_sample: Any sample; not only the last drawn.
+            out: `[sequence_length + 1]` int64, overwritten.
+        """
+        self.documents.read(self.locate(epoch_sample), out)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the reading stands and what the numbers count; JSON-able."""
+        return self._identity() | {"epoch": self._epoch, "window": self._window, "position": self._position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Moves to a saved place, without reading what lies before it.
+
+        Raises:
+            DataError: If the state belongs to other data or another cutting, or names no place.
+        """
+        source = self.documents.source
+        for name, mine in self._identity().items():
+            if state.get(name) != mine:
+                raise DataError(
+                    f'data position of source "{source}": {name}: the checkpoint has {state.get(name)!r}, this run '
+                    f"{mine!r}; its place cannot be taken up. Resume with the recipe and data of the checkpoint."
+                )
+        epoch, window, position = (state.get(name, -1) for name in ("epoch", "window", "position"))
+        if not self._is_place(epoch, window, position):
+            raise DataError(
+                f'data position of source "{source}": epoch {epoch!r}, window {window!r}, position {position!r} is no '
+                "place in it; the checkpoint is damaged. Resume from an earlier one."
+            )
+        self._move_to(epoch=epoch, window=window, position=position)
+
+    def _identity(self) -> dict[str, Any]:
+        """What the place is counted in; with any of it changed the same numbers mean other samples."""
+        return {
+            "seed": self._seed,
+            "data_id": self.documents.data_id,
+            "block_documents": self.documents.block_documents,
+            "sequence_length": self._length,
+            "window_samples": self._window_samples,
+            "origin": self._origin,
+        }
+
+    def _is_place(self, epoch: Any, window: Any, position: Any) -> bool:
+        if not all(type(number) is int and number >= 0 for number in (epoch, window, position)):
+            return False
+        left = self._num_samples(epoch) - window * self._window_samples
+        return left > 0 and bool(position <= min(left, self._window_samples))
+
+    def _first_sample(self, epoch: int) -> int:
+        """Samples of this cutting that begin before the epoch does."""
+        return max(0, -(-(epoch * self.documents.num_tokens - self._origin) // self._length))
+
+    def _num_samples(self, epoch: int) -> int:
+        """Samples that begin in the epoch; 0 where one sample is longer than the source."""
+        return self._first_sample(epoch + 1) - self._first_sample(epoch)
+
+    def _next_window(self) -> None:
+        if (self._window + 1) * self._window_samples < self._num_samples(self._epoch):
+            self._move_to(epoch=self._epoch, window=self._window + 1, position=0)
+            return
+        first_left = self._origin + self._first_sample(self._epoch + 1) * self._length
+        self._move_to(epoch=first_left // self.documents.num_tokens, window=0, position=0)
+
+    def _move_to(self, *, epoch: int, window: int, position: int) -> None:
+        self._epoch, self._window, self._position = epoch, window, position
+        self._window_order = self._permute_window(epoch, window)
+
+    def _permute_window(self, epoch: int, window: int) -> list[int]:
+        """The samples of a window in reading order."""
+        num_samples = self._num_samples(epoch)
+        first = window * self._window_samples
+        size = min(self._window_samples, num_samples - first)
+        # The epoch's last sample runs on into the next epoch. Read before the others it would bring
+        # documents for the second time while some had not been read once; so it stays last.
+        last = [num_samples - 1] if first + size == num_samples else []
+        key = f"{self._seed}/{self.documents.data_id}"
+        order = keyed_permutation(size - len(last), key=f"window/{key}/{epoch}/{window}")
+        return [first + place for place in order.tolist()] + last

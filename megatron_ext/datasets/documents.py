@@ -1,0 +1,147 @@
+"""The documents of one tokenised source, read where they lie on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+from megatron.core.datasets.indexed_dataset import IndexedDataset
+from numpy.typing import NDArray
+
+from data_tools.errors import DataError
+from data_tools.manifest import check_files, manifest_path, read_manifest
+
+
+class Span(NamedTuple):
+    """A run of tokens within one document."""
+
+    document: int  # place in the file, from 0
+    start: int  # tokens into the document
+    length: int  # tokens
+
+
+class Documents:
+    """One `.bin/.idx` pair, memory-mapped through Megatron-Core's `IndexedDataset`.
+
+    Memory is that of the manifest's token counts, one number a block of documents; nothing here
+    grows with documents or samples.
+
+    Attributes:
+        source: Name of the source, for messages.
+        data_id: Identity of the content.
+        num_documents: Documents in the pair.
+        num_tokens: Tokens in the pair.
+        block_documents: Documents of one block; the last block may be shorter.
+        block_tokens: Tokens of each block, `[blocks]` int64.
+    """
+
+    def __init__(self, prefix: str, *, source: str, data_id: str) -> None:
+        """Opens the pair and checks that it is the one that was planned.
+
+        Args:
+            prefix: PREFIX of PREFIX.bin, PREFIX.idx and PREFIX.manifest.json.
+            source: Name of the source.
+            data_id: `Manifest.data_id` as the plan recorded it.
+
+        Raises:
+            DataError: If a file is missing, of another size than its manifest says, of other
+                content than planned, or empty.
+        """
+        manifest = read_manifest(prefix)
+        check_files(prefix, manifest)
+        where = manifest_path(prefix)
+        if manifest.data_id != data_id:
+            raise DataError(
+                f'{where}: data_id: {manifest.data_id} of source "{source}" is not the planned {data_id}; '
+                "the files were replaced since the plan was made. Restore them, or start a new stage on the new data."
+            )
+        num_blocks = -(-manifest.documents // manifest.block_documents)
+        if len(manifest.tokens_per_block) != num_blocks:
+            raise DataError(
+                f"{where}: tokens_per_block: has {len(manifest.tokens_per_block)} entries, {manifest.documents} "
+                f"documents in blocks of {manifest.block_documents} make {num_blocks}; tokenize again with --overwrite"
+            )
+        if manifest.tokens == 0:
+            raise DataError(f'{where}: tokens: 0; source "{source}" has nothing to read. Take it out of data.blend.')
+        self.source = source
+        self.data_id = data_id
+        self.num_documents = manifest.documents
+        self.num_tokens = manifest.tokens
+        self.block_documents = manifest.block_documents
+        self.block_tokens = np.array(manifest.tokens_per_block, dtype=np.int64)
+        self._prefix = prefix
+        try:
+            self._dataset = IndexedDataset(prefix, mmap=True)
+        except AssertionError:  # core's only word on an index whose last document is not its last sequence
+            raise DataError(
+                f"{prefix}.idx: documents and sequences disagree; damaged. Tokenize again with --overwrite."
+            ) from None
+        self._item_bytes = int(self._dataset.index.dtype_size)
+
+    def lengths_of_block(self, block: int) -> NDArray[np.int64]:
+        """Tokens of each document of a block, in file order, `[documents of the block]`.
+
+        Raises:
+            DataError: If they do not sum to what the manifest says.
+        """
+        first = block * self.block_documents
+        index = self._dataset.index
+        # A document may hold several sequences: Megatron's own tools can split it into sentences.
+        bounds = index.document_indices[first : first + self.block_documents + 1]
+        lengths = index.sequence_lengths[int(bounds[0]) : int(bounds[-1])]
+        ends = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
+        if int(ends[-1]) != int(self.block_tokens[block]):
+            raise DataError(
+                f"{self._prefix}.idx: block {block} (documents from {first}) holds {int(ends[-1]):,} tokens, "
+                f"its manifest says {int(self.block_tokens[block]):,}; the file was changed. "
+                "Copy it again, or tokenize with --overwrite."
+            )
+        return np.diff(ends[bounds - bounds[0]])
+
+    def read(self, spans: Iterable[Span], out: NDArray[np.int64]) -> None:
+        """Copies spans, one after another, into `out`.
+
+        Args:
+            spans: None of them empty; together exactly as long as `out`.
+            out: `[tokens]` int64, overwritten.
+        """
+        index, read = self._dataset.index, self._dataset.bin_reader.read
+        filled = 0
+        for document, start, length in spans:
+            first = int(index.sequence_pointers[index.document_indices[document]])
+            out[filled : filled + length] = read(index.dtype, length, first + start * self._item_bytes)
+            filled += length
+        assert filled == len(out), f"spans hold {filled} tokens, {len(out)} were asked"
+
+    def read_in_file_order(self, position: int, out: NDArray[np.int64]) -> None:
+        """Copies the tokens from `position` of the file on into `out`, whatever documents they belong to.
+
+        Args:
+            position: Tokens from the start of the file.
+            out: `[tokens]` int64, overwritten.
+        """
+        out[:] = self._dataset.bin_reader.read(self._dataset.index.dtype, len(out), position * self._item_bytes)
+
+    def document_at(self, position: int) -> int:
+        """The document that holds the token at `position` of the file."""
+        index = self._dataset.index
+        sequence = int(np.searchsorted(index.sequence_pointers, position * self._item_bytes, side="right")) - 1
+        return int(np.searchsorted(index.document_indices, sequence, side="right")) - 1
+
+
+def unknown_id_error(*, source: str, document: int, token_id: int, vocab_size: int) -> DataError:
+    """A token that the model has no embedding for."""
+    return DataError(
+        f'source "{source}", document {document}: token id {token_id} is outside model.vocab_size {vocab_size} '
+        f"(ids 0 to {vocab_size - 1}). Raise model.vocab_size, or tokenize the source with the recipe's tokenizer."
+    )
+
+
+def first_unknown_id(row: NDArray[np.int64], *, vocab_size: int) -> int | None:
+    """Place of the first id outside the vocabulary in a row, `[tokens]`; None if all are inside."""
+    # As unsigned, a negative id (damaged int32 data) is larger than any vocabulary: one pass finds both.
+    ids = row.view(np.uint64)
+    if int(ids.max()) < vocab_size:
+        return None
+    return int(np.argmax(ids >= vocab_size))

@@ -1,0 +1,43 @@
+"""From a plan to this rank's part of a model."""
+
+from __future__ import annotations
+
+from megatron.core.models.hybrid.hybrid_model import HybridModel
+from megatron.core.process_groups_config import ProcessGroupCollection
+
+from megatron_ext.models.config import transformer_config
+from megatron_ext.models.initialise import initialise_parameters
+from megatron_ext.models.specs import local_hybrid_stack_spec
+from megatron_ext.plan.stage_plan import StagePlan
+from megatron_ext.runtime.device import device
+
+
+def build_model(plan: StagePlan, pg_collection: ProcessGroupCollection) -> HybridModel:
+    """Builds and initialises this rank's layers.
+
+    All ranks must call this, inside `device_scope()`: tied embeddings are compared over the pipeline.
+
+    Args:
+        plan: Model, layout, precision and seed.
+        pg_collection: Process groups of the layout.
+
+    Returns:
+        The model on `device()`, in the plan's precision (A_log and D stay float32), neither wrapped in
+        Float16Module nor in DDP. Its logits have one column for each row of the padded vocabulary.
+    """
+    stage, num_stages = pg_collection.pp.rank(), pg_collection.pp.size()
+    model = HybridModel(
+        transformer_config(plan),
+        local_hybrid_stack_spec,
+        vocab_size=plan.model_size.padded_vocab_size,
+        max_sequence_length=plan.batch.sequence_length,
+        hybrid_layer_pattern=plan.layout.hybrid_layer_pattern,
+        pre_process=stage == 0,
+        post_process=stage == num_stages - 1,
+        share_embeddings_and_output_weights=plan.model.share_embeddings_and_output_weights,
+        position_embedding_type=plan.model.position_embedding_type,
+        rotary_base=plan.model.rotary_base,
+        pg_collection=pg_collection,
+    ).to(device())
+    initialise_parameters(model, plan.seed)
+    return model

@@ -1,0 +1,66 @@
+"""Megatron-Core's view of a plan's model."""
+
+from __future__ import annotations
+
+import torch
+from megatron.core.transformer import TransformerConfig
+
+from megatron_ext.models.activation import squared_relu
+from megatron_ext.plan.stage_plan import StagePlan
+from megatron_ext.runtime.device import has_gpu
+
+
+def transformer_config(plan: StagePlan) -> TransformerConfig:
+    """Makes the config of the local backend.
+
+    Core's initialisation is off: `initialise_parameters` fills every parameter. Fused kernels are off:
+    they are CUDA extensions or go through torch.compile. The loss is a sum over tokens that
+    the schedule divides by their number (`calculate_per_token_loss`); core's default averages per
+    microbatch, which is biased as soon as loss masks differ.
+
+    Args:
+        plan: Model, layout and precision.
+
+    Returns:
+        A config for `HybridModel` with `local_hybrid_stack_spec`.
+    """
+    model, layout = plan.model, plan.layout
+    dtype = torch.bfloat16 if plan.precision == "bf16" else torch.float32
+    return TransformerConfig(
+        num_layers=len(layout.hybrid_layer_pattern.replace("|", "")),
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.ffn_hidden_size or None,
+        num_attention_heads=model.num_attention_heads,
+        num_query_groups=model.num_query_groups,
+        kv_channels=model.kv_channels,
+        mamba_num_heads=model.mamba_num_heads or None,
+        mamba_head_dim=model.mamba_head_dim,
+        mamba_state_dim=model.mamba_state_dim,
+        mamba_num_groups=model.mamba_num_groups,
+        is_hybrid_model=True,
+        normalization="RMSNorm",
+        layernorm_epsilon=model.layernorm_epsilon,
+        activation_func=squared_relu,
+        add_bias_linear=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        init_method_std=model.init_method_std,
+        perform_initialization=False,
+        use_cpu_initialization=not has_gpu(),
+        bf16=plan.precision == "bf16",
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        tensor_model_parallel_size=layout.tensor_model_parallel_size,
+        pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
+        sequence_parallel=layout.sequence_parallel,
+        calculate_per_token_loss=True,
+        deallocate_pipeline_outputs=True,
+        transformer_impl="local",
+        masked_softmax_fusion=False,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        gradient_accumulation_fusion=False,
+        apply_rope_fusion=False,
+        cross_entropy_loss_fusion=False,
+        persist_layer_norm=False,
+    )

@@ -1,0 +1,81 @@
+"""The causal depthwise convolution of a Mamba-2 layer, with its SiLU.
+
+    y_t = silu(bias + sum_k w_k x_{t - width + 1 + k})          x_t = 0 before the first token
+
+As `width` shifted multiply-adds: depthwise F.conv1d wants channels before tokens, so it costs two
+transpositions of the largest activation of the layer, and its backward on a CPU is slower still
+(`tests/benchmarks/ssd.py` prints the ratio).
+
+Shapes: b batch, l length, d channels, w width of the kernel.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def causal_conv1d_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Convolves along the sequence and applies SiLU; differentiable once in every argument.
+
+    Accumulates in float32 at least.
+
+    Args:
+        x: Inputs, [b, l, d]; any strides.
+        weight: Kernels, [d, 1, w], the last tap meets the token itself.
+        bias: [d].
+
+    Returns:
+        [b, l, d], contiguous, in x's dtype.
+    """
+    return _CausalConv1dSiLU.apply(x, weight, bias)
+
+
+def causal_conv1d_silu_step(conv_state: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The same for one new token, for decoding.
+
+    Args:
+        conv_state: The last w inputs, [b, d, w]; shifted by one token in place.
+        x: The new input, [b, d].
+        weight: Kernels, [d, 1, w].
+        bias: [d].
+
+    Returns:
+        [b, d] in x's dtype.
+    """
+    conv_state.copy_(torch.cat([conv_state[..., 1:], x[..., None].to(conv_state.dtype)], dim=-1))
+    return F.silu((conv_state.float() * weight[:, 0].float()).sum(-1) + bias.float()).to(x.dtype)
+
+
+class _CausalConv1dSiLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        xs, taps = x.to(dtype), weight[:, 0].t().to(dtype)  # taps [w, d]
+        before = torch.addcmul(bias.to(dtype), xs, taps[-1])
+        for lag in _lags(xs, taps):
+            before[:, lag:].addcmul_(xs[:, :-lag], taps[-1 - lag])
+        ctx.save_for_backward(x, weight, bias, before)
+        return F.silu(before).to(x.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, weight, bias, before = ctx.saved_tensors
+        xs, taps = x.to(before.dtype), weight[:, 0].t().to(before.dtype)
+        d = torch.ops.aten.silu_backward(dout.to(before.dtype), before)
+        dx = d * taps[-1]
+        dtaps = torch.zeros_like(taps)
+        dtaps[-1] = (d * xs).sum((0, 1))
+        for lag in _lags(xs, taps):
+            dx[:, :-lag].addcmul_(d[:, lag:], taps[-1 - lag])
+            dtaps[-1 - lag] = (d[:, lag:] * xs[:, :-lag]).sum((0, 1))
+        return dx.to(x.dtype), dtaps.t()[:, None].to(weight.dtype), d.sum((0, 1)).to(bias.dtype)
+
+
+def _lags(x: Tensor, taps: Tensor) -> range:
+    """How many tokens back the taps before the last one look, as far as the sequence has them."""
+    return range(1, min(taps.shape[0], x.shape[1]))

@@ -1,0 +1,125 @@
+"""RMSNorm, plain and gated, with the names and marks that Megatron-Core expects.
+
+    plain   y = w * x / rms(x)
+    gated   y = w * h / rms(h),  h = x * silu(z), rms over each group of channels
+
+Both compute in float32 at least (Source: Zhang and Sennrich, arXiv 1910.07467; the gated form is
+Mamba-2's, arXiv 2405.21060, with the gate before the norm).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
+from torch import Tensor, nn
+
+from megatron_ext.runtime.device import device
+
+
+class RMSNorm(nn.Module):
+    """RMSNorm over the hidden size.
+
+    Its weight carries the `sequence_parallel` mark, by which Megatron-Core adds up the gradients of
+    ranks that saw different tokens; core's own `WrappedTorchNorm` refuses sequence parallelism.
+
+    Args:
+        config: Gives the parameter dtype and whether sequences are split over tensor-parallel ranks.
+        hidden_size: Channels of the input.
+        eps: Added to the mean square.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype, device=device()))
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalises x [..., hidden_size]."""
+        return _GatedRMSNorm.apply(x, None, self.weight, self.eps, self.weight.numel())
+
+
+class GatedRMSNorm(nn.Module):
+    """RMSNorm of x * silu(z) over each group of channels; the weight is split over tensor-parallel ranks.
+
+    Args:
+        config: Gives the parameter dtype and epsilon.
+        width: Channels on this rank.
+        group_size: Channels that share one mean square.
+        pg_collection: Process groups; `tp` shards the weight in checkpoints.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, width: int, *, group_size: int, pg_collection: ProcessGroupCollection
+    ) -> None:
+        super().__init__()
+        self.eps = config.layernorm_epsilon
+        self.group_size = group_size
+        self.tp_group = pg_collection.tp
+        self.weight = nn.Parameter(torch.ones(width, dtype=config.params_dtype, device=device()))
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        """Normalises x gated by z, both [..., width]."""
+        return _GatedRMSNorm.apply(x, z, self.weight, self.eps, self.group_size)
+
+    def sharded_state_dict(
+        self,
+        prefix: str = "",
+        sharded_offsets: tuple[tuple[int, int, int], ...] = (),
+        metadata: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """The weight as a tensor sharded along its only dimension (Source: core's ExtendedRMSNorm)."""
+        assert metadata is not None, "MambaMixer.sharded_state_dict always passes metadata"
+        return make_sharded_tensors_for_checkpoint(
+            self.state_dict(prefix="", keep_vars=True),
+            prefix,
+            {"weight": 0},
+            sharded_offsets,
+            tp_group=self.tp_group,
+            dp_cp_group=metadata["dp_cp_group"],
+        )
+
+
+class _GatedRMSNorm(torch.autograd.Function):
+    """Both norms; z None means no gate. Saves only its inputs and one number a group."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, z: Tensor | None, weight: Tensor, eps: float, group_size: int) -> Tensor:
+        h = _gated(_wide(x), z)
+        groups = h.unflatten(-1, (-1, group_size))
+        mean_square = torch.linalg.vector_norm(groups, dim=-1, keepdim=True).square_().div_(group_size)
+        scale = mean_square.add_(eps).rsqrt_()
+        ctx.save_for_backward(x, z, weight, scale)
+        ctx.group_size = group_size
+        return (groups * scale).flatten(-2).mul_(_wide(weight)).to(x.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        x, z, weight, scale = ctx.saved_tensors
+        xs, dout = _wide(x), _wide(dout)
+        normal = (_gated(xs, z).unflatten(-1, (-1, ctx.group_size)) * scale).flatten(-2)
+        dweight = (dout * normal).flatten(0, -2).sum(0).to(weight.dtype)
+        dh = (dout * _wide(weight)).unflatten(-1, (-1, ctx.group_size))
+        normal = normal.unflatten(-1, (-1, ctx.group_size))
+        share = (dh * normal).mean(-1, keepdim=True)
+        dh = dh.addcmul_(normal, share, value=-1).mul_(scale).flatten(-2)
+        if z is None:
+            return dh.to(x.dtype), None, dweight, None, None
+        zs = _wide(z)
+        dz = torch.ops.aten.silu_backward(dh * xs, zs)
+        return dh.mul_(F.silu(zs)).to(x.dtype), dz.to(z.dtype), dweight, None, None
+
+
+def _gated(x: Tensor, z: Tensor | None) -> Tensor:
+    return x if z is None else F.silu(_wide(z)).mul_(x)
+
+
+def _wide(t: Tensor) -> Tensor:
+    """t in float32 at least."""
+    return t.to(torch.promote_types(t.dtype, torch.float32))

@@ -1,0 +1,67 @@
+"""Next-token prediction, summed over trained tokens.
+
+The gradient is divided by the number of trained tokens of the whole global batch (Megatron-Core's
+`calculate_per_token_loss=True`), so a token weighs the same wherever microbatch, rank and mask
+borders fall. Core's default averages per microbatch and is biased as soon as masks differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from megatron_ext.datasets.batch import Batch
+
+Report = torch.Tensor
+"""`[num_sources, 2]` float64: summed loss in nats and trained tokens of each source, of one microbatch."""
+
+LossFunction = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, Report]]
+
+
+class PretrainObjective:
+    """Cross entropy of the next token.
+
+    Args:
+        num_sources: Sources of the blend; `Batch.source_index` is below it.
+    """
+
+    def __init__(self, num_sources: int) -> None:
+        self.num_sources = num_sources
+
+    def forward_step(self, batches: Iterator[Batch], model: Any) -> tuple[torch.Tensor, LossFunction]:
+        """Runs the model on the next microbatch; Megatron-Core's `forward_step_func`.
+
+        Args:
+            batches: This rank's microbatches.
+            model: A pipeline stage of a `HybridModel`, wrapped or not.
+
+        Returns:
+            The stage's output (`[b, s]` losses on the last stage, hidden states elsewhere) and the
+            function that turns the losses into (summed loss, trained tokens, report).
+        """
+        batch = next(batches)
+        output = model(batch.tokens, batch.position_ids, None, labels=batch.labels)
+
+        def loss_function(losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Report]:
+            return self.sum_losses(losses, batch)
+
+        return output, loss_function
+
+    def sum_losses(self, losses: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, Report]:
+        """Sums `losses` over the trained tokens of `batch`.
+
+        Args:
+            losses: `[b, s]` cross entropies in nats.
+            batch: The microbatch they belong to.
+
+        Returns:
+            Summed loss (scalar, float32, with gradient), trained tokens (scalar, int32, as core's
+            counter wants it), and the report per source.
+        """
+        masked = losses.float() * batch.loss_mask
+        report = torch.zeros(self.num_sources, 2, dtype=torch.float64, device=losses.device)
+        per_row = torch.stack((masked.detach().double().sum(1), batch.loss_mask.double().sum(1)), dim=1)
+        report.index_add_(0, batch.source_index, per_row)
+        return masked.sum(), batch.loss_mask.sum().to(torch.int32), report

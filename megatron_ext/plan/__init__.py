@@ -1,0 +1,1 @@
+"""What will happen: a loaded recipe into a frozen, hashed plan. Imports no torch."""

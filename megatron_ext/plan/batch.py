@@ -1,0 +1,158 @@
+"""Tokens into samples, samples into steps: every number of a stage that follows from its budget.
+
+Whatever has to be rounded is rounded to the nearest, and said in a sentence with both numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+from megatron_ext.plan.stage_plan import BatchPlan, CadencePlan, LayoutPlan, SchedulePlan
+from megatron_ext.recipe.load import LoadedRecipe
+from megatron_ext.recipe.problems import Problems
+from megatron_ext.recipe.schema import Recipe
+
+
+def nearest_multiple(tokens: int, unit: int) -> int:
+    """How many units are nearest to a number of tokens; halves go up, and at least one.
+
+    >>> nearest_multiple(800_000, 4096), nearest_multiple(1, 4096)
+    (195, 1)
+    """
+    return max(1, (2 * tokens + unit) // (2 * unit))
+
+
+def split_samples(shares: Sequence[float], total: int) -> tuple[int, ...]:
+    """Whole samples for each share that sum to the total exactly, by the largest remainder.
+
+    Each differs from its exact quota by less than one sample. Shares are read as the decimals that
+    were written (0.1 is one tenth), so that the result does not hang on binary rounding.
+
+    Args:
+        shares: One for each source; they are taken relative to their sum.
+        total: Samples to deal out.
+
+    >>> split_samples([0.7, 0.2, 0.1], 16)
+    (11, 3, 2)
+    """
+    exact = [Fraction(repr(share)) for share in shares]
+    quotas = [total * share / sum(exact) for share in exact]
+    samples = [int(quota) for quota in quotas]
+    by_remainder = sorted(range(len(shares)), key=lambda index: (samples[index] - quotas[index], index))
+    for index in by_remainder[: total - sum(samples)]:
+        samples[index] += 1
+    return tuple(samples)
+
+
+def plan_batch(recipe: Recipe, layout: LayoutPlan, roundings: list[str]) -> BatchPlan:
+    """Divides the budget into steps, samples and microbatches.
+
+    Args:
+        recipe: What was asked.
+        layout: Legal for the recipe, so that a step divides into whole microbatches.
+        roundings: Takes a sentence when the budget is no whole number of steps.
+    """
+    training = recipe.training
+    tokens_per_step = training.sequence_length * training.global_batch_size
+    total_steps = _steps("budget.tokens", recipe.budget.tokens, tokens_per_step, roundings)
+    return BatchPlan(
+        sequence_length=training.sequence_length,
+        global_batch_size=training.global_batch_size,
+        micro_batch_size=training.micro_batch_size,
+        num_microbatches=training.global_batch_size // (training.micro_batch_size * layout.data_parallel_size),
+        requested_tokens=recipe.budget.tokens,
+        tokens_per_step=tokens_per_step,
+        total_steps=total_steps,
+        total_samples=total_steps * training.global_batch_size,
+        total_tokens=total_steps * tokens_per_step,
+        max_steps=training.max_steps,
+    )
+
+
+def plan_schedule(loaded: LoadedRecipe, batch: BatchPlan, problems: Problems, roundings: list[str]) -> SchedulePlan:
+    """Turns the tokens of warmup and decay into samples.
+
+    Args:
+        loaded: What was asked.
+        batch: The stage's budget in samples, which is the schedule's horizon.
+        problems: Takes a warmup and decay that do not fit.
+        roundings: Takes a sentence for each length that is no whole number of samples.
+    """
+    asked = loaded.recipe.schedule
+    warmup = _samples("schedule.warmup_tokens", asked.warmup_tokens, batch, roundings)
+    if asked.decay_tokens is not None:
+        decay = _samples("schedule.decay_tokens", asked.decay_tokens, batch, roundings)
+        parts = f"{asked.warmup_tokens:,} + decay_tokens {asked.decay_tokens:,} = "
+        parts += f"{asked.warmup_tokens + asked.decay_tokens:,}"
+        fits, rule = warmup + decay <= batch.total_samples, "do not fit in"
+    else:
+        decay = batch.total_samples - warmup
+        parts = f"{asked.warmup_tokens:,}"
+        fits, rule = decay > 0, f"leaves style {asked.style} nothing of"
+    if not fits:
+        budget = (
+            f"{batch.total_tokens:,} tokens of the budget ({batch.total_steps:,} steps of {batch.tokens_per_step:,})"
+        )
+        problems.add(
+            loaded.origin(("schedule", "warmup_tokens")),
+            ("schedule", "warmup_tokens"),
+            f"{parts} {rule} the {budget}; lower {'them' if asked.decay_tokens else 'it'} or raise budget.tokens",
+        )
+    return SchedulePlan(
+        style=asked.style,
+        decay_style=asked.decay_style,
+        warmup_samples=warmup,
+        decay_samples=decay,
+        horizon_samples=batch.total_samples,
+    )
+
+
+def plan_cadence(recipe: Recipe, batch: BatchPlan, roundings: list[str]) -> CadencePlan:
+    """Turns the tokens between validations and checkpoints into steps.
+
+    `checkpoint.keep_every_tokens` becomes a multiple of the checkpoint interval: between two
+    checkpoints there is nothing to keep.
+    """
+    training, checkpoint = recipe.training, recipe.checkpoint
+    step = batch.tokens_per_step
+    interval = _steps("checkpoint.interval_tokens", checkpoint.interval_tokens, step, roundings)
+    keep_every: int | None = None
+    if checkpoint.keep_every_tokens is not None:
+        asked = checkpoint.keep_every_tokens
+        keep_every = interval * nearest_multiple(asked, interval * step)
+        if keep_every * step != asked:
+            roundings.append(
+                f"checkpoint.keep_every_tokens {asked:,} is no multiple of the {interval:,} steps between checkpoints: "
+                f"rounded to every {keep_every:,} steps, {keep_every * step:,} tokens."
+            )
+    return CadencePlan(
+        validation_interval_steps=_steps(
+            "training.validation_interval_tokens", training.validation_interval_tokens, step, roundings
+        ),
+        validation_samples=_samples("training.validation_tokens", training.validation_tokens, batch, roundings),
+        checkpoint_interval_steps=interval,
+        checkpoint_keep_last=checkpoint.keep_last,
+        checkpoint_keep_every_steps=keep_every,
+    )
+
+
+def _steps(key: str, tokens: int, tokens_per_step: int, roundings: list[str]) -> int:
+    steps = nearest_multiple(tokens, tokens_per_step)
+    if steps * tokens_per_step != tokens:
+        roundings.append(
+            f"{key} {tokens:,} is {tokens / tokens_per_step:,.2f} steps of {tokens_per_step:,} tokens: "
+            f"rounded to {steps:,} steps, {steps * tokens_per_step:,} tokens."
+        )
+    return steps
+
+
+def _samples(key: str, tokens: int, batch: BatchPlan, roundings: list[str]) -> int:
+    length = batch.sequence_length
+    samples = nearest_multiple(tokens, length) if tokens else 0
+    if samples * length != tokens:
+        roundings.append(
+            f"{key} {tokens:,} is {tokens / length:,.2f} samples of {length:,} tokens: "
+            f"rounded to {samples:,} samples, {samples * length:,} tokens."
+        )
+    return samples

@@ -1,0 +1,59 @@
+"""Two recipes side by side: what differs, and whether the difference makes another stage."""
+
+from __future__ import annotations
+
+from data_tools.errors import DataError
+from megatron_ext.plan.make import make_stage_plan
+from megatron_ext.plan.render import frame, terminal
+from megatron_ext.recipe.explain import Difference, differences
+from megatron_ext.recipe.layer_pattern import parse_pattern
+from megatron_ext.recipe.load import LoadedRecipe
+
+
+def print_comparison(first: LoadedRecipe, second: LoadedRecipe) -> None:
+    """Prints the keys that differ and a verdict.
+
+    Args:
+        first: A checked recipe.
+        second: Another one.
+
+    Raises:
+        RecipeError: One of the two cannot be planned.
+    """
+    console = terminal()
+    found = differences((first.recipe, first.origins), (second.recipe, second.origins))
+    if found:
+        table = frame("key", "part of", first.path, "from", second.path, "from")
+        for difference in found:
+            table.add_row(
+                difference.key,
+                _role(difference, first, second),
+                difference.values[0],
+                difference.origins[0],
+                difference.values[1],
+                difference.origins[1],
+            )
+        console.print(table, "", sep="\n")
+    else:
+        console.print("no key differs")
+    console.print(_verdict(first, second, found), soft_wrap=True)
+
+
+def _role(difference: Difference, first: LoadedRecipe, second: LoadedRecipe) -> str:
+    """A pattern that is only cut elsewhere is placed differently; it is the same model."""
+    patterns = [parse_pattern(loaded.recipe.model.hybrid_layer_pattern).symbols for loaded in (first, second)]
+    is_only_cut = difference.key == "model.hybrid_layer_pattern" and patterns[0] == patterns[1]
+    return "placement" if is_only_cut else difference.role
+
+
+def _verdict(first: LoadedRecipe, second: LoadedRecipe, found: list[Difference]) -> str:
+    try:
+        ids = [make_stage_plan(loaded).stage_id for loaded in (first, second)]
+    except DataError:
+        roles = [_role(difference, first, second) for difference in found]
+        count = sum(role != "placement" for role in roles)
+        known = f"{count} of the keys are part of the meaning" if count else "no key of the meaning differs"
+        return f"stage ids are not known until the data is built; {known}"
+    if ids[0] == ids[1]:
+        return f"same stage id: {ids[0]}"
+    return f"different stages: {ids[0]} and {ids[1]}"

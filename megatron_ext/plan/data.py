@@ -1,0 +1,211 @@
+"""Whether the data that a recipe asks for is there, fits, and suffices.
+
+Reads manifests, file sizes and the tokenizer's JSON; no token is read here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_tools.errors import DataError
+from data_tools.manifest import Manifest, check_files, manifest_path, read_manifest
+from data_tools.strict_yaml import KeyPath
+from data_tools.tokenizer import TokenizerFacts, describe
+from megatron_ext.plan.batch import split_samples
+from megatron_ext.plan.stage_plan import BatchPlan, CadencePlan, DataPlan, SourcePlan
+from megatron_ext.plan.supply import available_samples, check_supply
+from megatron_ext.recipe.load import LoadedRecipe
+from megatron_ext.recipe.locate import shown
+from megatron_ext.recipe.problems import Problems
+
+PREFIX_KEYS = ("prefix", "validation_prefix")
+
+
+def tokenizer_folder(loaded: LoadedRecipe) -> str:
+    """The tokenizer's folder at this site."""
+    return shown(Path(loaded.site.data_root) / loaded.recipe.data.tokenizer)
+
+
+def dataset_prefix(loaded: LoadedRecipe, index: int, key: str) -> str:
+    """A source's dataset at this site; `key` is one of `PREFIX_KEYS`."""
+    return shown(Path(loaded.site.data_root) / getattr(loaded.sources[index], key))
+
+
+def is_built(loaded: LoadedRecipe) -> bool:
+    """Whether the tokenizer and every dataset are there, sound or not."""
+    prefixes = [dataset_prefix(loaded, index, key) for index in range(len(loaded.sources)) for key in PREFIX_KEYS]
+    return Path(tokenizer_folder(loaded)).is_dir() and all(manifest_path(prefix).is_file() for prefix in prefixes)
+
+
+def plan_data(loaded: LoadedRecipe, batch: BatchPlan, cadence: CadencePlan, roundings: list[str]) -> DataPlan:
+    """Decides what each source gives to the stage.
+
+    Args:
+        loaded: What was asked.
+        batch: How many samples the stage reads.
+        cadence: How many held-out samples a validation reads.
+        roundings: Takes a sentence for each source that gives fewer than was asked.
+
+    Raises:
+        DataError: Everything that is missing, damaged, or does not fit the recipe.
+        RecipeError: A share that needs more passes than `max_epochs` allows.
+    """
+    problems = Problems()
+    tokenizer = _read_tokenizer(loaded, problems)
+    manifests = [
+        {key: _read_dataset(loaded, index, key, tokenizer, problems) for key in PREFIX_KEYS}
+        for index in range(len(loaded.sources))
+    ]
+    _refuse_one_content_twice(loaded, [pair["prefix"] for pair in manifests], problems)
+    problems.raise_data_error()
+    assert tokenizer is not None, "a missing tokenizer is a problem"
+    samples = split_samples([entry.share for entry in loaded.recipe.data.blend], batch.total_samples)
+    sources = tuple(_plan_source(loaded, index, pair, samples[index], batch) for index, pair in enumerate(manifests))
+    check_supply(loaded, sources, batch)
+    for source, pair in zip(sources, manifests, strict=True):
+        _note_shortfalls(source, pair["validation_prefix"], batch, cadence, roundings)
+    return DataPlan(
+        tokenizer=tokenizer_folder(loaded),
+        tokenizer_fingerprint=tokenizer.fingerprint,
+        tokenizer_vocab_size=tokenizer.vocab_size,
+        eod_id=tokenizer.eod_id,
+        sources=sources,
+        document_isolation=loaded.recipe.data.document_isolation,
+    )
+
+
+def _read_tokenizer(loaded: LoadedRecipe, problems: Problems) -> TokenizerFacts | None:
+    key: KeyPath = ("data", "tokenizer")
+    folder = tokenizer_folder(loaded)
+    if not Path(folder).is_dir():
+        builds = sorted({source.build for source in loaded.sources if source.build})
+        command = f"python -m data_tools train-tokenizer --input FILE.jsonl --vocab-size N --out {folder}"
+        problems.add(
+            loaded.origin(key), key, f"{folder}: not built yet; build it with: {' or '.join([*builds, command])}"
+        )
+        return None
+    try:
+        facts = describe(folder)
+    except DataError as error:
+        problems.add(loaded.origin(key), key, str(error))
+        return None
+    vocab_size = loaded.recipe.model.vocab_size
+    if facts.vocab_size > vocab_size:
+        message = (
+            f"{folder} has {facts.vocab_size:,} ids, model.vocab_size is {vocab_size:,} "
+            f"({loaded.where(('model', 'vocab_size'))}); raise that to at least {facts.vocab_size:,}, "
+            "or take a smaller tokenizer"
+        )
+        problems.add(loaded.origin(key), key, message)
+    return facts
+
+
+def _read_dataset(
+    loaded: LoadedRecipe, index: int, key: str, tokenizer: TokenizerFacts | None, problems: Problems
+) -> Manifest | None:
+    """One dataset's manifest, when its files agree with it and the recipe can read it."""
+    origin = loaded.origin(("sources", index, key))
+    prefix = dataset_prefix(loaded, index, key)
+    if not manifest_path(prefix).is_file():
+        problems.add(origin, (key,), f"{manifest_path(prefix)}: not built yet; {_build_remedy(loaded, index, prefix)}")
+        return None
+    try:
+        manifest = read_manifest(prefix)
+        check_files(prefix, manifest)
+    except DataError as error:
+        problems.add(origin, (key,), str(error))
+        return None
+    for message in _misfits(loaded, manifest, tokenizer, is_training=key == "prefix"):
+        problems.add(origin, (key,), f"{prefix}: {message}")
+    return manifest
+
+
+def _build_remedy(loaded: LoadedRecipe, index: int, prefix: str) -> str:
+    command = (
+        f"python -m data_tools tokenize --input FILE.jsonl --tokenizer {tokenizer_folder(loaded)} "
+        f"--output {prefix} --append-eod"
+    )
+    given = loaded.sources[index].build
+    return f"build it with: {f'{given} or ' if given else ''}{command}"
+
+
+def _misfits(
+    loaded: LoadedRecipe, manifest: Manifest, tokenizer: TokenizerFacts | None, *, is_training: bool
+) -> list[str]:
+    """Why a sound dataset cannot be read by this recipe."""
+    found: list[str] = []
+    vocab_size, length = loaded.recipe.model.vocab_size, loaded.recipe.training.sequence_length
+    if tokenizer is not None and manifest.tokenizer.fingerprint != tokenizer.fingerprint:
+        found.append(
+            f"made with tokenizer {manifest.tokenizer.name!r} ({manifest.tokenizer.fingerprint[:12]}…), the recipe "
+            f"reads with {tokenizer_folder(loaded)} ({tokenizer.fingerprint[:12]}…); tokenize it again with that one, "
+            "or set data.tokenizer to the other"
+        )
+    if manifest.max_token_id >= vocab_size:
+        found.append(
+            f"holds token id {manifest.max_token_id:,}, model.vocab_size {vocab_size:,} allows ids below it "
+            f"({loaded.where(('model', 'vocab_size'))}); raise that to at least {manifest.max_token_id + 1:,}, "
+            "or tokenize again"
+        )
+    if available_samples(manifest.tokens, 1, length) == 0 and not is_training:
+        found.append(
+            f"{manifest.tokens:,} tokens give no validation sample of sequence_length {length:,}, which reads "
+            f"{length + 1:,}; hold out more documents, or lower training.sequence_length"
+        )
+    if manifest.tokens == 0 and is_training:
+        found.append("holds no tokens; tokenize it again from files with text")
+    return found
+
+
+def _refuse_one_content_twice(loaded: LoadedRecipe, manifests: Sequence[Manifest | None], problems: Problems) -> None:
+    """Two entries with one content would read it twice without being allowed to repeat it."""
+    seen: dict[str, int] = {}
+    for index, manifest in enumerate(manifests):
+        if manifest is None:
+            continue
+        first = seen.setdefault(manifest.data_id, index)
+        if first != index:
+            key: KeyPath = ("data", "blend", index, "source")
+            name = loaded.sources[first].source
+            problems.add(loaded.origin(key), key, f"holds the same tokens as {name!r}; give one entry both shares")
+
+
+def _plan_source(
+    loaded: LoadedRecipe, index: int, pair: dict[str, Manifest | None], samples: int, batch: BatchPlan
+) -> SourcePlan:
+    source, entry = loaded.sources[index], loaded.recipe.data.blend[index]
+    manifest, held_out = pair["prefix"], pair["validation_prefix"]
+    assert manifest is not None, "a missing dataset is a problem"
+    assert held_out is not None, "a missing held-out dataset is a problem"
+    return SourcePlan(
+        source=source.source,
+        domain=source.domain,
+        prefix=dataset_prefix(loaded, index, "prefix"),
+        validation_prefix=dataset_prefix(loaded, index, "validation_prefix"),
+        data_id=manifest.data_id,
+        validation_data_id=held_out.data_id,
+        documents=manifest.documents,
+        tokens=manifest.tokens,
+        share=entry.share,
+        samples=samples,
+        epochs=samples * batch.sequence_length / manifest.tokens,
+        max_epochs=entry.max_epochs,
+    )
+
+
+def _note_shortfalls(
+    source: SourcePlan, held_out: Manifest | None, batch: BatchPlan, cadence: CadencePlan, roundings: list[str]
+) -> None:
+    assert held_out is not None, "a missing held-out dataset is a problem"
+    there = available_samples(held_out.tokens, 1, batch.sequence_length)
+    if there < cadence.validation_samples:
+        roundings.append(
+            f"source {source.source}: validation reads {there:,} samples, all of its held-out set, "
+            f"of the {cadence.validation_samples:,} of training.validation_tokens."
+        )
+    if source.samples == 0:
+        roundings.append(
+            f"source {source.source}: its share {source.share:g} of {batch.total_samples:,} samples is less than one: "
+            "none is read."
+        )

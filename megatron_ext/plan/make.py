@@ -1,0 +1,88 @@
+"""A loaded recipe into a stage plan: everything is decided here, before a device is touched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_ext.plan.batch import plan_batch, plan_cadence, plan_schedule
+from megatron_ext.plan.data import plan_data
+from megatron_ext.plan.layouts import plan_layout
+from megatron_ext.plan.meaning import stage_id, stage_meaning
+from megatron_ext.plan.sizes import model_size
+from megatron_ext.plan.stage_plan import BatchPlan, CadencePlan, LayoutPlan, SchedulePlan, StagePlan
+from megatron_ext.recipe.load import LoadedRecipe
+from megatron_ext.recipe.problems import Problems
+
+
+@dataclass(frozen=True)
+class Draft:
+    """The part of a plan that needs no data.
+
+    Attributes:
+        roundings: One sentence for each number that had to be rounded so far.
+    """
+
+    layout: LayoutPlan
+    batch: BatchPlan
+    schedule: SchedulePlan
+    cadence: CadencePlan
+    roundings: tuple[str, ...]
+
+
+def draft_plan(loaded: LoadedRecipe, *, world_size: int | None = None) -> Draft:
+    """Decides what can be decided without data.
+
+    Args:
+        loaded: What was asked.
+        world_size: Processes of the run; None takes the fewest that the layout needs.
+
+    Raises:
+        RecipeError: Everything that cannot be carried out as written.
+    """
+    problems = Problems()
+    roundings: list[str] = []
+    layout = plan_layout(loaded, problems, world_size=world_size)
+    batch = plan_batch(loaded.recipe, layout, roundings)
+    schedule = plan_schedule(loaded, batch, problems, roundings)
+    cadence = plan_cadence(loaded.recipe, batch, roundings)
+    problems.raise_recipe_error()
+    return Draft(layout, batch, schedule, cadence, tuple(roundings))
+
+
+def make_stage_plan(loaded: LoadedRecipe, *, world_size: int | None = None) -> StagePlan:
+    """Decides everything about a stage.
+
+    Args:
+        loaded: What was asked.
+        world_size: Processes of the run; None takes the fewest that the layout needs.
+
+    Returns:
+        The plan; equal recipes and data give the same `stage_id` whatever the layout is.
+
+    Raises:
+        RecipeError: What cannot be carried out as written, a source that cannot supply its share included.
+        DataError: Data that is missing, damaged, or does not fit.
+    """
+    draft = draft_plan(loaded, world_size=world_size)
+    roundings = list(draft.roundings)
+    recipe = loaded.recipe
+    data = plan_data(loaded, draft.batch, draft.cadence, roundings)
+    meaning = stage_meaning(recipe, data=data, batch=draft.batch, schedule=draft.schedule)
+    return StagePlan(
+        stage=recipe.stage,
+        stage_id=stage_id(meaning),
+        recipe=loaded.path,
+        model=recipe.model,
+        model_size=model_size(recipe.model),
+        data=data,
+        batch=draft.batch,
+        schedule=draft.schedule,
+        optimizer=recipe.optimizer,
+        precision=recipe.precision,
+        seed=recipe.seed,
+        layout=draft.layout,
+        cadence=draft.cadence,
+        logging=recipe.logging,
+        roundings=tuple(roundings),
+        meaning=meaning,
+    )

@@ -1,0 +1,82 @@
+"""What a stage *is*, apart from where and how it runs; its hash is the stage's id.
+
+Two runs with equal meaning train the same model on the same tokens in the same order, so the second
+one resumes or reuses the first. Not part of it: layout, micro-batch, backend, logging, cadence of
+checkpoints and validation, `max_steps`, paths, the names of model and sources, and validation data.
+
+Names of sources are left out because the order of reading is drawn from the seed and the source's
+content: renaming a corpus changes a label in the ledger and no sample. The order of the blend is
+in: where two sources are equally due, the first one is read first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from megatron_ext.plan.sizes import padded_vocab_size
+from megatron_ext.plan.stage_plan import SEMANTICS_VERSION, BatchPlan, DataPlan, SchedulePlan
+from megatron_ext.recipe.layer_pattern import parse_pattern
+from megatron_ext.recipe.schema import ModelRecipe, Recipe
+
+ID_DIGITS = 16
+"""Hex digits of an id: 64 bits, so a billion stages collide with a chance of 3 %."""
+
+
+def stage_meaning(recipe: Recipe, *, data: DataPlan, batch: BatchPlan, schedule: SchedulePlan) -> dict[str, Any]:
+    """Everything that decides a stage's numbers; plain values only."""
+    return {
+        "stage": recipe.stage,
+        "semantics_version": SEMANTICS_VERSION,
+        "model": _model_meaning(recipe.model),
+        "data": {
+            "tokenizer_fingerprint": data.tokenizer_fingerprint,
+            "document_isolation": data.document_isolation,
+            "sources": [
+                {"data_id": source.data_id, "samples": source.samples, "max_epochs": source.max_epochs}
+                for source in data.sources
+            ],
+        },
+        "batch": {
+            "sequence_length": batch.sequence_length,
+            "global_batch_size": batch.global_batch_size,
+            "total_steps": batch.total_steps,
+            "total_tokens": batch.total_tokens,
+        },
+        "schedule": _schedule_meaning(schedule),
+        "optimizer": recipe.optimizer.model_dump(),
+        "precision": recipe.precision,
+        "seed": recipe.seed,
+    }
+
+
+def stage_id(meaning: dict[str, Any]) -> str:
+    """The id of a meaning: its stage and the first digits of the sha256 of its canonical JSON."""
+    digest = hashlib.sha256(canonical_json(meaning).encode()).hexdigest()
+    return f"{meaning['stage']}-{digest[:ID_DIGITS]}"
+
+
+def canonical_json(value: Any) -> str:
+    """One text for one value: sorted keys, no spaces, ASCII, floats as `repr` writes them.
+
+    >>> canonical_json({"b": 1e-4, "a": [1, 1.0]})
+    '{"a":[1,1.0],"b":0.0001}'
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _model_meaning(model: ModelRecipe) -> dict[str, Any]:
+    meaning = model.model_dump(exclude={"name", "vocab_size"})
+    meaning["hybrid_layer_pattern"] = parse_pattern(model.hybrid_layer_pattern).symbols
+    meaning["padded_vocab_size"] = padded_vocab_size(model.vocab_size)
+    if model.position_embedding_type == "none":
+        del meaning["rotary_base"]  # not read
+    return meaning
+
+
+def _schedule_meaning(schedule: SchedulePlan) -> dict[str, Any]:
+    meaning = schedule.model_dump()
+    if schedule.style != "wsd":
+        del meaning["decay_style"]  # not read
+    return meaning

@@ -1,0 +1,169 @@
+"""A stage plan as tables for a terminal, and as text of full width for a pipe."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from data_tools.quantities import format_count, format_exact
+from megatron_ext.plan.stage_plan import BatchPlan, StagePlan
+
+_PIPE_WIDTH = 10_000
+"""Wider than any table: a table that is cut where nobody can widen the window is lost."""
+
+Row = tuple[str, str]
+
+
+def print_plan(plan: StagePlan, *, run_root: Path) -> None:
+    """Prints a plan on stdout.
+
+    Args:
+        plan: A decided stage.
+        run_root: Folder that holds `stages/`.
+    """
+    console = terminal()
+    console.print(Text.assemble((plan.stage_id, "bold"), "  ", (plan.recipe, "dim")))
+    console.print(_facts(plan, run_root), "", _sources(plan), sep="\n")
+    if plan.roundings:
+        console.print("")
+    for sentence in plan.roundings:
+        console.print(Text.assemble(("rounded", "yellow"), f"  {sentence}"), soft_wrap=True)
+
+
+def terminal() -> Console:
+    """Standard output: as wide as the terminal, or as the text where there is none."""
+    width = None if sys.stdout.isatty() else _PIPE_WIDTH
+    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False, width=width)
+
+
+def frame(*columns: str, title: str | None = None) -> Table:
+    """An empty table in the house style."""
+    table = Table(*columns, box=box.SIMPLE, title=title, title_justify="left", pad_edge=False, show_edge=False)
+    table.show_header = bool(columns) and any(columns)
+    return table
+
+
+def _facts(plan: StagePlan, run_root: Path) -> Table:
+    table = frame("", "")
+    table.columns[0].style = "bold"
+    rows = [
+        *_model_rows(plan),
+        *_layout_rows(plan),
+        *_batch_rows(plan.batch),
+        *_schedule_rows(plan),
+        *_cadence_rows(plan),
+        ("tokenizer", f"{plan.data.tokenizer}, {format_exact(plan.data.tokenizer_vocab_size)} ids"),
+        ("written to", str(run_root / "stages" / plan.stage_id)),
+    ]
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _model_rows(plan: StagePlan) -> list[Row]:
+    size = plan.model_size
+    kinds = ", ".join(f"{kind} {format_exact(count)}" for kind, count in size.parameters.items() if count)
+    tied = ", output tied to the embedding" if not size.parameters["output"] else ""
+    return [
+        ("model", f"{plan.model.name}, {format_exact(size.total_parameters)} parameters"),
+        ("", f"{kinds}{tied}"),
+        ("vocabulary", f"{format_exact(plan.model.vocab_size)}, padded to {format_exact(size.padded_vocab_size)}"),
+    ]
+
+
+def _layout_rows(plan: StagePlan) -> list[Row]:
+    layout = plan.layout
+    sizes = (
+        f"{layout.world_size} process{'es' if layout.world_size > 1 else ''} = "
+        f"tensor {layout.tensor_model_parallel_size} x pipeline {layout.pipeline_model_parallel_size} x "
+        f"data {layout.data_parallel_size}"
+    )
+    extras = [
+        "sequence parallel" if layout.sequence_parallel else "",
+        "distributed optimizer" if layout.use_distributed_optimizer else "",
+        f"backend {layout.backend}",
+        plan.precision,
+    ]
+    return [
+        ("layout", ", ".join(filter(None, [sizes, *extras]))),
+        ("", f"layers {layout.hybrid_layer_pattern}"),
+    ]
+
+
+def _batch_rows(batch: BatchPlan) -> list[Row]:
+    rows = [
+        (
+            "tokens",
+            f"{format_exact(batch.total_tokens)} = {format_exact(batch.total_samples)} samples x "
+            f"{format_exact(batch.sequence_length)} tokens",
+        ),
+        (
+            "steps",
+            f"{format_exact(batch.total_steps)} = {format_exact(batch.total_samples)} samples / "
+            f"{format_exact(batch.global_batch_size)} a step ({format_exact(batch.tokens_per_step)} tokens)",
+        ),
+        (
+            "microbatches",
+            f"{batch.num_microbatches} a step on each rank, of {batch.micro_batch_size} samples",
+        ),
+    ]
+    if batch.max_steps is not None and batch.max_steps < batch.total_steps:
+        rows.append(("cut", f"after step {format_exact(batch.max_steps)} (training.max_steps): a trial, not the stage"))
+    return rows
+
+
+def _schedule_rows(plan: StagePlan) -> list[Row]:
+    schedule, optimizer = plan.schedule, plan.optimizer
+    parts = [f"{_steps(plan, schedule.warmup_samples)} steps of warmup"]
+    if schedule.style == "wsd":
+        stable = schedule.horizon_samples - schedule.warmup_samples - schedule.decay_samples
+        parts.append(f"{_steps(plan, stable)} stable")
+        parts.append(f"{_steps(plan, schedule.decay_samples)} of {schedule.decay_style} decay")
+    else:
+        parts.append(f"{_steps(plan, schedule.decay_samples)} of {schedule.style}")
+    end = "" if schedule.style == "constant" else f" down to {optimizer.min_lr:g}"
+    return [("learning rate", f"{optimizer.lr:g}{end}, {schedule.style}: {', '.join(parts)}")]
+
+
+def _steps(plan: StagePlan, samples: int) -> str:
+    return f"{samples / plan.batch.global_batch_size:,.6g}"
+
+
+def _cadence_rows(plan: StagePlan) -> list[Row]:
+    cadence = plan.cadence
+    kept = f"the last {cadence.checkpoint_keep_last} are kept"
+    if cadence.checkpoint_keep_every_steps is not None:
+        kept += f", and one every {format_exact(cadence.checkpoint_keep_every_steps)} steps"
+    return [
+        (
+            "validation",
+            f"every {format_exact(cadence.validation_interval_steps)} steps, "
+            f"up to {format_exact(cadence.validation_samples)} samples of each source",
+        ),
+        ("checkpoints", f"every {format_exact(cadence.checkpoint_interval_steps)} steps; {kept}"),
+    ]
+
+
+def _sources(plan: StagePlan) -> Table:
+    table = frame("source", "share", "samples", "tokens", "of", "documents", "epochs", "at most", "dataset")
+    for column in table.columns[1:8]:
+        column.justify = "right"
+        column.no_wrap = True
+    for source in plan.data.sources:
+        table.add_row(
+            source.source,
+            f"{100 * source.share:.4g} %",
+            format_exact(source.samples),
+            format_exact(source.samples * plan.batch.sequence_length),
+            format_exact(source.tokens),
+            format_count(source.documents),
+            f"{source.epochs:.3g}",
+            f"{source.max_epochs:g}",
+            source.prefix,
+        )
+    return table

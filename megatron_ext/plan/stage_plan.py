@@ -1,0 +1,133 @@
+"""What will happen: the frozen, hashed, printable plan of one stage.
+
+`meaning` is what a stage *is*; its hash is the stage's id. Everything else (layout, micro-batch,
+backend, logging, checkpoint and validation cadence, paths) is recorded and may change between two
+runs of the same stage.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from megatron_ext.recipe.schema import (
+    LoggingRecipe,
+    ModelRecipe,
+    OptimizerRecipe,
+    Precision,
+)
+
+SEMANTICS_VERSION = 1
+"""Part of every stage's meaning; bumped when the same recipe would give other numbers."""
+
+
+class PlanPart(BaseModel):
+    """A frozen part of a plan."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSize(PlanPart):
+    """Counted parameters."""
+
+    padded_vocab_size: int
+    parameters: dict[str, int]  # by kind: embedding, mamba, attention, mlp, final_norm, output
+    total_parameters: int
+
+
+class LayoutPlan(PlanPart):
+    """Which rank does what."""
+
+    world_size: int
+    tensor_model_parallel_size: int
+    pipeline_model_parallel_size: int
+    data_parallel_size: int
+    sequence_parallel: bool
+    use_distributed_optimizer: bool
+    hybrid_layer_pattern: str  # with `|` where the pipeline is cut
+    backend: Literal["local"]
+
+
+class BatchPlan(PlanPart):
+    """Tokens into samples, samples into steps, steps into microbatches."""
+
+    sequence_length: int
+    global_batch_size: int
+    micro_batch_size: int
+    num_microbatches: int  # of one rank in one step
+    requested_tokens: int
+    tokens_per_step: int
+    total_steps: int
+    total_samples: int
+    total_tokens: int
+    max_steps: int | None
+
+
+class SourcePlan(PlanPart):
+    """What one source gives to this stage."""
+
+    source: str
+    domain: str
+    prefix: str  # resolved path
+    validation_prefix: str  # resolved path
+    data_id: str  # identity of the tokenised content: Manifest.data_id
+    validation_data_id: str
+    documents: int
+    tokens: int
+    share: float
+    samples: int  # of total_samples; the samples of all sources sum to it
+    epochs: float
+    max_epochs: float
+
+
+class DataPlan(PlanPart):
+    """What is read."""
+
+    tokenizer: str  # resolved folder
+    tokenizer_fingerprint: str
+    tokenizer_vocab_size: int
+    eod_id: int
+    sources: tuple[SourcePlan, ...]
+    document_isolation: Literal["none"]
+
+
+class SchedulePlan(PlanPart):
+    """The learning rate over consumed samples."""
+
+    style: Literal["wsd", "cosine", "linear", "constant"]
+    decay_style: Literal["linear", "cosine", "exponential", "minus_sqrt"]
+    warmup_samples: int
+    decay_samples: int  # wsd: samples of the final decay; else horizon - warmup
+    horizon_samples: int
+
+
+class CadencePlan(PlanPart):
+    """What happens every so many steps."""
+
+    validation_interval_steps: int
+    validation_samples: int  # per source, at most what the held-out set has
+    checkpoint_interval_steps: int
+    checkpoint_keep_last: int
+    checkpoint_keep_every_steps: int | None
+
+
+class StagePlan(PlanPart):
+    """One stage, decided."""
+
+    stage: Literal["pretrain"]
+    stage_id: str  # f"{stage}-{16 hex digits of sha256(meaning)}"
+    recipe: str  # path of the recipe, as given
+    model: ModelRecipe
+    model_size: ModelSize
+    data: DataPlan
+    batch: BatchPlan
+    schedule: SchedulePlan
+    optimizer: OptimizerRecipe
+    precision: Precision
+    seed: int
+    layout: LayoutPlan
+    cadence: CadencePlan
+    logging: LoggingRecipe
+    roundings: tuple[str, ...]  # one sentence for each number that had to be rounded
+    meaning: dict[str, Any]

@@ -1,0 +1,45 @@
+"""One recipe file, of any kind, checked as far as it can be: a line that says what it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from data_tools.quantities import format_count, format_exact
+from megatron_ext.plan.data import is_built
+from megatron_ext.plan.make import draft_plan, make_stage_plan
+from megatron_ext.plan.sizes import model_size
+from megatron_ext.recipe.load import LoadedRecipe, load_file
+from megatron_ext.recipe.schema import ModelRecipe, SiteRecipe, SourceRecipe
+
+
+def validate_file(path: Path) -> str:
+    """Checks a file and everything that it names.
+
+    A stage recipe whose data is not there is checked as far as it goes without data.
+
+    Args:
+        path: A YAML file of the recipes folder.
+
+    Returns:
+        `PATH: ok: kind, name, …` in one line.
+
+    Raises:
+        UserError: Everything that is wrong.
+    """
+    loaded = load_file(path)
+    if isinstance(loaded, ModelRecipe):
+        facts = f"model {loaded.name}, {format_exact(model_size(loaded).total_parameters)} parameters"
+    elif isinstance(loaded, SourceRecipe):
+        facts = f"source {loaded.source}, {loaded.domain}"
+    elif isinstance(loaded, SiteRecipe):
+        facts = f"site, data_root {loaded.data_root}, run_root {loaded.run_root}"
+    else:
+        facts = _stage_facts(loaded)
+    return f"{path}: ok: {facts}"
+
+
+def _stage_facts(loaded: LoadedRecipe) -> str:
+    draft = draft_plan(loaded)
+    identity = make_stage_plan(loaded).stage_id if is_built(loaded) else "data not built yet"
+    tokens = format_count(draft.batch.total_tokens)
+    return f"{loaded.recipe.stage} recipe, model {loaded.recipe.model.name}, {tokens} tokens, {identity}"

@@ -1,0 +1,1 @@
+"""What was asked: recipes from YAML files into a frozen schema. Imports no torch."""

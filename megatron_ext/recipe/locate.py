@@ -1,0 +1,64 @@
+"""Where recipe files are found, in a checkout and in an installed package.
+
+`recipes/…` that does not exist below the working directory is looked up in the recipes that came
+with the code, so that `plan recipes/demo/pretrain.yaml` works from any folder.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from data_tools.errors import RecipeError
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_FOLDER = "recipes"
+_INSTALLED = "_recipes"  # the name under which setup.py ships the folder
+
+
+def shipped_folders() -> tuple[Path, ...]:
+    """Folders that may hold the recipes of this project: the checkout's, the installed package's."""
+    return _PACKAGE.parent / _FOLDER, _PACKAGE / _INSTALLED
+
+
+def locate(path: str | Path) -> Path:
+    """The existing file that `path` names.
+
+    Args:
+        path: A file; one that starts with `recipes/` may also be one that came with the code.
+
+    Returns:
+        `path` itself when it exists, else the shipped file.
+
+    Raises:
+        RecipeError: No such file; the message lists where it was looked for.
+    """
+    path = Path(path)
+    candidates = [path]
+    if path.parts[:1] == (_FOLDER,):
+        candidates += [folder.joinpath(*path.parts[1:]) for folder in shipped_folders()]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    looked = "".join(f"\n  {os.path.abspath(candidate)}" for candidate in candidates)
+    raise RecipeError(f"{path}: no such recipe file; looked for{looked}")
+
+
+def shown(path: str | Path) -> str:
+    """A path as messages show it: relative to the working directory where it lies below it.
+
+    >>> shown(Path.cwd() / "recipes" / "." / "a.yaml")
+    'recipes/a.yaml'
+    """
+    absolute = os.path.abspath(path)
+    relative = os.path.relpath(absolute)
+    return absolute if relative.startswith(os.pardir) else relative
+
+
+def beside(file: str | Path, path: str) -> str:
+    """The path that a recipe file means when it writes `path`: relative to its own folder.
+
+    >>> beside("recipes/demo/pretrain.yaml", "../models/hybrid_tiny.yaml")
+    'recipes/models/hybrid_tiny.yaml'
+    """
+    return shown(Path(file).parent / path)

@@ -1,0 +1,113 @@
+"""Rules of a recipe that join two keys and need neither data nor a number of ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from data_tools.strict_yaml import KeyPath
+from megatron_ext.recipe.layer_pattern import MAMBA, MLP, parse_pattern
+from megatron_ext.recipe.schema import (
+    DataRecipe,
+    ModelRecipe,
+    OptimizerRecipe,
+    ParallelRecipe,
+    ScheduleRecipe,
+    Section,
+)
+
+SHARE_TOLERANCE = 1e-9
+
+Broken = tuple[KeyPath, str]
+"""A key, relative to its section, and its value, rule and remedy."""
+
+
+def broken_rules(section: Section) -> Iterator[Broken]:
+    """What is wrong inside one section whose values are all valid alone."""
+    rules = _RULES.get(type(section))
+    return rules(section) if rules is not None else iter(())
+
+
+def _model_rules(model: ModelRecipe) -> Iterator[Broken]:
+    pattern = parse_pattern(model.hybrid_layer_pattern)
+    if pattern.count(MAMBA) and not model.mamba_num_heads:
+        yield ("mamba_num_heads",), "0, but the pattern has Mamba-2 layers (M); set at least mamba_num_groups heads"
+    elif model.mamba_num_heads % model.mamba_num_groups:
+        yield from _must_divide(model, "mamba_num_groups", "mamba_num_heads")
+    if pattern.count(MLP) and not model.ffn_hidden_size:
+        yield ("ffn_hidden_size",), "0, but the pattern has MLP layers (-); set their inner width"
+    if model.num_attention_heads % model.num_query_groups:
+        yield from _must_divide(model, "num_query_groups", "num_attention_heads")
+    if model.position_embedding_type == "rope" and model.kv_channels % 2:
+        yield ("kv_channels",), f"{model.kv_channels} is odd; RoPE turns pairs of channels, so make it even"
+
+
+def _must_divide(model: ModelRecipe, part: str, whole: str) -> Iterator[Broken]:
+    divisor, number = getattr(model, part), getattr(model, whole)
+    yield (part,), f"{divisor} does not divide {whole} {number}; legal: {listed(divisors(number))}"
+
+
+def _optimizer_rules(optimizer: OptimizerRecipe) -> Iterator[Broken]:
+    if optimizer.min_lr > optimizer.lr:
+        yield ("min_lr",), f"{optimizer.min_lr!r} is above lr {optimizer.lr!r}; it is the end of the decay, lower it"
+
+
+def _schedule_rules(schedule: ScheduleRecipe) -> Iterator[Broken]:
+    if schedule.style == "wsd" and schedule.decay_tokens is None:
+        yield ("decay_tokens",), "not set, but style wsd ends in a decay; set the tokens of that decay"
+    if schedule.style != "wsd" and schedule.decay_tokens is not None:
+        yield (
+            ("decay_tokens",),
+            f"{schedule.decay_tokens:,} is read with style wsd only, and style is {schedule.style}; "
+            "remove it (or set it to null where a file above sets it)",
+        )
+
+
+def _parallel_rules(parallel: ParallelRecipe) -> Iterator[Broken]:
+    if parallel.sequence_parallel and parallel.tensor_model_parallel_size == 1:
+        yield (
+            ("sequence_parallel",),
+            "true, but tensor_model_parallel_size is 1 and there are no ranks to split a sequence over; "
+            "raise that, or set this to false",
+        )
+
+
+def _data_rules(data: DataRecipe) -> Iterator[Broken]:
+    total = math.fsum(entry.share for entry in data.blend)
+    if abs(total - 1) > SHARE_TOLERANCE:
+        shares = " + ".join(f"{entry.share:g}" for entry in data.blend)
+        change = f"{'raise' if total < 1 else 'lower'} them by {abs(1 - total):.9g} in all"
+        yield ("blend",), f"shares {shares} sum to {total:.10g}, must sum to 1; {change}"
+    seen: dict[str, int] = {}
+    for index, entry in enumerate(data.blend):
+        first = seen.setdefault(entry.source, index)
+        if first != index:
+            yield (
+                ("blend", index, "source"),
+                f"{entry.source} stands in blend[{first}] already; give one entry both shares",
+            )
+
+
+_RULES: Mapping[type[Section], Callable[[Any], Iterator[Broken]]] = {
+    ModelRecipe: _model_rules,
+    OptimizerRecipe: _optimizer_rules,
+    ScheduleRecipe: _schedule_rules,
+    ParallelRecipe: _parallel_rules,
+    DataRecipe: _data_rules,
+}
+
+
+def divisors(number: int) -> list[int]:
+    """Every whole number that divides a positive one, rising.
+
+    >>> divisors(12)
+    [1, 2, 3, 4, 6, 12]
+    """
+    small = [candidate for candidate in range(1, math.isqrt(number) + 1) if number % candidate == 0]
+    return sorted({*small, *(number // candidate for candidate in small)})
+
+
+def listed(values: list[int]) -> str:
+    """Numbers as messages list them: `1, 2, 4`."""
+    return ", ".join(map(str, values))

@@ -1,0 +1,222 @@
+"""What was asked: the frozen schema of a recipe.
+
+Every field stands here once, with its unit in its name or its description; `show --explain KEY`
+prints these descriptions. Values that the study's paper does not state carry a comment in the
+recipe that sets them, not here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+from data_tools.quantities import parse_count, parse_number
+from megatron_ext.recipe.layer_pattern import parse_pattern
+
+Count = Annotated[int, BeforeValidator(parse_count)]
+"""A whole number of things in a human form: `20B`, `1.5M`, `8_192`, `1e9`."""
+
+Number = Annotated[float, BeforeValidator(parse_number)]
+"""A real number; closes PyYAML's trap that `1e-4` is read as a string."""
+
+Precision = Literal["fp32", "bf16"]
+
+PLACEMENT_KEYS = frozenset(
+    {
+        "model.name",
+        "training.micro_batch_size",
+        "training.max_steps",
+        "training.validation_interval_tokens",
+        "training.validation_tokens",
+        "training.backend",
+        "parallel",
+        "checkpoint",
+        "logging",
+    }
+)
+"""Keys and sections that are recorded but leave a stage what it is; all others are its meaning."""
+
+CONTENT_KEYS = frozenset({"data.tokenizer", "data.blend.source"})
+"""Paths: what stands behind them is part of the meaning, where it stands is not."""
+
+
+class Section(BaseModel):
+    """A frozen section of a recipe that refuses unknown keys and silent conversions."""
+
+    # Defaults are validated too: an unset max_epochs must hash like a written 1, as the float 1.0.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
+
+
+class ModelRecipe(Section):
+    """A hybrid of Mamba-2, attention and MLP layers, in Megatron-Core's words."""
+
+    name: str = Field(description="Name of the model, for people; not part of its meaning.")
+    hybrid_layer_pattern: str = Field(
+        description="One symbol a layer: M Mamba-2, * attention, - MLP; | cuts pipeline stages."
+    )
+    hidden_size: Count = Field(gt=0, description="Width of the residual stream.")
+    vocab_size: Count = Field(gt=0, description="Token ids that the model must hold, before padding.")
+    ffn_hidden_size: Count = Field(default=0, ge=0, description="Inner width of an MLP layer.")
+    num_attention_heads: Count = Field(gt=0, description="Query heads of an attention layer.")
+    num_query_groups: Count = Field(gt=0, description="Key/value heads (GQA); divides num_attention_heads.")
+    kv_channels: Count = Field(gt=0, description="Width of one attention head.")
+    mamba_num_heads: Count = Field(default=0, ge=0, description="Heads of a Mamba-2 layer.")
+    mamba_head_dim: Count = Field(default=64, gt=0, description="Width of one Mamba-2 head.")
+    mamba_state_dim: Count = Field(default=128, gt=0, description="SSM state per channel (N).")
+    mamba_num_groups: Count = Field(default=8, gt=0, description="Groups that share B and C; divides mamba_num_heads.")
+    activation: Literal["squared_relu"] = Field(
+        default="squared_relu", description="MLP activation; squared ReLU, not gated, as in Nemotron-H."
+    )
+    position_embedding_type: Literal["none", "rope"] = Field(
+        default="none", description="Positions in attention; Nemotron-H uses none."
+    )
+    rotary_base: Count = Field(
+        default=10_000, gt=0, description="RoPE base; read only with position_embedding_type rope."
+    )
+    share_embeddings_and_output_weights: bool = Field(
+        default=False, description="Whether input embedding and output layer are one matrix (tied)."
+    )
+    layernorm_epsilon: Number = Field(default=1e-5, gt=0, description="Epsilon of every RMSNorm.")
+    init_method_std: Number = Field(
+        default=0.02, gt=0, description="Standard deviation of weight matrices at initialisation."
+    )
+
+    @field_validator("hybrid_layer_pattern")
+    @classmethod
+    def _check_pattern(cls, pattern: str) -> str:
+        parse_pattern(pattern)
+        return pattern
+
+
+class BlendEntry(Section):
+    """One source of a blend and its share of the processed tokens."""
+
+    source: str = Field(description="Path of a file under recipes/sources, relative to this file.")
+    share: Number = Field(gt=0, le=1, description="Share of the stage's processed tokens, in (0, 1].")
+    max_epochs: Number = Field(default=1, gt=0, description="Passes over the source that may be read at most.")
+
+
+class SourceRecipe(Section):
+    """One corpus with one manifest."""
+
+    source: str = Field(
+        pattern="^[A-Za-z0-9_-]+$", description="Name of the source, for people: letters, digits, '_' and '-'."
+    )
+    prefix: str = Field(description="PREFIX of PREFIX.bin/.idx/.manifest.json, relative to the site's data_root.")
+    validation_prefix: str = Field(description="The same for the held-out documents.")
+    domain: Literal["code", "general", "math", "science"] = Field(default="general", description="What it is about.")
+    build: str = Field(default="", description="Command that makes the dataset, printed when it is missing.")
+
+
+class DataRecipe(Section):
+    """What is read."""
+
+    tokenizer: str = Field(description="Folder with tokenizer.json, relative to the site's data_root.")
+    blend: tuple[BlendEntry, ...] = Field(min_length=1, description="Sources and shares; the shares sum to 1.")
+    document_isolation: Literal["none"] = Field(
+        default="none", description="Whether attention and state stop at document ends; none is Megatron's default."
+    )
+
+
+class BudgetRecipe(Section):
+    """How much is read."""
+
+    tokens: Count = Field(
+        gt=0, description="Processed tokens of this stage; rounded to whole steps as the plan states."
+    )
+
+
+class TrainingRecipe(Section):
+    """How one step is made."""
+
+    sequence_length: Count = Field(gt=0, description="Tokens of one sample.")
+    global_batch_size: Count = Field(gt=0, description="Samples of one step, over all ranks.")
+    micro_batch_size: Count = Field(default=1, gt=0, description="Samples of one forward pass on one rank; not hashed.")
+    max_steps: Count | None = Field(
+        default=None, gt=0, description="Cut for trials: stop after this step; not hashed; writes no stage.json."
+    )
+    validation_interval_tokens: Count = Field(gt=0, description="Processed tokens between validations; not hashed.")
+    validation_tokens: Count = Field(
+        gt=0, description="Held-out tokens read per source at each validation; not hashed."
+    )
+    backend: Literal["auto", "local"] = Field(default="auto", description="Model backend; not hashed.")
+
+
+class OptimizerRecipe(Section):
+    """AdamW; no weight decay on norms, biases, A_log, D, dt_bias and the convolution."""
+
+    lr: Number = Field(gt=0, description="Peak learning rate.")
+    min_lr: Number = Field(ge=0, description="Learning rate at the end of the decay.")
+    weight_decay: Number = Field(default=0.1, ge=0, description="Decoupled weight decay.")
+    beta1: Number = Field(default=0.9, ge=0, lt=1, description="Adam's first moment.")
+    beta2: Number = Field(default=0.95, ge=0, lt=1, description="Adam's second moment.")
+    eps: Number = Field(default=1e-8, gt=0, description="Adam's epsilon.")
+    clip_grad: Number = Field(default=1.0, ge=0, description="Gradient norm to clip at; 0 never clips.")
+
+
+class ScheduleRecipe(Section):
+    """The learning rate over consumed tokens."""
+
+    style: Literal["wsd", "cosine", "linear", "constant"] = Field(
+        description="Shape after the warmup: warmup-stable-decay, cosine, linear or constant."
+    )
+    warmup_tokens: Count = Field(default=0, ge=0, description="Processed tokens of linear warmup from 0.")
+    decay_tokens: Count | None = Field(default=None, gt=0, description="wsd only: tokens of the final decay.")
+    decay_style: Literal["linear", "cosine", "exponential", "minus_sqrt"] = Field(
+        default="linear", description="wsd only: shape of the final decay."
+    )
+
+
+class ParallelRecipe(Section):
+    """Where the work is placed; recorded, never hashed."""
+
+    tensor_model_parallel_size: Count = Field(default=1, gt=0, description="Ranks that share one layer (TP).")
+    pipeline_model_parallel_size: Count = Field(default=1, gt=0, description="Ranks in the layer chain (PP).")
+    sequence_parallel: bool = Field(default=False, description="Split norms and residuals over TP ranks.")
+    use_distributed_optimizer: bool = Field(
+        default=False, description="Shard optimizer state over data-parallel ranks."
+    )
+
+
+class CheckpointRecipe(Section):
+    """When weights are written and how long they stay; recorded, never hashed."""
+
+    interval_tokens: Count = Field(gt=0, description="Processed tokens between checkpoints.")
+    keep_last: Count = Field(default=2, gt=0, description="Newest checkpoints to keep.")
+    keep_every_tokens: Count | None = Field(
+        default=None, gt=0, description="Also keep one every so many tokens for ever."
+    )
+
+
+class LoggingRecipe(Section):
+    """Who is told; recorded, never hashed. metrics.jsonl is always written."""
+
+    tensorboard: bool = Field(default=True, description="Write tensorboard events beside metrics.jsonl.")
+    wandb_project: str | None = Field(default=None, description="Weights & Biases project; needs the wandb extra.")
+
+
+class Recipe(Section):
+    """One stage, complete."""
+
+    stage: Literal["pretrain"] = Field(description="What kind of stage this is.")
+    model: ModelRecipe
+    data: DataRecipe
+    budget: BudgetRecipe
+    training: TrainingRecipe
+    optimizer: OptimizerRecipe
+    schedule: ScheduleRecipe
+    parallel: ParallelRecipe = ParallelRecipe()
+    precision: Precision = Field(default="bf16", description="Numbers of the forward and backward pass.")
+    checkpoint: CheckpointRecipe
+    logging: LoggingRecipe = LoggingRecipe()
+    seed: Count = Field(default=1234, ge=0, description="Seed of initialisation and data order.")
+
+
+class SiteRecipe(Section):
+    """What belongs to one place and to no recipe: paths."""
+
+    data_root: str = Field(
+        default="data", description="Folder of datasets and tokenizers; relative to the working directory."
+    )
+    run_root: str = Field(default="runs", description="Folder of stages; relative to the working directory.")

@@ -1,0 +1,1 @@
+"""What is sampled from a trained model."""

@@ -1,0 +1,155 @@
+"""The walk of one stage.
+
+    torchrun --nproc-per-node 2 -m megatron_ext.run recipes/demo/pretrain.yaml
+
+recipe -> plan -> model, optimizer, cursor, objective -> train -> checkpoints -> stage.json. Up to the
+line that joins the process groups nothing has touched torch, a device or the disk: whatever is wrong
+with recipe, data or folder ends the run there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_tools.errors import TrainingError, UserError
+from megatron_ext.plan.make import make_stage_plan
+from megatron_ext.plan.render import print_plan
+from megatron_ext.plan.stage_plan import StagePlan
+from megatron_ext.recipe.load import load_recipe
+from megatron_ext.runtime.launch import Launch
+
+if TYPE_CHECKING:
+    from megatron_ext.training.loop import Outcome
+    from megatron_ext.training.stage_folder import StageFolder
+
+_OTHER_RANK_WAIT_S = 5.0
+"""Errors are mostly the same on all ranks: the others let the main rank speak, and torchrun end them."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a recipe; returns the exit code of data_tools/errors.py."""
+    arguments = _parser().parse_args(argv)
+    launch = Launch.from_environment()
+    ending = Ending()
+    try:
+        _run(arguments, launch, ending)
+    except UserError as error:
+        return _fail(error, launch, ending)
+    except KeyboardInterrupt:
+        return _fail(TrainingError("stopped by SIGINT before a step was done; nothing was changed"), launch, ending)
+    return 0
+
+
+class Ending:
+    """Where the end of this run is recorded, once the folder is this run's."""
+
+    folder: StageFolder | None = None
+
+    def record(self, *, code: int, reason: str, message: str) -> None:
+        """Writes exit.json: code, reason, message."""
+        from megatron_ext.training.stage_folder import write_json
+
+        if self.folder is not None and self.folder.path.is_dir():
+            write_json(self.folder.exit_file, {"code": code, "reason": reason, "message": message})
+
+
+def _run(arguments: argparse.Namespace, launch: Launch, ending: Ending) -> None:
+    loaded = load_recipe(arguments.recipe, overrides=arguments.set, site=arguments.site)
+    plan = make_stage_plan(loaded, world_size=launch.world_size)
+    run_root = Path(arguments.run_root or loaded.site.run_root)
+    if arguments.stage not in (None, plan.stage):
+        raise UserError(f"--stage {arguments.stage}: {arguments.recipe} is a {plan.stage} stage. Leave --stage out.")
+    if arguments.dry_run:
+        if launch.is_main:
+            print_plan(plan, run_root=run_root)
+        return
+    _say(launch, f"{plan.stage_id}: {plan.model.name}, {plan.batch.total_steps} steps -> {run_root}/stages/{plan.stage_id}")
+    _execute(plan, run_root, launch, ending)
+
+
+def _execute(plan: StagePlan, run_root: Path, launch: Launch, ending: Ending) -> None:
+    """Everything from here on needs torch."""
+    from megatron_ext.runtime.warnings import quiet_known_warnings
+
+    quiet_known_warnings()
+    from megatron_ext.runtime.parallel import process_groups
+    from megatron_ext.training import walk
+    from megatron_ext.training.metrics import check_loggers
+    from megatron_ext.training.stage_folder import StageFolder
+
+    folder = StageFolder(run_root, plan)
+    newest = walk.newest_checkpoint(folder)
+    folder.check(plan, newest)
+    check_loggers(plan)
+    if folder.is_finished:
+        _say(launch, f"finished before: {folder.stage_file}. Nothing to do.")
+        return
+    with walk.taken(folder, plan, is_main=launch.is_main):
+        ending.folder = folder
+        layout = plan.layout
+        with process_groups(
+            launch,
+            tensor_model_parallel_size=layout.tensor_model_parallel_size,
+            pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
+        ) as groups:
+            outcome, signal_name = walk.walk(plan, folder, groups, newest, is_main=launch.is_main)
+        _conclude(plan, folder, outcome, signal_name, launch, ending)
+
+
+def _conclude(
+    plan: StagePlan, folder: StageFolder, outcome: Outcome, signal_name: str | None, launch: Launch, ending: Ending
+) -> None:
+    step, total = outcome.state.step, plan.batch.total_steps
+    checkpoint = folder.checkpoints / f"step_{step}"
+    if outcome.reason == "stopped":
+        name = signal_name or "a signal to another rank"
+        raise TrainingError(f"stopped by {name} after step {step} of {total}, saved as {checkpoint}. Run again to go on.")
+    message = {
+        "finished": f"finished: {checkpoint}",
+        "cut": f"cut at step {step} of {total} (training.max_steps), saved as {checkpoint}; no stage.json",
+    }[outcome.reason]
+    if launch.is_main:
+        ending.record(code=0, reason=outcome.reason, message=message)
+    _say(launch, message)
+
+
+def _fail(error: UserError, launch: Launch, ending: Ending) -> int:
+    code = error.exit_code
+    if not launch.is_main:
+        time.sleep(_OTHER_RANK_WAIT_S)
+    ending.record(code=code, reason=type(error).__name__, message=str(error))
+    speaker = "" if launch.is_main else f"rank {launch.rank}: "
+    print(f"{speaker}error: {error}\n{speaker}megatron_ext.run: exit code {code}", file=sys.stderr, flush=True)
+    return code
+
+
+def _say(launch: Launch, text: str) -> None:
+    if launch.is_main:
+        print(text, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="megatron_ext.run",
+        description="Runs one stage of a recipe, or goes on where it was stopped.\n\n"
+        "  torchrun --nproc-per-node 2 -m megatron_ext.run recipes/demo/pretrain.yaml",
+        epilog="Exit codes: 0 finished or cut, 2 usage or recipe, 3 data, 4 environment, 5 diverged or stopped. "
+        "torchrun itself always returns 1 for a failure; the code stands in the last line and in exit.json.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add: Any = parser.add_argument
+    add("recipe", type=Path, help="a stage recipe, such as recipes/demo/pretrain.yaml")
+    add("--stage", help="the stage to run; must be the recipe's")
+    add("--site", type=Path, help="paths of this place (default: recipes/sites/laptop.yaml)")
+    add("--run-root", type=Path, help="folder that holds stages/ (default: the site's run_root)")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, such as training.max_steps=10")
+    add("--dry-run", action="store_true", help="print the plan and stop")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

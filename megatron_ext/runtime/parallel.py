@@ -1,0 +1,58 @@
+"""Process groups: joined once, left once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.process_groups_config import ProcessGroupCollection
+
+from megatron_ext.runtime.device import communication_backend, device_scope, select_device
+from megatron_ext.runtime.launch import Launch
+
+TIMEOUT = timedelta(minutes=10)
+"""After this long without an answer a rank gives up on the others (torch's own default for NCCL)."""
+
+
+@contextlib.contextmanager
+def process_groups(
+    launch: Launch, *, tensor_model_parallel_size: int = 1, pipeline_model_parallel_size: int = 1
+) -> Iterator[ProcessGroupCollection]:
+    """Joins the process groups of Megatron-Core inside a device scope, and leaves them.
+
+    All ranks must call this.
+
+    Args:
+        launch: This process among the others.
+        tensor_model_parallel_size: Ranks that share one layer.
+        pipeline_model_parallel_size: Ranks in the layer chain.
+
+    Yields:
+        The groups: `tp`, `pp`, `dp`, `mp` and the rest of Megatron-Core's collection.
+    """
+    select_device(launch.local_rank)
+    with device_scope():
+        _join(launch)
+        try:
+            parallel_state.initialize_model_parallel(
+                tensor_model_parallel_size=tensor_model_parallel_size,
+                pipeline_model_parallel_size=pipeline_model_parallel_size,
+            )
+            yield ProcessGroupCollection.use_mpu_process_groups()
+        finally:
+            parallel_state.destroy_model_parallel()
+            dist.destroy_process_group()
+
+
+def _join(launch: Launch) -> None:
+    if "MASTER_ADDR" in os.environ:
+        dist.init_process_group(communication_backend(), timeout=TIMEOUT)
+        return
+    store = dist.HashStore()
+    dist.init_process_group(
+        communication_backend(), store=store, rank=launch.rank, world_size=launch.world_size, timeout=TIMEOUT
+    )

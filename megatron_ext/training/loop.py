@@ -1,0 +1,94 @@
+"""The loop: step, look, save, until the budget is spent."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch.distributed as dist
+
+from megatron_ext.plan.stage_plan import CadencePlan, StagePlan
+from megatron_ext.training.checkpoint import remove_old_checkpoints, save_checkpoint
+from megatron_ext.training.parts import Parts
+from megatron_ext.training.schedule import learning_rate
+from megatron_ext.training.stage_folder import StageFolder
+from megatron_ext.training.state import StepResult, TrainState
+from megatron_ext.training.step import train_step
+from megatron_ext.training.validate import validate
+
+
+class Watcher(Protocol):
+    """Who is told of every step; does nothing to the training."""
+
+    def on_step(self, state: TrainState, result: StepResult, *, seconds: float, validation: dict[str, float]) -> None:
+        """Called once a step with the counters after it."""
+
+
+class Stop(Protocol):
+    """Who may end the training between two steps."""
+
+    def is_agreed(self) -> bool:
+        """Whether to stop; the same answer on all ranks."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the loop ended.
+
+    Attributes:
+        state: The counters, which the newest checkpoint holds too.
+        reason: `finished` spent the budget, `cut` reached training.max_steps, `stopped` was asked to.
+    """
+
+    state: TrainState
+    reason: Literal["finished", "cut", "stopped"]
+
+
+def last_step_of(plan: StagePlan) -> int:
+    """The step at which the loop ends: the budget's, or training.max_steps if that is less."""
+    cut = plan.batch.max_steps
+    return plan.batch.total_steps if cut is None else min(cut, plan.batch.total_steps)
+
+
+def train(parts: Parts, state: TrainState, *, folder: StageFolder, watcher: Watcher, stop: Stop) -> Outcome:
+    """Trains from `state` to the end of the stage, a cut, or a stop.
+
+    All ranks must call this. The newest checkpoint holds the returned state.
+
+    Args:
+        parts: What is trained, at `state`.
+        state: Where to go on.
+        folder: Where checkpoints go.
+        watcher: Is told of every step.
+        stop: Is asked after every step.
+    """
+    plan, cadence = parts.plan, parts.plan.cadence
+    last_step = last_step_of(plan)
+    while state.step < last_step:
+        began = time.perf_counter()
+        consumed_after = state.consumed_samples + plan.batch.global_batch_size
+        lr = learning_rate(plan.schedule, plan.optimizer, consumed_samples=consumed_after)
+        result = train_step(parts, lr=lr, step=state.step + 1)
+        state = state.advance(result)
+        seconds = time.perf_counter() - began
+        is_last = state.step == last_step
+        is_validated = is_last or state.step % cadence.validation_interval_steps == 0
+        validation = validate(parts) if is_validated else {}
+        watcher.on_step(state, result, seconds=seconds, validation=validation)
+        is_stopped = stop.is_agreed()
+        if is_last or is_stopped or state.step % cadence.checkpoint_interval_steps == 0:
+            _save(parts, state, folder, cadence)
+        if is_stopped and not is_last:
+            return Outcome(state, "stopped")
+    return Outcome(state, "finished" if state.step >= plan.batch.total_steps else "cut")
+
+
+def _save(parts: Parts, state: TrainState, folder: StageFolder, cadence: CadencePlan) -> None:
+    save_checkpoint(folder.checkpoints, parts, state)
+    if dist.get_rank() == 0:
+        remove_old_checkpoints(
+            folder.checkpoints,
+            keep_last=cadence.checkpoint_keep_last,
+            keep_every_steps=cadence.checkpoint_keep_every_steps,
+        )

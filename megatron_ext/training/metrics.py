@@ -1,0 +1,125 @@
+"""metrics.jsonl, tensorboard and Weights & Biases.
+
+`metrics.jsonl` has one JSON object a line and a line a step; docs/reference/metrics.md lists the
+fields. A run that resumes at step N first drops the lines behind N, which it is about to write again.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+from data_tools.atomic_files import write_atomically
+from data_tools.errors import SetupError
+from megatron_ext.plan.stage_plan import StagePlan
+from megatron_ext.training.state import StepResult, TrainState
+
+_EXTRAS = {"tensorboard": "logging.tensorboard: false", "wandb": "logging.wandb_project: null"}
+
+
+def check_loggers(plan: StagePlan) -> None:
+    """Refuses loggers that are asked for and not installed.
+
+    Raises:
+        SetupError: Names the package and the key that does without it.
+    """
+    wanted = {"tensorboard": plan.logging.tensorboard, "wandb": plan.logging.wandb_project is not None}
+    for package, is_wanted in wanted.items():
+        if is_wanted and importlib.util.find_spec(package) is None:
+            raise SetupError(f"{package} is not installed. Run `pip install {package}`, or set {_EXTRAS[package]}.")
+
+
+class MetricsLog:
+    """Writes each step to every logger of the plan.
+
+    Args:
+        file: metrics.jsonl.
+        plan: The stage.
+        from_step: The step it resumes at; 0 at the beginning.
+    """
+
+    def __init__(self, file: Path, plan: StagePlan, *, from_step: int) -> None:
+        _keep_steps_until(file, from_step)
+        self._file = file.open("a")
+        self._tensorboard = _open_tensorboard(file.parent, from_step) if plan.logging.tensorboard else None
+        self._wandb = _open_wandb(file.parent, plan) if plan.logging.wandb_project else None
+
+    def write(self, state: TrainState, result: StepResult, *, seconds: float, validation: dict[str, float]) -> None:
+        """Writes one step.
+
+        Args:
+            state: The counters after it.
+            result: What it did.
+            seconds: Wall time of the step, validation and checkpoint not counted.
+            validation: Held-out loss by source, empty when there was none.
+        """
+        line = {
+            **state.to_json(),
+            "loss": result.loss,
+            "loss_by_source": result.loss_by_source,
+            "validation": validation,
+            "lr": result.lr,
+            "grad_norm": result.grad_norm,
+            "tokens_per_s": result.processed_tokens / seconds,
+        }
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        scalars = _flatten(line)
+        if self._tensorboard is not None:
+            for name, value in scalars.items():
+                self._tensorboard.add_scalar(name, value, state.step)
+        if self._wandb is not None:
+            self._wandb.log(scalars, step=state.step)
+
+    def close(self) -> None:
+        """Flushes and closes every logger."""
+        self._file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def read_last(file: Path) -> dict[str, Any]:
+    """Reads the last step of a metrics.jsonl."""
+    line: dict[str, Any] = json.loads(file.read_text().splitlines()[-1])
+    return line
+
+
+def _keep_steps_until(file: Path, step: int) -> None:
+    if not file.is_file():
+        return
+    # A killed run can leave a last line without its end; it belongs to a step that is done again.
+    whole = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    write_atomically(file, "".join(line for line in whole if json.loads(line)["step"] <= step).encode())
+
+
+def _flatten(line: dict[str, Any]) -> dict[str, float]:
+    flat = {}
+    for name, value in line.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}/{source}": loss for source, loss in value.items()}
+        elif name != "step":
+            flat[name] = value
+    return flat
+
+
+def _open_tensorboard(folder: Path, from_step: int) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=from_step + 1)
+
+
+def _open_wandb(folder: Path, plan: StagePlan) -> Any:
+    import wandb
+
+    return wandb.init(
+        project=plan.logging.wandb_project,
+        id=plan.stage_id,
+        name=plan.stage_id,
+        dir=str(folder),
+        resume="allow",
+        config=plan.model_dump(mode="json"),
+    )

@@ -1,0 +1,75 @@
+"""Everything a stage trains with, built once from its plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.module import Float16Module
+
+from megatron_ext.datasets.blended import BlendedCursor
+from megatron_ext.models.build import build_model
+from megatron_ext.objectives.pretrain import PretrainObjective
+from megatron_ext.plan.stage_plan import StagePlan
+from megatron_ext.training.optimizer import make_optimizer
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The moving parts of a stage on this rank.
+
+    Attributes:
+        plan: What is being done.
+        groups: Process groups.
+        model: This rank's pipeline stage, in `DistributedDataParallel`.
+        optimizer: AdamW over the model's gradient buffers.
+        cursor: Where the data is read.
+        objective: What is optimised.
+    """
+
+    plan: StagePlan
+    groups: ProcessGroupCollection
+    model: DistributedDataParallel
+    optimizer: MegatronOptimizer
+    cursor: BlendedCursor
+    objective: PretrainObjective
+
+    @property
+    def is_last_pipeline_stage(self) -> bool:
+        """Whether this rank computes losses."""
+        return bool(self.groups.pp.rank() == self.groups.pp.size() - 1)
+
+
+def make_parts(plan: StagePlan, groups: ProcessGroupCollection) -> Parts:
+    """Builds model, optimizer, cursor and objective.
+
+    All ranks must call this, inside a device scope.
+    """
+    model = wrap_model(plan, build_model(plan, groups), groups)
+    return Parts(
+        plan=plan,
+        groups=groups,
+        model=model,
+        optimizer=make_optimizer(plan, model, groups),
+        cursor=BlendedCursor(plan, data_parallel_rank=groups.dp.rank(), data_parallel_size=groups.dp.size()),
+        objective=PretrainObjective(len(plan.data.sources)),
+    )
+
+
+def wrap_model(plan: StagePlan, model: Any, groups: ProcessGroupCollection) -> DistributedDataParallel:
+    """Puts a model into Megatron-Core's data parallelism, for training.
+
+    Gradients are summed in fp32 and divided once, by the global count of trained tokens.
+    """
+    config = model.config
+    if plan.precision == "bf16":
+        model = Float16Module(config, model)
+    ddp_config = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True, use_distributed_optimizer=plan.layout.use_distributed_optimizer
+    )
+    wrapped = DistributedDataParallel(config, ddp_config, model, pg_collection=groups)
+    config.finalize_model_grads_func = finalize_model_grads
+    return wrapped

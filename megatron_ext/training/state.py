@@ -1,0 +1,51 @@
+"""How far a stage has come. `TrainState.advance` is the only place where counters move."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer update did, summed over all ranks.
+
+    Attributes:
+        loss: Mean cross entropy over the step's trained tokens, in nats.
+        loss_by_source: The same for each source that the step read.
+        grad_norm: L2 norm of the gradient before clipping.
+        lr: Learning rate of the update.
+        samples: Rows of the global batch.
+        processed_tokens: Tokens of these rows.
+        trained_tokens: Tokens that carried loss.
+    """
+
+    loss: float
+    loss_by_source: dict[str, float]
+    grad_norm: float
+    lr: float
+    samples: int
+    processed_tokens: int
+    trained_tokens: int
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Counters of a stage, from its beginning."""
+
+    step: int = 0
+    consumed_samples: int = 0
+    consumed_tokens: int = 0
+    trained_tokens: int = 0
+
+    def advance(self, result: StepResult) -> TrainState:
+        """The state after one more step."""
+        return TrainState(
+            step=self.step + 1,
+            consumed_samples=self.consumed_samples + result.samples,
+            consumed_tokens=self.consumed_tokens + result.processed_tokens,
+            trained_tokens=self.trained_tokens + result.trained_tokens,
+        )
+
+    def to_json(self) -> dict[str, int]:
+        """The counters as a plain mapping."""
+        return asdict(self)

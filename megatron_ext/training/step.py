@@ -1,0 +1,139 @@
+"""One optimizer update.
+
+Loss and gradient norm are looked at before the weights are touched: after a NaN the model in memory
+is still the one of the step before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.pipeline_parallel import get_forward_backward_func
+
+from data_tools.errors import TrainingError
+from megatron_ext.datasets.batch import Batch
+from megatron_ext.objectives.pretrain import Report
+from megatron_ext.runtime.device import device
+from megatron_ext.training.optimizer import clip_and_step, set_learning_rate
+from megatron_ext.training.parts import Parts
+from megatron_ext.training.state import StepResult
+
+
+def train_step(parts: Parts, *, lr: float, step: int) -> StepResult:
+    """Reads the next global batch and updates the parameters once.
+
+    All ranks must call this.
+
+    Args:
+        parts: What is trained.
+        lr: Learning rate of this update.
+        step: Number of this step, from 1; named in errors.
+
+    Raises:
+        TrainingError: Loss or gradient is not finite; the weights are those of the step before.
+    """
+    plan = parts.plan
+    batches = parts.cursor.next_step()
+    set_learning_rate(parts.optimizer, lr)
+    parts.model.zero_grad_buffer()
+    parts.optimizer.zero_grad()
+    report = run_microbatches(parts, batches, forward_only=False)
+    loss = _mean(report.sum(0))
+    _require_finite(loss, "loss", parts, batches, step)
+    parts.optimizer.prepare_grads()
+    grad_norm = float(parts.optimizer.get_grad_norm())
+    _require_finite(grad_norm, "gradient norm", parts, batches, step)
+    clip_and_step(parts.optimizer, grad_norm)
+    return StepResult(
+        loss=loss,
+        loss_by_source=losses_by_source(parts, report),
+        grad_norm=grad_norm,
+        lr=lr,
+        samples=plan.batch.global_batch_size,
+        processed_tokens=plan.batch.tokens_per_step,
+        trained_tokens=int(report[:, 1].sum()),
+    )
+
+
+def run_microbatches(parts: Parts, batches: Sequence[Batch], *, forward_only: bool) -> Report:
+    """Runs Megatron-Core's schedule over this rank's microbatches.
+
+    All ranks must call this, with the same number of microbatches.
+
+    Args:
+        parts: What is trained.
+        batches: This rank's microbatches, at least one, of one shape.
+        forward_only: Whether to leave gradients alone.
+
+    Returns:
+        `[num_sources, 2]` summed loss and trained tokens over all microbatches and ranks.
+    """
+    forward_backward = get_forward_backward_func(pp_size=parts.groups.pp.size(), vp_size=None)
+    reports = forward_backward(
+        forward_step_func=parts.objective.forward_step,
+        data_iterator=iter([batch.to(device()) for batch in batches]),
+        model=[parts.model],
+        num_microbatches=len(batches),
+        seq_length=parts.plan.batch.sequence_length,
+        micro_batch_size=batches[0].tokens.shape[0],
+        forward_only=forward_only,
+    )
+    return _sum_over_ranks(parts, reports)
+
+
+def _sum_over_ranks(parts: Parts, reports: list[Report]) -> Report:
+    if parts.is_last_pipeline_stage:
+        total = torch.stack(reports).sum(0)
+    else:
+        total = torch.zeros(parts.objective.num_sources, 2, dtype=torch.float64, device=device())
+    dist.all_reduce(total, group=parts.groups.dp)
+    dist.broadcast(total, group_src=parts.groups.pp.size() - 1, group=parts.groups.pp)
+    return total.cpu()
+
+
+def losses_by_source(parts: Parts, report: Report) -> dict[str, float]:
+    """Mean loss in nats of each source that had trained tokens."""
+    sources = parts.plan.data.sources
+    return {source.source: _mean(row) for source, row in zip(sources, report, strict=True) if row[1] > 0}
+
+
+def _mean(loss_and_tokens: torch.Tensor) -> float:
+    loss, tokens = loss_and_tokens.tolist()
+    return loss / tokens if tokens else math.nan
+
+
+def _require_finite(value: float, what: str, parts: Parts, batches: Sequence[Batch], step: int) -> None:
+    """Stops all ranks with what was not finite, where, and which samples were read."""
+    if math.isfinite(value):
+        return
+    facts: list[Any] = [None] * dist.get_world_size()
+    mine = {
+        "samples": [sample for batch in batches for sample in batch.sample_ids],
+        "parameters": _non_finite_parameters(parts),
+    }
+    dist.all_gather_object(facts, mine)
+    samples = sorted({sample for fact in facts for sample in fact["samples"]})
+    parameters = sorted({name for fact in facts for name in fact["parameters"]})
+    where = ", ".join(parameters[:8]) or "no gradient: the forward pass"
+    raise TrainingError(
+        f"step {step}: {what} is {value}; the weights are those of step {step - 1}.\n"
+        f"  first seen in   {where}{' …' if len(parameters) > 8 else ''}\n"
+        f"  learning rate   {parts.optimizer.param_groups[0]['lr']:g}\n"
+        f"  samples read    {' '.join(samples)}  (source:epoch:sample)\n"
+        "  The newest checkpoint is untouched. Lower optimizer.lr or look at these samples."
+    )
+
+
+def _non_finite_parameters(parts: Parts) -> list[str]:
+    """Names of this rank's parameters whose value or gradient is not finite, values first."""
+    stage = f" (pipeline stage {parts.groups.pp.rank()})" if parts.groups.pp.size() > 1 else ""
+    names = []
+    for name, parameter in parts.model.module.named_parameters():
+        for kind, tensor in (("value", parameter.data), ("gradient", parameter.main_grad)):
+            if not bool(torch.isfinite(tensor).all()):
+                names.append(f"{name.removeprefix('module.')} {kind}{stage}")
+    return names

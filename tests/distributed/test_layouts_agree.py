@@ -1,0 +1,51 @@
+"""Every layout trains the same model: same losses, step by step, through torchrun and the recipe.
+
+Tolerance 1e-5 relative over 10 steps in fp32: layouts add the same numbers in another order. Weights
+come from native initialisation, which draws every parameter by its global name.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.toy_project import Run, ToyProject
+
+TP2 = "parallel.tensor_model_parallel_size=2"
+PP2 = "parallel.pipeline_model_parallel_size=2"
+LAYOUTS = {
+    "dp2": (),
+    "dp2-distributed-optimizer": ("parallel.use_distributed_optimizer=true",),
+    "tp2": (TP2,),
+    "tp2-sequence-parallel": (TP2, "parallel.sequence_parallel=true"),
+    "pp2": (PP2,),
+}
+
+
+@pytest.fixture(scope="module")
+def single(toy_project: ToyProject, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = toy_project.run(tmp_path_factory.mktemp("single"))
+    assert run.code == 0, run.output
+    return run
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_two_ranks_train_like_one(toy_project: ToyProject, single: Run, tmp_path: object, name: str) -> None:
+    run = toy_project.run(tmp_path, *LAYOUTS[name], processes=2)  # type: ignore[arg-type]
+    assert run.code == 0, run.output
+    assert len(run.losses) == 10
+    assert run.losses == pytest.approx(single.losses, rel=1e-5)
+    assert [line["grad_norm"] for line in run.metrics] == pytest.approx(
+        [line["grad_norm"] for line in single.metrics], rel=1e-4
+    )
+    assert run.metrics[-1]["validation"] == pytest.approx(single.metrics[-1]["validation"], rel=1e-5)
+
+
+def test_the_layout_is_not_part_of_the_stage(toy_project: ToyProject, single: Run, tmp_path: object) -> None:
+    run = toy_project.run(tmp_path, TP2, "training.max_steps=1", processes=2)  # type: ignore[arg-type]
+    assert run.code == 0, run.output
+    assert run.stage_folder.name == single.stage_folder.name
+
+
+def test_the_loss_falls(single: Run) -> None:
+    assert single.losses[0] == pytest.approx(6.23, abs=0.3)  # ln 512 = 6.24: an untrained model knows nothing
+    assert single.losses[-1] < single.losses[0] - 1.0

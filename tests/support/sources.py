@@ -1,0 +1,108 @@
+"""Tokenised sources of a few documents, and plans that read them.
+
+    write_source(tmp_path / "a", [[1, 2, 0], [3, 0]])     the pair, written by Megatron-Core, and its manifest
+    plan_reading({"a": (tmp_path / "a", 8)}, ...)          a plan that takes 8 samples of it
+
+A source may lie about itself only through `describe_source`, which writes the manifest alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+from data_tools.manifest import BLOCK_DOCUMENTS, Manifest, TokenizerRecord, read_manifest, write_manifest
+from megatron_ext.plan.stage_plan import StagePlan
+from tests.support.plans import make_plan, make_source
+
+EOD = 0
+
+
+def write_source(
+    prefix: Path, documents: Sequence[Sequence[int]], *, block_documents: int = BLOCK_DOCUMENTS, dtype: str = "uint16"
+) -> Manifest:
+    """Writes PREFIX.bin, PREFIX.idx and PREFIX.manifest.json; each document is one sequence."""
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=getattr(np, dtype))
+    for document in documents:
+        builder.add_document(np.array(document, dtype=np.int64), [len(document)])
+    builder.finalize(f"{prefix}.idx")
+    return describe_source(prefix, documents, block_documents=block_documents, dtype=dtype)
+
+
+def describe_source(
+    prefix: Path, documents: Sequence[Sequence[int]], *, block_documents: int = BLOCK_DOCUMENTS, dtype: str = "uint16"
+) -> Manifest:
+    """Writes only the manifest of a pair that lies at PREFIX."""
+    lengths = [len(document) for document in documents]
+    content = {suffix: Path(f"{prefix}.{suffix}").read_bytes() for suffix in ("bin", "idx")}
+    manifest = Manifest(
+        documents=len(documents),
+        tokens=sum(lengths),
+        rejected=0,
+        rejected_by_reason={},
+        bin_bytes=len(content["bin"]),
+        idx_bytes=len(content["idx"]),
+        bin_sha256=hashlib.sha256(content["bin"]).hexdigest(),
+        idx_sha256=hashlib.sha256(content["idx"]).hexdigest(),
+        dtype=dtype,
+        max_token_id=max((token for document in documents for token in document), default=0),
+        block_documents=block_documents,
+        tokens_per_block=[
+            sum(lengths[first : first + block_documents]) for first in range(0, len(lengths), block_documents)
+        ],
+        append_eod=True,
+        eod_id=EOD,
+        tokenizer=TokenizerRecord(fingerprint="f" * 64, vocab_size=120, name="pencil"),
+        sources=[],
+        command="test",
+        versions={},
+        created="2026-01-01T00:00:00Z",
+    )
+    write_manifest(prefix, manifest)
+    return manifest
+
+
+def plan_reading(
+    sources: Mapping[str, tuple[Path, int]], *, global_batch_size: int, micro_batch_size: int = 1, **changes: Any
+) -> StagePlan:
+    """Builds a plan over written sources.
+
+    Args:
+        sources: Prefix and planned samples by name; the samples sum to whole steps.
+        global_batch_size: Samples of a step.
+        micro_batch_size: Samples of a microbatch.
+        **changes: Fields of `StagePlan`; `batch` and `layout` merge as in `make_plan`.
+    """
+    total = sum(samples for _, samples in sources.values())
+    assert total % global_batch_size == 0, f"{total} samples are no whole steps of {global_batch_size}"
+    batch = {
+        "sequence_length": 4,
+        "global_batch_size": global_batch_size,
+        "micro_batch_size": micro_batch_size,
+        "total_steps": total // global_batch_size,
+    } | changes.pop("batch", {})
+    planned = []
+    for name, (prefix, samples) in sources.items():
+        manifest = read_manifest(prefix)
+        planned.append(
+            make_source(
+                source=name,
+                prefix=str(prefix),
+                validation_prefix=str(prefix),
+                data_id=manifest.data_id,
+                validation_data_id=manifest.data_id,
+                documents=manifest.documents,
+                tokens=manifest.tokens,
+                share=samples / total,
+                samples=samples,
+                epochs=samples * batch["sequence_length"] / max(manifest.tokens, 1),
+                max_epochs=1e9,
+            )
+        )
+    return make_plan(batch=batch, data={"sources": tuple(planned)}, **changes)

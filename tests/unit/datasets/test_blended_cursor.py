@@ -1,0 +1,191 @@
+"""The batches of a stage: the same in every layout, resumable, and never more than planned."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_tools.errors import DataError
+from megatron_ext.datasets.blended import BlendedCursor
+from tests.support.sources import plan_reading, write_source
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Sources a (tokens 1 to 7), b (11 to 17) and c (21 to 27), each document ended by EOS 0."""
+    folder = tmp_path_factory.mktemp("sources")
+    for name, first in (("a", 0), ("b", 10), ("c", 20)):
+        documents = [[first + 1 + (start + i) % 7 for i in range(start % 5 + 1)] + [0] for start in range(30)]
+        write_source(folder / name, documents, block_documents=8)
+    return folder
+
+
+def _plan(folder, *, samples=(24, 12, 4), names="abc", **changes):
+    sources = {name: (folder / name, count) for name, count in zip(names, samples, strict=True)}
+    return plan_reading(sources, global_batch_size=8, **changes)
+
+
+def _cursor(plan, *, rank=0, size=1):
+    return BlendedCursor(plan, data_parallel_rank=rank, data_parallel_size=size)
+
+
+def _global_batches(plan, *, size=1):
+    """The rows of every step, put together from all ranks in Megatron's order."""
+    cursors = [_cursor(plan, rank=rank, size=size) for rank in range(size)]
+    return [_rows([cursor.next_step() for cursor in cursors]) for _ in range(plan.batch.total_steps)]
+
+
+def _rows(ranks):
+    """(sample id, source, tokens, labels) of each row of one global batch."""
+    return [
+        (batch.sample_ids[i], int(batch.source_index[i]), batch.tokens[i].tolist(), batch.labels[i].tolist())
+        for microbatch in zip(*ranks, strict=True)
+        for batch in microbatch
+        for i in range(len(batch.sample_ids))
+    ]
+
+
+@pytest.mark.parametrize(("size", "micro_batch_size"), [(2, 1), (2, 4), (4, 2)])
+def test_every_layout_sees_the_same_global_batches(folder, size, micro_batch_size):
+    alone = _global_batches(_plan(folder))
+    assert _global_batches(_plan(folder, micro_batch_size=micro_batch_size), size=size) == alone
+
+
+def test_a_rank_reads_the_rows_that_megatron_gives_it(folder):
+    plan = _plan(folder, micro_batch_size=2)
+    whole = [row[0] for row in _global_batches(plan)[0]]
+    microbatches = _cursor(plan, rank=1, size=2).next_step()
+    assert [list(batch.sample_ids) for batch in microbatches] == [[whole[2], whole[3]], [whole[6], whole[7]]]
+
+
+def test_a_batch_has_the_promised_shapes_types_and_values(folder):
+    (batch,) = _cursor(_plan(folder, micro_batch_size=8)).next_step()
+    assert batch.tokens.shape == batch.labels.shape == batch.loss_mask.shape == batch.position_ids.shape == (8, 4)
+    assert {batch.tokens.dtype, batch.labels.dtype, batch.position_ids.dtype, batch.source_index.dtype} == {torch.int64}
+    assert batch.loss_mask.dtype == torch.float32
+    assert batch.loss_mask.sum() == 32
+    assert batch.position_ids[5].tolist() == [0, 1, 2, 3]
+    assert torch.equal(batch.labels[:, :-1], batch.tokens[:, 1:])
+
+
+def test_rows_name_the_source_that_their_tokens_come_from(folder):
+    for step in _global_batches(_plan(folder)):
+        for sample_id, source, tokens, _ in step:
+            assert "abc"[source] == sample_id[0]
+            assert {token // 10 for token in tokens if token} == {source}
+
+
+def test_the_stage_reads_each_source_as_often_as_planned(folder):
+    sources = [row[1] for step in _global_batches(_plan(folder)) for row in step]
+    assert np.bincount(sources).tolist() == [24, 12, 4]
+
+
+def test_the_order_of_a_source_does_not_depend_on_what_it_is_blended_with(folder):
+    def of_a(plan):
+        return [row[2] for step in _global_batches(plan) for row in step if row[0][0] == "a"]
+
+    assert of_a(_plan(folder)) == of_a(_plan(folder, names="ca", samples=(56, 24)))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_a_run_resumed_at_any_step_in_any_layout_reads_the_same_next_batches(folder, data):
+    plan = _plan(folder)
+    whole = _global_batches(plan)
+    step = data.draw(st.integers(min_value=0, max_value=plan.batch.total_steps))
+    before, after = (data.draw(st.sampled_from([1, 2, 4])) for _ in range(2))
+    stopped = _cursor(plan, rank=before - 1, size=before)
+    for _ in range(step):
+        stopped.next_step()
+    state = json.dumps(stopped.state_dict())
+    resumed = [_cursor(plan, rank=rank, size=after) for rank in range(after)]
+    for cursor in resumed:
+        cursor.load_state_dict(json.loads(state))
+    assert [_rows([cursor.next_step() for cursor in resumed]) for _ in range(step, len(whole))] == whole[step:]
+
+
+def test_the_state_is_the_same_on_all_ranks(folder):
+    plan = _plan(folder)
+    cursors = [_cursor(plan, rank=rank, size=4) for rank in range(4)]
+    for cursor in cursors:
+        cursor.next_step()
+    assert all(cursor.state_dict() == cursors[0].state_dict() for cursor in cursors)
+
+
+def test_consumed_samples_count_all_ranks(folder):
+    cursor = _cursor(_plan(folder), rank=1, size=2)
+    cursor.next_step()
+    cursor.next_step()
+    assert cursor.consumed_samples == 16
+
+
+def test_a_sample_id_leads_back_to_its_documents(folder):
+    cursor = _cursor(_plan(folder, micro_batch_size=8))
+    (batch,) = cursor.next_step()
+    spans = cursor.locate(batch.sample_ids[3])
+    document = [1 + (spans[0].document + i) % 7 for i in range(spans[0].document % 5 + 1)] + [0]
+    source = int(batch.source_index[3])
+    read = batch.tokens[3, : spans[0].length].tolist()
+    assert [token and token - 10 * source for token in read] == document[spans[0].start :][: spans[0].length]
+    assert sum(span.length for span in spans) == 5
+
+
+def test_more_than_the_planned_samples_is_refused_with_the_numbers(folder):
+    cursor = _cursor(_plan(folder, samples=(5, 2, 1)))
+    cursor.next_step()
+    with pytest.raises(DataError, match="8 of the stage's 8 planned samples have been read and 8 more were asked for"):
+        cursor.next_step()
+
+
+def test_a_token_id_outside_the_vocabulary_is_refused_with_source_document_and_id(tmp_path):
+    write_source(tmp_path / "bad", [[1, 2, 0], [3, 120, 0]])
+    plan = plan_reading({"bad": (tmp_path / "bad", 8)}, global_batch_size=8)
+    with pytest.raises(DataError, match='source "bad", document 1: token id 120 is outside model.vocab_size 120'):
+        _cursor(plan).next_step()
+
+
+def test_a_source_replaced_since_the_plan_is_refused_when_the_cursor_opens(tmp_path):
+    write_source(tmp_path / "a", [[1, 2, 0]])
+    plan = plan_reading({"a": (tmp_path / "a", 8)}, global_batch_size=8)
+    write_source(tmp_path / "a", [[2, 1, 0]])
+    with pytest.raises(DataError, match='of source "a" is not the planned'):
+        _cursor(plan)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"names": "acb"}, r"sources: the checkpoint has \['a', 'b', 'c'\], this run \['a', 'c', 'b'\]"),
+        ({"samples": (20, 12, 8)}, r"planned_samples: the checkpoint has \[24, 12, 4\], this run \[20, 12, 8\]"),
+        ({"batch": {"sequence_length": 5}}, 'source "a": sequence_length: the checkpoint has 4, this run 5'),
+        ({"seed": 5}, 'source "a": seed: the checkpoint has 1234, this run 5'),
+    ],
+)
+def test_a_state_of_another_reading_is_refused_with_both(folder, changes, said):
+    state = _cursor(_plan(folder)).state_dict()
+    with pytest.raises(DataError, match=said):
+        _cursor(_plan(folder, **changes)).load_state_dict(state)
+
+
+def test_a_state_of_another_version_is_refused(folder):
+    cursor = _cursor(_plan(folder))
+    with pytest.raises(DataError, match="version: the checkpoint has None, this run 1"):
+        cursor.load_state_dict({})
+
+
+def test_counts_that_no_run_reaches_are_refused(folder):
+    cursor = _cursor(_plan(folder))
+    state = cursor.state_dict()
+    state["sources"][0]["samples"] = 9
+    with pytest.raises(DataError, match="source 0 gave 9 of 24 samples at sample 9 of 40; the checkpoint is damaged"):
+        cursor.load_state_dict(state)
+
+
+def test_a_changed_interleaving_needs_a_new_semantics_version(folder):
+    """If this fails because the order was changed on purpose: raise SEMANTICS_VERSION, then renew the ids."""
+    steps = _global_batches(_plan(folder))
+    assert [row[0] for row in steps[0]] == ["a:0:1", "a:0:7", "b:0:5", "a:0:26", "b:0:3", "a:0:11", "a:0:4", "b:0:14"]
+    assert [row[0] for row in steps[4]] == ["b:0:15", "a:0:0", "b:0:2", "a:0:24", "a:0:6", "b:0:24", "a:0:19", "c:0:12"]
