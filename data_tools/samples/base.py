@@ -14,6 +14,7 @@ code are not read.
 from __future__ import annotations
 
 import ast
+import itertools
 import platform
 import random
 import sysconfig
@@ -151,7 +152,7 @@ def _code_pieces(source: str, module: ast.Module) -> list[str]:
         if isinstance(node, ast.ClassDef) and _characters(node, lines) > DOCUMENT_CHARACTERS:
             cuts.update(_statement_starts(node))
     bounds = [*sorted(cuts), len(lines)]
-    pieces = ["".join(lines[start:end]) for start, end in zip(bounds, bounds[1:], strict=False)]
+    pieces = ["".join(lines[start:end]) for start, end in itertools.pairwise(bounds)]
     return [part for piece in pieces for part in _short_enough(piece)]
 
 
@@ -182,7 +183,7 @@ def _short_enough(piece: str) -> list[str]:
     """One statement, or a long table cut at line ends."""
     if len(piece) <= 2 * DOCUMENT_CHARACTERS:
         return [piece]
-    return [line for line in piece.splitlines(keepends=True)]
+    return piece.splitlines(keepends=True)
 
 
 BASE = SampleSource(

@@ -8,6 +8,7 @@ of Nemotron-Pretraining-SFT, and `domain`, `category` and `has_reasoning` beside
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -54,8 +55,7 @@ def ldq_rows(seed: int, tally: Tally) -> Iterator[Row]:
 def _next_task(
     stream: Iterator[tuple[Any, dict[str, Any]]], seen: set[str], tally: Tally
 ) -> tuple[Any, dict[str, Any]] | None:
-    for _ in range(_MOST_REPEATS):
-        scorer, task = next(stream)
+    for scorer, task in itertools.islice(stream, _MOST_REPEATS):
         if task["question"] not in seen:
             seen.add(task["question"])
             return scorer, task

@@ -12,6 +12,9 @@ from data_tools.errors import SetupError
 
 Row = dict[str, Any]
 
+MOST_TASKS = 20_000
+"""Tasks asked of one family at most: some draw a plan of that length first, some refuse to give more."""
+
 
 class WrongAnswer(RuntimeError):
     """An answer that the task's scorer does not accept: a bug here or there, never a row to drop."""
@@ -98,12 +101,10 @@ def reasoning_gym_versions() -> dict[str, str]:
 
 
 def ask(library: Any, family: str, seed: int, options: dict[str, Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Tasks of a family without end, each with the data set that can score its answers."""
-    tasks = library.create_dataset(family, seed=seed, size=2**31 - 1, **options)
-    index = 0
-    while True:
+    """Tasks of a family, each with the data set that can score its answers; `MOST_TASKS` at most."""
+    tasks = library.create_dataset(family, seed=seed, size=MOST_TASKS, **options)
+    for index in range(MOST_TASKS):
         yield tasks, tasks[index]
-        index += 1
 
 
 def check_answer(answer: str, scorer: Any, task: dict[str, Any], *, row_id: str) -> None:

@@ -62,7 +62,9 @@ def make_parts(plan: StagePlan, groups: ProcessGroupCollection) -> Parts:
 def wrap_model(plan: StagePlan, model: Any, groups: ProcessGroupCollection) -> DistributedDataParallel:
     """Puts a model into Megatron-Core's data parallelism, for training.
 
-    Gradients are summed in fp32 and divided once, by the global count of trained tokens.
+    Gradients are summed in fp32 and divided once, by the global count of trained tokens. In bf16 core's
+    `Float16Module` makes every parameter bf16, `A_log` and `D` included (0.19.2, `module.py:464`); the
+    optimizer keeps fp32 masters of all of them.
     """
     config = model.config
     if plan.precision == "bf16":

@@ -47,5 +47,5 @@ def test_the_layout_is_not_part_of_the_stage(toy_project: ToyProject, single: Ru
 
 
 def test_the_loss_falls(single: Run) -> None:
-    assert single.losses[0] == pytest.approx(6.23, abs=0.3)  # ln 512 = 6.24: an untrained model knows nothing
+    assert single.losses[0] == pytest.approx(6.93, abs=0.1)  # ln 1024, the padded vocabulary: it knows nothing yet
     assert single.losses[-1] < single.losses[0] - 1.0

@@ -1,0 +1,88 @@
+"""A resolved recipe is complete, loads to itself, and says where each value comes from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data_tools.errors import RecipeError
+from megatron_ext.recipe.explain import differences, resolved_yaml
+from megatron_ext.recipe.load import load_recipe
+from tests.support.pencil_project import PencilProject, make_pencil_project
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PencilProject:
+    monkeypatch.chdir(tmp_path)
+    return make_pencil_project(Path())
+
+
+def test_the_resolved_recipe_loads_to_the_same_recipe(project: PencilProject) -> None:
+    project.edit("model.yaml", '"M-M*M-"', '"*M-M"')
+    loaded = project.load("logging.wandb_project='12: #x'")
+    Path("resolved.yaml").write_text(resolved_yaml(loaded.recipe, loaded.origins))
+    assert load_recipe("resolved.yaml", site=project.site).recipe == loaded.recipe
+
+
+def test_every_line_says_where_its_value_comes_from(project: PencilProject) -> None:
+    loaded = project.load("seed=7")
+    lines = [line.split("  # ") for line in resolved_yaml(loaded.recipe, loaded.origins).splitlines()]
+    origins = {text.strip(): origin for text, origin in lines}
+    assert origins["lr: 0.003"] == "pretrain.yaml:14"
+    assert origins["hidden_size: 64"] == "model.yaml:3"
+    assert origins["beta2: 0.95"] == "default"
+    assert origins["seed: 7"] == "--set seed=7"
+
+
+def test_a_key_is_explained_with_value_origin_type_and_meaning(project: PencilProject) -> None:
+    assert project.load().explain("optimizer.lr").splitlines() == [
+        "optimizer.lr",
+        "  meaning  Peak learning rate.",
+        "  value    0.003",
+        "  origin   pretrain.yaml:14",
+        "  type     a number such as 0.1 or 1e-4, greater than 0",
+        "  default  none, it must be set",
+        "  hashed   yes: another value is another stage",
+    ]
+
+
+def test_a_section_is_explained_by_its_keys(project: PencilProject) -> None:
+    assert project.load().explain("budget").splitlines() == [
+        "budget: How much is read.",
+        "  budget.tokens: Processed tokens of this stage; rounded to whole steps as the plan states.",
+    ]
+
+
+def test_a_list_is_explained_by_its_length(project: PencilProject) -> None:
+    assert "  value    2 elements\n" in project.load().explain("data.blend")
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("optimizer.lrr", "unknown key; did you mean optimizer.lr?"),
+        ("sequence_length", "unknown key; did you mean training.sequence_length?"),
+        ("data.blend[2].share", "the recipe has no such list element"),
+        ("..", "is no key"),
+    ],
+)
+def test_a_key_that_is_not_there_is_refused(project: PencilProject, key: str, said: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        project.load().explain(key)
+    assert said in str(caught.value)
+
+
+def test_differences_hold_both_values_and_where_they_stand(project: PencilProject) -> None:
+    first, second = project.load(), project.load("seed=7", "training.micro_batch_size=2")
+    found = differences((first.recipe, first.origins), (second.recipe, second.origins))
+    assert [(one.key, one.role, one.values, one.origins) for one in found] == [
+        ("training.micro_batch_size", "placement", ("1", "2"), ("default", "--set training.micro_batch_size=2")),
+        ("seed", "meaning", ("1234", "7"), ("default", "--set seed=7")),
+    ]
+
+
+def test_a_list_element_of_one_recipe_only_is_a_difference(project: PencilProject) -> None:
+    first, second = project.load(), project.load("data.blend=[{source: a.yaml, share: 1}]")
+    found = {one.key: one.values for one in differences((first.recipe, first.origins), (second.recipe, second.origins))}
+    assert found["data.blend[1].share"] == ("0.25", "(not there)")
