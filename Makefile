@@ -13,7 +13,7 @@ EXTRAS ?= samples,hf,dev
 CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 
 PY := $(VENV)/bin/python
-PIP := $(PY) -m pip install --quiet --constraint requirements/constraints.txt
+PIP := $(PY) -m pip install --constraint requirements/constraints.txt
 STAMP := $(VENV)/.installed
 
 ##@ Set-up
@@ -27,6 +27,7 @@ help: ## list the commands
 
 .PHONY: setup
 setup: $(STAMP) ## create .venv and install everything, pinned
+	@echo "$(VENV) is ready: source $(VENV)/bin/activate"
 
 # A failed install leaves no stamp, so the next make goes on from what pip has already fetched.
 $(STAMP): setup.py pyproject.toml requirements/constraints.txt requirements/find_python.sh
@@ -36,7 +37,7 @@ $(STAMP): setup.py pyproject.toml requirements/constraints.txt requirements/find
 	  "$$python" -m venv --clear $(VENV); \
 	fi
 	@echo "== installing megatron-ext[$(EXTRAS)] into $(VENV) (some minutes the first time: torch is large)"
-	@$(PIP) setuptools
+	@$(PIP) --quiet setuptools
 	@$(PIP) --no-build-isolation --editable '.[$(EXTRAS)]'
 	@touch $@
 
@@ -57,11 +58,11 @@ types: $(STAMP) ## mypy, strict on data_tools, recipe and plan
 # Tests of one process share the cores; those that start processes of their own run one after another.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q
 QUICK := not slow and not gpu and not system
-MANY_PROCESSES := tests/distributed
+MANY_PROCESSES := tests/distributed tests/reliability
 
 .PHONY: test
 test: $(STAMP) ## the quick tests
-	$(PYTEST) -m '$(QUICK)' -n 2 --ignore $(MANY_PROCESSES)
+	$(PYTEST) -m '$(QUICK)' -n 2 $(addprefix --ignore=,$(MANY_PROCESSES))
 	$(PYTEST) -m '$(QUICK)' $(MANY_PROCESSES)
 
 .PHONY: test-slow
@@ -70,7 +71,7 @@ test-slow: $(STAMP) ## the tests that take minutes, start whole commands or kill
 
 .PHONY: bench
 bench: $(STAMP) ## measure on this machine: prints ratios, asserts nothing about time
-	for benchmark in tests/benchmarks/bench_*.py; do echo "== $$benchmark"; $(PY) "$$benchmark"; done
+	for benchmark in tests/benchmarks/*.py; do echo "== $$benchmark"; $(PY) "$$benchmark"; done
 
 ##@ Use
 
@@ -79,6 +80,7 @@ DEMO_DATA := data/demo
 DEMO_SETS := base base.validation ldq ldq.validation shq shq.validation
 DEMO_VOCAB := 4096
 DEMO_PROCESSES ?= $(if $(filter 1,$(CORES)),1,2)
+DEMO_THREADS := $(shell echo $$(( $(CORES) > $(DEMO_PROCESSES) ? $(CORES) / $(DEMO_PROCESSES) : 1 )))
 DEMO_PROMPT ?= Question: What is 12 + 30?
 
 define tokenize_set
@@ -96,12 +98,13 @@ demo: $(STAMP) ## from raw text to a trained hybrid that writes a few lines (abo
 	@mkdir -p $(DEMO_DATA)/tokens
 	$(foreach set,$(DEMO_SETS),$(call tokenize_set,$(set)))
 	@echo; echo "== 4/6 the plan: everything is decided before a device is touched"
-	$(PY) -m megatron_ext plan $(RECIPE)
+	$(PY) -m megatron_ext plan $(RECIPE) --world-size $(DEMO_PROCESSES)
 	@echo; echo "== 5/6 pretraining on $(DEMO_PROCESSES) process(es); Ctrl-C saves, and the same command goes on"
-	OMP_NUM_THREADS=$$(( $(CORES) / $(DEMO_PROCESSES) > 1 ? $(CORES) / $(DEMO_PROCESSES) : 1 )) \
-	  $(PY) -m torch.distributed.run --standalone --nproc-per-node $(DEMO_PROCESSES) -m megatron_ext.run $(RECIPE)
+	OMP_NUM_THREADS=$(DEMO_THREADS) $(PY) -m torch.distributed.run --standalone --nproc-per-node $(DEMO_PROCESSES) -m megatron_ext.run $(RECIPE)
 	@echo; echo "== 6/6 a few lines from the checkpoint"
-	$(PY) -m megatron_ext generate "$$(ls -d runs/stages/pretrain-*/checkpoints/step_* | sort -V | tail -n 1)" --prompt '$(DEMO_PROMPT)'
+	@stage=runs/stages/$$($(PY) -m megatron_ext plan $(RECIPE) --json | $(PY) -c 'import json, sys; print(json.load(sys.stdin)["stage_id"])'); \
+	  echo "$(PY) -m megatron_ext generate $$stage --prompt '$(DEMO_PROMPT)'"; \
+	  $(PY) -m megatron_ext generate $$stage --prompt '$(DEMO_PROMPT)'
 	@echo; echo "What to try next:"
 	@echo "  $(PY) -m megatron_ext show $(RECIPE) --explain data.blend"
 	@echo "  $(PY) -m megatron_ext plan $(RECIPE) --set budget.tokens=2M"

@@ -17,7 +17,6 @@ ids that chats use later (Qwen3's tokenizer makes the same choice).
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -169,12 +168,6 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, control tokens spelled out."""
         return self._backend.decode(list(ids), skip_special_tokens=False)
-
-    @functools.cached_property
-    def control_ids(self) -> frozenset[int]:
-        """Ids that no text is ever encoded to."""
-        added = self._backend.get_added_tokens_decoder()
-        return frozenset(number for number, token in added.items() if token.special)
 
     @property
     def eod_id(self) -> int:

@@ -159,7 +159,7 @@ def _diff_arguments(add: Any) -> None:
 
 
 def _generate_arguments(add: Any) -> None:
-    add("checkpoint", type=Path, metavar="CHECKPOINT", help="a folder checkpoints/step_N of a stage")
+    add("checkpoint", type=Path, metavar="CHECKPOINT", help="a stage's folder, or one of its checkpoints/step_N")
     add("--prompt", required=True, help="text to go on from")
     add("--max-new-tokens", type=_positive, default=128, metavar="N", help="tokens to write at most (default: 128)")
     add("--temperature", type=float, default=0.0, help="0 takes the likeliest token each time (default: 0)")
@@ -219,7 +219,7 @@ VERBS = (
     ),
     Verb(
         "generate",
-        'generate runs/stages/pretrain-*/checkpoints/step_200 --prompt "Question: What is 12 + 30?"',
+        'generate runs/stages/pretrain-* --prompt "Question: What is 12 + 30?"',
         "Let a checkpoint go on from a prompt.",
         _generate,
         _generate_arguments,

@@ -169,7 +169,8 @@ def divide(a: int, b: int) -> tuple[Working, int]:
         times = next(times for times in range(9, -1, -1) if times * b <= brought)
         rest = brought - times * b
         if quotient or times:  # leading zeros of the quotient are not written
-            lines.append(f"  {b} goes into {brought} {times} x: {times} x {b} = {times * b}, remainder {rest}")
+            said = "once" if times == 1 else f"{times} times"
+            lines.append(f"  {b} goes into {brought} {said}: {times} x {b} = {times * b}, remainder {rest}")
             quotient += str(times)
     result = int(quotient or "0")
     return Working((*lines, f"  So {a} = {result} x {b} + {rest}."), result), rest

@@ -49,12 +49,30 @@ def base_rows(seed: int, tally: Tally) -> Iterator[Row]:
         if path is None:
             yield from _rows("topics", name, _paragraphs(_topics()[name]), tally)
             continue
-        module = _parsed(path)
-        if module is None:
+        try:
+            docs, code = split_module(name, path.read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, SyntaxError):
             tally.left_out["source that does not parse"] += 1
             continue
-        yield from _rows("docs", name, _doc_entries(name, module[1]), tally)
-        yield from _rows("code", name, _code_pieces(*module), tally)
+        yield from _rows("docs", name, docs, tally)
+        yield from _rows("code", name, code, tally)
+
+
+def split_module(name: str, source: str) -> tuple[list[str], list[str]]:
+    """The docstrings of a module, and the rest of it; pieces that documents are made of.
+
+    Args:
+        name: Dotted name of the module.
+        source: Its source.
+
+    Returns:
+        One piece for each docstring, with its signature; and the source without them, in order.
+
+    Raises:
+        SyntaxError: If the source is not Python of this version.
+    """
+    module = ast.parse(source)
+    return _doc_entries(name, module), _code_pieces(source, module)
 
 
 def _rows(family: str, name: str, pieces: list[str], tally: Tally) -> Iterator[Row]:
@@ -107,14 +125,6 @@ def _is_left_out(path: Path) -> bool:
 def _module_name(path: Path) -> str:
     relative = path.relative_to(sysconfig.get_path("stdlib")).with_suffix("")
     return ".".join(relative.parts).removesuffix(".__init__")
-
-
-def _parsed(path: Path) -> tuple[str, ast.Module] | None:
-    try:
-        source = path.read_text(encoding="utf-8")
-        return source, ast.parse(source)
-    except (UnicodeDecodeError, SyntaxError):
-        return None
 
 
 def _doc_entries(name: str, module: ast.Module) -> list[str]:

@@ -42,14 +42,13 @@ FAMILIES_BY_DOMAIN: dict[str, tuple[str, ...]] = {
         "binary_alternation",
         "binary_matrix",
         "course_schedule",
-        "isomorphic_strings",
         "largest_island",
-        "list_functions",
         "manipulate_matrix",
         "palindrome_generation",
+        "palindrome_partitioning",
         "pool_matrix",
-        "ransom_note",
         "rotate_matrix",
+        "rotten_oranges",
         "shortest_path",
         "spiral_matrix",
         "string_insertion",
@@ -64,15 +63,25 @@ FAMILIES_BY_DOMAIN: dict[str, tuple[str, ...]] = {
         "letter_counting",
         "letter_jumble",
         "mini_sudoku",
+        "needle_haystack",
+        "self_reference",
         "sentence_reordering",
         "spell_backward",
         "syllogism",
-        "word_ladder",
         "word_sequence_reversal",
         "word_sorting",
     ),
 }
-"""Families that are quick to make, score their own answers in full, and do not read the clock."""
+"""Families that are quick to make and give the same tasks in every process.
+
+Not among them: `time_intervals` reads the clock; `isomorphic_strings`, `list_functions`, `ransom_note`
+and `word_ladder` depend on Python's hash seed (reasoning-gym 0.1.25, measured); and the families of `shq`.
+"""
+
+OPTIONS: dict[str, Metadata] = {
+    "base_conversion": {"min_value": 1},  # reasoning-gym 0.1.25 writes 0 as an empty string
+}
+"""Options of families whose defaults give broken tasks."""
 
 
 def _listed(items: list[Any]) -> str:
@@ -146,10 +155,6 @@ def _letter_counting(metadata: Metadata) -> str:
     return f'Words with "{letter}": {_listed(holding)}.' if holding else f'No word has "{letter}".'
 
 
-def _word_ladder(metadata: Metadata) -> str:
-    return f"I change one letter of {metadata['start_word']} at a time until it is {metadata['end_word']}."
-
-
 REASONING: dict[str, Callable[[Metadata], str]] = {
     "base_conversion": _base_conversion,
     "caesar_cipher": _caesar_cipher,
@@ -163,6 +168,5 @@ REASONING: dict[str, Callable[[Metadata], str]] = {
     "prime_factorization": _prime_factorization,
     "simple_geometry": _simple_geometry,
     "spell_backward": _spell_backward,
-    "word_ladder": _word_ladder,
 }
 """Families with short reasoning; an empty string means none for this task."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
+import importlib.metadata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,10 +16,6 @@ Row = dict[str, Any]
 
 MOST_TASKS = 20_000
 """Tasks asked of one family at most: some draw a plan of that length first, some refuse to give more."""
-
-
-class WrongAnswer(RuntimeError):
-    """An answer that the task's scorer does not accept: a bug here or there, never a row to drop."""
 
 
 @dataclass
@@ -77,27 +75,28 @@ def content_id(source: str, family: str, content: str) -> str:
 
 
 def reasoning_gym() -> Any:
-    """The library of procedural tasks.
+    """The library of procedural tasks; its import takes seconds.
+
+    Raises:
+        SetupError: If it is not installed.
+    """
+    reasoning_gym_versions()
+    return importlib.import_module("reasoning_gym")
+
+
+def reasoning_gym_versions() -> dict[str, str]:
+    """Its version, for cards, without importing it.
 
     Raises:
         SetupError: If it is not installed.
     """
     try:
-        import reasoning_gym as library
-    except ImportError:
+        return {"reasoning_gym": importlib.metadata.version("reasoning-gym")}
+    except importlib.metadata.PackageNotFoundError:
         raise SetupError(
             "reasoning-gym is not installed, and the ldq and shq samples are made with it; "
             "install it with: pip install 'megatron-ext[samples]', or make only --only base"
         ) from None
-    return library
-
-
-def reasoning_gym_versions() -> dict[str, str]:
-    """Its version, for cards."""
-    from importlib.metadata import version
-
-    reasoning_gym()
-    return {"reasoning_gym": version("reasoning-gym")}
 
 
 def ask(library: Any, family: str, seed: int, options: dict[str, Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
@@ -105,17 +104,3 @@ def ask(library: Any, family: str, seed: int, options: dict[str, Any]) -> Iterat
     tasks = library.create_dataset(family, seed=seed, size=MOST_TASKS, **options)
     for index in range(MOST_TASKS):
         yield tasks, tasks[index]
-
-
-def check_answer(answer: str, scorer: Any, task: dict[str, Any], *, row_id: str) -> None:
-    """Has the task's own scorer check an answer.
-
-    Raises:
-        WrongAnswer: Unless the score is full.
-    """
-    score = scorer.score_answer(answer, task)
-    if score != 1.0:
-        raise WrongAnswer(
-            f"{row_id}: the task's scorer gives {answer!r} a score of {score}; "
-            f"question: {task['question']!r}, stored answer: {task['answer']!r}"
-        )

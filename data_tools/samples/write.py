@@ -45,6 +45,11 @@ class WrittenSample:
     card: dict[str, Any]
     was_there: bool
 
+    @property
+    def held_out_rows(self) -> int:
+        """Rows of the validation file."""
+        return int(self.card["files"][f"{self.card['name']}.validation.jsonl"]["rows"])
+
 
 def write_sample(source: SampleSource, out: Path, *, seed: int, scale: float, progress: Progress) -> WrittenSample:
     """Makes one sample source in a folder, unless the folder already holds it.

@@ -18,7 +18,7 @@ class Batch:
         tokens: Inputs, `[b, s]` int64.
         labels: The token after each input, `[b, s]` int64.
         loss_mask: 1 where a label is trained on, else 0, `[b, s]` float32.
-        position_ids: Place of each token in its row, `[b, s]` int64.
+        position_ids: Place of each token in its row, `[b, s]` int64; the rows are one row in memory.
         source_index: Place of each row's source in `plan.data.sources`, `[b]` int64.
         sample_ids: One `source:epoch:sample` a row.
     """
@@ -49,12 +49,14 @@ class Batch:
         """
         tokens = torch.from_numpy(rows)
         batch_size, sequence_length = rows.shape[0], rows.shape[1] - 1
-        mask = torch.ones(batch_size) if row_mask is None else torch.tensor(row_mask, dtype=torch.float32)
+        loss_mask = torch.ones(batch_size, sequence_length)
+        if row_mask is not None:
+            loss_mask *= torch.tensor(row_mask)[:, None]
         return cls(
             tokens=tokens[:, :-1].contiguous(),
             labels=tokens[:, 1:].contiguous(),
-            loss_mask=mask[:, None].repeat(1, sequence_length),
-            position_ids=torch.arange(sequence_length).repeat(batch_size, 1),
+            loss_mask=loss_mask,
+            position_ids=torch.arange(sequence_length).expand(batch_size, sequence_length),
             source_index=torch.tensor(source_index, dtype=torch.int64),
             sample_ids=tuple(sample_ids),
         )

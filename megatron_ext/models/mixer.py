@@ -108,10 +108,8 @@ class LocalMambaMixer(MambaMixer):
         self.ngroups = config.mamba_num_groups
         self.nheads = config.mamba_num_heads or 2 * self.d_model // self.headdim
         self.d_inner = self.nheads * self.headdim
-        assert self.nheads % self.ngroups == 0 and self.ngroups % ranks == 0, (
-            f"mamba_num_heads {self.nheads}, mamba_num_groups {self.ngroups}, tensor parallel {ranks}: "
-            "each must be a multiple of the next"
-        )
+        sizes = f"mamba_num_heads {self.nheads}, mamba_num_groups {self.ngroups}, tensor parallel {ranks}"
+        assert self.nheads % self.ngroups == 0 == self.ngroups % ranks, f"{sizes}: each must divide the one before"
         self.nheads_local_tp, self.ngroups_local_tp = self.nheads // ranks, self.ngroups // ranks
         self.d_inner_local_tp = self.d_inner // ranks
 
@@ -186,9 +184,7 @@ class LocalMambaMixer(MambaMixer):
         refuse_packed_sequences(packed_seq_params)
         return self._ssm_prefill(zxBCdt)
 
-    def _ssm_prefill(
-        self, zxBCdt: Tensor, conv_state: Tensor | None = None, ssm_state: Tensor | None = None
-    ) -> Tensor:
+    def _ssm_prefill(self, zxBCdt: Tensor, conv_state: Tensor | None = None, ssm_state: Tensor | None = None) -> Tensor:
         """[s, b, in_proj] to [s, b, w]; fills the states (conv [b, w + 2 g n, 4], SSM [b, h, p, n]) when given."""
         z, xBC, dt = self._split(zxBCdt)
         tokens, rows = z.shape[:2]
@@ -213,7 +209,8 @@ class LocalMambaMixer(MambaMixer):
         self, zxBCdt: Tensor, conv_state: Tensor, ssm_state: Tensor, batch_indices: Tensor | None = None
     ) -> Tensor:
         """One token of every row, [1, b, in_proj] to [1, b, w]; advances both states in place."""
-        assert batch_indices is None and zxBCdt.shape[0] == 1, "decoding takes one token of every cached row"
+        assert batch_indices is None, "batch_indices belong to dynamic batching"
+        assert zxBCdt.shape[0] == 1, "decoding takes one token of every cached row"
         z, xBC, dt = self._split(zxBCdt[0])
         x, B, C = self._split_conv(causal_conv1d_silu_step(conv_state, xBC, self.conv1d_weight, self.conv1d_bias))
         dt = F.softplus(dt.float() + self.dt_bias.float())
@@ -226,7 +223,7 @@ class LocalMambaMixer(MambaMixer):
         return torch.split(zxBCdt, [z, x + B + C, dt], dim=-1)
 
     def _split_conv(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x [..., h, p], B and C [..., g, n]."""
+        """Values [..., h, p], B and C [..., g, n]."""
         x, B, C = torch.split(xBC, self._in_proj_sizes[1:4], dim=-1)
         groups = (self.ngroups_local_tp, self.d_state)
         return x.unflatten(-1, (self.nheads_local_tp, self.headdim)), B.unflatten(-1, groups), C.unflatten(-1, groups)

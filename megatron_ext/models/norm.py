@@ -121,5 +121,5 @@ def _gated(x: Tensor, z: Tensor | None) -> Tensor:
 
 
 def _wide(t: Tensor) -> Tensor:
-    """t in float32 at least."""
+    """Float32 at least."""
     return t.to(torch.promote_types(t.dtype, torch.float32))

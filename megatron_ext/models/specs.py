@@ -74,8 +74,6 @@ _mlp_layer = ModuleSpec(
 
 local_hybrid_stack_spec = ModuleSpec(
     module=LocalHybridStack,
-    submodules=HybridStackSubmodules(
-        mamba_layer=_mamba_layer, attention_layer=_attention_layer, mlp_layer=_mlp_layer
-    ),
+    submodules=HybridStackSubmodules(mamba_layer=_mamba_layer, attention_layer=_attention_layer, mlp_layer=_mlp_layer),
 )
 """Mamba-2, attention and MLP layers that need neither Transformer Engine, mamba-ssm nor a GPU."""

@@ -52,7 +52,7 @@ def _verdict(first: LoadedRecipe, second: LoadedRecipe, found: list[Difference])
     except DataError:
         roles = [_role(difference, first, second) for difference in found]
         count = sum(role != "placement" for role in roles)
-        known = f"{count} of the keys are part of the meaning" if count else "no key of the meaning differs"
+        known = f"keys of the meaning that differ: {count or 'none'}"
         return f"stage ids are not known until the data is built; {known}"
     if ids[0] == ids[1]:
         return f"same stage id: {ids[0]}"

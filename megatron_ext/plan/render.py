@@ -48,6 +48,15 @@ def frame(*columns: str, title: str | None = None) -> Table:
     return table
 
 
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """A number and its noun.
+
+    >>> counted(1, "sample"), counted(2_000, "sample")
+    ('1 sample', '2,000 samples')
+    """
+    return f"{format_exact(number)} {one if number == 1 else many or one + 's'}"
+
+
 def _facts(plan: StagePlan, run_root: Path) -> Table:
     table = frame("", "")
     table.columns[0].style = "bold"
@@ -79,7 +88,7 @@ def _model_rows(plan: StagePlan) -> list[Row]:
 def _layout_rows(plan: StagePlan) -> list[Row]:
     layout = plan.layout
     sizes = (
-        f"{layout.world_size} process{'es' if layout.world_size > 1 else ''} = "
+        f"{counted(layout.world_size, 'process', 'processes')} = "
         f"tensor {layout.tensor_model_parallel_size} x pipeline {layout.pipeline_model_parallel_size} x "
         f"data {layout.data_parallel_size}"
     )
@@ -109,7 +118,7 @@ def _batch_rows(batch: BatchPlan) -> list[Row]:
         ),
         (
             "microbatches",
-            f"{batch.num_microbatches} a step on each rank, of {batch.micro_batch_size} samples",
+            f"{batch.num_microbatches} a step on each rank, of {counted(batch.micro_batch_size, 'sample')}",
         ),
     ]
     if batch.max_steps is not None and batch.max_steps < batch.total_steps:
@@ -150,7 +159,7 @@ def _cadence_rows(plan: StagePlan) -> list[Row]:
 
 
 def _sources(plan: StagePlan) -> Table:
-    table = frame("source", "share", "samples", "tokens", "of", "documents", "epochs", "at most", "dataset")
+    table = frame("source", "share", "samples", "tokens", "of its", "documents", "epochs", "at most", "dataset")
     for column in table.columns[1:8]:
         column.justify = "right"
         column.no_wrap = True

@@ -116,6 +116,8 @@ def _message(kind: type[Section], tree: Tree, detail: ErrorDetails) -> str:
         return f"{value} is out of range; it must be {words} {context[key]:g}"
     if error == "literal_error" and field is not None:
         return f"{value} is not allowed; use {type_name(field)}"
+    if error == "string_pattern_mismatch" and field is not None:
+        return f"{value} is not allowed; {field.description}"
     if error == "string_type":
         return f"{value} is no text; put it in quotes"
     if error in ("model_type", "dict_type", "model_attributes_type"):

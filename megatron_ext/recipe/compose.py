@@ -205,7 +205,7 @@ def _changed_list(tree: Tree, list_path: KeyPath, inside: KeyPath, value: Any, o
     before = _value_at(tree.data, list_path)
     index = inside[0]
     if not isinstance(before, list) or not isinstance(index, int) or index >= len(before):
-        has = f"has {len(before)} elements, counted from 0" if isinstance(before, list) else "is no list"
+        has = f"has elements 0 to {len(before) - 1}" if isinstance(before, list) else "is no list"
         raise RecipeError(f"{origin}: {key_name(list_path)} {has}")
     changed = copy.deepcopy(before)
     if len(inside) == 1:

@@ -83,7 +83,10 @@ def differences(first: tuple[Recipe, Origins], second: tuple[Recipe, Origins]) -
             key=key_name(key),
             role=role_of(key),
             values=(_shown(values[0], key), _shown(values[1], key)),
-            origins=(_origin(first[1], key), _origin(second[1], key)),
+            origins=(
+                _origin(first[1], key) if key in values[0] else "",
+                _origin(second[1], key) if key in values[1] else "",
+            ),
         )
         for key in keys
         if values[0].get(key, _ABSENT) != values[1].get(key, _ABSENT)

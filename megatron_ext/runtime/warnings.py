@@ -7,8 +7,11 @@ import warnings
 
 _PATTERNS = (
     "Transformer Engine and Apex are not installed",
-    "barrier\\(\\): using the device under current context",
+    "Apex is not installed. Falling back to Torch Norm",
+    "full scope is deprecated",
+    "MimoModelConfig is experimental",
 )
+_LOG_PATTERN = "MCore's async save is deprecated"  # said of every save, the synchronous ones that we use included
 
 
 def quiet_known_warnings() -> None:
@@ -16,3 +19,5 @@ def quiet_known_warnings() -> None:
     for pattern in _PATTERNS:
         warnings.filterwarnings("ignore", message=pattern)
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    saving = logging.getLogger("megatron.core.dist_checkpointing.strategies.torch")
+    saving.addFilter(lambda record: _LOG_PATTERN not in record.getMessage())

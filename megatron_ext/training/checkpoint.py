@@ -20,6 +20,7 @@ fp32 weight and two moments); a 1.4M-parameter model in fp32 comes to 17 MB.
 from __future__ import annotations
 
 import json
+import queue
 import re
 import shutil
 from pathlib import Path
@@ -29,6 +30,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.validation import StrictHandling
 
 from data_tools.atomic_files import sync_folder
@@ -62,7 +64,8 @@ def save_checkpoint(folder: Path, parts: Parts, state: TrainState) -> Path:
         shutil.rmtree(writing, ignore_errors=True)
         writing.mkdir(parents=True)
     dist.barrier()
-    dist_checkpointing.save(_sharded_state(parts, is_loading=False), str(writing))
+    _keep_writing_in_this_process()
+    dist_checkpointing.save(_sharded_state(parts, is_loading=False), str(writing), async_strategy="mcore")
     if is_main:
         _write_facts(writing, parts, state)
         shutil.rmtree(final, ignore_errors=True)
@@ -170,6 +173,16 @@ def _sharded_state(parts: Parts, *, is_loading: bool) -> dict[str, Any]:
             "random_state", random_state(), tuple(g.size() for g in ranks), tuple(g.rank() for g in ranks), replica_id=0
         ),
     }
+
+
+def _keep_writing_in_this_process() -> None:
+    """Gives core's writer a plain queue for its results.
+
+    It would start a manager process on every rank, which imports torch again (573 MB measured) and lives
+    on for ever when its parent is killed. We save synchronously: writer and reader are this process.
+    """
+    if filesystem_async._results_queue is None:
+        filesystem_async._results_queue = queue.Queue()
 
 
 def _write_facts(folder: Path, parts: Parts, state: TrainState) -> None:

@@ -20,12 +20,12 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from megatron_ext.models.build import build_model  # noqa: E402
-from megatron_ext.plan.stage_plan import StagePlan  # noqa: E402
-from megatron_ext.runtime.launch import Launch  # noqa: E402
-from megatron_ext.runtime.parallel import process_groups  # noqa: E402
-from tests.support.nemotron_h import nemotron_h  # noqa: E402
-from tests.support.plans import make_plan  # noqa: E402
+from megatron_ext.models.build import build_model
+from megatron_ext.plan.stage_plan import StagePlan
+from megatron_ext.runtime.launch import Launch
+from megatron_ext.runtime.parallel import process_groups
+from tests.support.nemotron_h import nemotron_h
+from tests.support.plans import make_plan
 
 VOCAB_SIZE = 4096
 MODEL = {
@@ -76,9 +76,7 @@ def our_step(model: torch.nn.Module, length: int) -> Step:
 
 
 def their_step(model: torch.nn.Module, length: int) -> Step:
-    return training_step(
-        model, lambda tokens: F.cross_entropy(model(tokens[:, :-1]).logits[0], tokens[0, 1:]), length
-    )
+    return training_step(model, lambda tokens: F.cross_entropy(model(tokens[:, :-1]).logits[0], tokens[0, 1:]), length)
 
 
 def alternate(steps: dict[str, Step], repeats: int) -> dict[str, float]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
-import os
 import signal
 import subprocess
 import time
@@ -20,10 +20,13 @@ CASES: dict[str, tuple[int | None, tuple[str, ...]]] = {
     "tp2-sequence-parallel": (2, ("parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=true")),
 }
 
+LONG = ("budget.tokens=30_720", "checkpoint.interval_tokens=10_240", "training.validation_interval_tokens=30_720")
+"""60 steps with a checkpoint every 20: long enough to be interrupted in the middle on a busy machine."""
+
 
 @pytest.fixture(scope="module")
 def undisturbed(toy_project: ToyProject, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    run = toy_project.run(tmp_path_factory.mktemp("undisturbed"))
+    run = toy_project.run(tmp_path_factory.mktemp("undisturbed"), *LONG)
     assert run.code == 0, run.output
     return run
 
@@ -51,12 +54,12 @@ def test_sigterm_finishes_the_step_saves_and_says_so(toy_project: ToyProject, un
     assert process.returncode == 5, output
     stopped = Run(code=5, output=output, run_root=tmp_path)
     steps = len(stopped.losses)
-    assert 2 <= steps < 10
-    assert f"stopped by SIGTERM after step {steps} of 10" in output
+    assert 2 <= steps < 60
+    assert f"stopped by SIGTERM after step {steps} of 60" in output
     ending = json.loads((stopped.stage_folder / "exit.json").read_text())
     assert ending["code"] == 5
     assert (stopped.stage_folder / "checkpoints" / f"step_{steps}").is_dir()
-    rest = toy_project.run(tmp_path)
+    rest = toy_project.run(tmp_path, *LONG)
     assert rest.code == 0, rest.output
     assert f"goes on at step {steps}" in rest.output
     assert rest.losses == undisturbed.losses
@@ -66,22 +69,22 @@ def test_kill_minus_nine_loses_at_most_the_steps_since_the_checkpoint(
     toy_project: ToyProject, undisturbed: Run, tmp_path: Path
 ) -> None:
     process = start(toy_project, tmp_path)
-    wait_for_step(tmp_path, 7)  # behind the checkpoint of step 5
+    wait_for_step(tmp_path, 25)  # behind the checkpoint of step 20
     process.kill()
-    process.communicate(timeout=60)
-    rest = toy_project.run(tmp_path)
+    process.communicate(timeout=60)  # returns only when no orphan holds the pipe
+    rest = toy_project.run(tmp_path, *LONG)
     assert rest.code == 0, rest.output
-    assert "goes on at step 5" in rest.output
-    assert [line["step"] for line in rest.metrics] == list(range(1, 11))
+    assert "goes on at step 20" in rest.output
+    assert [line["step"] for line in rest.metrics] == list(range(1, 61))
     assert rest.losses == undisturbed.losses
 
 
 def test_a_half_written_checkpoint_is_never_taken(toy_project: ToyProject, undisturbed: Run, tmp_path: Path) -> None:
-    cut = toy_project.run(tmp_path, "training.max_steps=5")
+    cut = toy_project.run(tmp_path, *LONG, "training.max_steps=3")
     half = cut.stage_folder / "checkpoints" / ".writing_step_9"
     half.mkdir()
     (half / "plan.json").write_text("{")
-    rest = toy_project.run(tmp_path)
+    rest = toy_project.run(tmp_path, *LONG)
     assert rest.code == 0, rest.output
     assert not half.exists()
     assert rest.losses == undisturbed.losses
@@ -89,7 +92,7 @@ def test_a_half_written_checkpoint_is_never_taken(toy_project: ToyProject, undis
 
 def test_a_finished_stage_is_not_trained_again(toy_project: ToyProject, undisturbed: Run) -> None:
     before = (undisturbed.stage_folder / "metrics.jsonl").read_bytes()
-    again = toy_project.run(undisturbed.run_root)
+    again = toy_project.run(undisturbed.run_root, *LONG)
     assert again.code == 0, again.output
     assert "finished before" in again.output
     assert (undisturbed.stage_folder / "metrics.jsonl").read_bytes() == before
@@ -97,26 +100,26 @@ def test_a_finished_stage_is_not_trained_again(toy_project: ToyProject, undistur
 
 def test_old_checkpoints_are_removed(undisturbed: Run, toy_project: ToyProject, tmp_path: Path) -> None:
     folders = sorted(path.name for path in (undisturbed.stage_folder / "checkpoints").iterdir())
-    assert folders == ["step_10", "step_5"]
+    assert folders == ["step_40", "step_60"]
     kept = toy_project.run(tmp_path, "checkpoint.interval_tokens=512", "checkpoint.keep_last=1", "checkpoint.keep_every_tokens=2048")
     assert kept.code == 0, kept.output
     assert sorted(path.name for path in (kept.stage_folder / "checkpoints").iterdir()) == ["step_10", "step_4", "step_8"]
 
 
 def test_two_runs_of_one_stage_at_once_are_refused(toy_project: ToyProject, tmp_path: Path) -> None:
-    process = start(toy_project, tmp_path)
-    wait_for_step(tmp_path, 1)
-    second = toy_project.run(tmp_path)
-    process.communicate(timeout=60)
-    assert process.returncode == 0
+    cut = toy_project.run(tmp_path, "training.max_steps=1")
+    with (cut.stage_folder / ".lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as a run does for as long as it lives
+        second = toy_project.run(tmp_path)
     assert second.code == 4
     assert "another process is training this stage" in second.output
+    assert len(second.losses) == 1
 
 
 def start(project: ToyProject, run_root: Path) -> subprocess.Popen[str]:
-    """Starts a run that is slow enough to be interrupted: 20 ms sleep is not needed, saving takes longer."""
+    """Starts the long run and leaves it running."""
     return subprocess.Popen(
-        project.command(run_root, "checkpoint.interval_tokens=2_560"),
+        project.command(run_root, *LONG),
         cwd=REPOSITORY,
         env=environment(),
         stdout=subprocess.PIPE,
@@ -133,5 +136,4 @@ def wait_for_step(run_root: Path, step: int) -> None:
         if files and files[0].read_text().count("\n") >= step:
             return
         time.sleep(0.005)
-    os.sync()
     pytest.fail(f"step {step} did not come within 90 s")

@@ -11,6 +11,7 @@ unless they are given.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 from megatron_ext.plan.stage_plan import (
@@ -144,7 +145,7 @@ def _cut(pattern: str, num_stages: int) -> str:
         return pattern
     length = len(pattern) // num_stages
     starts = [stage * length for stage in range(num_stages)] + [len(pattern)]
-    return "|".join(pattern[begin:end] for begin, end in zip(starts, starts[1:], strict=False))
+    return "|".join(pattern[begin:end] for begin, end in pairwise(starts))
 
 
 def _batch(layout: LayoutPlan, changes: Mapping[str, Any]) -> BatchPlan:

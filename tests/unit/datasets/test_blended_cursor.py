@@ -17,10 +17,14 @@ from tests.support.sources import plan_reading, write_source
 def folder(tmp_path_factory):
     """Sources a (tokens 1 to 7), b (11 to 17) and c (21 to 27), each document ended by EOS 0."""
     folder = tmp_path_factory.mktemp("sources")
-    for name, first in (("a", 0), ("b", 10), ("c", 20)):
-        documents = [[first + 1 + (start + i) % 7 for i in range(start % 5 + 1)] + [0] for start in range(30)]
-        write_source(folder / name, documents, block_documents=8)
+    for source, name in enumerate("abc"):
+        write_source(folder / name, [_document(number, source) for number in range(30)], block_documents=8)
     return folder
+
+
+def _document(number, source):
+    """One to five tokens that start at another one in each document, then EOS."""
+    return [10 * source + 1 + (number + i) % 7 for i in range(number % 5 + 1)] + [0]
 
 
 def _plan(folder, *, samples=(24, 12, 4), names="abc", **changes):
@@ -122,15 +126,20 @@ def test_consumed_samples_count_all_ranks(folder):
     assert cursor.consumed_samples == 16
 
 
-def test_a_sample_id_leads_back_to_its_documents(folder):
+def test_sample_ids_lead_back_to_their_documents(folder):
     cursor = _cursor(_plan(folder, micro_batch_size=8))
     (batch,) = cursor.next_step()
-    spans = cursor.locate(batch.sample_ids[3])
-    document = [1 + (spans[0].document + i) % 7 for i in range(spans[0].document % 5 + 1)] + [0]
-    source = int(batch.source_index[3])
-    read = batch.tokens[3, : spans[0].length].tolist()
-    assert [token and token - 10 * source for token in read] == document[spans[0].start :][: spans[0].length]
-    assert sum(span.length for span in spans) == 5
+    assert set(batch.source_index.tolist()) == {0, 1}
+    for row, sample_id in enumerate(batch.sample_ids):
+        spans = cursor.locate(sample_id)
+        read = [
+            token for span in spans for token in _document(span.document, int(batch.source_index[row]))[_part(span)]
+        ]
+        assert read == [*batch.tokens[row].tolist(), int(batch.labels[row, -1])]
+
+
+def _part(span):
+    return slice(span.start, span.start + span.length)
 
 
 def test_more_than_the_planned_samples_is_refused_with_the_numbers(folder):

@@ -47,6 +47,19 @@ def test_a_document_of_several_sequences_is_one_document(tmp_path):
     assert row.tolist() == [2, 3, 4, 0, 5]
 
 
+def test_a_document_without_any_sequence_is_empty(tmp_path):
+    # Megatron's own tools write an empty text so.
+    builder = IndexedDatasetBuilder(str(tmp_path / "a.bin"), dtype=np.uint16)
+    builder.add_document(np.array([1, 0]), [2])
+    builder.end_document()
+    builder.add_document(np.array([2, 3, 0]), [3])
+    builder.finalize(str(tmp_path / "a.idx"))
+    manifest = describe_source(tmp_path / "a", [[1, 0], [], [2, 3, 0]])
+    documents = _open(tmp_path / "a", manifest.data_id)
+    assert documents.lengths_of_block(0).tolist() == [2, 0, 3]
+    assert [documents.document_at(position) for position in range(5)] == [0, 0, 2, 2, 2]
+
+
 def test_the_document_of_a_file_position_skips_empty_documents(tmp_path):
     manifest = write_source(tmp_path / "a", PENCIL)
     documents = _open(tmp_path / "a", manifest.data_id)

@@ -40,11 +40,13 @@ def test_the_permutation_of_a_key_never_changes():
     assert keyed_permutation(8, key="golden").tolist() == [2, 1, 4, 0, 7, 3, 6, 5]
 
 
+@settings(deadline=None)
 @given(st.integers(min_value=0, max_value=200), st.text(max_size=8))
 def test_a_keyed_permutation_ranks_by_splitmix64(size, key):
     assert keyed_permutation(size, key=key).tolist() == _keyed_permutation_ref(size, key)
 
 
+@settings(deadline=None)
 @given(st.integers(min_value=0, max_value=200), st.text(max_size=8))
 def test_a_keyed_permutation_holds_each_number_once(size, key):
     assert sorted(keyed_permutation(size, key=key).tolist()) == list(range(size))

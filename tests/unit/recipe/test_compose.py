@@ -159,7 +159,7 @@ def test_one_key_of_a_list_element_can_be_overridden() -> None:
 def test_an_element_that_is_not_there_is_refused_with_the_number_that_are() -> None:
     write(leaf="data: {blend: [{share: 1}]}\n")
     assert refusal("leaf.yaml", "data.blend[1].share=1") == (
-        "--set data.blend[1].share=1: data.blend has 1 elements, counted from 0"
+        "--set data.blend[1].share=1: data.blend has elements 0 to 0"
     )
 
 

@@ -84,5 +84,6 @@ def test_differences_hold_both_values_and_where_they_stand(project: PencilProjec
 
 def test_a_list_element_of_one_recipe_only_is_a_difference(project: PencilProject) -> None:
     first, second = project.load(), project.load("data.blend=[{source: a.yaml, share: 1}]")
-    found = {one.key: one.values for one in differences((first.recipe, first.origins), (second.recipe, second.origins))}
-    assert found["data.blend[1].share"] == ("0.25", "(not there)")
+    found = {one.key: one for one in differences((first.recipe, first.origins), (second.recipe, second.origins))}
+    assert found["data.blend[1].share"].values == ("0.25", "(not there)")
+    assert found["data.blend[1].share"].origins == ("pretrain.yaml:7", "")

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from data_tools.errors import RecipeError
+from megatron_ext.recipe.checks import ELSEWHERE, RENAMED
+from megatron_ext.recipe.keys import field_at, parse_key
+from megatron_ext.recipe.schema import Recipe
 from tests.support.pencil_project import PencilProject, make_pencil_project
 
 
@@ -37,6 +40,23 @@ def test_a_key_of_another_section_is_shown_where_it_belongs(project: PencilProje
 
 def test_a_word_of_megatrons_command_line_is_translated(project: PencilProject) -> None:
     assert "unknown key; here it is budget.tokens; " in refusal(project, "training.train_iters=8")
+
+
+@pytest.mark.parametrize("key", ELSEWHERE.values())
+def test_a_translation_leads_to_a_key_that_is_there(key: str) -> None:
+    assert field_at(Recipe, parse_key(key)) is not None
+
+
+def test_a_renamed_key_says_its_new_name(project: PencilProject, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RENAMED, "optimizer.peak", "optimizer.lr")
+    assert "optimizer.peak: unknown key; it is now optimizer.lr; allowed here: " in refusal(project, "optimizer.peak=1")
+
+
+def test_the_name_of_a_source_has_plain_characters(project: PencilProject) -> None:
+    project.edit("a.yaml", "source: a", "source: a/b")
+    assert refusal(project) == (
+        "a.yaml:1: source: 'a/b' is not allowed; Name of the source, for people: letters, digits, '_' and '-'."
+    )
 
 
 def test_all_problems_come_sorted_by_file_and_line(project: PencilProject) -> None:

@@ -1,0 +1,248 @@
+"""Command line of `data_tools`: sample, train-tokenizer, tokenize, inspect."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from data_tools.errors import UserError
+
+if TYPE_CHECKING:
+    from data_tools.samples.write import WrittenSample
+
+_INTERRUPTED = 130  # what shells give to a command that Ctrl-C ended
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose help starts with a command to copy."""
+
+    example = ""
+
+    def format_help(self) -> str:
+        return f"Example:\n  {self.example}\n\n{super().format_help()}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb; prints errors of the user as `error: …`, without a traceback.
+
+    Args:
+        arguments: The command line without the program's name; that of the process when None.
+
+    Returns:
+        The exit code; see `data_tools.errors`.
+    """
+    options = _parser().parse_args(arguments)
+    options.command = shlex.join(["data-tools", *(sys.argv[1:] if arguments is None else arguments)])
+    verb: Callable[[argparse.Namespace], None] = options.verb
+    try:
+        verb(options)
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # disk full, no permission
+        print(f"error: {error.filename or 'input or output'}: {error.strerror}", file=sys.stderr)
+        return 4
+    except KeyboardInterrupt:
+        print("error: interrupted; no finished file was changed", file=sys.stderr)
+        return _INTERRUPTED
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="data-tools", description="Raw text into verified Megatron datasets.")
+    parser.example = "python -m data_tools sample --out data/demo/raw"
+    verbs = parser.add_subparsers(required=True, metavar="VERB", parser_class=_Parser)
+    _add_sample(verbs)
+    _add_train_tokenizer(verbs)
+    _add_tokenize(verbs)
+    _add_inspect(verbs)
+    return parser
+
+
+_Verbs = argparse._SubParsersAction  # argparse has no public name for it
+
+
+def _add_sample(verbs: _Verbs[_Parser]) -> None:
+    about = "Make small real data sets on the spot: base, ldq, shq, each split into training and held-out rows."
+    parser = verbs.add_parser("sample", help=about, description=about)
+    parser.example = "python -m data_tools sample --out data/demo/raw"
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder of NAME.jsonl and NAME.card.json"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="decides the rows (default 0)")
+    parser.add_argument("--only", metavar="NAMES", help="some of base,ldq,shq, separated by commas")
+    parser.add_argument("--scale", type=float, default=1.0, help="times the default size (default 1)")
+    parser.set_defaults(verb=_sample)
+
+
+def _add_train_tokenizer(verbs: _Verbs[_Parser]) -> None:
+    about = "Train a byte-level BPE tokenizer."
+    parser = verbs.add_parser("train-tokenizer", help=about, description=about)
+    parser.example = (
+        "python -m data_tools train-tokenizer --input data/demo/raw/base.jsonl data/demo/raw/ldq.jsonl \\\n"
+        "      data/demo/raw/shq.jsonl --vocab-size 4096 --out data/demo/tokenizer"
+    )
+    _add_input(parser)
+    parser.add_argument("--vocab-size", required=True, metavar="N", help="ids, added tokens included; 4096, 128K")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of tokenizer.json")
+    parser.set_defaults(verb=_train_tokenizer)
+
+
+def _add_tokenize(verbs: _Verbs[_Parser]) -> None:
+    about = "Turn JSONL into PREFIX.bin, PREFIX.idx and PREFIX.manifest.json, which is written last."
+    parser = verbs.add_parser("tokenize", help=about, description=about)
+    parser.example = (
+        "python -m data_tools tokenize --input data/demo/raw/shq.jsonl --tokenizer data/demo/tokenizer \\\n"
+        "      --output data/demo/tokens/shq --append-eod"
+    )
+    _add_input(parser)
+    parser.add_argument("--tokenizer", type=Path, required=True, metavar="DIR", help="folder of tokenizer.json")
+    parser.add_argument("--output", type=Path, required=True, metavar="PREFIX", help="prefix of the three files")
+    parser.add_argument("--append-eod", action="store_true", help="end each document with the end-of-document id")
+    parser.add_argument(
+        "--on-error",
+        choices=("fail", "skip"),
+        default="fail",
+        help="at a line without text: stop (default), or leave it out, count it and list it",
+    )
+    parser.add_argument("--rejects", type=Path, metavar="FILE", help="list of such lines (PREFIX.rejects.jsonl)")
+    parser.add_argument("--overwrite", action="store_true", help="replace whatever stands at PREFIX")
+    parser.set_defaults(verb=_tokenize)
+
+
+def _add_inspect(verbs: _Verbs[_Parser]) -> None:
+    about = "Show what a dataset holds."
+    parser = verbs.add_parser("inspect", help=about, description=about)
+    parser.example = "python -m data_tools inspect data/demo/tokens/shq --document 0 --tokenizer data/demo/tokenizer"
+    parser.add_argument("prefix", type=Path, metavar="PREFIX", help="prefix of the three files")
+    parser.add_argument("--document", type=int, metavar="N", help="also show document N, counted from 0")
+    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="show it as text instead of ids")
+    parser.set_defaults(verb=_inspect)
+
+
+def _add_input(parser: _Parser) -> None:
+    parser.add_argument("--input", type=Path, nargs="+", required=True, metavar="FILE", help="JSONL files")
+    parser.add_argument("--key", default="text", help="key of the text (default text; else conversations is read)")
+
+
+def _sample(options: argparse.Namespace) -> None:
+    from data_tools.samples.command import make_samples
+
+    written = make_samples(options.out, seed=options.seed, only=options.only, scale=options.scale)
+    for sample in written:
+        if not sample.held_out_rows:
+            _warn(f"{sample.card['name']}: none of {sample.card['rows']:,} rows is held out; raise --scale to validate")
+    _print_table(
+        f"sample sources in {options.out}",
+        ["source", "rows", "held out", "text bytes", "families", "left out"],
+        [_sample_row(sample) for sample in written],
+    )
+
+
+def _sample_row(sample: WrittenSample) -> list[str]:
+    card = sample.card
+    left_out = ", ".join(f"{count:,} x {reason}" for reason, count in card["left_out"].items())
+    return [
+        card["name"],
+        f"{card['rows']:,}",
+        f"{sample.held_out_rows:,}",
+        f"{card['text_bytes']:,}",
+        str(len(card["families"])),
+        "was there already" if sample.was_there else left_out,
+    ]
+
+
+def _train_tokenizer(options: argparse.Namespace) -> None:
+    from data_tools.errors import UsageError
+    from data_tools.quantities import parse_count
+    from data_tools.tokenizer_training import train_tokenizer
+
+    try:
+        vocab_size = parse_count(options.vocab_size)
+    except ValueError as error:
+        raise UsageError(f"--vocab-size: {error}") from None
+    trained = train_tokenizer(options.input, key=options.key, vocab_size=vocab_size, out=options.out)
+    facts = trained.facts
+    if facts.vocab_size < vocab_size:
+        _warn(f"--vocab-size: asked for {vocab_size:,} ids, the text has merges for {facts.vocab_size:,}")
+    _print_table(
+        f"tokenizer {'was there already: ' if trained.was_there else ''}{options.out}",
+        ["", ""],
+        [
+            ["ids", f"{facts.vocab_size:,}"],
+            ["end of document", f"{facts.eod_token} = {facts.eod_id}"],
+            ["documents read", "none" if trained.was_there else f"{trained.documents:,}"],
+            ["fingerprint", facts.fingerprint[:16]],
+        ],
+    )
+
+
+def _tokenize(options: argparse.Namespace) -> None:
+    from data_tools.inspection import summary
+    from data_tools.progress import shown
+    from data_tools.tokenize import TokenizeJob, tokenize
+
+    job = TokenizeJob(
+        inputs=tuple(options.input),
+        tokenizer=options.tokenizer,
+        output=options.output,
+        key=options.key,
+        append_eod=options.append_eod,
+        on_error=options.on_error,
+        rejects=options.rejects,
+        overwrite=options.overwrite,
+        command=options.command,
+    )
+    total = sum(path.stat().st_size for path in job.inputs if path.exists())
+    with shown(f"tokenize {options.output.name}", total) as progress:
+        result = tokenize(job, progress)
+    if result.manifest.rejected:
+        _warn(f"{result.manifest.rejected:,} lines were rejected; they are listed in {job.rejects_path}")
+    state = "already done" if result.was_done else "done"
+    _print_table(f"{options.output}: {state}", ["", ""], [list(row) for row in summary(result.manifest)])
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from data_tools.errors import UsageError
+    from data_tools.inspection import document_ids, document_text, length_histogram, open_dataset, summary
+
+    if options.tokenizer and options.document is None:
+        raise UsageError("--tokenizer: shows a document as text; give --document N too")
+    dataset = open_dataset(options.prefix)
+    _print_table(str(options.prefix), ["", ""], [list(row) for row in summary(dataset.manifest)])
+    print("\n".join(length_histogram(dataset.documents.lengths)))
+    if options.document is None:
+        return
+    print(f"\ndocument {options.document}:")
+    if options.tokenizer:
+        print(document_text(dataset, options.document, options.tokenizer))
+    else:
+        print(*document_ids(dataset, options.document))
+
+
+def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = Table(title=title, title_justify="left", show_header=any(columns))
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(markup=False).print(table)
+
+
+def _warn(message: str) -> None:
+    print(f"WARNING: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

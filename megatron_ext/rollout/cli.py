@@ -1,0 +1,86 @@
+"""`megatron-ext generate`: a checkpoint, a prompt, a text."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from data_tools.errors import DataError
+from data_tools.tokenizer import Tokenizer
+from megatron_ext.plan.stage_plan import StagePlan
+from megatron_ext.runtime.warnings import quiet_known_warnings
+
+
+def main_generate(args: argparse.Namespace) -> int:
+    """Prints the prompt and its continuation.
+
+    Args:
+        args: `checkpoint`, `prompt`, `max_new_tokens`, `temperature`, `top_k`, `top_p`, `seed`.
+
+    Returns:
+        Exit code 0.
+
+    Raises:
+        DataError: When `checkpoint` is neither a checkpoint nor a stage with one.
+        UsageError: When an argument is outside its range.
+    """
+    quiet_known_warnings()
+    # These import torch and Megatron-Core, which `--help` does not need.
+    from megatron_ext.models.build import build_model
+    from megatron_ext.rollout.generate import generate
+    from megatron_ext.runtime.launch import Launch
+    from megatron_ext.runtime.parallel import process_groups
+    from megatron_ext.training.checkpoint import load_weights, read_plan
+
+    checkpoint = find_checkpoint(args.checkpoint)
+    plan = in_one_process(read_plan(checkpoint))
+    tokenizer = Tokenizer.load(checkpoint / "tokenizer")
+    prompt_ids = tokenizer.encode(args.prompt) or [tokenizer.eod_id]  # a document begins after an end
+    with process_groups(Launch(rank=0, local_rank=0, world_size=1)) as groups:
+        model = build_model(plan, groups)
+        load_weights(checkpoint, model)
+        new = generate(
+            model,
+            plan,
+            prompt_ids,
+            max_new_tokens=args.max_new_tokens,
+            temperature=args.temperature,
+            top_k=args.top_k,
+            top_p=args.top_p,
+            seed=args.seed,
+        )
+    print(args.prompt + tokenizer.decode([token for token in new if token != tokenizer.eod_id]))
+    return 0
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that `path` names: itself, or the newest one of a stage's folder.
+
+    Raises:
+        DataError: When there is none.
+    """
+    if (path / "checkpoints").is_dir():
+        from megatron_ext.training.checkpoint import checkpoints_of
+
+        complete = checkpoints_of(path / "checkpoints")
+        if not complete:
+            raise DataError(f"{path}: this stage has no complete checkpoint yet; train it on, then come back.")
+        return complete[-1]
+    if not (path / "plan.json").is_file():
+        raise DataError(f"{path}: not a checkpoint: name a folder …/stages/ID or …/stages/ID/checkpoints/step_N.")
+    return path
+
+
+def in_one_process(plan: StagePlan) -> StagePlan:
+    """The same model without tensor, pipeline or data parallelism; checkpoints of any layout fit it."""
+    layout = plan.layout.model_copy(
+        update={
+            "world_size": 1,
+            "tensor_model_parallel_size": 1,
+            "pipeline_model_parallel_size": 1,
+            "data_parallel_size": 1,
+            "sequence_parallel": False,
+            "hybrid_layer_pattern": plan.layout.hybrid_layer_pattern.replace("|", ""),
+        }
+    )
+    return plan.model_copy(update={"layout": layout})

@@ -1,0 +1,162 @@
+"""The commands of data_tools as people type them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_tools.__main__ import main
+from data_tools.manifest import read_manifest
+
+SHQ_LINE = {"conversations": [{"from": "human", "value": "1 + 1?"}, {"from": "gpt", "value": "<think>\n</think>\n2"}]}
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a corpus of three documents and a tokenizer."""
+    monkeypatch.chdir(tmp_path)
+    lines = [{"text": "the cat sat on the mat"}, {"text": "the end"}, SHQ_LINE]
+    Path("in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main(shlex.split("train-tokenizer --input in.jsonl --vocab-size 280 --out tok")) == 0
+    return tmp_path
+
+
+def test_the_examples_of_the_help_run_on_the_sample_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for verb in ("sample", "train-tokenizer", "tokenize", "inspect"):
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            main([verb, "--help"])
+        help_text = capsys.readouterr().out
+        assert help_text.startswith("Example:\n  python -m data_tools ")
+        example = help_text.split("\n\n")[0].removeprefix("Example:\n").replace("\\\n", " ")
+        arguments = shlex.split(example)[3:]
+        small = ["--scale", "0.01"] if verb == "sample" else []
+        assert main([*arguments, *small]) == 0
+    shown = capsys.readouterr().out
+    assert "<think>" in shown  # inspect decodes a trace of shq
+    assert read_manifest("data/demo/tokens/shq").append_eod
+
+
+def test_the_program_help_starts_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith("Example:\n  python -m data_tools sample --out data/demo/raw\n")
+
+
+def test_tokenize_ends_with_a_summary_and_says_when_it_was_done(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = shlex.split("tokenize --input in.jsonl --tokenizer tok --output out --append-eod")
+    capsys.readouterr()
+    assert main(command) == 0
+    first = capsys.readouterr().out
+    assert first.startswith("out: done")
+    assert re.search(r"documents\s+│ 3 ", first)
+    assert main(command) == 0
+    assert capsys.readouterr().out.startswith("out: already done")
+    assert read_manifest("out").command == f"data-tools {shlex.join(command)}"
+
+
+def test_a_bad_line_exits_3_with_file_and_line(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("bad.jsonl").write_text('{"text": "a"}\n{"id": 1}\n')
+    capsys.readouterr()
+    assert main(shlex.split("tokenize --input bad.jsonl --tokenizer tok --output out")) == 3
+    assert capsys.readouterr().err == (
+        'error: bad.jsonl:2: missing key: no key "text"; keys: id; '
+        "mend the line, or give --on-error skip to leave out such lines and list them\n"
+    )
+    assert not list(data.glob("out*"))
+
+
+def test_skipped_lines_are_warned_of_with_their_number(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("bad.jsonl").write_text('{"text": "a"}\n{"id": 1}\n')
+    assert main(shlex.split("tokenize --input bad.jsonl --tokenizer tok --output out --on-error skip")) == 0
+    captured = capsys.readouterr()
+    assert captured.err == "WARNING: 1 lines were rejected; they are listed in out.rejects.jsonl\n"
+    assert "1 (missing key 1)" in captured.out
+
+
+def test_other_settings_at_a_finished_prefix_exit_3(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(shlex.split("tokenize --input in.jsonl --tokenizer tok --output out")) == 0
+    capsys.readouterr()
+    assert main(shlex.split("tokenize --input in.jsonl --tokenizer tok --output out --append-eod")) == 3
+    assert capsys.readouterr().err == (
+        "error: out: holds another dataset; give --overwrite, or another --output\n"
+        "  --append-eod: it has False, asked for True\n"
+    )
+    assert main(shlex.split("tokenize --input in.jsonl --tokenizer tok --output out --append-eod --overwrite")) == 0
+
+
+def test_inspect_shows_lengths_and_a_document(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(shlex.split("tokenize --input in.jsonl --tokenizer tok --output out --append-eod"))
+    capsys.readouterr()
+    assert main(shlex.split("inspect out --document 2 --tokenizer tok")) == 0
+    shown = capsys.readouterr().out
+    assert "tokens         documents" in shown
+    assert shown.endswith("document 2:\n1 + 1?\n\n<think>\n</think>\n2<|endoftext|>\n")
+    assert main(shlex.split("inspect out --document 2")) == 0
+    assert capsys.readouterr().out.endswith(" 0\n")
+
+
+def test_inspect_refuses_another_tokenizer_and_a_document_that_is_not_there(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(shlex.split("tokenize --input in.jsonl --tokenizer tok --output out"))
+    main(shlex.split("train-tokenizer --input in.jsonl --vocab-size 273 --out other"))
+    capsys.readouterr()
+    assert main(shlex.split("inspect out --document 0 --tokenizer other")) == 3
+    assert 'that of "tok", which made out; give that folder' in capsys.readouterr().err
+    assert main(shlex.split("inspect out --document 3")) == 2
+    assert capsys.readouterr().err == "error: --document: 3 is not in 0..2 of out\n"
+    assert main(shlex.split("inspect out --tokenizer tok")) == 2
+    assert main(shlex.split("inspect nothing")) == 3
+    assert "nothing.manifest.json: no such file; make it with: python -m data_tools tokenize" in capsys.readouterr().err
+
+
+def test_a_vocabulary_that_the_text_cannot_fill_is_warned_of(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(shlex.split("train-tokenizer --input in.jsonl --vocab-size 1K --out big")) == 0
+    assert re.fullmatch(
+        r"WARNING: --vocab-size: asked for 1,000 ids, the text has merges for 2\d\d\n", capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("size", ["many", "10", "1.5"])
+def test_a_wrong_vocabulary_size_exits_2(data: Path, capsys: pytest.CaptureFixture[str], size: str) -> None:
+    capsys.readouterr()
+    assert main(shlex.split(f"train-tokenizer --input in.jsonl --vocab-size {size} --out t2")) == 2
+    assert capsys.readouterr().err.startswith("error: --vocab-size: ")
+
+
+def test_a_different_tokenizer_in_the_folder_exits_3(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(shlex.split("train-tokenizer --input in.jsonl --vocab-size 280 --out tok")) == 0
+    assert "tokenizer was there already: tok" in capsys.readouterr().out
+    assert main(shlex.split("train-tokenizer --input in.jsonl --vocab-size 281 --out tok")) == 3
+    assert "tok: holds a different tokenizer: vocab_size: it has 280, asked for 281" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_exits_4(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(shlex.split("tokenize --input in.jsonl --tokenizer tok --output in.jsonl/out")) == 4
+    assert capsys.readouterr().err == "error: in.jsonl: File exists\n"
+
+
+def test_a_sample_too_small_to_hold_out_rows_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", "--out", str(tmp_path), "--only", "shq", "--scale", "0.001"]) == 0
+    captured = capsys.readouterr()
+    assert "WARNING: shq: none of 2 rows is held out; raise --scale to validate\n" in captured.err
+    assert re.search(r"shq\s+│ 2 ", captured.out)
+
+
+def test_the_module_runs_as_a_command_and_wrong_usage_exits_2() -> None:
+    done = subprocess.run([sys.executable, "-m", "data_tools", "tokenise"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "invalid choice: 'tokenise'" in done.stderr

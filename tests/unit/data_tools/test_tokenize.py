@@ -1,0 +1,291 @@
+"""JSONL into a dataset, and no dataset out of anything else."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data_tools.atomic_files import only_writer
+from data_tools.encode import Encoder
+from data_tools.errors import DataError, UsageError
+from data_tools.indexed import IndexedReader
+from data_tools.manifest import check_files, read_manifest
+from data_tools.progress import NoProgress
+from data_tools.tokenize import TokenizeJob, TokenizeResult, tokenize
+from data_tools.tokenizer import Tokenizer, describe, train
+
+WriteLines = Callable[..., Path]
+
+
+def run(source: Path, tokenizer: Path, **options: object) -> TokenizeResult:
+    """Tokenises `source` to the prefix `out` beside it."""
+    fields: dict[str, object] = {"inputs": (source,), "tokenizer": tokenizer, "output": source.parent / "out"}
+    return tokenize(TokenizeJob(**(fields | options)), NoProgress())  # type: ignore[arg-type]
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_each_line_becomes_a_document_that_ends_with_the_eod(tiny_tokenizer: Path, write_lines: WriteLines) -> None:
+    source = write_lines({"text": "the cat"}, {"text": "a"})
+    run(source, tiny_tokenizer, append_eod=True)
+    tokenizer = Tokenizer.load(tiny_tokenizer)
+    reader = IndexedReader(source.parent / "out")
+    documents = [reader[number].tolist() for number in range(len(reader))]
+    assert documents == [[*tokenizer.encode("the cat"), 0], [*tokenizer.encode("a"), 0]]
+
+
+def test_without_append_eod_no_document_has_one(tiny_tokenizer: Path, write_lines: WriteLines) -> None:
+    source = write_lines({"text": "the cat"})
+    manifest = run(source, tiny_tokenizer).manifest
+    assert IndexedReader(source.parent / "out")[0].tolist() == Tokenizer.load(tiny_tokenizer).encode("the cat")
+    assert (manifest.append_eod, manifest.eod_id) == (False, 0)
+
+
+def test_an_eod_spelled_in_the_text_does_not_end_the_document(tiny_tokenizer: Path, write_lines: WriteLines) -> None:
+    source = write_lines({"text": "a<|endoftext|>b"})
+    run(source, tiny_tokenizer, append_eod=True)
+    ids = IndexedReader(source.parent / "out")[0].tolist()
+    assert ids.count(0) == 1
+    assert ids[-1] == 0
+    assert Tokenizer.load(tiny_tokenizer).decode(ids[:-1]) == "a<|endoftext|>b"
+
+
+def test_the_manifest_describes_the_dataset(tiny_tokenizer: Path, write_lines: WriteLines) -> None:
+    source = write_lines({"text": "a"}, {"text": "bc"}, {"text": "~"})
+    manifest = run(source, tiny_tokenizer, append_eod=True, command="data-tools tokenize …").manifest
+    prefix = source.parent / "out"
+    assert read_manifest(prefix) == manifest
+    assert (manifest.documents, manifest.tokens, manifest.tokens_per_block) == (3, 7, [7])
+    assert (manifest.rejected, manifest.rejected_by_reason) == (0, {})
+    assert manifest.max_token_id == max(Tokenizer.load(tiny_tokenizer).encode("abc~"))
+    assert (manifest.dtype, manifest.bin_bytes) == ("uint16", 14)
+    assert manifest.bin_sha256 == hashlib.sha256(Path(f"{prefix}.bin").read_bytes()).hexdigest()
+    assert manifest.idx_sha256 == hashlib.sha256(Path(f"{prefix}.idx").read_bytes()).hexdigest()
+    assert manifest.tokenizer.fingerprint == describe(tiny_tokenizer).fingerprint
+    assert (manifest.tokenizer.vocab_size, manifest.tokenizer.name) == (288, "tiny")
+    assert manifest.sources[0].sha256 == hashlib.sha256(source.read_bytes()).hexdigest()
+    assert manifest.command == "data-tools tokenize …"
+    check_files(prefix, manifest)
+
+
+def test_only_the_three_files_are_left(tiny_tokenizer: Path, write_lines: WriteLines) -> None:
+    source = write_lines({"text": "a"})
+    run(source, tiny_tokenizer)
+    assert names(source.parent) == ["in.jsonl", "out.bin", "out.idx", "out.manifest.json"]
+
+
+def test_several_inputs_are_read_in_their_order(tiny_tokenizer: Path, write_lines: WriteLines) -> None:
+    first = write_lines({"text": "a"}, name="1.jsonl")
+    second = write_lines({"conversations": [{"from": "human", "value": "b"}]}, name="2.jsonl")
+    manifest = run(first, tiny_tokenizer, inputs=(second, first)).manifest
+    reader, tokenizer = IndexedReader(first.parent / "out"), Tokenizer.load(tiny_tokenizer)
+    assert [tokenizer.decode(reader[number].tolist()) for number in range(2)] == ["b", "a"]
+    assert [Path(source.path).name for source in manifest.sources] == ["2.jsonl", "1.jsonl"]
+
+
+def test_batches_of_any_size_give_the_same_documents(
+    tiny_tokenizer: Path, write_lines: WriteLines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_lines(*({"text": "the cat sat " * number} for number in range(1, 30)))
+    whole = run(source, tiny_tokenizer).manifest
+    monkeypatch.setattr("data_tools.encode._ENCODE_CHARACTERS", 100)
+    assert run(source, tiny_tokenizer, output=source.parent / "other").manifest.data_id == whole.data_id
+
+
+def test_the_first_bad_line_ends_the_job_and_leaves_nothing(tiny_tokenizer: Path, write_lines: WriteLines) -> None:
+    source = write_lines({"text": "a"}, b'{"text": ', {"text": "b"})
+    with pytest.raises(DataError, match=r"in\.jsonl:2: malformed: .*; mend the line, or give --on-error skip"):
+        run(source, tiny_tokenizer)
+    assert names(source.parent) == ["in.jsonl"]
+
+
+def test_skipped_lines_are_counted_and_listed_by_line_and_reason(tiny_tokenizer: Path, write_lines: WriteLines) -> None:
+    source = write_lines({"text": "a"}, b"{", {"text": ""}, b"", {"text": "b"}, {"text": None}, b"[]", {"text": ""})
+    manifest = run(source, tiny_tokenizer, on_error="skip").manifest
+    assert (manifest.documents, manifest.rejected) == (2, 6)
+    assert manifest.rejected_by_reason == {
+        "blank": 1,
+        "empty": 2,
+        "malformed": 1,
+        "not a string": 1,
+        "not an object": 1,
+    }
+    rows = [json.loads(line) for line in (source.parent / "out.rejects.jsonl").read_text().splitlines()]
+    assert [(row["line"], row["reason"]) for row in rows] == [
+        (2, "malformed"),
+        (3, "empty"),
+        (4, "blank"),
+        (6, "not a string"),
+        (7, "not an object"),
+        (8, "empty"),
+    ]
+    assert {row["file"] for row in rows} == {str(source)}
+
+
+def test_rejects_go_to_the_file_that_is_named(tiny_tokenizer: Path, write_lines: WriteLines) -> None:
+    source = write_lines({"text": "a"}, b"{")
+    run(source, tiny_tokenizer, on_error="skip", rejects=source.parent / "bad/rejects.jsonl")
+    assert len((source.parent / "bad/rejects.jsonl").read_text().splitlines()) == 1
+    assert not (source.parent / "out.rejects.jsonl").exists()
+
+
+def test_a_job_without_a_single_document_writes_nothing(tiny_tokenizer: Path, write_lines: WriteLines) -> None:
+    source = write_lines(b"{", {"text": ""})
+    with pytest.raises(DataError, match=r"in\.jsonl: no document has text \(2 lines rejected\); nothing was written"):
+        run(source, tiny_tokenizer, on_error="skip")
+    source.write_bytes(b"")
+    with pytest.raises(DataError, match=r"in\.jsonl: no document has text \(0 lines rejected\)"):
+        run(source, tiny_tokenizer)
+    assert names(source.parent) == ["in.jsonl"]
+
+
+def test_the_same_job_again_is_already_done(tiny_tokenizer: Path, write_lines: WriteLines) -> None:
+    source = write_lines({"text": "a"})
+    first = run(source, tiny_tokenizer)
+    written = Path(source.parent / "out.bin").stat().st_mtime_ns
+    again = run(source, tiny_tokenizer)
+    assert (first.was_done, again.was_done) == (False, True)
+    assert again.manifest == first.manifest
+    assert Path(source.parent / "out.bin").stat().st_mtime_ns == written
+
+
+def test_a_moved_input_with_the_same_content_is_the_same_job(tiny_tokenizer: Path, write_lines: WriteLines) -> None:
+    source = write_lines({"text": "a"})
+    run(source, tiny_tokenizer)
+    moved = source.rename(source.parent / "moved.jsonl")
+    assert run(moved, tiny_tokenizer).was_done
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"append_eod": True}, "--append-eod: it has False, asked for True"),
+        ({"key": "body"}, "--key: it has text, asked for body"),
+    ],
+)
+def test_other_settings_at_the_same_prefix_are_refused_by_name(
+    tiny_tokenizer: Path, write_lines: WriteLines, options: dict[str, object], said: str
+) -> None:
+    source = write_lines({"text": "a", "body": "b"})
+    before = run(source, tiny_tokenizer).manifest
+    with pytest.raises(DataError, match=r"out: holds another dataset; give --overwrite") as caught:
+        run(source, tiny_tokenizer, **options)
+    assert str(caught.value).splitlines()[1:] == [f"  {said}"]
+    assert read_manifest(source.parent / "out") == before
+
+
+def test_another_input_at_the_same_prefix_is_refused_unless_overwritten(
+    tiny_tokenizer: Path, write_lines: WriteLines
+) -> None:
+    source = write_lines({"text": "a"})
+    run(source, tiny_tokenizer)
+    source.write_text('{"text": "bc"}\n')
+    with pytest.raises(DataError, match=r"sha256 of .*in\.jsonl: it has [0-9a-f]{64}, asked for [0-9a-f]{64}"):
+        run(source, tiny_tokenizer)
+    with pytest.raises(DataError, match="number of --input files: it has 1, asked for 2"):
+        run(source, tiny_tokenizer, inputs=(source, write_lines({"text": "d"}, name="more.jsonl")))
+    assert run(source, tiny_tokenizer, overwrite=True).manifest.tokens == 2
+
+
+def test_another_tokenizer_at_the_same_prefix_is_refused(
+    tiny_tokenizer: Path, write_lines: WriteLines, tmp_path: Path
+) -> None:
+    source = write_lines({"text": "a"})
+    run(source, tiny_tokenizer)
+    train([source], "text", 272, tmp_path / "other")
+    with pytest.raises(DataError, match=r"--tokenizer \(fingerprint\): it has"):
+        run(source, tmp_path / "other")
+
+
+def test_lines_skipped_before_are_not_accepted_by_a_strict_run(tiny_tokenizer: Path, write_lines: WriteLines) -> None:
+    source = write_lines({"text": "a"}, b"{")
+    run(source, tiny_tokenizer, on_error="skip")
+    with pytest.raises(DataError, match="--on-error: it has skip, with 1 lines rejected, asked for fail"):
+        run(source, tiny_tokenizer)
+
+
+def test_a_finished_dataset_with_a_damaged_file_is_not_called_done(
+    tiny_tokenizer: Path, write_lines: WriteLines
+) -> None:
+    source = write_lines({"text": "abc"})
+    run(source, tiny_tokenizer)
+    Path(source.parent / "out.bin").write_bytes(b"\x00\x00")
+    with pytest.raises(DataError, match=r"out\.bin: has 2 bytes, its manifest says 6"):
+        run(source, tiny_tokenizer)
+
+
+def test_a_pair_that_was_not_made_here_is_not_overwritten(tiny_tokenizer: Path, write_lines: WriteLines) -> None:
+    source = write_lines({"text": "a"})
+    foreign = source.parent / "out.bin"
+    foreign.write_bytes(b"precious")
+    with pytest.raises(DataError, match=r"out\.bin without a manifest; give --overwrite"):
+        run(source, tiny_tokenizer)
+    assert foreign.read_bytes() == b"precious"
+
+
+def test_an_overwritten_dataset_leaves_no_list_of_old_rejects(tiny_tokenizer: Path, write_lines: WriteLines) -> None:
+    source = write_lines({"text": "a"}, b"{")
+    run(source, tiny_tokenizer, on_error="skip")
+    source.write_text('{"text": "a"}\n')
+    run(source, tiny_tokenizer, overwrite=True)
+    assert "out.rejects.jsonl" not in names(source.parent)
+
+
+def test_an_input_given_twice_is_refused(tiny_tokenizer: Path, write_lines: WriteLines) -> None:
+    source = write_lines({"text": "a"})
+    with pytest.raises(UsageError, match=r"--input: .*in\.jsonl is given twice"):
+        run(source, tiny_tokenizer, inputs=(source, source.parent / "." / "in.jsonl"))
+
+
+def test_an_input_is_never_written_over(tiny_tokenizer: Path, write_lines: WriteLines) -> None:
+    source = write_lines({"text": "a"})
+    with pytest.raises(UsageError, match=r"in\.jsonl: is an input and would be written too"):
+        run(source, tiny_tokenizer, on_error="skip", rejects=source)
+
+
+def test_two_writers_of_one_prefix_are_kept_apart(tiny_tokenizer: Path, write_lines: WriteLines) -> None:
+    source = write_lines({"text": "a"})
+    with (
+        only_writer(source.parent / "out"),
+        pytest.raises(DataError, match="out: another process is writing it"),
+    ):
+        run(source, tiny_tokenizer)
+
+
+def test_a_full_disk_leaves_neither_dataset_nor_partial_files(tiny_tokenizer: Path, write_lines: WriteLines) -> None:
+    resource = pytest.importorskip("resource")
+    source = write_lines(*({"text": "the cat sat " * 50} for _ in range(200)))
+    child = os.fork()
+    if child == 0:  # a limit on file sizes stands for a disk without room, in a process of its own
+        import signal
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        try:
+            run(source, tiny_tokenizer)
+        except OSError as error:
+            os._exit(7 if error.errno == errno.EFBIG else 1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert names(source.parent) == ["in.jsonl"]
+
+
+def test_an_encoder_that_fails_removes_its_partial_files(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    from data_tools.encode import PartialFiles
+
+    partial = PartialFiles(tmp_path / "a.bin", tmp_path / "a.idx", tmp_path / "a.rejects")
+    tokenizer = Tokenizer.load(tiny_tokenizer)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        Encoder(tokenizer, partial, key="text", append_eod=False, skips_bad_lines=False),
+    ):
+        raise KeyboardInterrupt
+    assert names(tmp_path) == []

@@ -1,0 +1,44 @@
+"""The plan's numbers arrive in Megatron-Core's config."""
+
+from __future__ import annotations
+
+import torch
+
+from megatron_ext.models.activation import squared_relu
+from megatron_ext.models.config import transformer_config
+from tests.support.plans import make_plan
+
+
+def test_sizes_are_the_plans() -> None:
+    config = transformer_config(make_plan())
+    sizes = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels")
+    assert [getattr(config, size) for size in sizes] == [4, 32, 64, 4, 2, 8]
+    mamba = ("mamba_num_heads", "mamba_head_dim", "mamba_state_dim", "mamba_num_groups")
+    assert [getattr(config, size) for size in mamba] == [4, 16, 8, 2]
+
+
+def test_pipeline_cuts_are_no_layers() -> None:
+    plan = make_plan(layout={"pipeline_model_parallel_size": 2})
+    assert plan.layout.hybrid_layer_pattern == "M-|*M"
+    config = transformer_config(plan)
+    assert (config.num_layers, config.pipeline_model_parallel_size) == (4, 2)
+
+
+def test_precision_sets_parameters_and_pipeline_messages() -> None:
+    config = transformer_config(make_plan(precision="bf16"))
+    assert (config.bf16, config.params_dtype, config.pipeline_dtype) == (True, torch.bfloat16, torch.bfloat16)
+
+
+def test_the_loss_is_divided_by_tokens_not_by_microbatches() -> None:
+    assert transformer_config(make_plan()).calculate_per_token_loss is True
+
+
+def test_layout_is_the_plans() -> None:
+    plan = make_plan(layout={"tensor_model_parallel_size": 2, "sequence_parallel": True})
+    config = transformer_config(plan)
+    assert (config.tensor_model_parallel_size, config.sequence_parallel) == (2, True)
+
+
+def test_the_mlp_is_not_gated_and_squares_its_relu() -> None:
+    config = transformer_config(make_plan())
+    assert (config.gated_linear_unit, config.activation_func) == (False, squared_relu)

@@ -1,0 +1,70 @@
+"""What the local Mamba-2 mixer and the model around it refuse and keep."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from megatron.core.inference.contexts import StaticInferenceContext
+from megatron.core.inference.utils import InferenceMode
+from megatron.core.models.hybrid.hybrid_model import HybridModel
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.process_groups_config import ProcessGroupCollection
+
+from megatron_ext.models.build import build_model
+from megatron_ext.models.limits import UnsupportedError
+from tests.support.one_process import logits_of, random_tokens, strengthen
+from tests.support.plans import make_plan
+
+
+@pytest.fixture(scope="module")
+def model(groups: ProcessGroupCollection) -> HybridModel:
+    return strengthen(build_model(make_plan(), groups))
+
+
+def test_packed_sequences_are_refused_by_the_model(model: HybridModel) -> None:
+    tokens = random_tokens(1, 8)
+    with pytest.raises(UnsupportedError, match="packed_seq_params"):
+        model(tokens, torch.arange(8)[None], None, packed_seq_params=PackedSeqParams(qkv_format="thd"))
+
+
+def test_packed_sequences_are_refused_by_the_mixer(model: HybridModel) -> None:
+    with pytest.raises(UnsupportedError, match="packed_seq_params"):
+        model.decoder.layers[0].mixer(torch.zeros(8, 1, 32), packed_seq_params=PackedSeqParams(qkv_format="thd"))
+
+
+def test_later_tokens_change_nothing_earlier(model: HybridModel) -> None:
+    tokens = random_tokens(1, 40)
+    changed = tokens.clone()
+    changed[0, 25:] = (changed[0, 25:] + 1) % 120
+    torch.testing.assert_close(logits_of(model, tokens)[:, :25], logits_of(model, changed)[:, :25])
+
+
+def test_rows_do_not_see_each_other(model: HybridModel) -> None:
+    tokens = random_tokens(3, 20)
+    together = logits_of(model, tokens)
+    apart = torch.cat([logits_of(model, row[None]) for row in tokens])
+    torch.testing.assert_close(together, apart, rtol=0, atol=1e-5)
+
+
+def test_a_cache_cannot_change_its_number_of_rows(model: HybridModel) -> None:
+    context = StaticInferenceContext(max_batch_size=2, max_sequence_length=8)
+    with torch.no_grad(), InferenceMode.active():
+        for tokens in (random_tokens(2, 3), random_tokens(1, 1)):
+            if tokens.shape[0] == 2:
+                model(tokens, torch.arange(3)[None], None, inference_context=context, runtime_gather_output=True)
+                context.sequence_len_offset += 3
+                continue
+            with pytest.raises(UnsupportedError, match="batch size: 1 rows to continue, but the cache holds 2"):
+                model(tokens, torch.tensor([[3]]), None, inference_context=context, runtime_gather_output=True)
+
+
+def test_decay_rates_stay_float32_in_bfloat16(groups: ProcessGroupCollection) -> None:
+    mixer = build_model(make_plan(precision="bf16"), groups).decoder.layers[0].mixer
+    dtypes = {name: parameter.dtype for name, parameter in mixer.named_parameters(recurse=False)}
+    assert dtypes == {
+        "conv1d_weight": torch.bfloat16,
+        "conv1d_bias": torch.bfloat16,
+        "dt_bias": torch.bfloat16,
+        "A_log": torch.float32,
+        "D": torch.float32,
+    }

@@ -1,0 +1,146 @@
+"""A layout is legal or refused with the legal ones, and the pipeline is cut where it is balanced best."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_tools.errors import RecipeError
+from megatron_ext.plan.layouts import legal_tensor_parallel_sizes, place_cuts
+from megatron_ext.plan.make import draft_plan
+from megatron_ext.plan.stage_plan import LayoutPlan
+from megatron_ext.recipe.layer_pattern import LayerPattern
+from tests.support.pencil_project import PencilProject, make_pencil_project
+
+TP = "parallel.tensor_model_parallel_size"
+PP = "parallel.pipeline_model_parallel_size"
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PencilProject:
+    monkeypatch.chdir(tmp_path)
+    return make_pencil_project(Path())
+
+
+def layout(project: PencilProject, *overrides: str, world_size: int | None = None) -> LayoutPlan:
+    return draft_plan(project.load(*overrides), world_size=world_size).layout
+
+
+def refusal(project: PencilProject, *overrides: str, world_size: int | None = None) -> str:
+    with pytest.raises(RecipeError) as caught:
+        layout(project, *overrides, world_size=world_size)
+    return str(caught.value)
+
+
+def test_without_a_world_size_the_layout_takes_the_fewest_ranks(project: PencilProject) -> None:
+    plan = layout(project, f"{TP}=2", f"{PP}=3")
+    assert (plan.world_size, plan.data_parallel_size) == (6, 1)
+
+
+def test_ranks_that_model_parallelism_leaves_are_data_parallel(project: PencilProject) -> None:
+    plan = layout(project, f"{TP}=2", world_size=8)
+    assert (plan.world_size, plan.data_parallel_size) == (8, 4)
+
+
+def test_legal_tensor_sizes_divide_every_split_width(project: PencilProject) -> None:
+    assert legal_tensor_parallel_sizes(project.load().recipe.model) == [1, 2]
+
+
+def test_widths_of_layers_that_are_not_there_do_not_count(project: PencilProject) -> None:
+    model = project.load("model.hybrid_layer_pattern='*-'", "model.num_query_groups=4").recipe.model
+    assert legal_tensor_parallel_sizes(model) == [1, 2, 4]
+
+
+def test_an_illegal_tensor_size_names_what_it_does_not_divide(project: PencilProject) -> None:
+    assert refusal(project, f"{TP}=4") == (
+        f"--set {TP}=4: {TP}: 4 does not divide num_query_groups 2, mamba_num_groups 2; legal: 1, 2"
+    )
+
+
+def test_more_pipeline_stages_than_layers_are_refused(project: PencilProject) -> None:
+    assert refusal(project, f"{PP}=7").endswith(f"{PP}: 7 stages for 6 layers leave one empty; legal: 1 to 6")
+
+
+def test_given_cuts_are_kept(project: PencilProject) -> None:
+    plan = layout(project, "model.hybrid_layer_pattern=M|-M*M-", f"{PP}=2")
+    assert plan.hybrid_layer_pattern == "M|-M*M-"
+
+
+def test_given_cuts_must_fit_the_pipeline(project: PencilProject) -> None:
+    assert refusal(project, "model.hybrid_layer_pattern=M|-M*M-", f"{PP}=3").endswith(
+        f"{PP}: 3, but model.hybrid_layer_pattern 'M|-M*M-' is cut into 2 stages; "
+        "set it to 2, or remove each | to have the cuts placed"
+    )
+
+
+def test_given_cuts_without_a_pipeline_are_refused(project: PencilProject) -> None:
+    assert f"{PP}: 1, but" in refusal(project, "model.hybrid_layer_pattern=M|-M*M-")
+
+
+def test_sequence_parallel_needs_a_length_that_divides(project: PencilProject) -> None:
+    overrides = (f"{TP}=2", "parallel.sequence_parallel=true", "training.sequence_length=15")
+    assert "training.sequence_length: 15 is no multiple of tensor_model_parallel_size 2" in refusal(project, *overrides)
+    assert "nearest legal: 14, 16" in refusal(project, *overrides)
+
+
+def test_a_world_that_does_not_divide_lists_those_that_do(project: PencilProject) -> None:
+    assert refusal(project, f"{TP}=2", world_size=3) == (
+        "world size 3: no multiple of tensor_model_parallel_size 2 x pipeline_model_parallel_size 1 = 2; "
+        "start 2, 4 or 8 processes, or change the layout"
+    )
+
+
+def test_a_microbatch_that_does_not_divide_the_batch_lists_those_that_do(project: PencilProject) -> None:
+    assert refusal(project, "training.micro_batch_size=3").endswith(
+        "training.micro_batch_size: 3 x data_parallel_size 1 = 3 does not divide global_batch_size 4; "
+        "legal micro_batch_size: 1, 2, 4"
+    )
+
+
+def test_more_ranks_than_samples_of_a_step_are_refused(project: PencilProject) -> None:
+    assert refusal(project, world_size=3).endswith("no micro_batch_size is legal: start 1, 2 or 4 processes")
+
+
+def test_several_impossible_things_are_said_together(project: PencilProject) -> None:
+    text = refusal(project, f"{TP}=3", f"{PP}=9", "training.micro_batch_size=3")
+    assert text.startswith("3 problems\n")
+
+
+def test_the_vocabulary_weighs_on_the_first_and_last_stage() -> None:
+    pattern = LayerPattern("MMMM")
+    assert str(place_cuts(pattern, 2, [1, 1, 1, 1], first=0, last=0)) == "MM|MM"
+    assert str(place_cuts(pattern, 2, [1, 1, 1, 1], first=3, last=0)) == "M|MMM"
+    assert str(place_cuts(pattern, 2, [1, 1, 1, 1], first=0, last=3)) == "MMM|M"
+
+
+def test_stages_that_are_not_the_heaviest_are_balanced_too() -> None:
+    assert str(place_cuts(LayerPattern("MMMMM"), 3, [9, 1, 1, 1, 1], first=0, last=0)) == "M|MM|MM"
+
+
+def test_of_equal_placements_the_earliest_is_taken() -> None:
+    assert str(place_cuts(LayerPattern("MMM"), 2, [1, 1, 1], first=0, last=0)) == "M|MM"
+
+
+@given(
+    st.lists(st.integers(1, 50), min_size=1, max_size=8).flatmap(
+        lambda weights: st.tuples(st.just(weights), st.integers(1, len(weights)))
+    ),
+    st.integers(0, 60),
+    st.integers(0, 60),
+)
+def test_no_other_placement_has_a_lighter_heaviest_stage(case: tuple[list[int], int], first: int, last: int) -> None:
+    weights, num_stages = case
+    loads = weights.copy()
+    loads[0] += first
+    loads[-1] += last
+
+    def heaviest(cuts: tuple[int, ...]) -> int:
+        return max(sum(loads[start:end]) for start, end in itertools.pairwise((0, *cuts, len(loads))))
+
+    placed = place_cuts(LayerPattern("M" * len(weights)), num_stages, weights, first=first, last=last)
+    every = itertools.combinations(range(1, len(weights)), num_stages - 1)
+    assert heaviest(placed.cuts) == min(map(heaviest, every))

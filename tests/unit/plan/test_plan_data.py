@@ -1,0 +1,136 @@
+"""Data that is missing, damaged or does not fit is refused with its place and what to do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data_tools.errors import DataError
+from tests.support.pencil_project import PencilProject, make_pencil_project
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PencilProject:
+    monkeypatch.chdir(tmp_path)
+    return make_pencil_project(Path())
+
+
+def refusal(project: PencilProject, *overrides: str) -> str:
+    with pytest.raises(DataError) as caught:
+        project.plan(*overrides)
+    return str(caught.value)
+
+
+def test_the_plan_says_what_each_source_gives(project: PencilProject) -> None:
+    a, b = project.plan().data.sources
+    assert (a.source, a.domain, a.documents, a.tokens, a.samples, a.epochs) == ("a", "math", 100, 1000, 30, 0.48)
+    assert (b.source, b.documents, b.tokens, b.samples, b.epochs) == ("b", 40, 400, 10, 0.4)
+    assert (a.prefix, a.validation_prefix) == ("data/a", "data/a.validation")
+
+
+def test_the_plan_knows_its_tokenizer(project: PencilProject) -> None:
+    data = project.plan().data
+    assert (data.tokenizer, data.tokenizer_vocab_size, data.eod_id) == ("data/tokenizer", 100, 0)
+
+
+def test_missing_datasets_are_all_named_with_the_command_that_builds_them(project: PencilProject) -> None:
+    Path("data/a.manifest.json").unlink()
+    Path("data/b.validation.manifest.json").unlink()
+    command = "python -m data_tools tokenize --input FILE.jsonl --tokenizer data/tokenizer --output"
+    assert refusal(project).splitlines() == [
+        "2 problems",
+        f"a.yaml:2: prefix: data/a.manifest.json: not built yet; build it with: {command} data/a --append-eod",
+        "b.yaml:3: validation_prefix: data/b.validation.manifest.json: not built yet; "
+        f"build it with: {command} data/b.validation --append-eod",
+    ]
+
+
+def test_the_command_of_the_source_comes_first(project: PencilProject) -> None:
+    project.edit("a.yaml", "domain: math", "build: make demo")
+    Path("data/a.manifest.json").unlink()
+    assert "build it with: make demo or python -m data_tools tokenize" in refusal(project)
+
+
+def test_a_missing_tokenizer_says_how_to_train_one(project: PencilProject) -> None:
+    Path("data/tokenizer").rename("data/other")
+    assert refusal(project) == (
+        "pretrain.yaml:4: data.tokenizer: data/tokenizer: not built yet; "
+        "build it with: python -m data_tools train-tokenizer --input FILE.jsonl --vocab-size N --out data/tokenizer"
+    )
+
+
+def test_a_dataset_of_another_size_than_its_manifest_is_refused(project: PencilProject) -> None:
+    with open("data/a.bin", "ab") as file:
+        file.write(b"xx")
+    assert refusal(project).startswith("a.yaml:2: prefix: data/a.bin: has 2,002 bytes, its manifest says 2,000")
+
+
+def test_a_manifest_that_is_no_json_is_refused(project: PencilProject) -> None:
+    Path("data/a.manifest.json").write_text("{")
+    assert refusal(project).startswith("a.yaml:2: prefix: data/a.manifest.json: not JSON")
+
+
+def test_data_of_another_tokenizer_is_refused(project: PencilProject) -> None:
+    file = Path("data/tokenizer/tokenizer.json")
+    file.write_text(file.read_text() + "\n")
+    text = refusal(project)
+    assert text.startswith("4 problems\na.yaml:2: prefix: data/a: made with tokenizer 'tokenizer' (")
+    assert "the recipe reads with data/tokenizer (" in text
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_is_refused(project: PencilProject) -> None:
+    assert (
+        "data.tokenizer: data/tokenizer has 100 ids, model.vocab_size is 99 (--set model.vocab_size=99); "
+        "raise that to at least 100, or take a smaller tokenizer"
+    ) in refusal(project, "model.vocab_size=99")
+
+
+def test_token_ids_beyond_the_vocabulary_are_refused(project: PencilProject) -> None:
+    project.write_dataset("a", tokens=1000, largest=100)
+    assert refusal(project) == (
+        "a.yaml:2: prefix: data/a: holds token id 100, model.vocab_size 100 allows ids below it (model.yaml:4); "
+        "raise that to at least 101, or tokenize again"
+    )
+
+
+def test_a_held_out_set_needs_one_sample(project: PencilProject) -> None:
+    project.write_dataset("a.validation", tokens=16)
+    assert "a.yaml:3: validation_prefix: data/a.validation: 16 tokens give no validation sample" in refusal(project)
+    project.write_dataset("a.validation", tokens=17)
+    assert project.plan().data.sources[0].source == "a"
+
+
+def test_an_empty_dataset_is_refused(project: PencilProject) -> None:
+    project.write_dataset("a", tokens=0)
+    assert "a.yaml:2: prefix: data/a: holds no tokens" in refusal(project)
+
+
+def test_one_content_under_two_names_is_refused(project: PencilProject) -> None:
+    for suffix in ("bin", "idx", "manifest.json"):
+        Path(f"data/b.{suffix}").write_bytes(Path(f"data/a.{suffix}").read_bytes())
+    assert refusal(project) == (
+        "pretrain.yaml:7: data.blend[1].source: holds the same tokens as 'a'; give one entry both shares"
+    )
+
+
+def test_a_short_held_out_set_is_read_whole_and_said(project: PencilProject) -> None:
+    plan = project.plan("training.validation_tokens=64")
+    assert plan.cadence.validation_samples == 4
+    assert plan.roundings == tuple(
+        f"source {name}: validation reads 3 samples, all of its held-out set, of the 4 of training.validation_tokens."
+        for name in ("a", "b")
+    )
+
+
+def test_a_share_of_less_than_one_sample_is_said(project: PencilProject) -> None:
+    plan = project.plan("data.blend[0].share=0.99", "data.blend[1].share=0.01")
+    assert [source.samples for source in plan.data.sources] == [40, 0]
+    assert plan.roundings == ("source b: its share 0.01 of 40 samples is less than one: none is read.",)
+
+
+def test_a_plan_survives_its_file(project: PencilProject) -> None:
+    plan = project.plan()
+    assert type(plan).model_validate_json(plan.model_dump_json()) == plan
+    assert json.loads(plan.model_dump_json())["stage_id"] == plan.stage_id

@@ -1,0 +1,85 @@
+"""A plan is printed with every number that decides it, and is not cut in a pipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from megatron_ext.plan.render import print_plan
+from tests.support.pencil_project import PencilProject, make_pencil_project
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PencilProject:
+    monkeypatch.chdir(tmp_path)
+    return make_pencil_project(Path())
+
+
+def printed(project: PencilProject, capsys: pytest.CaptureFixture[str], *overrides: str, world_size: int = 1) -> str:
+    print_plan(project.plan(*overrides, world_size=world_size), run_root=Path("runs"))
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    return "\n".join(line for line in lines if not line.startswith("──"))
+
+
+def test_a_plan_says_what_will_happen(project: PencilProject, capsys: pytest.CaptureFixture[str]) -> None:
+    identity = project.plan().stage_id
+    assert printed(project, capsys).splitlines() == [
+        f"{identity} pretrain.yaml",
+        "model pencil, 267,464 parameters",
+        "embedding 65,536, mamba 91,080, attention 12,352, mlp 32,896, final_norm 64, output 65,536",
+        "vocabulary 100, padded to 1,024",
+        "layout 1 process = tensor 1 x pipeline 1 x data 1, backend local, fp32",
+        "layers M-M*M-",
+        "tokens 640 = 40 samples x 16 tokens",
+        "steps 10 = 40 samples / 4 a step (64 tokens)",
+        "microbatches 4 a step on each rank, of 1 sample",
+        "learning rate 0.003 down to 0.0003, wsd: 2 steps of warmup, 4 stable, 4 of linear decay",
+        "validation every 5 steps, up to 3 samples of each source",
+        "checkpoints every 5 steps; the last 2 are kept",
+        "tokenizer data/tokenizer, 100 ids",
+        f"written to runs/stages/{identity}",
+        "",
+        "source share samples tokens of its documents epochs at most dataset",
+        "a 75 % 30 480 1,000 100 0.48 1 data/a",
+        "b 25 % 10 160 400 40 0.4 1 data/b",
+    ]
+
+
+def test_the_layout_shows_the_cuts_and_the_ranks(project: PencilProject, capsys: pytest.CaptureFixture[str]) -> None:
+    text = printed(project, capsys, "parallel.pipeline_model_parallel_size=2", world_size=4)
+    assert "layout 4 processes = tensor 1 x pipeline 2 x data 2, backend local, fp32\nlayers M-M|*M-\n" in text
+    assert "microbatches 2 a step on each rank" in text
+
+
+def test_a_tied_output_layer_is_said(project: PencilProject, capsys: pytest.CaptureFixture[str]) -> None:
+    text = printed(project, capsys, "model.share_embeddings_and_output_weights=true")
+    assert "final_norm 64, output tied to the embedding\n" in text
+
+
+def test_a_cut_for_trials_is_said(project: PencilProject, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "\ncut after step 3 (training.max_steps): a trial, not the stage\n" in printed(
+        project, capsys, "training.max_steps=3"
+    )
+
+
+def test_a_schedule_without_a_stable_part_says_its_shape(
+    project: PencilProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = printed(project, capsys, "schedule={style: cosine, decay_tokens: null}")
+    assert "\nlearning rate 0.003 down to 0.0003, cosine: 2 steps of warmup, 8 of cosine\n" in text
+
+
+def test_roundings_are_printed_as_sentences(project: PencilProject, capsys: pytest.CaptureFixture[str]) -> None:
+    text = printed(project, capsys, "budget.tokens=700")
+    assert text.endswith("rounded budget.tokens 700 is 10.94 steps of 64 tokens: rounded to 11 steps, 704 tokens.")
+
+
+def test_a_wide_table_is_not_cut_in_a_pipe(project: PencilProject, capsys: pytest.CaptureFixture[str]) -> None:
+    deep = "deep/" * 60
+    (project.root / "data" / deep).mkdir(parents=True)
+    for file in (project.root / "data").glob("a.*"):
+        file.rename(project.root / "data" / deep / file.name)
+    project.edit("a.yaml", "prefix: a\nvalidation_prefix: a.", f"prefix: {deep}a\nvalidation_prefix: {deep}a.")
+    print_plan(project.plan(), run_root=Path("runs"))
+    assert any(line.rstrip().endswith(f" data/{deep}a") for line in capsys.readouterr().out.splitlines())

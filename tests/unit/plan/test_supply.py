@@ -1,0 +1,103 @@
+"""A source never repeats more often than it may; each remedy of the refusal works."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from data_tools.errors import RecipeError
+from megatron_ext.plan.supply import available_samples
+from tests.support.pencil_project import PencilProject, make_pencil_project
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PencilProject:
+    """Source `b` has 100 tokens: 6 samples of 16, where 10 are needed."""
+    monkeypatch.chdir(tmp_path)
+    made = make_pencil_project(Path())
+    made.write_dataset("b", tokens=100)
+    return made
+
+
+def refusal(project: PencilProject, *overrides: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        project.plan(*overrides)
+    return str(caught.value)
+
+
+def remedies(project: PencilProject, *overrides: str) -> dict[str, str]:
+    """The number that the refusal gives for each key."""
+    text = refusal(project, *overrides)
+    patterns = {
+        "budget": r"budget\.tokens to ([\d,]+)",
+        "share": r"share to ([\d.]+)",
+        "epochs": r"max_epochs to (\d+)",
+    }
+    return {name: found[1] for name, pattern in patterns.items() if (found := re.search(pattern, text))}
+
+
+def test_a_source_that_cannot_supply_its_share_is_refused_with_three_remedies(project: PencilProject) -> None:
+    assert refusal(project).splitlines() == [
+        'pretrain.yaml:7: data.blend[1].share: source "b" cannot supply its share.',
+        "  needed   160 processed tokens (25.0 % of budget 640)",
+        "  has      100 tokens x max_epochs 1 = 100",
+        "  Lower budget.tokens to 384, lower the share to 0.1500 and raise others by as much, "
+        "or raise max_epochs to 2.",
+    ]
+
+
+def test_the_lower_budget_makes_the_plan_pass_and_one_step_more_does_not(project: PencilProject) -> None:
+    budget = int(remedies(project)["budget"].replace(",", ""))
+    shorter = "schedule={warmup_tokens: 64, decay_tokens: 64}"
+    plan = project.plan(f"budget.tokens={budget}", shorter)
+    assert plan.data.sources[1].samples == 6
+    assert "cannot supply" in refusal(project, f"budget.tokens={budget + 64}", shorter)
+
+
+def test_the_lower_share_makes_the_plan_pass(project: PencilProject) -> None:
+    share = float(remedies(project)["share"])
+    plan = project.plan(f"data.blend[1].share={share}", f"data.blend[0].share={1 - share}")
+    assert plan.data.sources[1].samples == 6
+
+
+def test_the_raised_epochs_make_the_plan_pass_and_one_less_does_not(project: PencilProject) -> None:
+    overrides = ("budget.tokens=6400", "data.blend[0].max_epochs=99")
+    epochs = int(remedies(project, *overrides)["epochs"])
+    assert epochs == 17  # 100 samples of 16 tokens and a label are 1,601 tokens
+    assert project.plan(*overrides, f"data.blend[1].max_epochs={epochs}").data.sources[1].epochs == 16.0
+    assert "cannot supply" in refusal(project, *overrides, f"data.blend[1].max_epochs={epochs - 1}")
+
+
+def test_every_source_that_falls_short_is_named_with_a_budget_that_suits_all(project: PencilProject) -> None:
+    project.write_dataset("a", tokens=200)  # 12 samples of the 30
+    text = refusal(project)
+    assert text.startswith("2 problems\n")
+    assert text.count("Lower budget.tokens to 256,") == 2
+    assert project.plan("budget.tokens=256", "schedule={warmup_tokens: 64, decay_tokens: 64}").batch.total_steps == 4
+
+
+def test_the_last_label_needs_one_token_more(project: PencilProject) -> None:
+    project.write_dataset("b", tokens=160)
+    assert "needed   160 processed tokens + 1 for the last label (25.0 % of budget 640)" in refusal(project)
+    project.write_dataset("b", tokens=161)
+    assert project.plan().data.sources[1].samples == 10
+
+
+def test_part_of_an_epoch_can_be_permitted(project: PencilProject) -> None:
+    assert "100 tokens x max_epochs 1.6 = 160\n" in refusal(project, "data.blend[1].max_epochs=1.6")
+    assert project.plan("data.blend[1].max_epochs=1.61").data.sources[1].epochs == 1.6
+
+
+def test_where_no_budget_is_small_enough_none_is_offered(project: PencilProject) -> None:
+    project.write_dataset("b", tokens=16)
+    assert refusal(project).splitlines()[-1] == "  Raise max_epochs to 11."
+
+
+@pytest.mark.parametrize(
+    ("tokens", "epochs", "samples"),
+    [(16, 1, 0), (17, 1, 1), (32, 1, 1), (33, 1, 2), (16, 2, 1), (0, 5, 0), (100, 0.33, 2)],
+)
+def test_samples_of_some_passes_are_counted_to_the_token(tokens: int, epochs: float, samples: int) -> None:
+    assert available_samples(tokens, epochs, 16) == samples
