@@ -190,8 +190,6 @@ def render_conversation(turns: list[Any]) -> str:
     >>> render_conversation([{"from": "human", "value": "1 + 1?"}, {"from": "gpt", "value": "2"}])
     '1 + 1?\n\n2'
     """
-    if not turns:
-        raise BadRecord("empty", "the conversation has no turns")
     said = []
     for number, turn in enumerate(turns):
         if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):

@@ -67,7 +67,10 @@ def _run(arguments: argparse.Namespace, launch: Launch, ending: Ending) -> None:
         if launch.is_main:
             print_plan(plan, run_root=run_root)
         return
-    _say(launch, f"{plan.stage_id}: {plan.model.name}, {plan.batch.total_steps} steps -> {run_root}/stages/{plan.stage_id}")
+    _say(
+        launch,
+        f"{plan.stage_id}: {plan.model.name}, {plan.batch.total_steps} steps -> {run_root}/stages/{plan.stage_id}",
+    )
     _execute(plan, run_root, launch, ending)
 
 
@@ -107,7 +110,9 @@ def _conclude(
     checkpoint = folder.checkpoints / f"step_{step}"
     if outcome.reason == "stopped":
         name = signal_name or "a signal to another rank"
-        raise TrainingError(f"stopped by {name} after step {step} of {total}, saved as {checkpoint}. Run again to go on.")
+        raise TrainingError(
+            f"stopped by {name} after step {step} of {total}, saved as {checkpoint}. Run again to go on."
+        )
     message = {
         "finished": f"finished: {checkpoint}",
         "cut": f"cut at step {step} of {total} (training.max_steps), saved as {checkpoint}; no stage.json",

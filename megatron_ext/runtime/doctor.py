@@ -35,9 +35,13 @@ class _Package:
 
 _PACKAGES = (
     _Package("megatron-core", "megatron.core", "the parallelism, optimizer and checkpoint format", "nothing can train"),
-    _Package("transformer-engine", "transformer_engine", "can serve the te backend on a GPU", "models use the local backend"),
+    _Package(
+        "transformer-engine", "transformer_engine", "can serve the te backend on a GPU", "models use the local backend"
+    ),
     _Package("mamba-ssm", "mamba_ssm", "has the Triton kernels of the scan for a GPU", "the scan runs in plain torch"),
-    _Package("causal-conv1d", "causal_conv1d", "has the convolution kernel for a GPU", "the convolution runs in plain torch"),
+    _Package(
+        "causal-conv1d", "causal_conv1d", "has the convolution kernel for a GPU", "the convolution runs in plain torch"
+    ),
     _Package("triton", "triton", "megatron-core imports it", "megatron-core cannot be imported"),
     _Package("tokenizers", "tokenizers", "trains and runs tokenizers", "no text can be tokenized"),
     _Package("tensorboard", "tensorboard", "logging.tensorboard: true works", "set logging.tensorboard: false"),

@@ -19,7 +19,9 @@ class Launch:
         """Reads RANK, LOCAL_RANK and WORLD_SIZE."""
         read = os.environ.get
         return cls(
-            rank=int(read("RANK", "0")), local_rank=int(read("LOCAL_RANK", "0")), world_size=int(read("WORLD_SIZE", "1"))
+            rank=int(read("RANK", "0")),
+            local_rank=int(read("LOCAL_RANK", "0")),
+            world_size=int(read("WORLD_SIZE", "1")),
         )
 
     @property

@@ -1,0 +1,1 @@
+"""How it steps: loop, step, optimizer, schedule, state, checkpoint, validation."""

@@ -141,7 +141,9 @@ def checkpoints_of(folder: Path) -> list[Path]:
     """Lists the complete checkpoints in a `checkpoints` folder, oldest first."""
     if not folder.is_dir():
         return []
-    numbered = {int(match[1]): child for child in folder.iterdir() if (match := re.fullmatch(r"step_(\d+)", child.name))}
+    numbered = {
+        int(match[1]): child for child in folder.iterdir() if (match := re.fullmatch(r"step_(\d+)", child.name))
+    }
     return [numbered[step] for step in sorted(numbered)]
 
 
@@ -197,4 +199,3 @@ def _write_facts(folder: Path, parts: Parts, state: TrainState) -> None:
 def _layout(plan: StagePlan) -> list[int]:
     layout = plan.layout
     return [layout.tensor_model_parallel_size, layout.pipeline_model_parallel_size, layout.data_parallel_size]
-

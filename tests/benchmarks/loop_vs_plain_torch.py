@@ -54,7 +54,9 @@ def main() -> None:
     loop_s, plain_s = loop_s[2:], plain_s[2:]  # the first two warm up
     loop_ms, plain_ms = statistics.median(loop_s) * 1e3, statistics.median(plain_s) * 1e3
     ratio = statistics.median(a / b for a, b in zip(loop_s, plain_s, strict=True))
-    print(f"threads {torch.get_num_threads()}, steps {steps}, sequence {SEQUENCE_LENGTH}, {GLOBAL_BATCH_SIZE} rows a step")
+    print(
+        f"threads {torch.get_num_threads()}, steps {steps}, sequence {SEQUENCE_LENGTH}, {GLOBAL_BATCH_SIZE} rows a step"
+    )
     print(f"loop {loop_ms:.1f} ms, plain torch {plain_ms:.1f} ms, median ratio of pairs {ratio:.3f} (asked: <= 1.10)")
 
 

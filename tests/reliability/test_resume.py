@@ -101,9 +101,15 @@ def test_a_finished_stage_is_not_trained_again(toy_project: ToyProject, undistur
 def test_old_checkpoints_are_removed(undisturbed: Run, toy_project: ToyProject, tmp_path: Path) -> None:
     folders = sorted(path.name for path in (undisturbed.stage_folder / "checkpoints").iterdir())
     assert folders == ["step_40", "step_60"]
-    kept = toy_project.run(tmp_path, "checkpoint.interval_tokens=512", "checkpoint.keep_last=1", "checkpoint.keep_every_tokens=2048")
+    kept = toy_project.run(
+        tmp_path, "checkpoint.interval_tokens=512", "checkpoint.keep_last=1", "checkpoint.keep_every_tokens=2048"
+    )
     assert kept.code == 0, kept.output
-    assert sorted(path.name for path in (kept.stage_folder / "checkpoints").iterdir()) == ["step_10", "step_4", "step_8"]
+    assert sorted(path.name for path in (kept.stage_folder / "checkpoints").iterdir()) == [
+        "step_10",
+        "step_4",
+        "step_8",
+    ]
 
 
 def test_two_runs_of_one_stage_at_once_are_refused(toy_project: ToyProject, tmp_path: Path) -> None:

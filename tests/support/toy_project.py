@@ -99,7 +99,9 @@ class ToyProject:
         """The recipe of the only stage."""
         return self.root / "pretrain.yaml"
 
-    def command(self, run_root: Path, *overrides: str, processes: int | None = None, flags: tuple[str, ...] = ()) -> list[str]:
+    def command(
+        self, run_root: Path, *overrides: str, processes: int | None = None, flags: tuple[str, ...] = ()
+    ) -> list[str]:
         """The command line of a run; plain Python when `processes` is None, torchrun otherwise."""
         launcher = [sys.executable]
         if processes is not None:
@@ -109,7 +111,12 @@ class ToyProject:
         return [*launcher, "-m", "megatron_ext.run", str(self.recipe), *paths, *flags, *sets]
 
     def run(
-        self, run_root: Path, *overrides: str, processes: int | None = None, flags: tuple[str, ...] = (), timeout_s: int = 180
+        self,
+        run_root: Path,
+        *overrides: str,
+        processes: int | None = None,
+        flags: tuple[str, ...] = (),
+        timeout_s: int = 180,
     ) -> Run:
         """Runs the recipe to its end."""
         done = subprocess.run(
@@ -163,4 +170,6 @@ def _word_line(n: int) -> str:
 
 
 def _write_jsonl(path: Path, texts: list[str]) -> None:
-    path.write_text("".join(json.dumps({"id": f"{path.stem}-{n}", "text": text}) + "\n" for n, text in enumerate(texts)))
+    path.write_text(
+        "".join(json.dumps({"id": f"{path.stem}-{n}", "text": text}) + "\n" for n, text in enumerate(texts))
+    )

@@ -20,6 +20,9 @@ from data_tools.manifest import (
 )
 
 
+VALID_HEADER = IndexHeader(dtype="uint16", sequences=3, documents=3).to_bytes()
+
+
 def make_manifest(**changes: object) -> Manifest:
     """Three documents of 5, 1 and 7 tokens in uint16."""
     fields: dict[str, object] = {
@@ -47,8 +50,7 @@ def make_manifest(**changes: object) -> Manifest:
 
 def write_pair(prefix: Path) -> None:
     Path(f"{prefix}.bin").write_bytes(bytes(26))
-    header = IndexHeader(dtype="uint16", sequences=3, documents=3)
-    Path(f"{prefix}.idx").write_bytes(header.to_bytes() + bytes(68))
+    Path(f"{prefix}.idx").write_bytes(VALID_HEADER + bytes(68))
 
 
 def test_a_manifest_is_read_back_as_written(tmp_path: Path) -> None:
@@ -140,7 +142,9 @@ def test_a_missing_idx_is_refused(tmp_path: Path) -> None:
         (IndexHeader(dtype="int32", sequences=3, documents=3).to_bytes(), "dtype: the index says int32"),
         (IndexHeader(dtype="uint16", sequences=3, documents=2).to_bytes(), "documents: the index says 2"),
         (IndexHeader(dtype="uint16", sequences=4, documents=3).to_bytes(), "idx_bytes: the index says 114"),
-        (bytes(34), "not a Megatron index"),
+        (b"MMIDIDZ" + VALID_HEADER[7:], "not a Megatron index of version 1"),
+        (VALID_HEADER[:9] + b"\x02" + VALID_HEADER[10:], "not a Megatron index of version 1"),
+        (VALID_HEADER[:17] + b"\x07" + VALID_HEADER[18:], r"dtype code 7 is none of \[4, 8\]"),
     ],
 )
 def test_an_index_of_another_dataset_is_refused(tmp_path: Path, header: bytes, said: str) -> None:

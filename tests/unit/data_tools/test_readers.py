@@ -48,7 +48,7 @@ def test_the_text_of_a_line_is_found(line: bytes, key: str, text: str) -> None:
         (b'{"text": {"a": 1}}', "not a string"),
         (b'{"text": ""}', "empty"),
         (b'{"conversations": []}', "empty"),
-        (b'{"conversations": [{"from": "gpt", "value": ""}]}', "empty"),
+        (b'{"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": ""}]}', "empty"),
         (b'{"conversations": [{"from": "narrator", "value": "a"}]}', "bad conversation"),
         (b'{"conversations": [{"from": "gpt"}]}', "bad conversation"),
         (b'{"conversations": ["a"]}', "bad conversation"),

@@ -29,6 +29,7 @@ from data_tools.samples.ldq import LDQ, ldq_rows
 from data_tools.samples.ldq_families import FAMILIES_BY_DOMAIN
 from data_tools.samples.rows import Tally, ask, family_seed, reasoning_gym
 from data_tools.samples.shq import FAMILIES, WrongAnswer, shq_rows, verify
+from data_tools.samples.traces import TRACE_WRITERS, Trace
 from data_tools.samples.write import SOURCES, WrittenSample, write_sample
 from data_tools.split import split_of
 
@@ -183,6 +184,12 @@ def test_a_wrong_trace_is_an_error_and_not_dropped() -> None:
         wrong["conversations"][1]["value"] = f"<think>\n</think>\n\n{boxes}"
         with pytest.raises(WrongAnswer, match=said):
             verify(wrong, scorer, task)
+
+
+def test_a_row_with_a_wrong_trace_is_never_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TRACE_WRITERS, "gcd", lambda question: Trace(lines=("I guess.",), answer="0"))
+    with pytest.raises(WrongAnswer, match=r"shq-gcd-[0-9a-f]{16}: the task's scorer gives '0' a score of"):
+        list(itertools.islice(shq_rows(0, Tally()), 4))
 
 
 def test_an_answer_inside_the_trace_does_not_count() -> None:

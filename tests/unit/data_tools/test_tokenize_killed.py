@@ -83,8 +83,8 @@ def test_a_new_dataset_is_accepted_only_when_it_is_whole(tiny_tokenizer: Path, w
 def test_a_dataset_being_replaced_is_the_old_one_or_none_or_the_new_one(
     tiny_tokenizer: Path, write_lines: WriteLines
 ) -> None:
-    old_source = write_lines({"text": "old"}, name="old.jsonl")
-    new_source = write_lines({"text": "the new one"}, name="new.jsonl")
+    old_source = write_lines({"text": "xyz"}, name="old.jsonl")
+    new_source = write_lines({"text": "zyx"}, name="new.jsonl")  # as long: sizes cannot tell them apart
     moment, outcomes = 1, []
     while True:
         prefix = new_source.parent / f"out{moment}"

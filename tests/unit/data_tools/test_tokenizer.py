@@ -68,8 +68,15 @@ def test_frequent_words_become_one_token(tiny_tokenizer: Path) -> None:
     assert [tokenizer.decode([number]) for number in ids] == [" the", " cat"]
 
 
-def test_each_digit_is_a_token(tiny_tokenizer: Path) -> None:
-    assert len(Tokenizer.load(tiny_tokenizer).encode("31415")) == 5
+def test_each_digit_is_a_token_however_frequent_the_number(tmp_path: Path, write_lines: WriteLines) -> None:
+    train([write_lines({"text": "2024 (cat) " * 50})], "text", 300, tmp_path / "t")
+    tokenizer = Tokenizer.load(tmp_path / "t")
+    assert len(tokenizer.encode("2024")) == 4
+    assert len(tokenizer.encode("(cat")) == 1  # a word may take the sign before it
+
+
+def test_decoding_spells_control_tokens_out(tiny_tokenizer: Path) -> None:
+    assert Tokenizer.load(tiny_tokenizer).decode([0, 2]) == "<|endoftext|><|im_start|>"
 
 
 def test_a_think_mark_in_text_is_its_one_id(tiny_tokenizer: Path) -> None:

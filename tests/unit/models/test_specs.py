@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from megatron.core.models.hybrid.hybrid_model import HybridModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.spec_utils import ModuleSpec, import_module
 
 from megatron_ext.models.build import build_model
+from megatron_ext.models.config import transformer_config
+from megatron_ext.models.specs import local_hybrid_stack_spec
 from tests.support.plans import make_plan
 
 MAMBA_KEYS = (
@@ -73,3 +76,24 @@ def test_the_spec_can_be_imported_by_name() -> None:
 def test_a_tied_model_has_no_output_matrix(groups: ProcessGroupCollection) -> None:
     tied = build_model(make_plan(model={"share_embeddings_and_output_weights": True}), groups)
     assert "output_layer.weight" not in dict(tied.named_parameters())
+
+
+def test_the_spec_initialises_itself_where_core_asks_for_it(groups: ProcessGroupCollection) -> None:
+    # Stock training leaves perform_initialization on; our own runs turn it off.
+    config = transformer_config(make_plan())
+    config.perform_initialization = True
+    torch.manual_seed(0)
+    stock = HybridModel(
+        config,
+        local_hybrid_stack_spec,
+        vocab_size=128,
+        max_sequence_length=32,
+        hybrid_layer_pattern="M-*M",
+        pg_collection=groups,
+    )
+    mixer = stock.decoder.layers[0].mixer
+    assert bool((mixer.A_log.exp() >= 1).all())
+    assert bool((mixer.A_log.exp() <= 16).all())
+    assert torch.equal(mixer.D, torch.ones(4))
+    assert 0 < float(mixer.conv1d_weight.abs().max()) <= 0.5
+    assert float(mixer.in_proj.weight.std()) == pytest.approx(0.02, rel=0.1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megatron_ext.runtime.device import device, device_scope, has_gpu, cpu_stand_ins
+from megatron_ext.runtime.device import cpu_stand_ins, device, device_scope, has_gpu
 
 needs_no_gpu = pytest.mark.skipif(has_gpu(), reason="the stand-ins are for machines without a GPU")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -56,13 +57,32 @@ def adam_of(optimizer: Any) -> torch.optim.AdamW:
 
 def test_only_matrices_outside_the_convolution_decay(groups: ProcessGroupCollection) -> None:
     model, _ = make(groups, distributed=False)
-    decayed = {name.split(".", 1)[1] for name, p in model.module.named_parameters() if has_weight_decay(name, p)}
-    kinds = {name.rsplit(".", 2)[-2] if name.endswith(".weight") else name for name in decayed}
-    assert kinds == {"word_embeddings", "in_proj", "out_proj", "linear_fc1", "linear_fc2", "linear_qkv", "linear_proj"} | (
-        kinds & {"output_layer", "weight"}
-    )
-    undecayed = {name.rsplit(".", 1)[-1] for name, p in model.module.named_parameters() if not has_weight_decay(name, p)}
-    assert {"A_log", "D", "dt_bias", "conv1d_weight", "conv1d_bias"} <= undecayed
+    decayed, kept = set(), set()
+    for name, parameter in model.module.named_parameters():
+        kind = re.sub(r"^(decoder\.layers\.\d+\.|decoder\.|embedding\.)", "", name)
+        (decayed if has_weight_decay(name, parameter) else kept).add(kind)
+    assert decayed == {
+        "word_embeddings.weight",
+        "mixer.in_proj.weight",
+        "mixer.out_proj.weight",
+        "mlp.linear_fc1.weight",
+        "mlp.linear_fc2.weight",
+        "self_attention.linear_qkv.weight",
+        "self_attention.linear_proj.weight",
+        "output_layer.weight",
+    }
+    assert kept == {
+        "mixer.A_log",
+        "mixer.D",
+        "mixer.dt_bias",
+        "mixer.conv1d_weight",
+        "mixer.conv1d_bias",
+        "mixer.norm.weight",
+        "norm.weight",
+        "input_layernorm.weight",
+        "pre_mlp_layernorm.weight",
+        "final_norm.weight",
+    }
 
 
 @pytest.mark.parametrize("distributed", [False, True])
