@@ -40,7 +40,12 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         return _fail(error, launch, ending)
     except KeyboardInterrupt:
-        return _fail(TrainingError("stopped by SIGINT before a step was done; nothing was changed"), launch, ending)
+        error = TrainingError("ended by SIGINT at once. Run again to go on from the newest checkpoint.")
+        return _fail(error, launch, ending)
+    except Exception as bug:
+        if launch.is_main:
+            ending.record(code=1, reason="crashed", message=f"{type(bug).__name__}: {bug}")
+        raise
     return 0
 
 
@@ -53,7 +58,7 @@ class Ending:
         """Writes exit.json: code, reason, message."""
         from megatron_ext.training.stage_folder import write_json
 
-        if self.folder is not None and self.folder.path.is_dir():
+        if self.folder is not None:
             write_json(self.folder.exit_file, {"code": code, "reason": reason, "message": message})
 
 
@@ -71,6 +76,8 @@ def _run(arguments: argparse.Namespace, launch: Launch, ending: Ending) -> None:
         launch,
         f"{plan.stage_id}: {plan.model.name}, {plan.batch.total_steps} steps -> {run_root}/stages/{plan.stage_id}",
     )
+    for sentence in plan.roundings:
+        _say(launch, f"WARNING: {sentence}")
     _execute(plan, run_root, launch, ending)
 
 
@@ -99,19 +106,16 @@ def _execute(plan: StagePlan, run_root: Path, launch: Launch, ending: Ending) ->
             tensor_model_parallel_size=layout.tensor_model_parallel_size,
             pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
         ) as groups:
-            outcome, signal_name = walk.walk(plan, folder, groups, newest, is_main=launch.is_main)
-        _conclude(plan, folder, outcome, signal_name, launch, ending)
+            outcome = walk.walk(plan, folder, groups, is_main=launch.is_main)
+        _conclude(plan, folder, outcome, launch, ending)
 
 
-def _conclude(
-    plan: StagePlan, folder: StageFolder, outcome: Outcome, signal_name: str | None, launch: Launch, ending: Ending
-) -> None:
+def _conclude(plan: StagePlan, folder: StageFolder, outcome: Outcome, launch: Launch, ending: Ending) -> None:
     step, total = outcome.state.step, plan.batch.total_steps
     checkpoint = folder.checkpoints / f"step_{step}"
     if outcome.reason == "stopped":
-        name = signal_name or "a signal to another rank"
         raise TrainingError(
-            f"stopped by {name} after step {step} of {total}, saved as {checkpoint}. Run again to go on."
+            f"stopped by {outcome.signal_name} after step {step} of {total}, saved as {checkpoint}. Run again to go on."
         )
     message = {
         "finished": f"finished: {checkpoint}",
@@ -124,9 +128,10 @@ def _conclude(
 
 def _fail(error: UserError, launch: Launch, ending: Ending) -> int:
     code = error.exit_code
-    if not launch.is_main:
+    if launch.is_main:
+        ending.record(code=code, reason=type(error).__name__, message=str(error))
+    else:
         time.sleep(_OTHER_RANK_WAIT_S)
-    ending.record(code=code, reason=type(error).__name__, message=str(error))
     speaker = "" if launch.is_main else f"rank {launch.rank}: "
     print(f"{speaker}error: {error}\n{speaker}megatron_ext.run: exit code {code}", file=sys.stderr, flush=True)
     return code

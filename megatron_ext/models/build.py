@@ -22,7 +22,7 @@ def build_model(plan: StagePlan, pg_collection: ProcessGroupCollection) -> Hybri
         pg_collection: Process groups of the layout.
 
     Returns:
-        The model on `device()`, in the plan's precision (A_log and D stay float32), neither wrapped in
+        The model on `device()`, in the plan's precision (A_log and D are built float32), neither wrapped in
         Float16Module nor in DDP. Its logits have one column for each row of the padded vocabulary.
     """
     stage, num_stages = pg_collection.pp.rank(), pg_collection.pp.size()

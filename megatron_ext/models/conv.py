@@ -54,7 +54,7 @@ class _CausalConv1dSiLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         dtype = torch.promote_types(x.dtype, torch.float32)
-        xs, taps = x.to(dtype), weight[:, 0].t().to(dtype)  # taps [w, d]
+        xs, taps = x.to(dtype), _taps(weight, dtype)
         before = torch.addcmul(bias.to(dtype), xs, taps[-1])
         for lag in _lags(xs, taps):
             before[:, lag:].addcmul_(xs[:, :-lag], taps[-1 - lag])
@@ -65,7 +65,7 @@ class _CausalConv1dSiLU(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, weight, bias, before = ctx.saved_tensors
-        xs, taps = x.to(before.dtype), weight[:, 0].t().to(before.dtype)
+        xs, taps = x.to(before.dtype), _taps(weight, before.dtype)
         d = torch.ops.aten.silu_backward(dout.to(before.dtype), before)
         dx = d * taps[-1]
         dtaps = torch.zeros_like(taps)
@@ -74,6 +74,11 @@ class _CausalConv1dSiLU(torch.autograd.Function):
             dx[:, :-lag].addcmul_(d[:, lag:], taps[-1 - lag])
             dtaps[-1 - lag] = (d[:, lag:] * xs[:, :-lag]).sum((0, 1))
         return dx.to(x.dtype), dtaps.t()[:, None].to(weight.dtype), d.sum((0, 1)).to(bias.dtype)
+
+
+def _taps(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """[d, 1, w] as [w, d]; contiguous, because a strided factor halves the speed of a multiply-add."""
+    return weight[:, 0].t().to(dtype).contiguous()
 
 
 def _lags(x: Tensor, taps: Tensor) -> range:

@@ -146,7 +146,7 @@ class LocalMambaMixer(MambaMixer):
         return [self.d_inner_local_tp, self.d_inner_local_tp, shared, shared, self.nheads_local_tp]
 
     def _build_parameters(self) -> None:
-        """Convolution, A_log, D and dt_bias; A_log and D stay float32, as in core."""
+        """Convolution, A_log, D and dt_bias; A_log and D are built float32, as in core (Float16Module: bf16)."""
         dtype, heads = self.config.params_dtype, self.nheads_local_tp
         conv_sizes = self._in_proj_sizes[1:4]
         shapes = {

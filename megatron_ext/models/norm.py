@@ -90,7 +90,7 @@ class _GatedRMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, z: Tensor | None, weight: Tensor, eps: float, group_size: int) -> Tensor:
-        h = _gated(_wide(x), z)
+        h = _wide(x) if z is None else F.silu(_wide(z)).mul_(_wide(x))
         groups = h.unflatten(-1, (-1, group_size))
         mean_square = torch.linalg.vector_norm(groups, dim=-1, keepdim=True).square_().div_(group_size)
         scale = mean_square.add_(eps).rsqrt_()
@@ -103,21 +103,16 @@ class _GatedRMSNorm(torch.autograd.Function):
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         x, z, weight, scale = ctx.saved_tensors
         xs, dout = _wide(x), _wide(dout)
-        normal = (_gated(xs, z).unflatten(-1, (-1, ctx.group_size)) * scale).flatten(-2)
-        dweight = (dout * normal).flatten(0, -2).sum(0).to(weight.dtype)
+        gate = None if z is None else F.silu(_wide(z))
+        normal = (xs if gate is None else xs * gate).unflatten(-1, (-1, ctx.group_size)) * scale
+        dweight = (dout * normal.flatten(-2)).flatten(0, -2).sum(0).to(weight.dtype)
         dh = (dout * _wide(weight)).unflatten(-1, (-1, ctx.group_size))
-        normal = normal.unflatten(-1, (-1, ctx.group_size))
         share = (dh * normal).mean(-1, keepdim=True)
         dh = dh.addcmul_(normal, share, value=-1).mul_(scale).flatten(-2)
-        if z is None:
+        if gate is None:
             return dh.to(x.dtype), None, dweight, None, None
-        zs = _wide(z)
-        dz = torch.ops.aten.silu_backward(dh * xs, zs)
-        return dh.mul_(F.silu(zs)).to(x.dtype), dz.to(z.dtype), dweight, None, None
-
-
-def _gated(x: Tensor, z: Tensor | None) -> Tensor:
-    return x if z is None else F.silu(_wide(z)).mul_(x)
+        dz = torch.ops.aten.silu_backward(dh * xs, _wide(z))
+        return dh.mul_(gate).to(x.dtype), dz.to(z.dtype), dweight, None, None
 
 
 def _wide(t: Tensor) -> Tensor:

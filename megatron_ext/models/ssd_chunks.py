@@ -113,7 +113,7 @@ class ChunkedSSD(torch.autograd.Function):
         growth, remaining = _decays(s)
 
         # Inside chunks: inside = M (dt x) with M = L * CB.
-        dy_heads = _scaled(dys, torch.ones_like(s), _HEADS_FIRST).view(-1, q, p)
+        dy_heads = dys.permute(_HEADS_FIRST).reshape(-1, q, p)
         dM = torch.bmm(dy_heads, _scaled(xs, dts, _HEADS_FIRST).view(-1, q, p).transpose(1, 2))
         dCB = dM.view(L.shape).mul_(L).sum(3)
         dweight = (dys * xs).sum(-1)  # of a token's own weight, dt_t (C_t B_t) + D

@@ -58,13 +58,15 @@ def plan_data(loaded: LoadedRecipe, batch: BatchPlan, cadence: CadencePlan, roun
         for index in range(len(loaded.sources))
     ]
     _refuse_one_content_twice(loaded, [pair["prefix"] for pair in manifests], problems)
+    _refuse_training_data_as_held_out(loaded, manifests, problems)
     problems.raise_data_error()
     assert tokenizer is not None, "a missing tokenizer is a problem"
     samples = split_samples([entry.share for entry in loaded.recipe.data.blend], batch.total_samples)
     sources = tuple(_plan_source(loaded, index, pair, samples[index], batch) for index, pair in enumerate(manifests))
+    _refuse_unread_sources(loaded, sources, batch)
     check_supply(loaded, sources, batch)
     for source, pair in zip(sources, manifests, strict=True):
-        _note_shortfalls(source, pair["validation_prefix"], batch, cadence, roundings)
+        _note_short_held_out(source, pair["validation_prefix"], batch, cadence, roundings)
     return DataPlan(
         tokenizer=tokenizer_folder(loaded),
         tokenizer_fingerprint=tokenizer.fingerprint,
@@ -148,6 +150,11 @@ def _misfits(
             f"({loaded.where(('model', 'vocab_size'))}); raise that to at least {manifest.max_token_id + 1:,}, "
             "or tokenize again"
         )
+    if not manifest.append_eod:
+        found.append(
+            "was tokenized without --append-eod, so its documents run into each other unmarked; "
+            "tokenize it again with that option"
+        )
     if available_samples(manifest.tokens, 1, length) == 0 and not is_training:
         found.append(
             f"{manifest.tokens:,} tokens give no validation sample of sequence_length {length:,}, which reads "
@@ -169,6 +176,18 @@ def _refuse_one_content_twice(loaded: LoadedRecipe, manifests: Sequence[Manifest
             key: KeyPath = ("data", "blend", index, "source")
             name = loaded.sources[first].source
             problems.add(loaded.origin(key), key, f"holds the same tokens as {name!r}; give one entry both shares")
+
+
+def _refuse_training_data_as_held_out(
+    loaded: LoadedRecipe, manifests: Sequence[dict[str, Manifest | None]], problems: Problems
+) -> None:
+    """A held-out set that is trained on measures nothing."""
+    trained = {manifest.data_id for pair in manifests if (manifest := pair["prefix"])}
+    for index, pair in enumerate(manifests):
+        held_out = pair["validation_prefix"]
+        if held_out is not None and held_out.data_id in trained:
+            message = "holds the same tokens as a source that is trained on; tokenize the held-out documents into it"
+            problems.add(loaded.origin(("sources", index, "validation_prefix")), ("validation_prefix",), message)
 
 
 def _plan_source(
@@ -194,7 +213,20 @@ def _plan_source(
     )
 
 
-def _note_shortfalls(
+def _refuse_unread_sources(loaded: LoadedRecipe, sources: Sequence[SourcePlan], batch: BatchPlan) -> None:
+    problems = Problems()
+    for index, source in enumerate(sources):
+        if source.samples == 0:
+            key: KeyPath = ("data", "blend", index, "share")
+            message = (
+                f"{source.share:g} of {batch.total_samples:,} samples is less than one, so {source.source!r} would not "
+                "be read; raise the share or budget.tokens, or remove the entry"
+            )
+            problems.add(loaded.origin(key), key, message)
+    problems.raise_recipe_error()
+
+
+def _note_short_held_out(
     source: SourcePlan, held_out: Manifest | None, batch: BatchPlan, cadence: CadencePlan, roundings: list[str]
 ) -> None:
     assert held_out is not None, "a missing held-out dataset is a problem"
@@ -203,9 +235,4 @@ def _note_shortfalls(
         roundings.append(
             f"source {source.source}: validation reads {there:,} samples, all of its held-out set, "
             f"of the {cadence.validation_samples:,} of training.validation_tokens."
-        )
-    if source.samples == 0:
-        roundings.append(
-            f"source {source.source}: its share {source.share:g} of {batch.total_samples:,} samples is less than one: "
-            "none is read."
         )

@@ -2,7 +2,9 @@
 
 Two runs with equal meaning train the same model on the same tokens in the same order, so the second
 one resumes or reuses the first. Not part of it: layout, micro-batch, backend, logging, cadence of
-checkpoints and validation, `max_steps`, paths, the names of model and sources, and validation data.
+checkpoints and validation, `max_steps`, paths, the names of model and sources, validation data,
+`max_epochs` (a permission: the samples say what is read), and whatever the model or schedule does
+not read.
 
 Names of sources are left out because the order of reading is drawn from the seed and the source's
 content: renaming a corpus changes a label in the ledger and no sample. The order of the blend is
@@ -33,10 +35,7 @@ def stage_meaning(recipe: Recipe, *, data: DataPlan, batch: BatchPlan, schedule:
         "data": {
             "tokenizer_fingerprint": data.tokenizer_fingerprint,
             "document_isolation": data.document_isolation,
-            "sources": [
-                {"data_id": source.data_id, "samples": source.samples, "max_epochs": source.max_epochs}
-                for source in data.sources
-            ],
+            "sources": [{"data_id": source.data_id, "samples": source.samples} for source in data.sources],
         },
         "batch": {
             "sequence_length": batch.sequence_length,
@@ -45,7 +44,7 @@ def stage_meaning(recipe: Recipe, *, data: DataPlan, batch: BatchPlan, schedule:
             "total_tokens": batch.total_tokens,
         },
         "schedule": _schedule_meaning(schedule),
-        "optimizer": recipe.optimizer.model_dump(),
+        "optimizer": recipe.optimizer.model_dump(exclude={"min_lr"} if schedule.style == "constant" else None),
         "precision": recipe.precision,
         "seed": recipe.seed,
     }
@@ -70,9 +69,19 @@ def _model_meaning(model: ModelRecipe) -> dict[str, Any]:
     meaning = model.model_dump(exclude={"name", "vocab_size"})
     meaning["hybrid_layer_pattern"] = parse_pattern(model.hybrid_layer_pattern).symbols
     meaning["padded_vocab_size"] = padded_vocab_size(model.vocab_size)
-    if model.position_embedding_type == "none":
-        del meaning["rotary_base"]  # not read
+    for key in _unread(model):
+        del meaning[key]
     return meaning
+
+
+def _unread(model: ModelRecipe) -> list[str]:
+    """Keys that no layer of this pattern looks at."""
+    unread = [] if model.position_embedding_type == "rope" else ["rotary_base"]
+    if "M" not in model.hybrid_layer_pattern:
+        unread += ["mamba_num_heads", "mamba_head_dim", "mamba_state_dim", "mamba_num_groups"]
+    if "-" not in model.hybrid_layer_pattern:
+        unread += ["ffn_hidden_size", "activation"]
+    return unread
 
 
 def _schedule_meaning(schedule: SchedulePlan) -> dict[str, Any]:

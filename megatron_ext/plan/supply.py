@@ -34,7 +34,7 @@ def check_supply(loaded: LoadedRecipe, sources: tuple[SourcePlan, ...], batch: B
 
     Raises:
         RecipeError: For each source that cannot supply its share: what it needs, what it has, and
-            three changes of which each alone makes it suffice.
+            up to three changes of which each makes this source suffice.
     """
     problems = Problems()
     has = [available_samples(source.tokens, source.max_epochs, batch.sequence_length) for source in sources]
@@ -84,7 +84,8 @@ def _most_steps(sources: tuple[SourcePlan, ...], has: list[int], batch: BatchPla
     """Steps of the largest budget that all sources can supply with these shares; 0 if there is none."""
     shares = [source.share for source in sources]
     limits = (math.ceil(can / (share * batch.global_batch_size)) for can, share in zip(has, shares, strict=True))
-    steps = min(batch.total_steps, *limits) + 1  # remainders may let one step more or less fit than the quota says
+    # Remainders may let one step more or less fit than the quota says; more than was asked is no remedy.
+    steps = min(batch.total_steps - 1, min(limits) + 1)
     while steps and any(
         needs > can for needs, can in zip(split_samples(shares, steps * batch.global_batch_size), has, strict=True)
     ):

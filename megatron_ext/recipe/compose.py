@@ -99,8 +99,14 @@ def _chain(path: str | Path) -> list[Tree]:
 def _read(file: str) -> Tree:
     document = load_yaml(file)
     tree = Tree(document.data, {path: Origin(file, line) for path, line in document.marks.items()})
-    _resolve_paths(tree, written_in=file)
+    if not _is_model(tree):
+        _resolve_paths(tree, written_in=file)
     return tree
+
+
+def _is_model(tree: Tree) -> bool:
+    """Whether a file describes a model itself: a `model:` inside it is an unknown key, not one more file."""
+    return "hybrid_layer_pattern" in tree.data
 
 
 def _resolve_paths(tree: Tree, *, written_in: str) -> None:

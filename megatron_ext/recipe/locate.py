@@ -17,8 +17,8 @@ _INSTALLED = "_recipes"  # the name under which setup.py ships the folder
 
 
 def shipped_folders() -> tuple[Path, ...]:
-    """Folders that may hold the recipes of this project: the checkout's, the installed package's."""
-    return _PACKAGE.parent / _FOLDER, _PACKAGE / _INSTALLED
+    """Folders that may hold the recipes of this project: the installed package's, the checkout's."""
+    return _PACKAGE / _INSTALLED, _PACKAGE.parent / _FOLDER
 
 
 def locate(path: str | Path) -> Path:

@@ -25,6 +25,7 @@ Precision = Literal["fp32", "bf16"]
 PLACEMENT_KEYS = frozenset(
     {
         "model.name",
+        "data.blend.max_epochs",
         "training.micro_batch_size",
         "training.max_steps",
         "training.validation_interval_tokens",

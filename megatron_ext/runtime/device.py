@@ -1,6 +1,6 @@
 """Which device this process uses, and how Megatron-Core runs where there is no GPU.
 
-The only file of this project that names `cuda`.
+The only file of this project that names `cuda`, names of core's own functions apart.
 
 Megatron-Core 0.19 writes `device="cuda"` and calls `torch.cuda` in its schedules, optimizer and
 gradient buffers. Where no GPU exists, `device_scope()` answers those calls with the CPU, and only
@@ -55,9 +55,15 @@ def describe_gpus() -> list[str]:
     return lines
 
 
-def peak_memory_gib() -> float | None:
-    """Largest memory that torch held on this GPU so far, in GiB; None without a GPU."""
-    return torch.cuda.max_memory_allocated() / 2**30 if has_gpu() else None
+def device_random_state() -> torch.Tensor | None:
+    """The state of the GPU's default generator; None without a GPU."""
+    return torch.cuda.get_rng_state() if has_gpu() else None
+
+
+def restore_device_random_state(state: torch.Tensor | None) -> None:
+    """Puts back what `device_random_state` returned."""
+    if state is not None:
+        torch.cuda.set_rng_state(state)
 
 
 @contextlib.contextmanager

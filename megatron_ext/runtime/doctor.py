@@ -36,12 +36,14 @@ class _Package:
 _PACKAGES = (
     _Package("megatron-core", "megatron.core", "the parallelism, optimizer and checkpoint format", "nothing can train"),
     _Package(
-        "transformer-engine", "transformer_engine", "can serve the te backend on a GPU", "models use the local backend"
+        "transformer-engine",
+        "transformer_engine",
+        "not used yet: models use the local backend",
+        "models use the local backend",
     ),
-    _Package("mamba-ssm", "mamba_ssm", "has the Triton kernels of the scan for a GPU", "the scan runs in plain torch"),
-    _Package(
-        "causal-conv1d", "causal_conv1d", "has the convolution kernel for a GPU", "the convolution runs in plain torch"
-    ),
+    _Package("mamba-ssm", "mamba_ssm", "not used yet: the scan runs in plain torch", "the scan runs in plain torch"),
+    _Package("causal-conv1d", "causal_conv1d", "not used yet: it runs in plain torch", "it runs in plain torch"),
+    _Package("psutil", "psutil", "megatron-core's checkpoints need it", "no checkpoint can be written"),
     _Package("triton", "triton", "megatron-core imports it", "megatron-core cannot be imported"),
     _Package("tokenizers", "tokenizers", "trains and runs tokenizers", "no text can be tokenized"),
     _Package("tensorboard", "tensorboard", "logging.tensorboard: true works", "set logging.tensorboard: false"),
@@ -63,7 +65,7 @@ def print_report() -> int:
     for finding in findings:
         table.add_row(finding.what, finding.found, finding.meaning)
     Console().print(table)
-    can_train = all(importlib.util.find_spec(name) for name in ("megatron.core", "triton", "psutil"))
+    can_train = all(_can_be_found(name) for name in ("megatron.core", "triton", "psutil"))
     return 0 if can_train else 4
 
 
@@ -91,7 +93,7 @@ def cpu_flags() -> set[str]:
 
 
 def _find_threads() -> Finding:
-    cores, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
+    cores, threads = os.cpu_count() or 1, torch.get_num_threads()
     found = f"{threads} threads on {cores} cores"
     if threads > cores:
         return Finding("threads", found, "set OMP_NUM_THREADS to cores / processes: too many threads are very slow")

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from megatron.core import tensor_parallel
 
+from megatron_ext.runtime.device import device_random_state, restore_device_random_state
+
 
 def seed_everything(seed: int) -> None:
     """Seeds Python, numpy, torch and Megatron-Core's tensor-parallel generators.
@@ -31,6 +33,7 @@ def random_state() -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": np.random.get_state(),
         "torch": torch.get_rng_state(),
+        "device": device_random_state(),
         "tensor_parallel": tensor_parallel.get_cuda_rng_tracker().get_states(),
     }
 
@@ -40,4 +43,5 @@ def restore_random_state(state: dict[str, Any]) -> None:
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
+    restore_device_random_state(state["device"])
     tensor_parallel.get_cuda_rng_tracker().set_states(state["tensor_parallel"])

@@ -1,8 +1,13 @@
-"""SIGTERM and SIGINT ask for a stop; the loop finishes its step, saves and leaves."""
+"""SIGTERM and SIGINT ask for a stop; the loop finishes its step, saves and leaves.
+
+On a cluster every worker gets SIGTERM twice, once from Slurm and once forwarded by torchrun, so a
+repeated SIGTERM changes nothing. Ctrl-C twice, a second apart, ends the process at once.
+"""
 
 from __future__ import annotations
 
 import signal
+import time
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -12,13 +17,16 @@ import torch.distributed as dist
 from megatron_ext.runtime.device import device
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_IMPATIENCE_S = 1.0
+"""One Ctrl-C can reach a worker twice, from the terminal and through torchrun; a person needs longer."""
 
 
 class StopRequest:
-    """Notes the first SIGTERM or SIGINT while entered; a second one ends the process at once."""
+    """Notes SIGTERM and SIGINT while entered."""
 
     def __init__(self) -> None:
-        self.signal_name: str | None = None
+        self._number = 0
+        self._noted_at = 0.0
 
     def __enter__(self) -> Self:
         self._previous = {number: signal.signal(number, self._note) for number in _SIGNALS}
@@ -31,15 +39,17 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        self.signal_name = signal.Signals(number).name
-        for each in _SIGNALS:
-            signal.signal(each, signal.SIG_DFL)
+        now = time.monotonic()
+        if self._number and number == signal.SIGINT and now - self._noted_at > _IMPATIENCE_S:
+            raise KeyboardInterrupt
+        if not self._number:
+            self._number, self._noted_at = int(number), now
 
-    def is_agreed(self) -> bool:
-        """Whether any rank was asked to stop.
+    def agreed(self) -> str | None:
+        """The name of a signal that some rank got; None when no rank was asked to stop.
 
         All ranks must call this: they stop after the same step, or the others would wait for ever.
         """
-        asked = torch.tensor(int(self.signal_name is not None), device=device())
+        asked = torch.tensor(self._number, device=device())
         dist.all_reduce(asked, op=dist.ReduceOp.MAX)
-        return bool(asked.item())
+        return signal.Signals(int(asked)).name if asked else None

@@ -10,8 +10,8 @@ A checkpoint is the folder `checkpoints/step_N/`:
                      optimizer state (`fully_reshardable`), random states
 
 It is written as `checkpoints/.writing_step_N/` and renamed: a folder called `step_N` is complete.
-Counters and cursor are the same on all ranks; random states are kept for each rank and restored only
-in the same layout.
+Counters and cursor are the same on all ranks, random states are kept for each. A run goes on in the
+layout in which it was stopped; the weights alone load in any layout (`load_weights`).
 
 Size: fp32 training keeps 12 bytes a parameter (weight and two moments), bf16 14 (a bf16 weight, an
 fp32 weight and two moments); a 1.4M-parameter model in fp32 comes to 17 MB.
@@ -33,7 +33,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.validation import StrictHandling
 
-from data_tools.atomic_files import sync_folder
+from data_tools.atomic_files import sync_folder, write_atomically
 from data_tools.errors import DataError
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.runtime.seed import random_state, restore_random_state
@@ -68,7 +68,7 @@ def save_checkpoint(folder: Path, parts: Parts, state: TrainState) -> Path:
     dist_checkpointing.save(_sharded_state(parts, is_loading=False), str(writing), async_strategy="mcore")
     if is_main:
         _write_facts(writing, parts, state)
-        shutil.rmtree(final, ignore_errors=True)
+        sync_folder(writing)
         writing.rename(final)
         sync_folder(folder)
     dist.barrier()
@@ -82,25 +82,20 @@ def load_checkpoint(path: Path, parts: Parts) -> TrainState:
     All ranks must call this.
 
     Args:
-        path: A `step_N` folder of the same stage.
+        path: A `step_N` folder of the same stage in the same layout (`layout_of`).
         parts: Freshly built; everything in it is overwritten.
 
     Returns:
         The counters at which the checkpoint was written.
     """
     facts = read_facts(path)
-    same_layout = facts["layout"] == _layout(parts.plan)
     fill_states(parts.optimizer)
     wanted = _sharded_state(parts, is_loading=True)
-    if not same_layout:
-        del wanted["random_state"]
-    strict = StrictHandling.RAISE_ALL if same_layout else StrictHandling.RAISE_UNEXPECTED
-    loaded = dist_checkpointing.load(wanted, str(path), strict=strict)
+    loaded = dist_checkpointing.load(wanted, str(path), strict=StrictHandling.RAISE_ALL)
     parts.model.module.load_state_dict(loaded["model"])
     load_optimizer_state(parts.optimizer, loaded["optimizer"])
     parts.cursor.load_state_dict(facts["cursor"])
-    if same_layout:
-        restore_random_state(loaded["random_state"])
+    restore_random_state(loaded["random_state"])
     return TrainState(**facts["state"])
 
 
@@ -132,8 +127,15 @@ def read_plan(path: Path) -> StagePlan:
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """Reads `state.json`: counters (`state`), `cursor` and `layout`."""
-    facts: dict[str, Any] = json.loads((path / "state.json").read_text())
+    """Reads `state.json`: counters (`state`), `cursor` and `layout`.
+
+    Raises:
+        DataError: The file is missing or damaged.
+    """
+    try:
+        facts: dict[str, Any] = json.loads((path / "state.json").read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}/state.json: cannot be read ({error}). Remove {path} and run again.") from None
     return facts
 
 
@@ -188,14 +190,15 @@ def _keep_writing_in_this_process() -> None:
 
 
 def _write_facts(folder: Path, parts: Parts, state: TrainState) -> None:
-    facts = {"state": state.to_json(), "cursor": parts.cursor.state_dict(), "layout": _layout(parts.plan)}
-    (folder / "state.json").write_text(json.dumps(facts, indent=1))
-    (folder / "plan.json").write_text(parts.plan.model_dump_json(indent=1))
+    facts = {"state": state.to_json(), "cursor": parts.cursor.state_dict(), "layout": layout_of(parts.plan)}
+    write_atomically(folder / "state.json", json.dumps(facts, indent=1).encode())
+    write_atomically(folder / "plan.json", parts.plan.model_dump_json(indent=1).encode())
     (folder / "tokenizer").mkdir()
     for name in TOKENIZER_FILES:
-        shutil.copyfile(Path(parts.plan.data.tokenizer) / name, folder / "tokenizer" / name)
+        write_atomically(folder / "tokenizer" / name, (Path(parts.plan.data.tokenizer) / name).read_bytes())
 
 
-def _layout(plan: StagePlan) -> list[int]:
-    layout = plan.layout
-    return [layout.tensor_model_parallel_size, layout.pipeline_model_parallel_size, layout.data_parallel_size]
+def layout_of(plan: StagePlan) -> dict[str, int | bool]:
+    """What must be equal for a checkpoint to be resumed exactly."""
+    keys = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "data_parallel_size")
+    return {key: getattr(plan.layout, key) for key in (*keys, "use_distributed_optimizer")}

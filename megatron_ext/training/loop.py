@@ -4,32 +4,20 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch.distributed as dist
 
 from megatron_ext.plan.stage_plan import CadencePlan, StagePlan
+from megatron_ext.runtime.signals import StopRequest
 from megatron_ext.training.checkpoint import remove_old_checkpoints, save_checkpoint
 from megatron_ext.training.parts import Parts
 from megatron_ext.training.schedule import learning_rate
 from megatron_ext.training.stage_folder import StageFolder
-from megatron_ext.training.state import StepResult, TrainState
+from megatron_ext.training.state import TrainState
 from megatron_ext.training.step import train_step
 from megatron_ext.training.validate import validate
-
-
-class Watcher(Protocol):
-    """Who is told of every step; does nothing to the training."""
-
-    def on_step(self, state: TrainState, result: StepResult, *, seconds: float, validation: dict[str, float]) -> None:
-        """Called once a step with the counters after it."""
-
-
-class Stop(Protocol):
-    """Who may end the training between two steps."""
-
-    def is_agreed(self) -> bool:
-        """Whether to stop; the same answer on all ranks."""
+from megatron_ext.training.watcher import Watcher
 
 
 @dataclass(frozen=True)
@@ -39,10 +27,12 @@ class Outcome:
     Attributes:
         state: The counters, which the newest checkpoint holds too.
         reason: `finished` spent the budget, `cut` reached training.max_steps, `stopped` was asked to.
+        signal_name: What asked for the stop.
     """
 
     state: TrainState
     reason: Literal["finished", "cut", "stopped"]
+    signal_name: str | None = None
 
 
 def last_step_of(plan: StagePlan) -> int:
@@ -51,7 +41,9 @@ def last_step_of(plan: StagePlan) -> int:
     return plan.batch.total_steps if cut is None else min(cut, plan.batch.total_steps)
 
 
-def train(parts: Parts, state: TrainState, *, folder: StageFolder, watcher: Watcher, stop: Stop) -> Outcome:
+def train(
+    parts: Parts, state: TrainState, *, folder: StageFolder, watcher: Watcher | None, stop: StopRequest
+) -> Outcome:
     """Trains from `state` to the end of the stage, a cut, or a stop.
 
     All ranks must call this. The newest checkpoint holds the returned state.
@@ -60,7 +52,7 @@ def train(parts: Parts, state: TrainState, *, folder: StageFolder, watcher: Watc
         parts: What is trained, at `state`.
         state: Where to go on.
         folder: Where checkpoints go.
-        watcher: Is told of every step.
+        watcher: Is told of every step; None on all ranks but the main one.
         stop: Is asked after every step.
     """
     plan, cadence = parts.plan, parts.plan.cadence
@@ -75,12 +67,13 @@ def train(parts: Parts, state: TrainState, *, folder: StageFolder, watcher: Watc
         is_last = state.step == last_step
         is_validated = is_last or state.step % cadence.validation_interval_steps == 0
         validation = validate(parts) if is_validated else {}
-        watcher.on_step(state, result, seconds=seconds, validation=validation)
-        is_stopped = stop.is_agreed()
-        if is_last or is_stopped or state.step % cadence.checkpoint_interval_steps == 0:
+        if watcher is not None:
+            watcher.on_step(state, result, seconds=seconds, validation=validation)
+        signal_name = stop.agreed()
+        if is_last or signal_name or state.step % cadence.checkpoint_interval_steps == 0:
             _save(parts, state, folder, cadence)
-        if is_stopped and not is_last:
-            return Outcome(state, "stopped")
+        if signal_name and not is_last:
+            return Outcome(state, "stopped", signal_name)
     return Outcome(state, "finished" if state.step >= plan.batch.total_steps else "cut")
 
 

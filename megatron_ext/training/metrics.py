@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.atomic_files import write_atomically
-from data_tools.errors import SetupError
+from data_tools.errors import DataError, SetupError
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.training.state import StepResult, TrainState
 
@@ -83,8 +83,9 @@ class MetricsLog:
 
 
 def read_last(file: Path) -> dict[str, Any]:
-    """Reads the last step of a metrics.jsonl."""
-    line: dict[str, Any] = json.loads(file.read_text().splitlines()[-1])
+    """Reads the last step of a metrics.jsonl; empty when somebody removed the file."""
+    lines = file.read_text().splitlines() if file.is_file() else []
+    line: dict[str, Any] = json.loads(lines[-1]) if lines else {}
     return line
 
 
@@ -93,7 +94,15 @@ def _keep_steps_until(file: Path, step: int) -> None:
         return
     # A killed run can leave a last line without its end; it belongs to a step that is done again.
     whole = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    write_atomically(file, "".join(line for line in whole if json.loads(line)["step"] <= step).encode())
+    kept = [line for number, line in enumerate(whole, 1) if _step_of(file, number, line) <= step]
+    write_atomically(file, "".join(kept).encode())
+
+
+def _step_of(file: Path, number: int, line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{file}:{number}: not a line of metrics: {line[:80]!r}. Remove the line, run again.") from None
 
 
 def _flatten(line: dict[str, Any]) -> dict[str, float]:

@@ -63,8 +63,9 @@ def wrap_model(plan: StagePlan, model: Any, groups: ProcessGroupCollection) -> D
     """Puts a model into Megatron-Core's data parallelism, for training.
 
     Gradients are summed in fp32 and divided once, by the global count of trained tokens. In bf16 core's
-    `Float16Module` makes every parameter bf16, `A_log` and `D` included (0.19.2, `module.py:464`); the
-    optimizer keeps fp32 masters of all of them.
+    `Float16Module` makes every parameter bf16, `A_log` and `D` too (0.19.2, `module.py:464`); their fp32
+    masters live in the optimizer. Keeping the two fp32 in the model was tried: core's optimizer then maps
+    its states to the wrong parameters when a checkpoint is written.
     """
     config = model.config
     if plan.precision == "bf16":

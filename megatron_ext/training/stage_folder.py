@@ -20,6 +20,7 @@ from data_tools.atomic_files import write_atomically
 from data_tools.errors import DataError, RecipeError, SetupError
 from data_tools.tokenizer import fingerprint
 from megatron_ext.plan.stage_plan import StagePlan
+from megatron_ext.training.checkpoint import layout_of, read_facts
 
 
 class StageFolder:
@@ -51,12 +52,13 @@ class StageFolder:
             newest_checkpoint: Where it would resume.
 
         Raises:
-            RecipeError: The folder holds a run with another meaning.
-            DataError: The checkpoint was trained with another tokenizer.
+            RecipeError: The folder holds a run with another meaning, or a checkpoint in another layout.
+            DataError: The checkpoint is damaged, or was trained with another tokenizer.
         """
         if self.plan_file.is_file():
             self._check_meaning(plan)
         if newest_checkpoint is not None:
+            _check_layout(plan, newest_checkpoint)
             found = fingerprint(newest_checkpoint / "tokenizer")
             if found != plan.data.tokenizer_fingerprint:
                 raise DataError(
@@ -101,6 +103,17 @@ class StageFolder:
         self.exit_file.unlink(missing_ok=True)
         write_json(self.plan_file, plan.model_dump(mode="json"))
         return lock
+
+
+def _check_layout(plan: StagePlan, checkpoint: Path) -> None:
+    there, here = read_facts(checkpoint)["layout"], layout_of(plan)
+    if there != here:
+        lines = [f"  {key}: there {there.get(key)}, here {here[key]}" for key in here if there.get(key) != here[key]]
+        raise RecipeError(
+            f"{checkpoint}: was written in another layout; a run goes on in the one in which it was stopped.\n"
+            + "\n".join(lines)
+            + "\n  Give the parallel keys and the number of processes of before, or another --run-root."
+        )
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

@@ -14,9 +14,10 @@ import torch
 import torch.distributed as dist
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from data_tools.errors import TrainingError
+from data_tools.errors import DataError, TrainingError
 from megatron_ext.datasets.batch import Batch
 from megatron_ext.objectives.pretrain import Report
+from megatron_ext.runtime.agreement import raise_on_all_ranks
 from megatron_ext.runtime.device import device
 from megatron_ext.training.optimizer import clip_and_step, set_learning_rate
 from megatron_ext.training.parts import Parts
@@ -35,9 +36,10 @@ def train_step(parts: Parts, *, lr: float, step: int) -> StepResult:
 
     Raises:
         TrainingError: Loss or gradient is not finite; the weights are those of the step before.
+        DataError: A rank cannot read its samples.
     """
     plan = parts.plan
-    batches = parts.cursor.next_step()
+    batches = _read(parts)
     set_learning_rate(parts.optimizer, lr)
     parts.model.zero_grad_buffer()
     parts.optimizer.zero_grad()
@@ -57,6 +59,18 @@ def train_step(parts: Parts, *, lr: float, step: int) -> StepResult:
         processed_tokens=plan.batch.tokens_per_step,
         trained_tokens=int(report[:, 1].sum()),
     )
+
+
+def _read(parts: Parts) -> Sequence[Batch]:
+    """This rank's microbatches; what is wrong with the data of one rank is raised on all."""
+    error = None
+    batches: Sequence[Batch] = ()
+    try:
+        batches = parts.cursor.next_step()
+    except DataError as caught:
+        error = caught
+    raise_on_all_ranks(error)
+    return batches
 
 
 def run_microbatches(parts: Parts, batches: Sequence[Batch], *, forward_only: bool) -> Report:

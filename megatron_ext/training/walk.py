@@ -10,15 +10,16 @@ import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from megatron_ext.plan.stage_plan import StagePlan
+from megatron_ext.runtime.agreement import answer_of_main_rank
 from megatron_ext.runtime.seed import seed_everything
 from megatron_ext.runtime.signals import StopRequest
-from megatron_ext.training.checkpoint import checkpoints_of, load_checkpoint, remove_unfinished
+from megatron_ext.training.checkpoint import checkpoints_of, load_checkpoint, read_facts, remove_unfinished
 from megatron_ext.training.loop import Outcome, last_step_of, train
-from megatron_ext.training.metrics import MetricsLog, read_last
+from megatron_ext.training.metrics import read_last
 from megatron_ext.training.parts import make_parts
-from megatron_ext.training.progress import TrainingProgress
 from megatron_ext.training.stage_folder import StageFolder, write_json
-from megatron_ext.training.state import StepResult, TrainState
+from megatron_ext.training.state import TrainState
+from megatron_ext.training.watcher import Watcher
 
 
 def newest_checkpoint(folder: StageFolder) -> Path | None:
@@ -37,70 +38,40 @@ def taken(folder: StageFolder, plan: StagePlan, *, is_main: bool) -> Iterator[No
         yield
 
 
-def walk(
-    plan: StagePlan, folder: StageFolder, groups: ProcessGroupCollection, newest: Path | None, *, is_main: bool
-) -> tuple[Outcome, str | None]:
+def walk(plan: StagePlan, folder: StageFolder, groups: ProcessGroupCollection, *, is_main: bool) -> Outcome:
     """Builds, resumes, trains, and writes stage.json when the budget is spent.
 
-    All ranks must call this, inside a device scope.
+    All ranks must call this, inside a device scope, with the folder taken.
 
     Args:
         plan: The stage.
         folder: Taken by this run.
         groups: Process groups.
-        newest: Where to go on; None to begin.
         is_main: Whether this rank speaks and writes for all.
-
-    Returns:
-        How the loop ended, and the signal that this rank got, if any.
     """
-    seed_everything(plan.seed)
+    # Read again now that nobody else writes: another run may have come further since the first look.
+    newest, is_finished = answer_of_main_rank((newest_checkpoint(folder), folder.is_finished))
+    if is_finished:
+        return Outcome(TrainState(**read_facts(newest)["state"]), "finished")
     with StopRequest() as stop:
+        seed_everything(plan.seed)
         parts = make_parts(plan, groups)
         state = TrainState() if newest is None else load_checkpoint(newest, parts)
-        watcher = MainWatcher(folder, plan, state, newest) if is_main else SilentWatcher()
-        try:
+        watcher = _watcher(folder, plan, state, newest) if is_main else None
+        with watcher or contextlib.nullcontext():
             outcome = train(parts, state, folder=folder, watcher=watcher, stop=stop)
-        finally:
-            watcher.close()
-    if outcome.reason == "finished" and is_main:
-        write_json(folder.stage_file, _stage_facts(plan, folder, outcome))
-    dist.barrier()
-    return outcome, stop.signal_name
+        if outcome.reason == "finished" and is_main:
+            write_json(folder.stage_file, _stage_facts(plan, folder, outcome))
+        dist.barrier()
+    return outcome
 
 
-class SilentWatcher:
-    """All ranks but the main one."""
-
-    def on_step(self, state: TrainState, result: StepResult, *, seconds: float, validation: dict[str, float]) -> None:
-        """Says nothing."""
-
-    def close(self) -> None:
-        """Has nothing open."""
-
-
-class MainWatcher:
-    """Progress on the screen, metrics on disk."""
-
-    def __init__(self, folder: StageFolder, plan: StagePlan, state: TrainState, newest: Path | None) -> None:
-        self._metrics = MetricsLog(folder.metrics_file, plan, from_step=state.step)
-        self._progress = TrainingProgress(plan.stage, from_step=state.step, last_step=last_step_of(plan))
-        if newest is not None:
-            self._progress.say(f"goes on at step {state.step} from {newest}")
-
-    def on_step(self, state: TrainState, result: StepResult, *, seconds: float, validation: dict[str, float]) -> None:
-        """Writes and shows one step."""
-        self._metrics.write(state, result, seconds=seconds, validation=validation)
-        self._progress.show(state, result, seconds=seconds, validation=validation)
-
-    def close(self) -> None:
-        """Closes both."""
-        self._progress.close()
-        self._metrics.close()
+def _watcher(folder: StageFolder, plan: StagePlan, state: TrainState, newest: Path | None) -> Watcher:
+    return Watcher(folder.metrics_file, plan, state, last_step=last_step_of(plan), resumed_from=newest)
 
 
 def _stage_facts(plan: StagePlan, folder: StageFolder, outcome: Outcome) -> dict[str, object]:
-    """What a finished stage says of itself; nothing in it depends on when or where it ran."""
+    """What a finished stage says of itself; the same run interrupted and resumed says the same."""
     last = read_last(folder.metrics_file)
     return {
         "stage_id": plan.stage_id,
@@ -109,6 +80,6 @@ def _stage_facts(plan: StagePlan, folder: StageFolder, outcome: Outcome) -> dict
         "state": outcome.state.to_json(),
         "checkpoint": f"checkpoints/step_{outcome.state.step}",
         "tokenizer_fingerprint": plan.data.tokenizer_fingerprint,
-        "loss": last["loss"],
-        "validation": last["validation"],
+        "loss": last.get("loss"),
+        "validation": last.get("validation"),
     }

@@ -24,11 +24,8 @@ def test_the_wheel_ships_every_recipe_and_both_commands(tmp_path: Path) -> None:
 
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    recipes = {
-        f"megatron_ext/_recipes/{path.relative_to(ROOT / 'recipes')}"
-        for path in ROOT.glob("recipes/**/*")
-        if path.is_file()
-    }
+    files = [path.relative_to(ROOT / "recipes") for path in ROOT.glob("recipes/**/*") if path.is_file()]
+    recipes = {f"megatron_ext/_recipes/{path}" for path in files}
     assert "megatron_ext/_recipes/demo/pretrain.yaml" in recipes
     assert recipes <= names
     (commands,) = (name for name in names if name.endswith("entry_points.txt"))

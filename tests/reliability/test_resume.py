@@ -46,20 +46,46 @@ def test_a_cut_run_goes_on_bit_for_bit(toy_project: ToyProject, tmp_path: Path, 
     assert (rest.stage_folder / "stage.json").read_bytes() == (whole.stage_folder / "stage.json").read_bytes()
 
 
-def test_sigterm_finishes_the_step_saves_and_says_so(toy_project: ToyProject, undisturbed: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "signals"), [("SIGTERM", [signal.SIGTERM]), ("SIGTERM", [signal.SIGTERM] * 2), ("SIGINT", [signal.SIGINT])]
+)
+def test_a_signal_finishes_the_step_saves_and_says_so(
+    toy_project: ToyProject, undisturbed: Run, tmp_path: Path, name: str, signals: list[signal.Signals]
+) -> None:
     process = start(toy_project, tmp_path)
+    wait_for_step(tmp_path, 2)
+    for each in signals:  # Slurm and torchrun both forward: one request can come twice
+        process.send_signal(each)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 5, output
+    check_stopped(toy_project, undisturbed, tmp_path, output, name)
+
+
+def test_sigterm_to_torchrun_stops_all_ranks_after_one_step(
+    toy_project: ToyProject, undisturbed: Run, tmp_path: Path
+) -> None:
+    process = start(toy_project, tmp_path, processes=2)
     wait_for_step(tmp_path, 2)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 5, output
     stopped = Run(code=5, output=output, run_root=tmp_path)
+    assert json.loads((stopped.stage_folder / "exit.json").read_text())["code"] == 5, output
+    assert (stopped.stage_folder / "checkpoints" / f"step_{len(stopped.losses)}").is_dir()
+    rest = toy_project.run(tmp_path, *LONG, processes=2)
+    assert rest.code == 0, rest.output
+    assert rest.losses == pytest.approx(undisturbed.losses, rel=1e-5)
+
+
+def check_stopped(project: ToyProject, undisturbed: Run, run_root: Path, output: str, name: str) -> None:
+    """A stopped run said so, saved its last step, and goes on to the losses of one that was not stopped."""
+    stopped = Run(code=5, output=output, run_root=run_root)
     steps = len(stopped.losses)
     assert 2 <= steps < 60
-    assert f"stopped by SIGTERM after step {steps} of 60" in output
+    assert f"stopped by {name} after step {steps} of 60" in output
     ending = json.loads((stopped.stage_folder / "exit.json").read_text())
     assert ending["code"] == 5
     assert (stopped.stage_folder / "checkpoints" / f"step_{steps}").is_dir()
-    rest = toy_project.run(tmp_path, *LONG)
+    rest = project.run(run_root, *LONG)
     assert rest.code == 0, rest.output
     assert f"goes on at step {steps}" in rest.output
     assert rest.losses == undisturbed.losses
@@ -122,10 +148,10 @@ def test_two_runs_of_one_stage_at_once_are_refused(toy_project: ToyProject, tmp_
     assert len(second.losses) == 1
 
 
-def start(project: ToyProject, run_root: Path) -> subprocess.Popen[str]:
+def start(project: ToyProject, run_root: Path, *, processes: int | None = None) -> subprocess.Popen[str]:
     """Starts the long run and leaves it running."""
     return subprocess.Popen(
-        project.command(run_root, *LONG),
+        project.command(run_root, *LONG, processes=processes),
         cwd=REPOSITORY,
         env=environment(),
         stdout=subprocess.PIPE,

@@ -48,7 +48,7 @@ training:
   global_batch_size: 8
   micro_batch_size: 2
   validation_interval_tokens: 2_560
-  validation_tokens: 256
+  validation_tokens: 320                # 5 rows: no whole number of microbatches on two ranks
 optimizer: {lr: 3e-3, min_lr: 3e-4}
 schedule: {style: cosine, warmup_tokens: 1_024}
 precision: fp32

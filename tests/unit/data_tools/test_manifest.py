@@ -19,7 +19,6 @@ from data_tools.manifest import (
     write_manifest,
 )
 
-
 VALID_HEADER = IndexHeader(dtype="uint16", sequences=3, documents=3).to_bytes()
 
 

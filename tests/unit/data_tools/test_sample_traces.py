@@ -41,14 +41,14 @@ def test_a_product_with_one_digit_shows_each_carry() -> None:
 
 
 def test_a_long_division_shows_each_remainder() -> None:
-    working, remainder = divide(845, 4)
+    working, remainder = divide(845, 12)
     assert working.lines == (
-        "  4 goes into 8 2 times: 2 x 4 = 8, remainder 0",
-        "  4 goes into 4 once: 1 x 4 = 4, remainder 0",
-        "  4 goes into 5 once: 1 x 4 = 4, remainder 1",
-        "  So 845 = 211 x 4 + 1.",
+        "  12 goes into 84 7 times: 7 x 12 = 84, remainder 0",
+        "  12 goes into 5 0 times: 0 x 12 = 0, remainder 5",
+        "  So 845 = 70 x 12 + 5.",
     )
-    assert (working.result, remainder) == (211, 1)
+    assert (working.result, remainder) == (70, 5)
+    assert divide(12, 12)[0].lines[0] == "  12 goes into 12 once: 1 x 12 = 12, remainder 0"
 
 
 @given(sizes, sizes)

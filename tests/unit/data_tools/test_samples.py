@@ -291,6 +291,7 @@ def test_code_without_docstrings_is_the_same_program(module: ModuleType) -> None
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
             node.body = node.body[1:] or [ast.Expr(ast.Constant(...))]
     assert ast.dump(ast.parse("".join(code))) == ast.dump(expected)
+    assert not [piece for piece in code if piece.rstrip().rpartition("\n")[2].lstrip().startswith("@")]
 
 
 def test_the_schema_of_the_card_names_the_keys_of_the_rows(samples: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import pytest
 
 from data_tools.split import VALIDATION_PERCENT, split_of
@@ -18,11 +16,6 @@ def test_about_two_percent_are_held_out() -> None:
     held_out = sum(split_of(f"row-{number}") == "validation" for number in range(20_000))
     assert VALIDATION_PERCENT == 2
     assert 360 <= held_out <= 440  # 400 +- 2 standard deviations of a binomial(20,000, 0.02)
-
-
-def test_the_rule_is_the_first_eight_bytes_of_sha256() -> None:
-    first_bytes = hashlib.sha256(b"doc-59").digest()[:8]
-    assert int.from_bytes(first_bytes, "big") / 2**64 < 0.02
 
 
 def test_a_document_without_an_id_is_refused() -> None:

@@ -260,6 +260,7 @@ def test_two_writers_of_one_prefix_are_kept_apart(tiny_tokenizer: Path, write_li
         run(source, tiny_tokenizer)
 
 
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_a_full_disk_leaves_neither_dataset_nor_partial_files(tiny_tokenizer: Path, write_lines: WriteLines) -> None:
     resource = pytest.importorskip("resource")
     source = write_lines(*({"text": "the cat sat " * 50} for _ in range(200)))

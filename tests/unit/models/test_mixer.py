@@ -9,6 +9,7 @@ from megatron.core.inference.utils import InferenceMode
 from megatron.core.models.hybrid.hybrid_model import HybridModel
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
+from torch import Tensor
 
 from megatron_ext.models.build import build_model
 from megatron_ext.models.limits import UnsupportedError
@@ -46,19 +47,34 @@ def test_rows_do_not_see_each_other(model: HybridModel) -> None:
     torch.testing.assert_close(together, apart, rtol=0, atol=1e-5)
 
 
+def prefill(model: HybridModel, context: StaticInferenceContext, tokens: Tensor) -> Tensor:
+    """Logits [rows, vocabulary] after tokens [rows, s], which begin at the context's offset."""
+    positions = context.sequence_len_offset + torch.arange(tokens.shape[1])[None]
+    with torch.no_grad(), InferenceMode.active():
+        logits = model(tokens, positions, None, inference_context=context, runtime_gather_output=True)
+    context.sequence_len_offset += tokens.shape[1]
+    return logits[:, -1]
+
+
+def test_a_new_prompt_in_a_used_context_starts_from_nothing(model: HybridModel) -> None:
+    model.eval()
+    context = StaticInferenceContext(max_batch_size=1, max_sequence_length=40)
+    prefill(model, context, random_tokens(1, 30, seed=1))
+    context.reset()
+    tokens = random_tokens(1, 2, seed=2)
+    prefill(model, context, tokens[:, :1])
+    after_both = prefill(model, context, tokens[:, 1:])
+    torch.testing.assert_close(after_both, logits_of(model, tokens)[:, -1], rtol=0, atol=1e-5)
+
+
 def test_a_cache_cannot_change_its_number_of_rows(model: HybridModel) -> None:
     context = StaticInferenceContext(max_batch_size=2, max_sequence_length=8)
-    with torch.no_grad(), InferenceMode.active():
-        for tokens in (random_tokens(2, 3), random_tokens(1, 1)):
-            if tokens.shape[0] == 2:
-                model(tokens, torch.arange(3)[None], None, inference_context=context, runtime_gather_output=True)
-                context.sequence_len_offset += 3
-                continue
-            with pytest.raises(UnsupportedError, match="batch size: 1 rows to continue, but the cache holds 2"):
-                model(tokens, torch.tensor([[3]]), None, inference_context=context, runtime_gather_output=True)
+    prefill(model, context, random_tokens(2, 3))
+    with pytest.raises(UnsupportedError, match="batch size: 1 rows to continue, but the cache holds 2"):
+        prefill(model, context, random_tokens(1, 1))
 
 
-def test_decay_rates_stay_float32_in_bfloat16(groups: ProcessGroupCollection) -> None:
+def test_decay_rates_are_built_float32_in_bfloat16(groups: ProcessGroupCollection) -> None:
     mixer = build_model(make_plan(precision="bf16"), groups).decoder.layers[0].mixer
     dtypes = {name: parameter.dtype for name, parameter in mixer.named_parameters(recurse=False)}
     assert dtypes == {

@@ -30,7 +30,6 @@ MEANING = {
     "model.layernorm_epsilon": ["model.layernorm_epsilon=1e-6"],
     "model.init_method_std": ["model.init_method_std=0.01"],
     "data.blend[0].share": ["data.blend[0].share=0.5", "data.blend[1].share=0.5"],
-    "data.blend[0].max_epochs": ["data.blend[0].max_epochs=2"],
     "budget.tokens": ["budget.tokens=1280"],
     "training.sequence_length": ["training.sequence_length=8", "training.global_batch_size=8"],
     "training.global_batch_size": ["training.global_batch_size=8"],
@@ -49,6 +48,7 @@ MEANING = {
     "seed": ["seed=1"],
 }
 PLACEMENT = {
+    "data.blend[0].max_epochs": ["data.blend[0].max_epochs=2"],
     "model.name": ["model.name=other"],
     "training.micro_batch_size": ["training.micro_batch_size=2"],
     "training.max_steps": ["training.max_steps=2"],
@@ -103,6 +103,15 @@ def test_a_key_of_the_meaning_changes_the_id(project: PencilProject, base_id: st
 def test_a_key_of_the_placement_leaves_the_id(project: PencilProject, base_id: str, key: str) -> None:
     assert project.load(*PLACEMENT[key]).recipe != project.load().recipe
     assert project.plan(*PLACEMENT[key]).stage_id == base_id
+
+
+def test_what_no_layer_reads_leaves_the_id(own_project: PencilProject) -> None:
+    own_project.edit("model.yaml", '"M-M*M-"', '"*-*-"')
+    before = own_project.plan().stage_id
+    assert own_project.plan("model.mamba_state_dim=8").stage_id == before
+    assert own_project.plan("model.ffn_hidden_size=256").stage_id != before
+    constant = ("schedule={style: constant, warmup_tokens: 128, decay_tokens: null}",)
+    assert own_project.plan(*constant).stage_id == own_project.plan(*constant, "optimizer.min_lr=0").stage_id
 
 
 def test_explain_and_the_hash_agree_on_every_key() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.errors import DataError
+from data_tools.errors import DataError, RecipeError
 from tests.support.pencil_project import PencilProject, make_pencil_project
 
 
@@ -124,10 +124,26 @@ def test_a_short_held_out_set_is_read_whole_and_said(project: PencilProject) -> 
     )
 
 
-def test_a_share_of_less_than_one_sample_is_said(project: PencilProject) -> None:
-    plan = project.plan("data.blend[0].share=0.99", "data.blend[1].share=0.01")
-    assert [source.samples for source in plan.data.sources] == [40, 0]
-    assert plan.roundings == ("source b: its share 0.01 of 40 samples is less than one: none is read.",)
+def test_a_share_of_less_than_one_sample_is_refused(project: PencilProject) -> None:
+    with pytest.raises(RecipeError) as caught:
+        project.plan("data.blend[0].share=0.99", "data.blend[1].share=0.01")
+    assert str(caught.value) == (
+        "--set data.blend[1].share=0.01: data.blend[1].share: 0.01 of 40 samples is less than one, so 'b' would not be "
+        "read; raise the share or budget.tokens, or remove the entry"
+    )
+
+
+def test_training_data_is_no_held_out_data(project: PencilProject) -> None:
+    project.edit("b.yaml", "validation_prefix: b.validation", "validation_prefix: a")
+    message = refusal(project)
+    assert message.startswith("b.yaml:3: validation_prefix: ")
+    assert "holds the same tokens as a source that is trained on" in message
+
+
+def test_documents_without_an_end_are_refused(project: PencilProject) -> None:
+    manifest = json.loads(Path("data/a.manifest.json").read_text())
+    Path("data/a.manifest.json").write_text(json.dumps(manifest | {"append_eod": False}))
+    assert "data/a: was tokenized without --append-eod" in refusal(project)
 
 
 def test_a_plan_survives_its_file(project: PencilProject) -> None:

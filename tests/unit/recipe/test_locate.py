@@ -40,7 +40,7 @@ def test_a_missing_recipe_names_every_place_that_was_looked_at(tmp_path: Path, m
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RecipeError) as caught:
         locate.locate("recipes/demo/nothing.yaml")
-    places = [tmp_path / "recipes", REPOSITORY / "recipes", REPOSITORY / "megatron_ext" / "_recipes"]
+    places = [tmp_path / "recipes", REPOSITORY / "megatron_ext" / "_recipes", REPOSITORY / "recipes"]
     assert str(caught.value).splitlines() == [
         "recipes/demo/nothing.yaml: no such recipe file; looked for",
         *(f"  {place}/demo/nothing.yaml" for place in places),
