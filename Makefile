@@ -81,7 +81,8 @@ DEMO_SETS := base base.validation ldq ldq.validation shq shq.validation
 DEMO_VOCAB := 4096
 DEMO_PROCESSES ?= $(if $(filter 1,$(CORES)),1,2)
 DEMO_THREADS := $(shell echo $$(( $(CORES) > $(DEMO_PROCESSES) ? $(CORES) / $(DEMO_PROCESSES) : 1 )))
-DEMO_PROMPT ?= Question: What is 12 + 30?
+# A question in the words of the shq set; the model answers in its format, if not yet rightly.
+DEMO_PROMPT ?= State the final answer to the following arithmetic problem: 12 + 30 =\n\nReason step by step and put the final answer in \\boxed{}.\n\n
 
 define tokenize_set
 $(PY) -m data_tools tokenize --input $(DEMO_DATA)/raw/$(1).jsonl --tokenizer $(DEMO_DATA)/tokenizer --output $(DEMO_DATA)/tokens/$(1) --append-eod
@@ -103,8 +104,8 @@ demo: $(STAMP) ## from raw text to a trained hybrid that writes a few lines (abo
 	OMP_NUM_THREADS=$(DEMO_THREADS) $(PY) -m torch.distributed.run --standalone --nproc-per-node $(DEMO_PROCESSES) -m megatron_ext.run $(RECIPE)
 	@echo; echo "== 6/6 a few lines from the checkpoint"
 	@stage=runs/stages/$$($(PY) -m megatron_ext plan $(RECIPE) --json | $(PY) -c 'import json, sys; print(json.load(sys.stdin)["stage_id"])'); \
-	  echo "$(PY) -m megatron_ext generate $$stage --prompt '$(DEMO_PROMPT)'"; \
-	  $(PY) -m megatron_ext generate $$stage --prompt '$(DEMO_PROMPT)'
+	  echo "$(PY) -m megatron_ext generate $$stage --prompt …"; \
+	  $(PY) -m megatron_ext generate $$stage --max-new-tokens 160 --prompt $$'$(DEMO_PROMPT)'
 	@echo; echo "What to try next:"
 	@echo "  $(PY) -m megatron_ext show $(RECIPE) --explain data.blend"
 	@echo "  $(PY) -m megatron_ext plan $(RECIPE) --set budget.tokens=2M"

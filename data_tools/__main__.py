@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-from data_tools.errors import UserError
+from data_tools.command_line import exit_code_of
 
 if TYPE_CHECKING:
     from data_tools.samples.write import WrittenSample
-
-_INTERRUPTED = 130  # what shells give to a command that Ctrl-C ended
 
 
 class _Parser(argparse.ArgumentParser):
@@ -31,7 +28,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one verb; prints errors of the user as `error: …`, without a traceback.
+    """Runs one verb.
 
     Args:
         arguments: The command line without the program's name; that of the process when None.
@@ -41,22 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     options.command = shlex.join(["data-tools", *(sys.argv[1:] if arguments is None else arguments)])
-    verb: Callable[[argparse.Namespace], None] = options.verb
-    try:
-        verb(options)
-        sys.stdout.flush()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:  # disk full, no permission
-        print(f"error: {error.filename or 'input or output'}: {error.strerror}", file=sys.stderr)
-        return 4
-    except KeyboardInterrupt:
-        print("error: interrupted; no finished file was changed", file=sys.stderr)
-        return _INTERRUPTED
-    return 0
+    return exit_code_of(lambda: options.verb(options))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -9,29 +9,20 @@ second on any laptop. Exit codes: see data_tools/errors.py.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_tools.command_line import exit_code_of
 from data_tools.errors import UserError
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb; returns its exit code."""
     arguments = build_parser().parse_args(argv)
-    try:
-        code: int | None = arguments.handler(arguments)
-        sys.stdout.flush()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:  # `… | head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    return code or 0
+    return exit_code_of(lambda: arguments.handler(arguments))
 
 
 @dataclass(frozen=True)
