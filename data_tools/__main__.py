@@ -123,6 +123,7 @@ def _sample(options: argparse.Namespace) -> None:
 
     written = make_samples(options.out, seed=options.seed, only=options.only, scale=options.scale)
     for sample in written:
+        _warn_of_a_short_sample(sample, scale=options.scale)
         if not sample.held_out_rows:
             _warn(f"{sample.card['name']}: none of {sample.card['rows']:,} rows is held out; raise --scale to validate")
     _print_table(
@@ -130,6 +131,15 @@ def _sample(options: argparse.Namespace) -> None:
         ["source", "rows", "held out", "text bytes", "families", "left out"],
         [_sample_row(sample) for sample in written],
     )
+
+
+def _warn_of_a_short_sample(sample: WrittenSample, *, scale: float) -> None:
+    from data_tools.samples.write import SOURCES
+
+    name, there = sample.card["name"], sample.card["text_bytes"]
+    wanted = round(SOURCES[name].default_bytes * scale)
+    if there < wanted:
+        _warn(f"{name}: {there:,} bytes of text are all there is, of the {wanted:,} of --scale {scale:g}")
 
 
 def _sample_row(sample: WrittenSample) -> list[str]:

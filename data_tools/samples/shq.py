@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from data_tools.errors import UsageError
 from data_tools.samples.rows import (
     Row,
     SampleSource,
@@ -70,7 +71,7 @@ def _next_row(family: str, stream: Iterator[tuple[Any, dict[str, Any]]], seen: s
             continue
         verify(row, scorer, task)
         return row
-    raise AssertionError(f"{family}: the tasks ended")
+    raise UsageError(f"--scale: the {family} tasks are used up; lower --scale")
 
 
 def _row(family: str, question: str) -> Row:

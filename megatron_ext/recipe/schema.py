@@ -145,7 +145,11 @@ class TrainingRecipe(Section):
 
 
 class OptimizerRecipe(Section):
-    """AdamW; no weight decay on norms, biases, A_log, D, dt_bias and the convolution."""
+    """AdamW; no weight decay on norms, biases, A_log, D, dt_bias and the convolution.
+
+    Source of the defaults: weight_decay, beta1, beta2: the paper (arXiv 2510.03264 section 3.1); eps:
+    torch's AdamW; clip_grad: Megatron-Core's OptimizerConfig.
+    """
 
     lr: Number = Field(gt=0, description="Peak learning rate.")
     min_lr: Number = Field(ge=0, description="Learning rate at the end of the decay.")

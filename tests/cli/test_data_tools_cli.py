@@ -160,3 +160,11 @@ def test_the_module_runs_as_a_command_and_wrong_usage_exits_2() -> None:
     done = subprocess.run([sys.executable, "-m", "data_tools", "tokenise"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "invalid choice: 'tokenise'" in done.stderr
+
+
+def test_a_sample_that_cannot_be_as_large_as_asked_is_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sample", "--out", str(tmp_path), "--only", "base", "--scale", "2"]) == 0
+    warning = capsys.readouterr().err
+    assert re.search(r"WARNING: base: \d,\d{3},\d{3} bytes of text are all there is, of the 14,000,000", warning)
