@@ -56,7 +56,7 @@ class _CausalConv1dSiLU(torch.autograd.Function):
         dtype = torch.promote_types(x.dtype, torch.float32)
         xs, taps = x.to(dtype), _taps(weight, dtype)
         before = torch.addcmul(bias.to(dtype), xs, taps[-1])
-        for lag in _lags(xs, taps):
+        for lag in range(1, taps.shape[0]):
             before[:, lag:].addcmul_(xs[:, :-lag], taps[-1 - lag])
         ctx.save_for_backward(x, weight, bias, before)
         return F.silu(before).to(x.dtype)
@@ -70,7 +70,7 @@ class _CausalConv1dSiLU(torch.autograd.Function):
         dx = d * taps[-1]
         dtaps = torch.zeros_like(taps)
         dtaps[-1] = (d * xs).sum((0, 1))
-        for lag in _lags(xs, taps):
+        for lag in range(1, taps.shape[0]):
             dx[:, :-lag].addcmul_(d[:, lag:], taps[-1 - lag])
             dtaps[-1 - lag] = (d[:, lag:] * xs[:, :-lag]).sum((0, 1))
         return dx.to(x.dtype), dtaps.t()[:, None].to(weight.dtype), d.sum((0, 1)).to(bias.dtype)
@@ -79,8 +79,3 @@ class _CausalConv1dSiLU(torch.autograd.Function):
 def _taps(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """[d, 1, w] as [w, d]; contiguous, because a strided factor halves the speed of a multiply-add."""
     return weight[:, 0].t().to(dtype).contiguous()
-
-
-def _lags(x: Tensor, taps: Tensor) -> range:
-    """How many tokens back the taps before the last one look, as far as the sequence has them."""
-    return range(1, min(taps.shape[0], x.shape[1]))
