@@ -10,6 +10,8 @@ _PATTERNS = (
     "Apex is not installed. Falling back to Torch Norm",
     "full scope is deprecated",
     "MimoModelConfig is experimental",
+    "torch.distributed is disabled, unavailable or uninitialized",
+    "The argument order of load has been changed",
 )
 _LOG_PATTERN = "MCore's async save is deprecated"  # said of every save, the synchronous ones that we use included
 

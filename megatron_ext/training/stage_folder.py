@@ -1,12 +1,10 @@
-"""The folder of one stage, and who may write to it.
+"""The folder of one stage, and who may write to it: `<run-root>/stages/<stage-id>/`.
 
-<run-root>/stages/<stage-id>/
-plan.json          what is done here; the latest placement
-metrics.jsonl      one line a step
-tensorboard/       the same, for tensorboard
-checkpoints/       step_N/
-exit.json          how the last run ended
-stage.json         written last: its presence means finished
+- `plan.json`: what is done here; the latest placement
+- `metrics.jsonl`: one line a step; `tensorboard/` holds the same
+- `checkpoints/step_N/`
+- `exit.json`: how the last run ended
+- `stage.json`: written last, its presence means finished
 """
 
 from __future__ import annotations
