@@ -210,7 +210,7 @@ VERBS = (
     ),
     Verb(
         "generate",
-        'generate runs/stages/pretrain-* --prompt "Question: What is 12 + 30?"',
+        'generate runs/stages/pretrain-* --prompt "Return the"',
         "Let a checkpoint go on from a prompt.",
         _generate,
         _generate_arguments,

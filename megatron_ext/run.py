@@ -56,10 +56,11 @@ class Ending:
 
     def record(self, *, code: int, reason: str, message: str) -> None:
         """Writes exit.json: code, reason, message."""
+        if self.folder is None:
+            return
         from megatron_ext.training.stage_folder import write_json
 
-        if self.folder is not None:
-            write_json(self.folder.exit_file, {"code": code, "reason": reason, "message": message})
+        write_json(self.folder.exit_file, {"code": code, "reason": reason, "message": message})
 
 
 def _run(arguments: argparse.Namespace, launch: Launch, ending: Ending) -> None:
@@ -132,6 +133,8 @@ def _fail(error: UserError, launch: Launch, ending: Ending) -> int:
         ending.record(code=code, reason=type(error).__name__, message=str(error))
     else:
         time.sleep(_OTHER_RANK_WAIT_S)
+        if isinstance(error, TrainingError):  # all ranks agreed on it, and the main one has said it
+            return code
     speaker = "" if launch.is_main else f"rank {launch.rank}: "
     print(f"{speaker}error: {error}\n{speaker}megatron_ext.run: exit code {code}", file=sys.stderr, flush=True)
     return code

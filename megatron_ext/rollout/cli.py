@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from data_tools.errors import DataError
@@ -49,7 +50,10 @@ def main_generate(args: argparse.Namespace) -> int:
             top_p=args.top_p,
             seed=args.seed,
         )
-    print(args.prompt + tokenizer.decode([token for token in new if token != tokenizer.eod_id]))
+    text = tokenizer.decode([token for token in new if token != tokenizer.eod_id])
+    print(args.prompt + text)
+    if not text:
+        print("the model ended the text at once; try another prompt, or --temperature 0.8", file=sys.stderr)
     return 0
 
 

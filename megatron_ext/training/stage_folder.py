@@ -97,7 +97,9 @@ class StageFolder:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.close()
-            raise SetupError(f"{self.path}: another process is training this stage. Wait for it, or stop it.") from None
+            raise SetupError(
+                f"{self.path}: another process is training this stage. Wait for it, stop it, or give --run-root another folder."
+            ) from None
         self.exit_file.unlink(missing_ok=True)
         write_json(self.plan_file, plan.model_dump(mode="json"))
         return lock

@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=2 python tests/benchmarks/loop_vs_plain_torch.py [--steps 30]
 
 Both sides train the same model on the same batches, a step of one and a step of the other in turn, so
-that a noisy machine disturbs both alike. Printed: the median of each, their ratio, and the ratio of CPU times. Asked of the
-loop: at most 1.10.
+that a noisy machine disturbs both alike. Printed: the median of each, their ratio, and the ratio of CPU
+times. Asked of the loop: at most 1.10.
 """
 
 from __future__ import annotations
