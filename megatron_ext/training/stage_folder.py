@@ -98,7 +98,7 @@ class StageFolder:
         except BlockingIOError:
             lock.close()
             raise SetupError(
-                f"{self.path}: another process is training this stage. Wait for it, stop it, or give --run-root another folder."
+                f"{self.path}: another process is training this stage. Wait for it, or give --run-root another folder."
             ) from None
         self.exit_file.unlink(missing_ok=True)
         write_json(self.plan_file, plan.model_dump(mode="json"))
