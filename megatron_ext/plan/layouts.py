@@ -184,6 +184,8 @@ def _data_parallel_size(recipe: Recipe, world_size: int, problems: Problems) -> 
     tensor, pipeline = recipe.parallel.tensor_model_parallel_size, recipe.parallel.pipeline_model_parallel_size
     if world_size % (tensor * pipeline) == 0:
         return world_size // (tensor * pipeline)
+    if problems.found:  # a number of processes for an impossible layout would be a false remedy
+        return None
     message = (
         f"no multiple of tensor_model_parallel_size {tensor} x pipeline_model_parallel_size {pipeline} = "
         f"{tensor * pipeline}; start {_legal_worlds(recipe)} processes, or change the layout"
@@ -201,7 +203,7 @@ def _check_microbatches(loaded: LoadedRecipe, data_parallel_size: int, problems:
     if rows % data_parallel_size == 0:
         remedy = f"legal micro_batch_size: {listed(divisors(rows // data_parallel_size))}"
     else:
-        remedy = f"no micro_batch_size is legal: start {_legal_worlds(loaded.recipe, micro=1)} processes"
+        remedy = f"no micro_batch_size is legal: start {_legal_worlds(loaded.recipe)} processes"
     _add(
         loaded,
         problems,
@@ -211,11 +213,11 @@ def _check_microbatches(loaded: LoadedRecipe, data_parallel_size: int, problems:
     )
 
 
-def _legal_worlds(recipe: Recipe, *, micro: int | None = None) -> str:
+def _legal_worlds(recipe: Recipe) -> str:
     """Numbers of processes that the layout and the batch allow."""
     rows = recipe.training.global_batch_size
     model_parallel = recipe.parallel.tensor_model_parallel_size * recipe.parallel.pipeline_model_parallel_size
-    micro = micro or recipe.training.micro_batch_size
+    micro = recipe.training.micro_batch_size
     per_rank = rows // micro if rows % micro == 0 else rows
     worlds = [model_parallel * data for data in divisors(per_rank)]
     return " or ".join(filter(None, [listed(worlds[:-1]), str(worlds[-1])]))

@@ -144,3 +144,9 @@ def test_no_other_placement_has_a_lighter_heaviest_stage(case: tuple[list[int], 
     placed = place_cuts(LayerPattern("M" * len(weights)), num_stages, weights, first=first, last=last)
     every = itertools.combinations(range(1, len(weights)), num_stages - 1)
     assert heaviest(placed.cuts) == min(map(heaviest, every))
+
+
+def test_an_impossible_layout_is_not_answered_with_a_number_of_processes(project: PencilProject) -> None:
+    message = refusal(project, "parallel.tensor_model_parallel_size=3", world_size=2)
+    assert "legal: 1, 2" in message
+    assert "processes" not in message
