@@ -46,9 +46,7 @@ def test_a_cut_run_goes_on_bit_for_bit(toy_project: ToyProject, tmp_path: Path, 
     assert (rest.stage_folder / "stage.json").read_bytes() == (whole.stage_folder / "stage.json").read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("name", "signals"), [("SIGTERM", [signal.SIGTERM]), ("SIGTERM", [signal.SIGTERM] * 2), ("SIGINT", [signal.SIGINT])]
-)
+@pytest.mark.parametrize(("name", "signals"), [("SIGTERM", [signal.SIGTERM] * 2), ("SIGINT", [signal.SIGINT])])
 def test_a_signal_finishes_the_step_saves_and_says_so(
     toy_project: ToyProject, undisturbed: Run, tmp_path: Path, name: str, signals: list[signal.Signals]
 ) -> None:
