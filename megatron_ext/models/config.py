@@ -24,7 +24,8 @@ def transformer_config(plan: StagePlan) -> TransformerConfig:
     Returns:
         A config for `HybridModel` with `local_hybrid_stack_spec`.
     """
-    model, layout = plan.model, plan.layout
+    model, layout, execution = plan.model, plan.layout, plan.execution
+    is_full = execution.recompute == "full"
     dtype = torch.bfloat16 if plan.precision == "bf16" else torch.float32
     return TransformerConfig(
         num_layers=len(layout.hybrid_layer_pattern.replace("|", "")),
@@ -53,6 +54,11 @@ def transformer_config(plan: StagePlan) -> TransformerConfig:
         tensor_model_parallel_size=layout.tensor_model_parallel_size,
         pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
         sequence_parallel=layout.sequence_parallel,
+        context_parallel_size=layout.context_parallel_size,
+        recompute_granularity=None if execution.recompute == "none" else execution.recompute,
+        recompute_method="uniform" if is_full else None,
+        recompute_num_layers=execution.recompute_num_layers if is_full else None,
+        recompute_modules=list(execution.recompute_modules),
         calculate_per_token_loss=True,
         deallocate_pipeline_outputs=True,
         transformer_impl="local",

@@ -41,11 +41,12 @@ def plan_layout(loaded: LoadedRecipe, problems: Problems, *, world_size: int | N
         world_size=world,
         tensor_model_parallel_size=tensor,
         pipeline_model_parallel_size=pipeline,
+        context_parallel_size=parallel.context_parallel_size,
         data_parallel_size=data or 1,
         sequence_parallel=parallel.sequence_parallel,
         use_distributed_optimizer=parallel.use_distributed_optimizer,
         hybrid_layer_pattern=str(pattern),
-        backend="local",
+        backend=recipe.training.backend,
     )
 
 

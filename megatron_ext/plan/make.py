@@ -9,9 +9,17 @@ from megatron_ext.plan.data import plan_data
 from megatron_ext.plan.layouts import plan_layout
 from megatron_ext.plan.meaning import stage_id, stage_meaning
 from megatron_ext.plan.sizes import model_size
-from megatron_ext.plan.stage_plan import BatchPlan, CadencePlan, LayoutPlan, SchedulePlan, StagePlan
+from megatron_ext.plan.stage_plan import (
+    BatchPlan,
+    CadencePlan,
+    ExecutionPlan,
+    LayoutPlan,
+    SchedulePlan,
+    StagePlan,
+)
 from megatron_ext.recipe.load import LoadedRecipe
 from megatron_ext.recipe.problems import Problems
+from megatron_ext.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,24 @@ def make_stage_plan(loaded: LoadedRecipe, *, world_size: int | None = None) -> S
         seed=recipe.seed,
         layout=draft.layout,
         cadence=draft.cadence,
+        execution=plan_execution(recipe),
         logging=recipe.logging,
         roundings=tuple(roundings),
         meaning=meaning,
+    )
+
+
+def plan_execution(recipe: Recipe) -> ExecutionPlan:
+    """How steps are computed and saved."""
+    training, steps = recipe.training, recipe.profile.steps
+    first, last = map(int, steps.split("-")) if steps is not None else (0, 0)
+    return ExecutionPlan(
+        recompute=training.recompute,
+        recompute_modules=training.recompute_modules,
+        recompute_num_layers=training.recompute_num_layers,
+        deterministic=training.deterministic,
+        max_skipped_steps=training.max_skipped_steps,
+        profile_steps=(first, last) if steps is not None else None,
+        optimizer_format=recipe.checkpoint.optimizer_format,
+        async_save=recipe.checkpoint.async_save,
     )

@@ -42,11 +42,12 @@ class LayoutPlan(PlanPart):
     world_size: int
     tensor_model_parallel_size: int
     pipeline_model_parallel_size: int
+    context_parallel_size: int = 1
     data_parallel_size: int
     sequence_parallel: bool
     use_distributed_optimizer: bool
     hybrid_layer_pattern: str  # with `|` where the pipeline is cut
-    backend: Literal["local"]
+    backend: Literal["auto", "local", "te"]  # as asked: what auto takes is known where it runs
 
 
 class BatchPlan(PlanPart):
@@ -112,6 +113,19 @@ class CadencePlan(PlanPart):
     checkpoint_keep_every_steps: int | None
 
 
+class ExecutionPlan(PlanPart):
+    """How steps are computed and saved; recorded, never hashed."""
+
+    recompute: Literal["none", "selective", "full"] = "none"
+    recompute_modules: tuple[Literal["core_attn", "layernorm", "mlp"], ...] = ("core_attn",)
+    recompute_num_layers: int = 1
+    deterministic: bool = False
+    max_skipped_steps: int = 0
+    profile_steps: tuple[int, int] | None = None  # first and last, from 1
+    optimizer_format: Literal["fully_reshardable", "dp_reshardable"] = "fully_reshardable"
+    async_save: bool = False
+
+
 class StagePlan(PlanPart):
     """One stage, decided."""
 
@@ -128,6 +142,7 @@ class StagePlan(PlanPart):
     seed: int
     layout: LayoutPlan
     cadence: CadencePlan
+    execution: ExecutionPlan = ExecutionPlan()
     logging: LoggingRecipe
     roundings: tuple[str, ...]  # one sentence for each number that had to be rounded
     meaning: dict[str, Any]

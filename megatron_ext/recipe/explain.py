@@ -126,7 +126,7 @@ def _values(recipe: Recipe) -> Iterator[tuple[KeyPath, Any]]:
     """Every value of a recipe that is no section and no list of sections."""
 
     def walk(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
-        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, tuple) else None
+        items = value.items() if isinstance(value, dict) else enumerate(value) if _is_section_list(value) else None
         if items is None:
             yield path, value
             return
@@ -134,6 +134,10 @@ def _values(recipe: Recipe) -> Iterator[tuple[KeyPath, Any]]:
             yield from walk(inner, (*path, step))
 
     return walk(recipe.model_dump(), ())
+
+
+def _is_section_list(value: Any) -> bool:
+    return isinstance(value, tuple) and any(isinstance(element, dict) for element in value)
 
 
 def _value_at(recipe: Recipe, path: KeyPath) -> Any:
@@ -157,7 +161,7 @@ def _yaml_lines(value: dict[str, Any], path: KeyPath, origins: Origins) -> Itera
         if isinstance(inner, dict):
             yield head, _origin(origins, here)
             yield from _yaml_lines(inner, here, origins)
-        elif isinstance(inner, tuple):
+        elif _is_section_list(inner):
             yield head, _origin(origins, here)
             for index, element in enumerate(inner):
                 yield from _yaml_lines(element, (*here, index), origins)
@@ -169,6 +173,8 @@ def _scalar(value: Any) -> str:
     """A value as YAML that reads back as the same value."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_scalar, value))}]"
     if not isinstance(value, str):
         return repr(value)
     try:

@@ -109,6 +109,8 @@ def _plain_type_name(annotation: Any) -> str:
         return "a list of sections"
     if _section_of(annotation, inside_list=False) is not None:
         return "a section"
+    if get_origin(annotation) is tuple:
+        return f"a list, each {_plain_type_name(get_args(annotation)[0])}"
     return _TYPE_NAMES[annotation]
 
 

@@ -31,9 +31,15 @@ PLACEMENT_KEYS = frozenset(
         "training.validation_interval_tokens",
         "training.validation_tokens",
         "training.backend",
+        "training.recompute",
+        "training.recompute_modules",
+        "training.recompute_num_layers",
+        "training.deterministic",
+        "training.max_skipped_steps",
         "parallel",
         "checkpoint",
         "logging",
+        "profile",
     }
 )
 """Keys and sections that are recorded but leave a stage what it is; all others are its meaning."""
@@ -108,6 +114,9 @@ class SourceRecipe(Section):
     validation_prefix: str = Field(description="The same for the held-out documents.")
     domain: Literal["code", "general", "math", "science"] = Field(default="general", description="What it is about.")
     build: str = Field(default="", description="Command that makes the dataset, printed when it is missing.")
+    declared_tokens: Count | None = Field(
+        default=None, gt=0, description="Tokens that the source is said to have; plans use it until the data is built."
+    )
 
 
 class DataRecipe(Section):
@@ -141,7 +150,34 @@ class TrainingRecipe(Section):
     validation_tokens: Count = Field(
         gt=0, description="Held-out tokens read per source at each validation; not hashed."
     )
-    backend: Literal["auto", "local"] = Field(default="auto", description="Model backend; not hashed.")
+    ramp_tokens: Count = Field(
+        default=0, ge=0, description="Processed tokens over which the batch grows to global_batch_size; 0: no ramp."
+    )
+    ramp_start_batch_size: Count | None = Field(default=None, gt=0, description="Samples of the ramp's first steps.")
+    ramp_increment: Count | None = Field(default=None, gt=0, description="Samples by which each ramp stage grows.")
+    backend: Literal["auto", "local", "te"] = Field(
+        default="auto",
+        description="Layers of plain torch (local) or of Transformer Engine and mamba-ssm (te); auto takes te where "
+        "it can run; not hashed.",
+    )
+    recompute: Literal["none", "selective", "full"] = Field(
+        default="none", description="Activations computed again in the backward pass, to save memory; not hashed."
+    )
+    recompute_modules: tuple[Literal["core_attn", "layernorm", "mlp"], ...] = Field(
+        default=("core_attn",), description="selective only: what is computed again; not hashed."
+    )
+    recompute_num_layers: Count = Field(
+        default=1, gt=0, description="full only: layers between two stored activations; not hashed."
+    )
+    deterministic: bool = Field(
+        default=False, description="Only kernels that give the same bits each time, where they exist; not hashed."
+    )
+    max_skipped_steps: Count = Field(
+        default=0,
+        ge=0,
+        description="Updates of a stage that may be skipped because loss or gradient is not finite; 0 stops at the "
+        "first; not hashed.",
+    )
 
 
 class OptimizerRecipe(Section):
@@ -178,6 +214,7 @@ class ParallelRecipe(Section):
 
     tensor_model_parallel_size: Count = Field(default=1, gt=0, description="Ranks that share one layer (TP).")
     pipeline_model_parallel_size: Count = Field(default=1, gt=0, description="Ranks in the layer chain (PP).")
+    context_parallel_size: Count = Field(default=1, gt=0, description="Ranks that share one sequence (CP); te only.")
     sequence_parallel: bool = Field(default=False, description="Split norms and residuals over TP ranks.")
     use_distributed_optimizer: bool = Field(
         default=False, description="Shard optimizer state over data-parallel ranks."
@@ -192,6 +229,12 @@ class CheckpointRecipe(Section):
     keep_every_tokens: Count | None = Field(
         default=None, gt=0, description="Also keep one every so many tokens for ever."
     )
+    optimizer_format: Literal["fully_reshardable", "dp_reshardable"] = Field(
+        default="fully_reshardable",
+        description="Distributed optimizer only: state that any layout can resume, or cheaper periodic saves that only "
+        "the same layout can; the last save is always fully reshardable.",
+    )
+    async_save: bool = Field(default=False, description="Write periodic checkpoints while training goes on.")
 
 
 class LoggingRecipe(Section):
@@ -199,6 +242,21 @@ class LoggingRecipe(Section):
 
     tensorboard: bool = Field(default=True, description="Write tensorboard events beside metrics.jsonl.")
     wandb_project: str | None = Field(default=None, description="Weights & Biases project; needs the wandb extra.")
+    norms_interval_steps: Count = Field(
+        default=0, ge=0, description="Steps between norms of weights and gradients by kind of layer; 0: never."
+    )
+    loss_spike_nats: Number = Field(
+        default=1.0, ge=0, description="Warn when the loss is so far above the median of recent steps; 0: never."
+    )
+    rank_times: bool = Field(default=False, description="Time each rank's steps and name the slowest.")
+
+
+class ProfileRecipe(Section):
+    """A trace of a few steps; recorded, never hashed."""
+
+    steps: str | None = Field(
+        default=None, pattern=r"^\d+-\d+$", description="First and last step of a torch profiler trace, such as 5-7."
+    )
 
 
 class Recipe(Section):
@@ -215,6 +273,7 @@ class Recipe(Section):
     precision: Precision = Field(default="bf16", description="Numbers of the forward and backward pass.")
     checkpoint: CheckpointRecipe
     logging: LoggingRecipe = LoggingRecipe()
+    profile: ProfileRecipe = ProfileRecipe()
     seed: Count = Field(default=1234, ge=0, description="Seed of initialisation and data order.")
 
 

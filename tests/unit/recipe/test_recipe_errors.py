@@ -85,7 +85,8 @@ def test_a_wrong_layer_symbol_has_a_caret_and_its_line(project: PencilProject) -
 
 def test_a_value_in_the_place_of_a_section_is_refused_with_its_keys(project: PencilProject) -> None:
     assert refusal(project, "logging=3") == (
-        "--set logging=3: logging: 3 is no section; write its keys below it: tensorboard, wandb_project"
+        "--set logging=3: logging: 3 is no section; write its keys below it: loss_spike_nats, "
+        "norms_interval_steps, rank_times, tensorboard, wandb_project"
     )
 
 
