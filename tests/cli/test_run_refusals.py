@@ -130,7 +130,7 @@ def test_what_one_rank_cannot_read_ends_all_ranks_with_its_message(project: ToyP
 
 
 def test_torchrun_workers_name_the_code_in_their_last_line(project: ToyProject) -> None:
-    run = project.run(project.root / "refused", "parallel.tensor_model_parallel_size=3", processes=2)
+    run = project.run(project.root / "refused", "parallel.tensor_model_parallel_size=3", processes=2, is_launched=True)
     assert run.code == 1  # torchrun's own
     assert "megatron_ext.run: exit code 2" in run.output
     assert run.output.count("error: ") == 1, "every rank told the same error"

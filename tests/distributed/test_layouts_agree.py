@@ -1,4 +1,4 @@
-"""Every layout trains the same model: same losses, step by step, through torchrun and the recipe.
+"""Every layout trains the same model: same losses, step by step, from the same recipe.
 
 Tolerance 1e-5 relative over 10 steps in fp32: layouts add the same numbers in another order. Weights
 come from native initialisation, which draws every parameter by its global name.
@@ -32,7 +32,7 @@ def single(toy_project: ToyProject, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_two_ranks_train_like_one(toy_project: ToyProject, single: Run, tmp_path: object, name: str) -> None:
-    run = toy_project.run(tmp_path, *LAYOUTS[name], processes=2)  # type: ignore[arg-type]
+    run = toy_project.run(tmp_path, *LAYOUTS[name], processes=2, is_launched=name == "dp2")  # type: ignore[arg-type]
     assert run.code == 0, run.output
     assert run.stage_folder.name == single.stage_folder.name, "the layout is no part of the stage"
     assert len(run.losses) == 10

@@ -1,4 +1,4 @@
-"""A project small enough to train in seconds: a tokenizer, two sources, one recipe, and torchrun.
+"""A project small enough to train in seconds: a tokenizer, two sources and one recipe.
 
 Everything is made by the product itself: `data_tools` trains the tokenizer and tokenises the sources,
 `megatron_ext.run` runs the recipe.
@@ -16,6 +16,7 @@ from typing import Any
 
 from data_tools.tokenize import TokenizeJob, tokenize
 from data_tools.tokenizer_training import train_tokenizer
+from tests.support.distributed import run_recipe
 
 REPOSITORY = Path(__file__).parents[2]
 SITE = "data_root: {root}/data\nrun_root: {root}/runs\n"
@@ -117,10 +118,16 @@ class ToyProject:
         processes: int | None = None,
         flags: tuple[str, ...] = (),
         timeout_s: int = 180,
+        is_launched: bool = False,
     ) -> Run:
-        """Runs the recipe to its end."""
+        """Runs the recipe to its end, in forked ranks; with `is_launched` through Python or torchrun itself."""
+        command = self.command(run_root, *overrides, processes=processes, flags=flags)
+        if not is_launched:
+            arguments = command[command.index("megatron_ext.run") + 1 :]
+            code, output = run_recipe(arguments, cwd=self.root, processes=processes, timeout_s=timeout_s)
+            return Run(code=code, output=output, run_root=run_root)
         done = subprocess.run(
-            self.command(run_root, *overrides, processes=processes, flags=flags),
+            command,
             cwd=self.root,
             env=environment(),
             stdout=subprocess.PIPE,
