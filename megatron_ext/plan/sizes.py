@@ -7,6 +7,8 @@ RMSNorm, as Nemotron-H has them (arXiv:2504.03624). A unit test compares them wi
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from megatron_ext.plan.stage_plan import ModelSize
 from megatron_ext.recipe.layer_pattern import ATTENTION, MAMBA, MLP, parse_pattern
 from megatron_ext.recipe.schema import ModelRecipe
@@ -33,28 +35,54 @@ def mamba_inner_size(model: ModelRecipe) -> int:
     return model.mamba_num_heads * model.mamba_head_dim
 
 
+class ParameterSize(NamedTuple):
+    """One parameter tensor."""
+
+    name: str
+    numel: int
+    is_split: bool  # over tensor-parallel ranks
+
+
+def layer_parameter_sizes(model: ModelRecipe, symbol: str) -> tuple[ParameterSize, ...]:
+    """The parameters of one layer, its RMSNorm included, in the order in which the local backend holds them."""
+    hidden = model.hidden_size
+    if symbol == ATTENTION:
+        query = model.num_attention_heads * model.kv_channels
+        key_value = 2 * model.num_query_groups * model.kv_channels
+        return (
+            ParameterSize("input_layernorm", hidden, False),
+            ParameterSize("linear_proj", query * hidden, True),
+            ParameterSize("linear_qkv", (query + key_value) * hidden, True),
+        )
+    if symbol == MLP:
+        return (
+            ParameterSize("pre_mlp_layernorm", hidden, False),
+            ParameterSize("linear_fc1", model.ffn_hidden_size * hidden, True),
+            ParameterSize("linear_fc2", hidden * model.ffn_hidden_size, True),
+        )
+    inner, heads = mamba_inner_size(model), model.mamba_num_heads
+    grouped = 2 * model.mamba_num_groups * model.mamba_state_dim  # B and C
+    return (
+        ParameterSize("conv1d_weight", (inner + grouped) * CONV_KERNEL, True),
+        ParameterSize("conv1d_bias", inner + grouped, True),
+        ParameterSize("dt_bias", heads, True),
+        ParameterSize("A_log", heads, True),
+        ParameterSize("D", heads, True),
+        ParameterSize("in_proj", (2 * inner + grouped + heads) * hidden, True),  # z, x, B, C, dt
+        ParameterSize("out_proj", inner * hidden, True),
+        ParameterSize("mixer.norm", inner, True),
+        ParameterSize("norm", hidden, False),
+    )
+
+
 def layer_parameters(model: ModelRecipe) -> dict[str, int]:
     """Parameters of one layer of each kind, its RMSNorm included.
 
     Returns:
         A count for each layer symbol.
     """
-    hidden = model.hidden_size
-    inner = mamba_inner_size(model)
-    grouped = 2 * model.mamba_num_groups * model.mamba_state_dim  # B and C
-    mamba = (
-        hidden  # RMSNorm before the layer
-        + (2 * inner + grouped + model.mamba_num_heads) * hidden  # in_proj: z, x, B, C, dt
-        + (inner + grouped) * (CONV_KERNEL + 1)  # conv1d weight and bias over x, B, C
-        + 3 * model.mamba_num_heads  # A_log, D, dt_bias
-        + inner  # gated RMSNorm
-        + inner * hidden  # out_proj
-    )
-    query = model.num_attention_heads * model.kv_channels
-    key_value = 2 * model.num_query_groups * model.kv_channels
-    attention = hidden + (query + key_value) * hidden + query * hidden
-    mlp = hidden + 2 * hidden * model.ffn_hidden_size
-    return {MAMBA: mamba, ATTENTION: attention, MLP: mlp}
+    kinds = (MAMBA, ATTENTION, MLP)
+    return {symbol: sum(size.numel for size in layer_parameter_sizes(model, symbol)) for symbol in kinds}
 
 
 def model_size(model: ModelRecipe) -> ModelSize:
