@@ -79,7 +79,7 @@ def _plan(arguments: argparse.Namespace) -> None:
     from megatron_ext.recipe.load import load_recipe
 
     loaded = load_recipe(arguments.recipe, overrides=arguments.set, site=arguments.site)
-    plan = make_stage_plan(loaded, world_size=arguments.world_size)
+    plan = make_stage_plan(loaded, world_size=arguments.world_size, may_be_provisional=True)
     if arguments.json:
         print(plan.model_dump_json(indent=2))
     else:
@@ -87,6 +87,7 @@ def _plan(arguments: argparse.Namespace) -> None:
 
 
 def _show(arguments: argparse.Namespace) -> None:
+    from megatron_ext.plan.data import is_declared
     from megatron_ext.recipe.explain import resolved_yaml
     from megatron_ext.recipe.load import load_recipe
 
@@ -95,6 +96,9 @@ def _show(arguments: argparse.Namespace) -> None:
         print(loaded.explain(key))
     if not arguments.explain:
         print(resolved_yaml(loaded.recipe, loaded.origins), end="")
+        for index, source in enumerate(loaded.sources):
+            if is_declared(loaded, index):
+                print(f"# {source.source}: {source.declared_tokens:,} tokens declared, data not built yet")
 
 
 def _diff(arguments: argparse.Namespace) -> None:

@@ -65,7 +65,7 @@ class Ending:
 
 def _run(arguments: argparse.Namespace, launch: Launch, ending: Ending) -> None:
     loaded = load_recipe(arguments.recipe, overrides=arguments.set, site=arguments.site)
-    plan = make_stage_plan(loaded, world_size=launch.world_size)
+    plan = make_stage_plan(loaded, world_size=launch.world_size, may_be_provisional=arguments.dry_run)
     run_root = Path(arguments.run_root or loaded.site.run_root)
     if arguments.stage not in (None, plan.stage):
         raise UserError(f"--stage {arguments.stage}: {arguments.recipe} is a {plan.stage} stage. Leave --stage out.")

@@ -48,7 +48,7 @@ def _role(difference: Difference, first: LoadedRecipe, second: LoadedRecipe) -> 
 
 def _verdict(first: LoadedRecipe, second: LoadedRecipe, found: list[Difference]) -> str:
     try:
-        ids = [make_stage_plan(loaded).stage_id for loaded in (first, second)]
+        ids = [make_stage_plan(loaded, may_be_provisional=True).stage_id for loaded in (first, second)]
     except DataError:
         roles = [_role(difference, first, second) for difference in found]
         count = sum(role != "placement" for role in roles)

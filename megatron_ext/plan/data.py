@@ -32,13 +32,32 @@ def dataset_prefix(loaded: LoadedRecipe, index: int, key: str) -> str:
     return shown(Path(loaded.site.data_root) / getattr(loaded.sources[index], key))
 
 
-def is_built(loaded: LoadedRecipe) -> bool:
-    """Whether the tokenizer and every dataset are there, sound or not."""
-    prefixes = [dataset_prefix(loaded, index, key) for index in range(len(loaded.sources)) for key in PREFIX_KEYS]
-    return Path(tokenizer_folder(loaded)).is_dir() and all(manifest_path(prefix).is_file() for prefix in prefixes)
+def is_source_built(loaded: LoadedRecipe, index: int) -> bool:
+    """Whether a source's dataset and its held-out dataset are there, sound or not."""
+    return all(manifest_path(dataset_prefix(loaded, index, key)).is_file() for key in PREFIX_KEYS)
 
 
-def plan_data(loaded: LoadedRecipe, batch: BatchPlan, cadence: CadencePlan, roundings: list[str]) -> DataPlan:
+def is_declared(loaded: LoadedRecipe, index: int) -> bool:
+    """Whether a plan takes a source's size from its file, because the data is not built yet."""
+    return loaded.sources[index].declared_tokens is not None and not is_source_built(loaded, index)
+
+
+def has_sizes(loaded: LoadedRecipe) -> bool:
+    """Whether every source is built or declared, so that the stage can be planned."""
+    indices = range(len(loaded.sources))
+    declared = [is_declared(loaded, index) for index in indices]
+    is_known = all(declared[index] or is_source_built(loaded, index) for index in indices)
+    return is_known and (any(declared) or Path(tokenizer_folder(loaded)).is_dir())
+
+
+def plan_data(
+    loaded: LoadedRecipe,
+    batch: BatchPlan,
+    cadence: CadencePlan,
+    roundings: list[str],
+    *,
+    may_be_provisional: bool = False,
+) -> DataPlan:
     """Decides what each source gives to the stage.
 
     Args:
@@ -46,41 +65,48 @@ def plan_data(loaded: LoadedRecipe, batch: BatchPlan, cadence: CadencePlan, roun
         batch: How many samples the stage reads.
         cadence: How many held-out samples a validation reads.
         roundings: Takes a sentence for each source that gives fewer than was asked.
+        may_be_provisional: Whether `declared_tokens` may stand for data that is not built yet. Then a missing
+            tokenizer is no problem either: nothing can be made with it before there is one.
 
     Raises:
         DataError: Everything that is missing, damaged, or does not fit the recipe.
         RecipeError: A share that needs more passes than `max_epochs` allows.
     """
     problems = Problems()
-    tokenizer = _read_tokenizer(loaded, problems)
+    declared = [may_be_provisional and is_declared(loaded, index) for index in range(len(loaded.sources))]
+    tokenizer = _read_tokenizer(loaded, problems, may_be_missing=any(declared))
     manifests = [
-        {key: _read_dataset(loaded, index, key, tokenizer, problems) for key in PREFIX_KEYS}
+        dict.fromkeys(PREFIX_KEYS)
+        if declared[index]
+        else {key: _read_dataset(loaded, index, key, tokenizer, problems) for key in PREFIX_KEYS}
         for index in range(len(loaded.sources))
     ]
     _refuse_one_content_twice(loaded, [pair["prefix"] for pair in manifests], problems)
     _refuse_training_data_as_held_out(loaded, manifests, problems)
     problems.raise_data_error()
-    assert tokenizer is not None, "a missing tokenizer is a problem"
     samples = split_samples([entry.share for entry in loaded.recipe.data.blend], batch.total_samples)
     sources = tuple(_plan_source(loaded, index, pair, samples[index], batch) for index, pair in enumerate(manifests))
     _refuse_unread_sources(loaded, sources, batch)
     check_supply(loaded, sources, batch)
     for source, pair in zip(sources, manifests, strict=True):
-        _note_short_held_out(source, pair["validation_prefix"], batch, cadence, roundings)
+        if (held_out := pair["validation_prefix"]) is not None:
+            _note_short_held_out(source, held_out, batch, cadence, roundings)
     return DataPlan(
         tokenizer=tokenizer_folder(loaded),
-        tokenizer_fingerprint=tokenizer.fingerprint,
-        tokenizer_vocab_size=tokenizer.vocab_size,
-        eod_id=tokenizer.eod_id,
+        tokenizer_fingerprint=tokenizer.fingerprint if tokenizer is not None else "",
+        tokenizer_vocab_size=tokenizer.vocab_size if tokenizer is not None else loaded.recipe.model.vocab_size,
+        eod_id=tokenizer.eod_id if tokenizer is not None else -1,
         sources=sources,
         document_isolation=loaded.recipe.data.document_isolation,
     )
 
 
-def _read_tokenizer(loaded: LoadedRecipe, problems: Problems) -> TokenizerFacts | None:
+def _read_tokenizer(loaded: LoadedRecipe, problems: Problems, *, may_be_missing: bool) -> TokenizerFacts | None:
     key: KeyPath = ("data", "tokenizer")
     folder = tokenizer_folder(loaded)
     if not Path(folder).is_dir():
+        if may_be_missing:
+            return None
         builds = sorted({source.build for source in loaded.sources if source.build})
         command = f"python -m data_tools train-tokenizer --input FILE.jsonl --vocab-size N --out {folder}"
         problems.add(
@@ -195,21 +221,23 @@ def _plan_source(
 ) -> SourcePlan:
     source, entry = loaded.sources[index], loaded.recipe.data.blend[index]
     manifest, held_out = pair["prefix"], pair["validation_prefix"]
-    assert manifest is not None, "a missing dataset is a problem"
-    assert held_out is not None, "a missing held-out dataset is a problem"
+    tokens = manifest.tokens if manifest is not None else source.declared_tokens
+    assert tokens is not None, "a missing dataset without a declared size is a problem"
+    declared_id = f"declared-{source.source}-{tokens}"
     return SourcePlan(
         source=source.source,
         domain=source.domain,
         prefix=dataset_prefix(loaded, index, "prefix"),
         validation_prefix=dataset_prefix(loaded, index, "validation_prefix"),
-        data_id=manifest.data_id,
-        validation_data_id=held_out.data_id,
-        documents=manifest.documents,
-        tokens=manifest.tokens,
+        data_id=manifest.data_id if manifest is not None else declared_id,
+        validation_data_id=held_out.data_id if held_out is not None else declared_id,
+        documents=manifest.documents if manifest is not None else 0,
+        tokens=tokens,
         share=entry.share,
         samples=samples,
-        epochs=samples * batch.sequence_length / manifest.tokens,
+        epochs=samples * batch.sequence_length / tokens,
         max_epochs=entry.max_epochs,
+        is_declared=manifest is None,
     )
 
 
@@ -227,9 +255,8 @@ def _refuse_unread_sources(loaded: LoadedRecipe, sources: Sequence[SourcePlan], 
 
 
 def _note_short_held_out(
-    source: SourcePlan, held_out: Manifest | None, batch: BatchPlan, cadence: CadencePlan, roundings: list[str]
+    source: SourcePlan, held_out: Manifest, batch: BatchPlan, cadence: CadencePlan, roundings: list[str]
 ) -> None:
-    assert held_out is not None, "a missing held-out dataset is a problem"
     there = available_samples(held_out.tokens, 1, batch.sequence_length)
     if there < cadence.validation_samples:
         roundings.append(

@@ -50,19 +50,22 @@ def draft_plan(loaded: LoadedRecipe, *, world_size: int | None = None) -> Draft:
     problems = Problems()
     roundings: list[str] = []
     layout = plan_layout(loaded, problems, world_size=world_size)
-    batch = plan_batch(loaded.recipe, layout, roundings)
+    batch = plan_batch(loaded, layout, problems, roundings)
     schedule = plan_schedule(loaded, batch, problems, roundings)
     cadence = plan_cadence(loaded.recipe, batch, roundings)
     problems.raise_recipe_error()
     return Draft(layout, batch, schedule, cadence, tuple(roundings))
 
 
-def make_stage_plan(loaded: LoadedRecipe, *, world_size: int | None = None) -> StagePlan:
+def make_stage_plan(
+    loaded: LoadedRecipe, *, world_size: int | None = None, may_be_provisional: bool = False
+) -> StagePlan:
     """Decides everything about a stage.
 
     Args:
         loaded: What was asked.
         world_size: Processes of the run; None takes the fewest that the layout needs.
+        may_be_provisional: Whether `declared_tokens` may stand for data that is not built yet.
 
     Returns:
         The plan; equal recipes and data give the same `stage_id` whatever the layout is.
@@ -74,11 +77,12 @@ def make_stage_plan(loaded: LoadedRecipe, *, world_size: int | None = None) -> S
     draft = draft_plan(loaded, world_size=world_size)
     roundings = list(draft.roundings)
     recipe = loaded.recipe
-    data = plan_data(loaded, draft.batch, draft.cadence, roundings)
+    data = plan_data(loaded, draft.batch, draft.cadence, roundings, may_be_provisional=may_be_provisional)
     meaning = stage_meaning(recipe, data=data, batch=draft.batch, schedule=draft.schedule)
+    identity = stage_id(meaning)
     return StagePlan(
         stage=recipe.stage,
-        stage_id=stage_id(meaning),
+        stage_id=identity.replace("-", "-provisional-", 1) if data.is_provisional else identity,
         recipe=loaded.path,
         model=recipe.model,
         model_size=model_size(recipe.model),

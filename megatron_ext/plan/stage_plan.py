@@ -7,6 +7,7 @@ runs of the same stage.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -63,6 +64,21 @@ class BatchPlan(PlanPart):
     total_samples: int
     total_tokens: int
     max_steps: int | None
+    ramp: tuple[tuple[int, int], ...] = ()  # (first step, samples a step), rising to global_batch_size; () without one
+
+    def batch_size_at(self, consumed_samples: int) -> int:
+        """Samples of the step that begins at `consumed_samples`.
+
+        Raises:
+            AssertionError: If no step begins there while the batch grows.
+        """
+        begin = 0
+        for (first, rows), (after, _) in pairwise(self.ramp):
+            if consumed_samples < begin + (after - first) * rows:
+                assert (consumed_samples - begin) % rows == 0, f"no step of the ramp begins at {consumed_samples}"
+                return rows
+            begin += (after - first) * rows
+        return self.global_batch_size
 
 
 class SourcePlan(PlanPart):
@@ -80,17 +96,23 @@ class SourcePlan(PlanPart):
     samples: int  # of total_samples; the samples of all sources sum to it
     epochs: float
     max_epochs: float
+    is_declared: bool = False  # tokens as the source file says; not built yet, so the ids are made up of name and size
 
 
 class DataPlan(PlanPart):
     """What is read."""
 
     tokenizer: str  # resolved folder
-    tokenizer_fingerprint: str
+    tokenizer_fingerprint: str  # "" where the tokenizer is not built yet; then the ids below are the model's and -1
     tokenizer_vocab_size: int
     eod_id: int
     sources: tuple[SourcePlan, ...]
     document_isolation: Literal["none"]
+
+    @property
+    def is_provisional(self) -> bool:
+        """Whether a size is declared instead of counted: the plan can be read, not run."""
+        return any(source.is_declared for source in self.sources)
 
 
 class SchedulePlan(PlanPart):
@@ -130,7 +152,7 @@ class StagePlan(PlanPart):
     """One stage, decided."""
 
     stage: Literal["pretrain"]
-    stage_id: str  # f"{stage}-{16 hex digits of sha256(meaning)}"
+    stage_id: str  # f"{stage}-{16 hex digits of sha256(meaning)}"; f"{stage}-provisional-{…}" while data is declared
     recipe: str  # path of the recipe, as given
     model: ModelRecipe
     model_size: ModelSize

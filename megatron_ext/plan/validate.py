@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from data_tools.quantities import format_count, format_exact
-from megatron_ext.plan.data import is_built
+from megatron_ext.plan.data import has_sizes
 from megatron_ext.plan.make import draft_plan, make_stage_plan
 from megatron_ext.plan.sizes import model_size
 from megatron_ext.recipe.load import LoadedRecipe, load_file
@@ -40,6 +40,9 @@ def validate_file(path: Path) -> str:
 
 def _stage_facts(loaded: LoadedRecipe) -> str:
     draft = draft_plan(loaded)
-    identity = make_stage_plan(loaded).stage_id if is_built(loaded) else "data not built yet"
+    identity = "data not built yet"
+    if has_sizes(loaded):
+        plan = make_stage_plan(loaded, may_be_provisional=True)
+        identity = f"{plan.stage_id}{' (sizes declared, data not built yet)' if plan.data.is_provisional else ''}"
     tokens = format_count(draft.batch.total_tokens)
     return f"{loaded.recipe.stage} recipe, model {loaded.recipe.model.name}, {tokens} tokens, {identity}"
