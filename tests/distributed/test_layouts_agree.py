@@ -6,19 +6,27 @@ come from native initialisation, which draws every parameter by its global name.
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from tests.support.toy_project import Run, ToyProject
 
 TP2 = "parallel.tensor_model_parallel_size=2"
 PP2 = "parallel.pipeline_model_parallel_size=2"
-LAYOUTS = {
-    "dp2": (),
-    "dp2-distributed-optimizer": ("parallel.use_distributed_optimizer=true",),
-    "tp2": (TP2,),
-    "tp2-sequence-parallel": (TP2, "parallel.sequence_parallel=true"),
-    "pp2": (PP2,),
+SP = "parallel.sequence_parallel=true"
+SHARDED = "parallel.use_distributed_optimizer=true"
+LAYOUTS: dict[str, Any] = {
+    "dp2": (2,),
+    "dp2-distributed-optimizer": (2, SHARDED),
+    "tp2": (2, TP2),
+    "tp2-sequence-parallel": (2, TP2, SP),
+    "pp2": (2, PP2),
+    "tp2-sequence-parallel-pp2": (4, TP2, SP, PP2),
+    "tp2-dp2-distributed-optimizer": (4, TP2, SHARDED),
 }
+"""Processes and the keys that place them."""
 TIED = ("model.share_embeddings_and_output_weights=true", "model.position_embedding_type=rope")
 """Tied embeddings have a gradient reduction of their own between the first and the last pipeline stage."""
 
@@ -31,8 +39,9 @@ def single(toy_project: ToyProject, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_two_ranks_train_like_one(toy_project: ToyProject, single: Run, tmp_path: object, name: str) -> None:
-    run = toy_project.run(tmp_path, *LAYOUTS[name], processes=2, is_launched=name == "dp2")  # type: ignore[arg-type]
+def test_many_ranks_train_like_one(toy_project: ToyProject, single: Run, tmp_path: Path, name: str) -> None:
+    processes, *keys = LAYOUTS[name]
+    run = toy_project.run(tmp_path, *keys, processes=processes, is_launched=name == "dp2")
     assert run.code == 0, run.output
     assert run.stage_folder.name == single.stage_folder.name, "the layout is no part of the stage"
     assert len(run.losses) == 10
@@ -53,9 +62,10 @@ def single_tied(toy_project: ToyProject, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.mark.parametrize("name", ["tp2-sequence-parallel", "pp2"])
 def test_tied_embeddings_and_rope_train_like_one(
-    toy_project: ToyProject, single_tied: Run, tmp_path: object, name: str
+    toy_project: ToyProject, single_tied: Run, tmp_path: Path, name: str
 ) -> None:
-    run = toy_project.run(tmp_path, *TIED, *LAYOUTS[name], processes=2)  # type: ignore[arg-type]
+    processes, *keys = LAYOUTS[name]
+    run = toy_project.run(tmp_path, *TIED, *keys, processes=processes)
     assert run.code == 0, run.output
     assert run.losses == pytest.approx(single_tied.losses, rel=1e-5)
 

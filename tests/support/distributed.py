@@ -135,7 +135,7 @@ def _run_main(rank: int, arguments: list[str], cwd: Path, output: Path, is_one_o
     with output.open("ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
     try:
         code: Any = main(arguments)
     except SystemExit as end:
