@@ -35,15 +35,8 @@ class BlendedCursor:
             DataError: If a source is missing, damaged or not the one that was planned.
         """
         batch = plan.batch
-        num_microbatches, rest = divmod(batch.global_batch_size, batch.micro_batch_size * data_parallel_size)
-        assert rest == 0, "the plan divides the global batch among ranks"
         self._plan = plan
-        self._rows = rows_of_rank(
-            num_microbatches=num_microbatches,
-            micro_batch_size=batch.micro_batch_size,
-            data_parallel_rank=data_parallel_rank,
-            data_parallel_size=data_parallel_size,
-        )
+        self._data_parallel_rank, self._data_parallel_size = data_parallel_rank, data_parallel_size
         self._names = [source.source for source in plan.data.sources]
         self._planned = [source.samples for source in plan.data.sources]
         assert sum(self._planned) == batch.total_samples, "the plan's samples of all sources sum to the stage's"
@@ -68,7 +61,7 @@ class BlendedCursor:
         Raises:
             DataError: If the planned samples are used up, or a token id is outside the vocabulary.
         """
-        num_rows = self._plan.batch.global_batch_size
+        num_rows = self._plan.batch.batch_size_at(self.consumed_samples)
         planned = self._plan.batch.total_samples
         if self.consumed_samples + num_rows > planned:
             raise DataError(
@@ -77,7 +70,7 @@ class BlendedCursor:
             )
         sources = self._interleaver.take(num_rows)
         drawn = [(source, self._cursors[source].draw()) for source in sources]
-        return tuple(self._read([drawn[row] for row in rows]) for rows in self._rows)
+        return tuple(self._read([drawn[row] for row in rows]) for rows in self._rows(num_rows))
 
     def locate(self, sample_id: str) -> list[Span]:
         """The documents and offsets behind a `source:epoch:sample` of a batch, in reading order."""
@@ -122,6 +115,18 @@ class BlendedCursor:
         for cursor, source in zip(self._cursors, sources, strict=True):
             cursor.load_state_dict(source["cursor"])
         self._interleaver = interleaver
+
+    def _rows(self, num_rows: int) -> list[list[int]]:
+        """This rank's rows of a global batch, by microbatch."""
+        micro = self._plan.batch.micro_batch_size
+        num_microbatches, rest = divmod(num_rows, micro * self._data_parallel_size)
+        assert rest == 0, "the plan divides every global batch among ranks"
+        return rows_of_rank(
+            num_microbatches=num_microbatches,
+            micro_batch_size=micro,
+            data_parallel_rank=self._data_parallel_rank,
+            data_parallel_size=self._data_parallel_size,
+        )
 
     def _read(self, samples: list[tuple[int, EpochSample]]) -> Batch:
         """Reads one microbatch."""

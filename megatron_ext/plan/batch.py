@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 
+from megatron_ext.plan.ramp import ramp_fits, ramp_segments
 from megatron_ext.plan.stage_plan import BatchPlan, CadencePlan, LayoutPlan, SchedulePlan
 from megatron_ext.recipe.load import LoadedRecipe
 from megatron_ext.recipe.problems import Problems
@@ -45,17 +46,23 @@ def split_samples(shares: Sequence[float], total: int) -> tuple[int, ...]:
     return tuple(samples)
 
 
-def plan_batch(recipe: Recipe, layout: LayoutPlan, roundings: list[str]) -> BatchPlan:
+def plan_batch(loaded: LoadedRecipe, layout: LayoutPlan, problems: Problems, roundings: list[str]) -> BatchPlan:
     """Divides the budget into steps, samples and microbatches.
 
     Args:
-        recipe: What was asked.
-        layout: Legal for the recipe, so that a step divides into whole microbatches.
+        loaded: What was asked.
+        layout: Legal for the recipe, so that a full step divides into whole microbatches.
+        problems: Takes a ramp that does not fit.
         roundings: Takes a sentence when the budget is no whole number of steps.
     """
-    training = recipe.training
+    recipe, training = loaded.recipe, loaded.recipe.training
     tokens_per_step = training.sequence_length * training.global_batch_size
-    total_steps = _steps("budget.tokens", recipe.budget.tokens, tokens_per_step, roundings)
+    if training.ramp_tokens and ramp_fits(loaded, layout, problems):
+        ramp, total_steps, total_samples = _ramped_steps(recipe, roundings)
+    else:
+        ramp = ()
+        total_steps = _steps("budget.tokens", recipe.budget.tokens, tokens_per_step, roundings)
+        total_samples = total_steps * training.global_batch_size
     return BatchPlan(
         sequence_length=training.sequence_length,
         global_batch_size=training.global_batch_size,
@@ -64,10 +71,32 @@ def plan_batch(recipe: Recipe, layout: LayoutPlan, roundings: list[str]) -> Batc
         requested_tokens=recipe.budget.tokens,
         tokens_per_step=tokens_per_step,
         total_steps=total_steps,
-        total_samples=total_steps * training.global_batch_size,
-        total_tokens=total_steps * tokens_per_step,
+        total_samples=total_samples,
+        total_tokens=total_samples * training.sequence_length,
         max_steps=training.max_steps,
+        ramp=ramp,
     )
+
+
+def _ramped_steps(recipe: Recipe, roundings: list[str]) -> tuple[tuple[tuple[int, int], ...], int, int]:
+    """The ramp's segments, and the steps and samples of the whole stage."""
+    training, asked = recipe.training, recipe.budget.tokens
+    length, rows = training.sequence_length, training.global_batch_size
+    ramp, ramp_samples = ramp_segments(training)
+    ramp_steps = ramp[-1][0] - 1
+    full_steps = nearest_multiple(max(0, asked - ramp_samples * length), rows * length)
+    total = ramp_samples + full_steps * rows
+    if total * length != asked:
+        roundings.append(
+            f"budget.tokens {asked:,} is no whole number of steps: rounded to {ramp_steps:,} steps of the ramp and "
+            f"{full_steps:,} full steps of {rows * length:,} tokens, {total * length:,} tokens."
+        )
+    roundings.append(
+        f"training.ramp_tokens {training.ramp_tokens:,}: the batch grows from {ramp[0][1]:,} to {rows:,} samples in "
+        f"{ramp_steps:,} steps. Validations and checkpoints come every so many steps, counted in full steps: while "
+        "the batch grows there are fewer tokens between them."
+    )
+    return ramp, ramp_steps + full_steps, total
 
 
 def plan_schedule(loaded: LoadedRecipe, batch: BatchPlan, problems: Problems, roundings: list[str]) -> SchedulePlan:

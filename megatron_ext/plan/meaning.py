@@ -42,7 +42,8 @@ def stage_meaning(recipe: Recipe, *, data: DataPlan, batch: BatchPlan, schedule:
             "global_batch_size": batch.global_batch_size,
             "total_steps": batch.total_steps,
             "total_tokens": batch.total_tokens,
-        },
+        }
+        | ({"ramp": [list(segment) for segment in batch.ramp]} if batch.ramp else {}),
         "schedule": _schedule_meaning(schedule),
         "optimizer": recipe.optimizer.model_dump(exclude={"min_lr"} if schedule.style == "constant" else None),
         "precision": recipe.precision,

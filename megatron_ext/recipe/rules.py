@@ -13,8 +13,10 @@ from megatron_ext.recipe.schema import (
     ModelRecipe,
     OptimizerRecipe,
     ParallelRecipe,
+    ProfileRecipe,
     ScheduleRecipe,
     Section,
+    TrainingRecipe,
 )
 
 SHARE_TOLERANCE = 1e-9
@@ -46,6 +48,35 @@ def _model_rules(model: ModelRecipe) -> Iterator[Broken]:
 def _must_divide(model: ModelRecipe, part: str, whole: str) -> Iterator[Broken]:
     divisor, number = getattr(model, part), getattr(model, whole)
     yield (part,), f"{divisor} does not divide {whole} {number}; legal: {listed(divisors(number))}"
+
+
+def _training_rules(training: TrainingRecipe) -> Iterator[Broken]:
+    start, increment, full = training.ramp_start_batch_size, training.ramp_increment, training.global_batch_size
+    if not training.ramp_tokens:
+        for key in ("ramp_start_batch_size", "ramp_increment"):
+            if getattr(training, key) is not None:
+                yield (
+                    (key,),
+                    f"{getattr(training, key)}, but ramp_tokens is 0 and nothing ramps; set that, or remove this",
+                )
+    elif start is None or increment is None:
+        missing = " and ".join(k for k in ("ramp_start_batch_size", "ramp_increment") if getattr(training, k) is None)
+        yield ("ramp_tokens",), f"{training.ramp_tokens:,}, but a ramp needs {missing} too; set it, or set this to 0"
+    elif start >= full:
+        yield ("ramp_start_batch_size",), f"{start} is not below global_batch_size {full}, to which it grows; lower it"
+    elif (full - start) % increment:
+        yield (
+            ("ramp_increment",),
+            f"{increment} does not divide global_batch_size {full} - ramp_start_batch_size {start} = {full - start}; "
+            f"legal: {listed(divisors(full - start))}",
+        )
+
+
+def _profile_rules(profile: ProfileRecipe) -> Iterator[Broken]:
+    if profile.steps is not None:
+        first, last = map(int, profile.steps.split("-"))
+        if not 1 <= first <= last:
+            yield ("steps",), f"{profile.steps}: steps count from 1 and the first is not behind the last; such as 5-7"
 
 
 def _optimizer_rules(optimizer: OptimizerRecipe) -> Iterator[Broken]:
@@ -91,6 +122,8 @@ def _data_rules(data: DataRecipe) -> Iterator[Broken]:
 
 _RULES: Mapping[type[Section], Callable[[Any], Iterator[Broken]]] = {
     ModelRecipe: _model_rules,
+    TrainingRecipe: _training_rules,
+    ProfileRecipe: _profile_rules,
     OptimizerRecipe: _optimizer_rules,
     ScheduleRecipe: _schedule_rules,
     ParallelRecipe: _parallel_rules,

@@ -59,7 +59,7 @@ def train(
     last_step = last_step_of(plan)
     while state.step < last_step:
         began = time.perf_counter()
-        consumed_after = state.consumed_samples + plan.batch.global_batch_size
+        consumed_after = state.consumed_samples + plan.batch.batch_size_at(state.consumed_samples)
         lr = learning_rate(plan.schedule, plan.optimizer, consumed_samples=consumed_after)
         result = train_step(parts, lr=lr, step=state.step + 1)
         state = state.advance(result)

@@ -111,6 +111,34 @@ def test_a_run_resumed_at_any_step_in_any_layout_reads_the_same_next_batches(fol
     assert [_rows([cursor.next_step() for cursor in resumed]) for _ in range(step, len(whole))] == whole[step:]
 
 
+def _ramped(folder):
+    """Steps of 2, 2, 4, 8, 8 samples."""
+    batch = {"ramp": ((1, 2), (3, 4), (4, 8)), "total_steps": 5, "total_samples": 24}
+    return _plan(folder, samples=(15, 6, 3), batch=batch)
+
+
+def test_a_growing_batch_reads_the_samples_of_a_constant_one_in_other_steps(folder):
+    steps = _global_batches(_ramped(folder), size=2)
+    assert [len(step) for step in steps] == [2, 2, 4, 8, 8]
+    rows = [row for step in steps for row in step]
+    assert np.bincount([row[1] for row in rows]).tolist() == [15, 6, 3]
+    assert rows == [row for step in _global_batches(_plan(folder, samples=(15, 6, 3))) for row in step]
+
+
+@settings(max_examples=15, deadline=None)
+@given(step=st.integers(0, 5), before=st.sampled_from([1, 2]), after=st.sampled_from([1, 2]))
+def test_a_run_resumed_inside_the_growth_reads_the_same_next_batches(folder, step, before, after):
+    plan = _ramped(folder)
+    whole = _global_batches(plan)
+    stopped = _cursor(plan, rank=before - 1, size=before)
+    for _ in range(step):
+        stopped.next_step()
+    resumed = [_cursor(plan, rank=rank, size=after) for rank in range(after)]
+    for cursor in resumed:
+        cursor.load_state_dict(json.loads(json.dumps(stopped.state_dict())))
+    assert [_rows([cursor.next_step() for cursor in resumed]) for _ in range(step, 5)] == whole[step:]
+
+
 def test_the_state_is_the_same_on_all_ranks(folder):
     plan = _plan(folder)
     cursors = [_cursor(plan, rank=rank, size=4) for rank in range(4)]

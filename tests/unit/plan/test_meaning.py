@@ -13,6 +13,7 @@ from megatron_ext.recipe.keys import key_name, leaf_keys, role_of
 from megatron_ext.recipe.schema import Recipe
 from tests.support.pencil_project import PencilProject, make_pencil_project
 
+RAMP = ["training.ramp_start_batch_size=2", "training.ramp_increment=2", "training.ramp_tokens=320"]
 MEANING = {
     "model.hybrid_layer_pattern": ["model.hybrid_layer_pattern=M-M*M"],
     "model.hidden_size": ["model.hidden_size=32"],
@@ -33,6 +34,9 @@ MEANING = {
     "budget.tokens": ["budget.tokens=1280"],
     "training.sequence_length": ["training.sequence_length=8", "training.global_batch_size=8"],
     "training.global_batch_size": ["training.global_batch_size=8"],
+    "training.ramp_tokens": RAMP,
+    "training.ramp_start_batch_size": [*RAMP, "training.ramp_start_batch_size=1", "training.ramp_increment=3"],
+    "training.ramp_increment": [*RAMP, "training.ramp_increment=1"],
     "optimizer.lr": ["optimizer.lr=2e-3"],
     "optimizer.min_lr": ["optimizer.min_lr=0"],
     "optimizer.weight_decay": ["optimizer.weight_decay=0"],
