@@ -1,23 +1,19 @@
 """What the forward pass keeps for the backward pass, in bytes of one rank.
 
-`local` is what this project's layers save (`models/`), as `saved_tensors_hooks` sees it; a parity test
-holds them together. `te` follows what Transformer Engine's and mamba-ssm's autograd functions save: an
-estimate, not yet compared with a measurement. Temporary buffers inside a kernel are not counted.
+`local`: what this project's layers save (`models/`), as autograd's `saved_tensors_hooks` see it; a parity
+test holds the two together. `te`: what the autograd functions of Transformer Engine 2 (`LayerNormLinear`,
+`FusedAttnFunc`) and mamba-ssm 2 (`MambaSplitConv1dScanCombinedFn`) pass to `save_for_backward`, read, not
+yet measured. A layer keeps, for each token of a microbatch (sizes of this rank):
 
-Kept bytes of one layer, for T tokens of a microbatch on a rank (e bytes a number; h hidden; of this
-rank: w Mamba channels, H Mamba heads, g groups, n state width, q chunk; d, k query and key/value
-channels, a query heads; f inner MLP width). With sequence parallelism the residual stream (h) is divided too.
+    its norm            input and output
+    Mamba-2, local      in_proj's output; in fp32 the convolution before its SiLU, x, B, C, dt, y; a chunk's
+                        decays [heads, q, q] and C B^T [groups, q, q] and state; the gated norm's ends
+    Mamba-2, te         in_proj's output, the scan's output, the norm's ends; the rest is computed again
+    attention           linear_qkv's output, queries (a copy where heads share keys), output, log-sum-exp
+    MLP                 two buffers of the inner width
 
-| part               | local                                                   | te (estimate)       |
-|--------------------|---------------------------------------------------------|---------------------|
-| every layer        | T (h e + 4) input, mean square                          | T (h e + 4)         |
-| norm's output      | T h e                                                   | T h e               |
-| Mamba: in_proj     | T (2w + 2gn + H) e                                      | the same            |
-| ... convolution    | 4 T (w + 2gn), and T (w + 2gn) e in fp32                | 0, computed again   |
-| ... SSD            | 4 T (2gn + 3H + Hq + gq + w), 4 T w in bf16, 4 (T/q + rows) w n | T w e       |
-| ... gated norm     | T (2w e + 4g)                                           | T 2w e              |
-| attention          | T (d + 2k) e, T (d e + 4a) and copies                   | T (2d + 2k) e + 4 T a |
-| MLP                | 2 T f e                                                 | 2 T f e             |
+and the last pipeline stage the fp32 softmax over its part of the vocabulary. Temporary buffers are not
+counted: those of kernels, of communication, the logits before the softmax and gradients on their way.
 """
 
 from __future__ import annotations
@@ -33,14 +29,17 @@ SSD_CHUNK = 64
 """Tokens of a chunk of the local backend's SSD (`models/ssd.py`, DEFAULT_CHUNK_SIZE)."""
 
 
+_WIDTHS = {"fp32": 4, "bf16": 2}
+
+
 class Kept(NamedTuple):
     """Bytes that one layer keeps, apart as recomputation tells them apart."""
 
     input: int
-    norm_output: int
-    core_attn: int  # kept only without recomputation of the core attention
-    mlp: int  # the same of the MLP
-    rest: int
+    norm_output: int  # with the norm's mean squares
+    core_attn: int = 0  # kept only without recomputation of the core attention
+    mlp: int = 0  # the same of the MLP
+    rest: int = 0
 
     @property
     def total(self) -> int:
@@ -77,7 +76,7 @@ def activation_bytes(
         again = max(sum(layer.total for layer in group) - group[0].input for group in groups)
     else:
         for layer in layers:
-            dropped = _dropped(layer, execution)
+            dropped = _dropped(layer, layout, execution)
             kept += layer.total - dropped
             again = max(again, dropped)
     in_flight = min(num_stages - stage, batch.num_microbatches)
@@ -90,50 +89,69 @@ def activation_bytes(
 
 
 def head_bytes(model: ModelRecipe, layout: LayoutPlan, batch: BatchPlan, precision: str) -> int:
-    """Final norm, output layer and cross entropy, which keeps the softmax in fp32."""
+    """Final norm, output layer and cross entropy, which keeps the softmax in fp32 beside mask and targets."""
     tokens = _tokens(layout, batch)
     columns = padded_vocab_size(model.vocab_size) // layout.tensor_model_parallel_size
-    return tokens * columns * 4 + 2 * _residual(model, layout, batch, precision)
+    stream = _stream(model, layout, batch, precision)
+    return stream.input + stream.norm_output + tokens * (4 * columns + 9)
 
 
-def _dropped(layer: Kept, execution: ExecutionPlan) -> int:
-    """Bytes that selective recomputation does not keep."""
+def _dropped(layer: Kept, layout: LayoutPlan, execution: ExecutionPlan) -> int:
+    """Bytes that selective recomputation does not keep; te has fused its norms away from core's `layernorm`."""
     if execution.recompute != "selective":
         return 0
-    parts = {"core_attn": layer.core_attn, "mlp": layer.mlp, "layernorm": layer.norm_output}
+    norm = 0 if layout.backend == "te" else layer.norm_output
+    parts = {"core_attn": layer.core_attn, "mlp": layer.mlp, "layernorm": norm}
     return sum(parts[module] for module in execution.recompute_modules)
 
 
 def _layer(model: ModelRecipe, layout: LayoutPlan, batch: BatchPlan, symbol: str, precision: str) -> Kept:
-    tokens, e = _tokens(layout, batch), 2 if precision == "bf16" else 4
-    tensor = layout.tensor_model_parallel_size
-    residual = _residual(model, layout, batch, precision)
+    stream, width = _stream(model, layout, batch, precision), _WIDTHS[precision]
+    tokens, tensor = _tokens(layout, batch), layout.tensor_model_parallel_size
     if symbol == MLP:
-        return Kept(residual, residual, 0, 2 * tokens * model.ffn_hidden_size // tensor * e, 0)
+        return stream._replace(mlp=2 * tokens * model.ffn_hidden_size // tensor * width)
     if symbol == ATTENTION:
-        query = model.num_attention_heads * model.kv_channels // tensor
-        key_value = 2 * model.num_query_groups * model.kv_channels // tensor
-        statistics = 4 * tokens * model.num_attention_heads // tensor
-        return Kept(residual, residual, statistics, 0, tokens * (2 * query + key_value) * e)
+        heads, groups = model.num_attention_heads // tensor, model.num_query_groups // tensor
+        has_own_queries = heads > groups or model.position_embedding_type == "rope"  # else views of linear_qkv's output
+        channels = (heads * (3 if has_own_queries else 2) + 2 * groups) * model.kv_channels
+        if model.position_embedding_type == "rope":
+            channels += groups * model.kv_channels  # rotated keys
+        return stream._replace(rest=tokens * channels * width, core_attn=4 * tokens * heads)
     assert symbol == MAMBA, symbol
-    width, heads = mamba_inner_size(model) // tensor, model.mamba_num_heads // tensor
+    is_te = layout.backend == "te"
+    return stream._replace(rest=(_mamba_te if is_te else _mamba_local)(model, tensor, batch, tokens, width))
+
+
+def _mamba_local(model: ModelRecipe, tensor: int, batch: BatchPlan, tokens: int, width: int) -> int:
+    """Bytes that `LocalMambaMixer` keeps behind its input norm; the SSD runs in fp32 over whole chunks."""
+    inner, heads = mamba_inner_size(model) // tensor, model.mamba_num_heads // tensor
     groups, state = model.mamba_num_groups // tensor, model.mamba_state_dim
-    conv = width + 2 * groups * state
-    rest = tokens * (width + conv + heads) * e  # in_proj
-    rest += 4 * tokens * conv + (tokens * conv * e if precision == "fp32" else 4 * tokens * width)
+    conv = inner + 2 * groups * state
     chunk = min(SSD_CHUNK, batch.sequence_length)
-    rest += 4 * tokens * (2 * groups * state + 3 * heads + heads * chunk + groups * chunk + width)
-    rest += 4 * (tokens // chunk + batch.micro_batch_size) * width * state
-    rest += tokens * (2 * width * e + 4 * groups)
-    return Kept(residual, residual, 0, 0, rest)
+    chunks = -(-tokens // (batch.micro_batch_size * chunk)) * batch.micro_batch_size
+    per_token = (inner + conv + heads) * width + 4 * conv  # in_proj's output; the convolution before its SiLU
+    per_token += 4 * (conv if width == 4 else inner)  # x of the SSD: a view of the convolution, or a copy in fp32
+    per_token += 4 * (2 * groups * state + 3 * heads + inner)  # B, C; dt twice and its sums; y
+    per_token += 2 * inner * width + 4 * groups  # input and output of the gated norm, its mean squares
+    per_chunk = chunk * (heads + groups) * chunk + inner * state  # decays, C B^T; the state
+    return tokens * per_token + 4 * (chunks * per_chunk + batch.micro_batch_size * inner * state)
+
+
+def _mamba_te(model: ModelRecipe, tensor: int, batch: BatchPlan, tokens: int, width: int) -> int:
+    """Bytes that mamba-ssm's memory-efficient kernel (in_proj's output, y before its gate) and the norm keep."""
+    inner, heads = mamba_inner_size(model) // tensor, model.mamba_num_heads // tensor
+    projected = 2 * inner + 2 * model.mamba_num_groups // tensor * model.mamba_state_dim + heads
+    return tokens * (projected + 3 * inner) * width
+
+
+def _stream(model: ModelRecipe, layout: LayoutPlan, batch: BatchPlan, precision: str) -> Kept:
+    """What the input norm keeps: its input and mean squares, and its output for the projection behind it."""
+    split = layout.tensor_model_parallel_size if layout.sequence_parallel else 1
+    tokens = _tokens(layout, batch)
+    residual = tokens * model.hidden_size * _WIDTHS[precision] // split
+    return Kept(input=residual, norm_output=residual + 4 * tokens // split)
 
 
 def _tokens(layout: LayoutPlan, batch: BatchPlan) -> int:
     """Tokens of one microbatch on one rank."""
     return batch.micro_batch_size * batch.sequence_length // layout.context_parallel_size
-
-
-def _residual(model: ModelRecipe, layout: LayoutPlan, batch: BatchPlan, precision: str) -> int:
-    """Bytes of one copy of the residual stream."""
-    split = layout.tensor_model_parallel_size if layout.sequence_parallel else 1
-    return _tokens(layout, batch) * model.hidden_size * (2 if precision == "bf16" else 4) // split
