@@ -1,7 +1,16 @@
-"""Which layouts a model allows, and where its pipeline is cut.
+"""Which layouts a model allows: processes = TP x PP x CP x DP.
+
+| key                           | must divide                                                                   |
+|-------------------------------|-------------------------------------------------------------------------------|
+| tensor_model_parallel_size    | heads, query groups, Mamba heads and groups, MLP width, padded vocabulary     |
+| context_parallel_size         | Mamba heads / TP; and Mamba groups / TP, or be a multiple of these            |
+| pipeline_model_parallel_size  | nothing: at most the number of layers, or as many stages as the pattern's `|` |
+| `sequence_unit`               | the sequence length                                                           |
+| micro_batch_size x DP         | the global batch size                                                         |
 
 Source of the rules: megatron-core 0.19, `transformer/transformer_config.py` (heads and groups),
-`ssm/mamba_mixer.py` (Mamba heads and groups), `tensor_parallel/layers.py` (every split width must
+`ssm/mamba_mixer.py` (Mamba heads and groups), `ssm/mamba_context_parallel.py` (CP takes heads after TP,
+and repeats groups where there are fewer than ranks), `tensor_parallel/layers.py` (every split width must
 divide). Core would also share one key/value head among several ranks; that is refused here, because
 no test of this project covers it.
 """
@@ -9,16 +18,15 @@ no test of this project covers it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from itertools import accumulate, pairwise
 
-from megatron_ext.plan.sizes import layer_parameters, padded_vocab_size
+from megatron_ext.plan.cuts import cut_by_parameters
+from megatron_ext.plan.sizes import padded_vocab_size
 from megatron_ext.plan.stage_plan import LayoutPlan
 from megatron_ext.recipe.layer_pattern import MAMBA, MLP, LayerPattern, parse_pattern
 from megatron_ext.recipe.load import LoadedRecipe
 from megatron_ext.recipe.problems import Origin, Problems
 from megatron_ext.recipe.rules import divisors, listed
-from megatron_ext.recipe.schema import ModelRecipe, Recipe
+from megatron_ext.recipe.schema import ModelRecipe, ParallelRecipe, Recipe
 
 
 def plan_layout(loaded: LoadedRecipe, problems: Problems, *, world_size: int | None = None) -> LayoutPlan:
@@ -32,8 +40,9 @@ def plan_layout(loaded: LoadedRecipe, problems: Problems, *, world_size: int | N
     recipe, parallel = loaded.recipe, loaded.recipe.parallel
     tensor, pipeline = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
     _check_tensor_split(loaded, problems)
+    _check_context_split(loaded, problems)
     pattern = _cut_pattern(loaded, problems)
-    world = tensor * pipeline if world_size is None else world_size
+    world = _model_parallel_size(recipe) if world_size is None else world_size
     data = _data_parallel_size(recipe, world, problems)
     if data is not None:
         _check_microbatches(loaded, data, problems)
@@ -70,64 +79,24 @@ def legal_tensor_parallel_sizes(model: ModelRecipe) -> list[int]:
     return divisors(math.gcd(*split_widths(model).values()))
 
 
-def place_cuts(
-    pattern: LayerPattern, num_stages: int, weights: Sequence[int], *, first: int, last: int
-) -> LayerPattern:
-    """Cuts a pattern so that the heaviest pipeline stage is as light as possible.
+def legal_context_parallel_sizes(recipe: Recipe) -> list[int]:
+    """Every number of ranks that can share one sequence, with the recipe's tensor parallelism."""
+    length = recipe.training.sequence_length
+    fitting = [size for size in divisors(length) if length % sequence_unit(recipe.parallel, context=size) == 0]
+    return [size for size in fitting if not _broken_by_context(recipe, size)]
 
-    Among the best placements the one with the least sum of squares is taken, then the one that cuts
-    earliest, so that a recipe gives the same cuts everywhere.
 
-    Args:
-        pattern: Its own cuts are not looked at.
-        num_stages: Pipeline stages, at most the number of layers.
-        weights: One for each layer.
-        first: Weight of what stands before the first layer (the embedding).
-        last: Weight of what stands behind the last layer (final norm and output).
+def sequence_unit(parallel: ParallelRecipe, *, context: int) -> int:
+    """What a sequence length must be a multiple of.
 
-    Returns:
-        The pattern with `num_stages - 1` cuts; no stage is empty.
+    Context parallelism gives each rank an early and a late piece, 2 x CP in all, so that causal attention is equal
+    work for all; sequence parallelism then splits what a rank has by TP.
+
+    Source: megatron-core 0.19, `models/multimodal/context_parallel.py` and `transformer/experimental_attention_variant/
+    dsa_layout.py` (2 x CP); `tensor_parallel/mappings.py` (TP).
     """
-    num_layers = pattern.num_layers
-    assert 1 <= num_stages <= num_layers, f"{num_stages} stages for {num_layers} layers"
-    loads = list(weights)
-    loads[0] += first
-    loads[-1] += last
-    before = [0, *accumulate(loads)]
-
-    def load(start: int, end: int) -> int:
-        return before[end] - before[start]
-
-    cuts = _best_cuts(num_layers, num_stages, lambda cost, start, end: max(cost, load(start, end)))
-    bound = max(load(start, end) for start, end in pairwise((0, *cuts, num_layers)))
-
-    def squares(cost: int, start: int, end: int) -> int | None:
-        return cost + load(start, end) ** 2 if load(start, end) <= bound else None
-
-    return pattern.with_cuts(_best_cuts(num_layers, num_stages, squares))
-
-
-def _best_cuts(num_layers: int, num_stages: int, extend: Callable[[int, int, int], int | None]) -> tuple[int, ...]:
-    """The cuts of least cost, the earliest of equal ones; by dynamic programming over stages.
-
-    Args:
-        num_layers: Layers to divide.
-        num_stages: Stages to divide them into.
-        extend: Cost of some stages and one more that holds layers [start, end); None forbids it.
-    """
-    best: dict[int, tuple[int, tuple[int, ...]]] = {0: (0, ())}  # by number of layers: cost, ends of the stages
-    for stage in range(1, num_stages + 1):
-        longer: dict[int, tuple[int, tuple[int, ...]]] = {}
-        for end in range(stage, num_layers - (num_stages - stage) + 1):
-            options = [
-                (cost, (*ends, end))
-                for start, (so_far, ends) in best.items()
-                if start < end and (cost := extend(so_far, start, end)) is not None
-            ]
-            if options:
-                longer[end] = min(options)
-        best = longer
-    return best[num_layers][1][:-1]
+    split = parallel.tensor_model_parallel_size if parallel.sequence_parallel else 1
+    return context * math.lcm(2, split) if context > 1 else split
 
 
 def _check_tensor_split(loaded: LoadedRecipe, problems: Problems) -> None:
@@ -141,15 +110,50 @@ def _check_tensor_split(loaded: LoadedRecipe, problems: Problems) -> None:
             ("parallel", "tensor_model_parallel_size"),
             f"{tensor} does not divide {', '.join(broken)}; legal: {listed(legal_tensor_parallel_sizes(recipe.model))}",
         )
-    elif recipe.parallel.sequence_parallel and recipe.training.sequence_length % tensor:
-        length = recipe.training.sequence_length
-        _add(
-            loaded,
-            problems,
-            ("training", "sequence_length"),
-            f"{length:,} is no multiple of tensor_model_parallel_size {tensor}, which sequence_parallel splits it by; "
-            f"nearest legal: {length // tensor * tensor or tensor:,}, {-(-length // tensor) * tensor:,}",
+        return
+    context, length = recipe.parallel.context_parallel_size, recipe.training.sequence_length
+    if length % (unit := sequence_unit(recipe.parallel, context=context)):
+        by = f"tensor_model_parallel_size {tensor}, which sequence_parallel splits it by"
+        if context > 1:
+            split = f"lcm(2, tensor_model_parallel_size {tensor})" if recipe.parallel.sequence_parallel else "2"
+            by = f"{unit} = context_parallel_size {context} x {split}"
+        message = (
+            f"{length:,} is no multiple of {by}; "
+            f"nearest legal: {length // unit * unit or unit:,}, {-(-length // unit) * unit:,}"
         )
+        _add(loaded, problems, ("training", "sequence_length"), message)
+
+
+def _check_context_split(loaded: LoadedRecipe, problems: Problems) -> None:
+    recipe = loaded.recipe
+    context, key = recipe.parallel.context_parallel_size, ("parallel", "context_parallel_size")
+    if context == 1:
+        return
+    if recipe.training.backend == "local":
+        message = (
+            f"{context}, but training.backend local needs whole sequences on a rank; "
+            "set that to te, or this to 1 and raise tensor_model_parallel_size"
+        )
+        _add(loaded, problems, key, message)
+    elif broken := _broken_by_context(recipe, context):
+        legal = legal_context_parallel_sizes(recipe)
+        _add(loaded, problems, key, f"{context} {broken}; legal: {listed(legal)}")
+
+
+def _broken_by_context(recipe: Recipe, context: int) -> str:
+    """What stands against a number of ranks that share a sequence, the sequence's length apart; "" if nothing."""
+    model, tensor = recipe.model, recipe.parallel.tensor_model_parallel_size
+    if not parse_pattern(model.hybrid_layer_pattern).count(MAMBA):
+        return ""
+    heads, groups = model.mamba_num_heads // tensor, max(1, model.mamba_num_groups // tensor)
+    if heads % context:
+        return f"does not divide mamba_num_heads {model.mamba_num_heads} / tensor_model_parallel_size {tensor}"
+    if context % groups and groups % context:
+        return (
+            f"neither divides nor is a multiple of mamba_num_groups {model.mamba_num_groups} / "
+            f"tensor_model_parallel_size {tensor}"
+        )
+    return ""
 
 
 def _cut_pattern(loaded: LoadedRecipe, problems: Problems) -> LayerPattern:
@@ -174,22 +178,27 @@ def _cut_pattern(loaded: LoadedRecipe, problems: Problems) -> LayerPattern:
         return pattern
     if pattern.cuts or num_stages == 1:
         return pattern
-    one = layer_parameters(model)
-    vocabulary = padded_vocab_size(model.vocab_size) * model.hidden_size
-    weights = [one[symbol] for symbol in pattern.symbols]
-    # The output layer costs its rows on the last stage whether it is tied (a copy lives there) or not.
-    return place_cuts(pattern, num_stages, weights, first=vocabulary, last=vocabulary + model.hidden_size)
+    return cut_by_parameters(model, num_stages)
+
+
+def _model_parallel_size(recipe: Recipe) -> int:
+    """Processes that hold one copy of the model and read one sequence together."""
+    parallel = recipe.parallel
+    ranks = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
+    return ranks * parallel.context_parallel_size
 
 
 def _data_parallel_size(recipe: Recipe, world_size: int, problems: Problems) -> int | None:
-    tensor, pipeline = recipe.parallel.tensor_model_parallel_size, recipe.parallel.pipeline_model_parallel_size
-    if world_size % (tensor * pipeline) == 0:
-        return world_size // (tensor * pipeline)
+    parallel, ranks = recipe.parallel, _model_parallel_size(recipe)
+    if world_size % ranks == 0:
+        return world_size // ranks
     if problems.found:  # a number of processes for an impossible layout would be a false remedy
         return None
+    context = f" x context_parallel_size {parallel.context_parallel_size}" if parallel.context_parallel_size > 1 else ""
     message = (
-        f"no multiple of tensor_model_parallel_size {tensor} x pipeline_model_parallel_size {pipeline} = "
-        f"{tensor * pipeline}; start {_legal_worlds(recipe)} processes, or change the layout"
+        f"no multiple of tensor_model_parallel_size {parallel.tensor_model_parallel_size} x "
+        f"pipeline_model_parallel_size {parallel.pipeline_model_parallel_size}{context} = {ranks}; "
+        f"start {_legal_worlds(recipe)} processes, or change the layout"
     )
     problems.add(Origin(f"world size {world_size}"), (), message)
     return None
@@ -217,10 +226,9 @@ def _check_microbatches(loaded: LoadedRecipe, data_parallel_size: int, problems:
 def _legal_worlds(recipe: Recipe) -> str:
     """Numbers of processes that the layout and the batch allow."""
     rows = recipe.training.global_batch_size
-    model_parallel = recipe.parallel.tensor_model_parallel_size * recipe.parallel.pipeline_model_parallel_size
     micro = recipe.training.micro_batch_size
     per_rank = rows // micro if rows % micro == 0 else rows
-    worlds = [model_parallel * data for data in divisors(per_rank)]
+    worlds = [_model_parallel_size(recipe) * data for data in divisors(per_rank)]
     return " or ".join(filter(None, [listed(worlds[:-1]), str(worlds[-1])]))
 
 

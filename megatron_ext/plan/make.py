@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from megatron_ext.plan.batch import plan_batch, plan_cadence, plan_schedule
 from megatron_ext.plan.data import plan_data
+from megatron_ext.plan.execution import plan_execution
 from megatron_ext.plan.layouts import plan_layout
 from megatron_ext.plan.meaning import stage_id, stage_meaning
 from megatron_ext.plan.sizes import model_size
@@ -19,7 +20,6 @@ from megatron_ext.plan.stage_plan import (
 )
 from megatron_ext.recipe.load import LoadedRecipe
 from megatron_ext.recipe.problems import Problems
-from megatron_ext.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Draft:
     batch: BatchPlan
     schedule: SchedulePlan
     cadence: CadencePlan
+    execution: ExecutionPlan
     roundings: tuple[str, ...]
 
 
@@ -53,8 +54,9 @@ def draft_plan(loaded: LoadedRecipe, *, world_size: int | None = None) -> Draft:
     batch = plan_batch(loaded, layout, problems, roundings)
     schedule = plan_schedule(loaded, batch, problems, roundings)
     cadence = plan_cadence(loaded.recipe, batch, roundings)
+    execution = plan_execution(loaded, layout, batch, problems)
     problems.raise_recipe_error()
-    return Draft(layout, batch, schedule, cadence, tuple(roundings))
+    return Draft(layout, batch, schedule, cadence, execution, tuple(roundings))
 
 
 def make_stage_plan(
@@ -94,24 +96,8 @@ def make_stage_plan(
         seed=recipe.seed,
         layout=draft.layout,
         cadence=draft.cadence,
-        execution=plan_execution(recipe),
+        execution=draft.execution,
         logging=recipe.logging,
         roundings=tuple(roundings),
         meaning=meaning,
-    )
-
-
-def plan_execution(recipe: Recipe) -> ExecutionPlan:
-    """How steps are computed and saved."""
-    training, steps = recipe.training, recipe.profile.steps
-    first, last = map(int, steps.split("-")) if steps is not None else (0, 0)
-    return ExecutionPlan(
-        recompute=training.recompute,
-        recompute_modules=training.recompute_modules,
-        recompute_num_layers=training.recompute_num_layers,
-        deterministic=training.deterministic,
-        max_skipped_steps=training.max_skipped_steps,
-        profile_steps=(first, last) if steps is not None else None,
-        optimizer_format=recipe.checkpoint.optimizer_format,
-        async_save=recipe.checkpoint.async_save,
     )

@@ -10,12 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_tools.errors import RecipeError
-from megatron_ext.plan.layouts import legal_tensor_parallel_sizes, place_cuts
+from megatron_ext.plan.cuts import cut_by_parameters, place_cuts
+from megatron_ext.plan.layouts import legal_tensor_parallel_sizes
 from megatron_ext.plan.make import draft_plan
 from megatron_ext.plan.stage_plan import LayoutPlan
 from megatron_ext.recipe.layer_pattern import LayerPattern
+from megatron_ext.recipe.load import load_file
+from megatron_ext.recipe.schema import ModelRecipe
 from tests.support.pencil_project import PencilProject, make_pencil_project
 
+REPOSITORY = Path(__file__).parents[3]
 TP = "parallel.tensor_model_parallel_size"
 PP = "parallel.pipeline_model_parallel_size"
 
@@ -150,3 +154,76 @@ def test_an_impossible_layout_is_not_answered_with_a_number_of_processes(project
     message = refusal(project, "parallel.tensor_model_parallel_size=3", world_size=2)
     assert "legal: 1, 2" in message
     assert "processes" not in message
+
+
+CP = "parallel.context_parallel_size"
+
+
+def test_context_parallel_ranks_multiply_the_world(project: PencilProject) -> None:
+    plan = layout(project, f"{TP}=2", f"{CP}=2", world_size=8)
+    assert (plan.context_parallel_size, plan.data_parallel_size) == (2, 2)
+    assert "x context_parallel_size 2 = 4; start 4, 8 or 16 processes" in refusal(
+        project, f"{TP}=2", f"{CP}=2", world_size=6
+    )
+
+
+def test_the_local_backend_refuses_context_parallelism(project: PencilProject) -> None:
+    assert refusal(project, f"{CP}=2", "training.backend=local").endswith(
+        f"{CP}: 2, but training.backend local needs whole sequences on a rank; "
+        "set that to te, or this to 1 and raise tensor_model_parallel_size"
+    )
+
+
+def test_context_parallelism_splits_mamba_heads_after_tensor_parallelism(project: PencilProject) -> None:
+    length = "training.sequence_length=48"
+    assert refusal(project, f"{CP}=3", length).endswith(
+        "3 does not divide mamba_num_heads 8 / tensor_model_parallel_size 1; legal: 1, 2, 4, 8"
+    )
+    assert refusal(project, f"{TP}=2", f"{CP}=8", length).endswith(
+        "8 does not divide mamba_num_heads 8 / tensor_model_parallel_size 2; legal: 1, 2, 4"
+    )
+
+
+def test_context_parallelism_splits_or_repeats_whole_mamba_groups(project: PencilProject) -> None:
+    overrides = ("model.mamba_num_heads=12", "model.mamba_num_groups=4", "training.sequence_length=48")
+    assert refusal(project, f"{CP}=6", *overrides).endswith(
+        "6 neither divides nor is a multiple of mamba_num_groups 4 / tensor_model_parallel_size 1; legal: 1, 2, 4, 12"
+    )
+
+
+def test_attention_alone_lets_any_context_size_pass(project: PencilProject) -> None:
+    overrides = ("model.hybrid_layer_pattern='*-'", "training.sequence_length=60")
+    assert layout(project, f"{CP}=5", *overrides).context_parallel_size == 5
+
+
+@pytest.mark.parametrize(
+    ("overrides", "unit", "words"),
+    [
+        ((f"{CP}=4",), 8, "8 = context_parallel_size 4 x 2"),
+        ((f"{CP}=2", f"{TP}=2"), 4, "4 = context_parallel_size 2 x 2"),
+        (
+            (f"{CP}=4", f"{TP}=2", "parallel.sequence_parallel=true"),
+            8,
+            "8 = context_parallel_size 4 x lcm(2, tensor_model_parallel_size 2)",
+        ),
+    ],
+)
+def test_a_shared_sequence_divides_into_early_and_late_pieces(
+    project: PencilProject, overrides: tuple[str, ...], unit: int, words: str
+) -> None:
+    assert layout(project, *overrides, f"training.sequence_length={3 * unit}").world_size > 1
+    text = refusal(project, *overrides, f"training.sequence_length={3 * unit - 2}")
+    assert text.endswith(f"{3 * unit - 2} is no multiple of {words}; nearest legal: {2 * unit}, {3 * unit}")
+
+
+def test_the_8b_is_cut_into_16_stages_at_once() -> None:
+    model = load_file(REPOSITORY / "recipes/models/nemotron_h_8b.yaml")
+    assert isinstance(model, ModelRecipe)
+    assert [len(stage) for stage in cut_by_parameters(model, 2).segments] == [26, 26]
+    assert min(map(len, cut_by_parameters(model, 16).segments)) >= 1
+
+
+def test_the_8b_allows_eight_tensor_ranks() -> None:
+    model = load_file(REPOSITORY / "recipes/models/nemotron_h_8b.yaml")
+    assert isinstance(model, ModelRecipe)
+    assert legal_tensor_parallel_sizes(model) == [1, 2, 4, 8]

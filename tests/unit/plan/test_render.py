@@ -29,7 +29,7 @@ def test_a_plan_says_what_will_happen(project: PencilProject, capsys: pytest.Cap
         "model pencil, 267,464 parameters",
         "embedding 65,536, mamba 91,080, attention 12,352, mlp 32,896, final_norm 64, output 65,536",
         "vocabulary 100, padded to 1,024",
-        "layout 1 process = tensor 1 x pipeline 1 x data 1, backend local, fp32",
+        "layout 1 process = tensor 1 x pipeline 1 x data 1, backend auto, fp32",
         "layers M-M*M-",
         "tokens 640 = 40 samples x 16 tokens",
         "steps 10 = 40 samples / 4 a step (64 tokens)",
@@ -48,7 +48,7 @@ def test_a_plan_says_what_will_happen(project: PencilProject, capsys: pytest.Cap
 
 def test_the_layout_shows_the_cuts_and_the_ranks(project: PencilProject, capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(project, capsys, "parallel.pipeline_model_parallel_size=2", world_size=4)
-    assert "layout 4 processes = tensor 1 x pipeline 2 x data 2, backend local, fp32\nlayers M-M|*M-\n" in text
+    assert "layout 4 processes = tensor 1 x pipeline 2 x data 2, backend auto, fp32\nlayers M-M|*M-\n" in text
     assert "microbatches 2 a step on each rank" in text
 
 
