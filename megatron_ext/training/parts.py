@@ -15,6 +15,7 @@ from megatron_ext.models.build import build_model
 from megatron_ext.objectives.pretrain import PretrainObjective
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.training.optimizer import make_optimizer
+from megatron_ext.training.rank_times import StepClock
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Parts:
         optimizer: AdamW over the model's gradient buffers.
         cursor: Where the data is read.
         objective: What is optimised.
+        clock: Times this rank's own part of a step, if the plan wants it.
     """
 
     plan: StagePlan
@@ -36,6 +38,7 @@ class Parts:
     optimizer: MegatronOptimizer
     cursor: BlendedCursor
     objective: PretrainObjective
+    clock: StepClock
 
     @property
     def is_last_pipeline_stage(self) -> bool:
@@ -49,6 +52,8 @@ def make_parts(plan: StagePlan, groups: ProcessGroupCollection) -> Parts:
     All ranks must call this, inside a device scope.
     """
     model = wrap_model(plan, build_model(plan, groups), groups)
+    clock = StepClock(is_on=plan.logging.rank_times)
+    model.config.finalize_model_grads_func = clock.stopping_before(finalize_model_grads)
     return Parts(
         plan=plan,
         groups=groups,
@@ -56,6 +61,7 @@ def make_parts(plan: StagePlan, groups: ProcessGroupCollection) -> Parts:
         optimizer=make_optimizer(plan, model, groups),
         cursor=BlendedCursor(plan, data_parallel_rank=groups.dp.rank(), data_parallel_size=groups.dp.size()),
         objective=PretrainObjective(len(plan.data.sources)),
+        clock=clock,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,10 @@ class StepResult:
         lr: Learning rate of the update.
         samples: Rows of the global batch.
         processed_tokens: Tokens of these rows.
-        trained_tokens: Tokens that carried loss.
+        trained_tokens: Tokens that carried loss; 0 when the update was skipped.
+        skipped: What was not finite, where, and the samples; None when there was an update.
+        norms: `grad_norm_by_kind` and `weight_norm_by_kind` in steps that look at them.
+        rank_seconds: Each rank's own time, when it is measured.
     """
 
     loss: float
@@ -26,6 +29,9 @@ class StepResult:
     samples: int
     processed_tokens: int
     trained_tokens: int
+    skipped: str | None = None
+    norms: dict[str, dict[str, float]] = field(default_factory=dict)
+    rank_seconds: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,7 @@ class TrainState:
     consumed_samples: int = 0
     consumed_tokens: int = 0
     trained_tokens: int = 0
+    skipped_steps: int = 0
 
     def advance(self, result: StepResult) -> TrainState:
         """The state after one more step."""
@@ -44,6 +51,7 @@ class TrainState:
             consumed_samples=self.consumed_samples + result.samples,
             consumed_tokens=self.consumed_tokens + result.processed_tokens,
             trained_tokens=self.trained_tokens + result.trained_tokens,
+            skipped_steps=self.skipped_steps + (result.skipped is not None),
         )
 
     def to_json(self) -> dict[str, int]:

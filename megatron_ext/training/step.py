@@ -13,18 +13,20 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch.profiler import record_function
 
 from data_tools.errors import DataError, TrainingError
 from megatron_ext.datasets.batch import Batch
 from megatron_ext.objectives.pretrain import Report
 from megatron_ext.runtime.agreement import raise_on_all_ranks
 from megatron_ext.runtime.device import device
+from megatron_ext.training.norms import norms_by_kind
 from megatron_ext.training.optimizer import clip_and_step, set_learning_rate
 from megatron_ext.training.parts import Parts
 from megatron_ext.training.state import StepResult
 
 
-def train_step(parts: Parts, *, lr: float, step: int) -> StepResult:
+def train_step(parts: Parts, *, lr: float, step: int, may_skip: bool = False) -> StepResult:
     """Reads the next global batch and updates the parameters once.
 
     All ranks must call this.
@@ -33,34 +35,45 @@ def train_step(parts: Parts, *, lr: float, step: int) -> StepResult:
         parts: What is trained.
         lr: Learning rate of this update.
         step: Number of this step, from 1; named in errors.
+        may_skip: Leave weights and optimizer alone, rather than stop, when loss or gradient is not finite.
 
     Raises:
         TrainingError: Loss or gradient is not finite; the weights are those of the step before.
         DataError: A rank cannot read its samples.
     """
-    plan = parts.plan
+    parts.clock.restart()
     batches = _read(parts)
     set_learning_rate(parts.optimizer, lr)
     parts.model.zero_grad_buffer()
     parts.optimizer.zero_grad()
     report = run_microbatches(parts, batches, forward_only=False)
     loss = _mean(report.sum(0))
-    _require_finite(loss, "loss", parts, batches, step)
-    parts.optimizer.prepare_grads()
-    grad_norm = float(parts.optimizer.get_grad_norm())
-    _require_finite(grad_norm, "gradient norm", parts, batches, step)
-    clip_and_step(parts.optimizer, grad_norm)
+    grad_norm = _prepared_grad_norm(parts) if math.isfinite(loss) else math.nan
+    skipped = None
+    if not math.isfinite(grad_norm):
+        skipped = _non_finite(parts, batches, loss=loss, grad_norm=grad_norm, step=step)
+        if not may_skip:
+            remedy = "  The newest checkpoint is untouched. Lower optimizer.lr or look at these samples."
+            raise TrainingError(f"{skipped}\n{remedy}")
+    norms = norms_by_kind(parts.model, parts.optimizer, parts.groups) if _is_norm_step(parts, step, skipped) else {}
+    if skipped is None:
+        clip_and_step(parts.optimizer, grad_norm)
+    samples = sum(len(batch.sample_ids) for batch in batches) * parts.groups.dp.size()
     return StepResult(
         loss=loss,
         loss_by_source=losses_by_source(parts, report),
         grad_norm=grad_norm,
         lr=lr,
-        samples=plan.batch.global_batch_size,
-        processed_tokens=plan.batch.tokens_per_step,
-        trained_tokens=int(report[:, 1].sum()),
+        samples=samples,
+        processed_tokens=samples * parts.plan.batch.sequence_length,
+        trained_tokens=int(report[:, 1].sum()) if skipped is None else 0,
+        skipped=skipped,
+        norms=norms,
+        rank_seconds=parts.clock.of_all_ranks(),
     )
 
 
+@record_function("read")
 def _read(parts: Parts) -> Sequence[Batch]:
     """This rank's microbatches; what is wrong with the data of one rank is raised on all."""
     error = None
@@ -69,10 +82,13 @@ def _read(parts: Parts) -> Sequence[Batch]:
         batches = parts.cursor.next_step()
     except DataError as caught:
         error = caught
+    parts.clock.stop()
     raise_on_all_ranks(error)
+    parts.clock.go_on()
     return batches
 
 
+@record_function("forward and backward")
 def run_microbatches(parts: Parts, batches: Sequence[Batch], *, forward_only: bool) -> Report:
     """Runs Megatron-Core's schedule over this rank's microbatches.
 
@@ -120,10 +136,19 @@ def _mean(loss_and_tokens: torch.Tensor) -> float:
     return loss / tokens if tokens else math.nan
 
 
-def _require_finite(value: float, what: str, parts: Parts, batches: Sequence[Batch], step: int) -> None:
-    """Stops all ranks with what was not finite, where, and which samples were read."""
-    if math.isfinite(value):
-        return
+def _prepared_grad_norm(parts: Parts) -> float:
+    parts.optimizer.prepare_grads()
+    return float(parts.optimizer.get_grad_norm())
+
+
+def _is_norm_step(parts: Parts, step: int, skipped: str | None) -> bool:
+    interval = parts.plan.logging.norms_interval_steps
+    return bool(interval) and step % interval == 0 and skipped is None
+
+
+def _non_finite(parts: Parts, batches: Sequence[Batch], *, loss: float, grad_norm: float, step: int) -> str:
+    """What was not finite, where, and which samples were read; the same on all ranks, which must all call this."""
+    what, value = ("gradient norm", grad_norm) if math.isfinite(loss) else ("loss", loss)
     facts: list[Any] = [None] * dist.get_world_size()
     mine = {
         "samples": [sample for batch in batches for sample in batch.sample_ids],
@@ -133,12 +158,11 @@ def _require_finite(value: float, what: str, parts: Parts, batches: Sequence[Bat
     samples = sorted({sample for fact in facts for sample in fact["samples"]})
     parameters = sorted({name for fact in facts for name in fact["parameters"]})
     where = ", ".join(parameters[:8]) or "no gradient: the forward pass"
-    raise TrainingError(
+    return (
         f"step {step}: {what} is {value}; the weights are those of step {step - 1}.\n"
         f"  first seen in   {where}{' …' if len(parameters) > 8 else ''}\n"
         f"  learning rate   {parts.optimizer.param_groups[0]['lr']:g}\n"
-        f"  samples read    {' '.join(samples)}  (source:epoch:sample)\n"
-        "  The newest checkpoint is untouched. Lower optimizer.lr or look at these samples."
+        f"  samples read    {' '.join(samples)}  (source:epoch:sample)"
     )
 
 
