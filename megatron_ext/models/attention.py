@@ -32,7 +32,7 @@ class CausalSelfAttention(SelfAttention):
             hidden_states: [s, b, h].
             attention_mask: Ignored by the core attention: the mask is causal.
             *args: Passed on.
-            **kwargs: Passed on; `packed_seq_params` must be None.
+            **kwargs: Passed on; the core attention refuses `packed_seq_params`.
 
         Returns:
             [s, b, h] and the bias that the caller adds, None here.
@@ -40,7 +40,6 @@ class CausalSelfAttention(SelfAttention):
         Raises:
             UnsupportedError: For packed sequences and continuous batching.
         """
-        refuse_packed_sequences(kwargs.get("packed_seq_params"))
         refuse_dynamic_batching(kwargs.get("inference_context"))
         return super().forward(hidden_states, attention_mask, *args, **kwargs)
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from megatron.core import tensor_parallel
+from megatron.core.models.hybrid.hybrid_layer_specs import hybrid_stack_spec
 from megatron.core.models.hybrid.hybrid_model import HybridModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 
+from megatron_ext.models.backends import BackendName, choose_backend
 from megatron_ext.models.config import transformer_config
 from megatron_ext.models.initialise import initialise_parameters
 from megatron_ext.models.specs import local_hybrid_stack_spec
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.runtime.device import device
 
+_SPECS = {"local": local_hybrid_stack_spec, "te": hybrid_stack_spec}
 
-def build_model(plan: StagePlan, pg_collection: ProcessGroupCollection) -> HybridModel:
+
+def build_model(
+    plan: StagePlan, pg_collection: ProcessGroupCollection, *, backend: BackendName | None = None
+) -> HybridModel:
     """Builds and initialises this rank's layers.
 
     All ranks must call this, inside `device_scope()`: tied embeddings are compared over the pipeline.
@@ -20,15 +27,22 @@ def build_model(plan: StagePlan, pg_collection: ProcessGroupCollection) -> Hybri
     Args:
         plan: Model, layout, precision and seed.
         pg_collection: Process groups of the layout.
+        backend: Whose layers; None takes what `choose_backend` says.
 
     Returns:
         The model on `device()`, in the plan's precision (A_log and D are built float32), neither wrapped in
         Float16Module nor in DDP. Its logits have one column for each row of the padded vocabulary.
+
+    Raises:
+        SetupError: The backend that was asked for cannot run here.
     """
+    backend = backend or choose_backend(plan).name
+    if backend == "te" and not tensor_parallel.get_cuda_rng_tracker().is_initialized():
+        tensor_parallel.model_parallel_cuda_manual_seed(plan.seed)  # core's mixer draws from it, then we overwrite
     stage, num_stages = pg_collection.pp.rank(), pg_collection.pp.size()
     model = HybridModel(
-        transformer_config(plan),
-        local_hybrid_stack_spec,
+        transformer_config(plan, backend),
+        _SPECS[backend],
         vocab_size=plan.model_size.padded_vocab_size,
         max_sequence_length=plan.batch.sequence_length,
         hybrid_layer_pattern=plan.layout.hybrid_layer_pattern,

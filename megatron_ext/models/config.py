@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import importlib.util
+from typing import Any
+
 import torch
+from megatron.core.activations import squared_relu as fused_squared_relu
 from megatron.core.transformer import TransformerConfig
 
 from megatron_ext.models.activation import squared_relu
+from megatron_ext.models.backends import BackendName
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.runtime.device import has_gpu
 
 
-def transformer_config(plan: StagePlan) -> TransformerConfig:
-    """Makes the config of the local backend.
+def transformer_config(plan: StagePlan, backend: BackendName = "local") -> TransformerConfig:
+    """Makes the config of a backend.
 
-    Core's initialisation is off: `initialise_parameters` fills every parameter. Fused kernels are off:
-    they are CUDA extensions or go through torch.compile. The loss is a sum over tokens that
-    the schedule divides by their number (`calculate_per_token_loss`); core's default averages per
-    microbatch, which is biased as soon as loss masks differ.
+    Core's initialisation is off: `initialise_parameters` fills every parameter. The loss is a sum over
+    tokens that the schedule divides by their number (`calculate_per_token_loss`); core's default averages
+    per microbatch, which is biased as soon as loss masks differ.
 
     Args:
         plan: Model, layout and precision.
+        backend: Whose layers it is for.
 
     Returns:
-        A config for `HybridModel` with `local_hybrid_stack_spec`.
+        A config for `HybridModel` with the backend's stack spec.
     """
     model, layout, execution = plan.model, plan.layout, plan.execution
     is_full = execution.recompute == "full"
@@ -41,7 +46,6 @@ def transformer_config(plan: StagePlan) -> TransformerConfig:
         is_hybrid_model=True,
         normalization="RMSNorm",
         layernorm_epsilon=model.layernorm_epsilon,
-        activation_func=squared_relu,
         add_bias_linear=False,
         hidden_dropout=0.0,
         attention_dropout=0.0,
@@ -59,14 +63,38 @@ def transformer_config(plan: StagePlan) -> TransformerConfig:
         recompute_method="uniform" if is_full else None,
         recompute_num_layers=execution.recompute_num_layers if is_full else None,
         recompute_modules=list(execution.recompute_modules),
+        deterministic_mode=execution.deterministic,
         calculate_per_token_loss=True,
         deallocate_pipeline_outputs=True,
-        transformer_impl="local",
         masked_softmax_fusion=False,
         bias_activation_fusion=False,
-        bias_dropout_fusion=False,
-        gradient_accumulation_fusion=False,
-        apply_rope_fusion=False,
         cross_entropy_loss_fusion=False,
         persist_layer_norm=False,
+        **(_te_fields(plan) if backend == "te" else _LOCAL_FIELDS),
     )
+
+
+_LOCAL_FIELDS: dict[str, Any] = {
+    "transformer_impl": "local",
+    "activation_func": squared_relu,
+    "bias_dropout_fusion": False,
+    "apply_rope_fusion": False,
+    "gradient_accumulation_fusion": False,
+}
+"""No fused kernels: they are extensions, or go through torch.compile."""
+
+
+def _te_fields(plan: StagePlan) -> dict[str, Any]:
+    """What differs with Transformer Engine: upstream's fusions.
+
+    Source: the defaults of Megatron-LM's `pretrain_hybrid.py` (core 0.19, `training/arguments.py`) for the
+    fusions that concern these layers. Weight gradients are added to fp32 buffers inside the matrix product
+    only with apex's extension, without which core's embedding and output layers refuse the option.
+    """
+    return {
+        "transformer_impl": "transformer_engine",
+        "activation_func": fused_squared_relu,
+        "bias_dropout_fusion": True,
+        "apply_rope_fusion": plan.model.position_embedding_type == "rope",
+        "gradient_accumulation_fusion": importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None,
+    }

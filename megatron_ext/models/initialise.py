@@ -74,7 +74,7 @@ _RULES: tuple[tuple[re.Pattern[str], _Draw], ...] = tuple(
         (r"output_layer\.weight", _from_residual),
         (r"(mixer\.in_proj|linear_qkv|linear_fc1)\.weight", _from_residual),
         (r"(mixer\.out_proj|linear_proj|linear_fc2)\.weight", _into_residual),
-        (r"(norm|input_layernorm|pre_mlp_layernorm|final_norm)\.weight", _ones),
+        (r"(norm|input_layernorm|pre_mlp_layernorm|final_norm)\.weight|layer_norm_weight", _ones),
         (r"mixer\.conv1d_(weight|bias)", _conv),
         (r"mixer\.A_log", _A_log),
         (r"mixer\.dt_bias", _dt_bias),

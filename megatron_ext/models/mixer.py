@@ -1,4 +1,4 @@
-"""The Mamba-2 mixer of the local backend: core's `MambaMixer` without mamba-ssm.
+"""The Mamba-2 mixer of the local backend: core's `MambaMixer` that needs no mamba-ssm.
 
     zxBCdt = in_proj(hidden)            z gate, x values, B and C projections, dt step sizes
     xBC    = silu(causal_conv(xBC))
@@ -26,7 +26,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import build_module
 from torch import Tensor, nn
 
-from megatron_ext.models.conv import causal_conv1d_silu, causal_conv1d_silu_step
+from megatron_ext.models import kernels
 from megatron_ext.models.initialise import draw_full, local_part
 from megatron_ext.models.limits import (
     UnsupportedError,
@@ -35,7 +35,6 @@ from megatron_ext.models.limits import (
     refuse_packed_sequences,
 )
 from megatron_ext.models.norm import GatedRMSNorm
-from megatron_ext.models.ssd import DEFAULT_CHUNK_SIZE, ssd_chunked, ssd_step
 from megatron_ext.runtime.device import device
 
 CONV_WIDTH = 4
@@ -43,7 +42,7 @@ CONV_WIDTH = 4
 
 
 class LocalMambaMixer(MambaMixer):
-    """Mamba-2 in plain torch.
+    """Mamba-2 in plain torch, or through the kernels of models/kernels.py where they can run.
 
     Args:
         config: Sizes, dtypes and initialisation.
@@ -52,7 +51,6 @@ class LocalMambaMixer(MambaMixer):
         layer_number: From 1, over all pipeline stages.
         pg_collection: Process groups; `tp` and `cp` are used.
         pp_layer_offset: Layers of earlier pipeline stages.
-        chunk_size: Tokens of a chunk of the SSD.
         name: Name of the module, passed down by core.
 
     Raises:
@@ -68,12 +66,11 @@ class LocalMambaMixer(MambaMixer):
         layer_number: int,
         pg_collection: ProcessGroupCollection,
         pp_layer_offset: int = 0,
-        chunk_size: int = DEFAULT_CHUNK_SIZE,
         name: str | None = None,
     ) -> None:
         MegatronModule.__init__(self, config)  # not MambaMixer's: it raises ImportError without mamba-ssm
         refuse_context_parallel(pg_collection.cp.size())
-        self.d_model, self.d_conv, self.chunk_size = d_model, CONV_WIDTH, chunk_size
+        self.d_model, self.d_conv = d_model, CONV_WIDTH
         self.layer_number, self.pp_layer_offset = layer_number, pp_layer_offset
         self.pg_collection, self.tp_group = pg_collection, pg_collection.tp
         self.use_mem_eff_path = True  # core's name for "train through _ssm_training"
@@ -180,8 +177,7 @@ class LocalMambaMixer(MambaMixer):
         return super().forward(hidden_states, inference_context, **kwargs)
 
     def _ssm_training(self, zxBCdt: Tensor, packed_seq_params: Any = None) -> Tensor:
-        """[s, b, in_proj] to [s, b, w]."""
-        refuse_packed_sequences(packed_seq_params)
+        """[s, b, in_proj] to [s, b, w]; `forward` has refused packed rows."""
         return self._ssm_prefill(zxBCdt)
 
     def _ssm_prefill(self, zxBCdt: Tensor, conv_state: Tensor | None = None, ssm_state: Tensor | None = None) -> Tensor:
@@ -191,15 +187,14 @@ class LocalMambaMixer(MambaMixer):
         xBC = xBC.transpose(0, 1)  # [b, s, w + 2 g n]
         if conv_state is not None:
             conv_state.copy_(F.pad(xBC.transpose(1, 2), (self.d_conv - tokens, 0)))
-        x, B, C = self._split_conv(causal_conv1d_silu(xBC, self.conv1d_weight, self.conv1d_bias))
-        y, final_state = ssd_chunked(
+        x, B, C = self._split_conv(kernels.conv(xBC, self.conv1d_weight, self.conv1d_bias))
+        y, final_state = kernels.ssd(
             x,
             F.softplus(dt.transpose(0, 1).float() + self.dt_bias.float()),
             -torch.exp(self.A_log.float()),
             B,
             C,
             D=self.D,
-            chunk_size=self.chunk_size,
         )
         if ssm_state is not None:
             ssm_state.copy_(final_state)
@@ -212,9 +207,9 @@ class LocalMambaMixer(MambaMixer):
         assert batch_indices is None, "batch_indices belong to dynamic batching"
         assert zxBCdt.shape[0] == 1, "decoding takes one token of every cached row"
         z, xBC, dt = self._split(zxBCdt[0])
-        x, B, C = self._split_conv(causal_conv1d_silu_step(conv_state, xBC, self.conv1d_weight, self.conv1d_bias))
+        x, B, C = self._split_conv(kernels.conv_step(conv_state, xBC, self.conv1d_weight, self.conv1d_bias))
         dt = F.softplus(dt.float() + self.dt_bias.float())
-        y, new_state = ssd_step(ssm_state, x, dt, -torch.exp(self.A_log.float()), B, C, self.D)
+        y, new_state = kernels.ssd_step(ssm_state, x, dt, -torch.exp(self.A_log.float()), B, C, self.D)
         ssm_state.copy_(new_state)
         return self.norm(y.flatten(1), z)[None]
 

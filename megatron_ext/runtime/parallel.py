@@ -20,7 +20,11 @@ TIMEOUT = timedelta(minutes=10)
 
 @contextlib.contextmanager
 def process_groups(
-    launch: Launch, *, tensor_model_parallel_size: int = 1, pipeline_model_parallel_size: int = 1
+    launch: Launch,
+    *,
+    tensor_model_parallel_size: int = 1,
+    pipeline_model_parallel_size: int = 1,
+    context_parallel_size: int = 1,
 ) -> Iterator[ProcessGroupCollection]:
     """Joins the process groups of Megatron-Core inside a device scope, and leaves them.
 
@@ -30,6 +34,7 @@ def process_groups(
         launch: This process among the others.
         tensor_model_parallel_size: Ranks that share one layer.
         pipeline_model_parallel_size: Ranks in the layer chain.
+        context_parallel_size: Ranks that share one sequence.
 
     Yields:
         The groups: `tp`, `pp`, `dp`, `mp` and the rest of Megatron-Core's collection.
@@ -41,6 +46,7 @@ def process_groups(
             parallel_state.initialize_model_parallel(
                 tensor_model_parallel_size=tensor_model_parallel_size,
                 pipeline_model_parallel_size=pipeline_model_parallel_size,
+                context_parallel_size=context_parallel_size,
             )
             yield ProcessGroupCollection.use_mpu_process_groups()
         finally:

@@ -15,7 +15,7 @@ import torch
 from megatron.core.models.hybrid.hybrid_model import HybridModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 
-import megatron_ext.models.mixer
+import megatron_ext.models.kernels
 from megatron_ext.models.build import build_model
 from megatron_ext.models.ssd import ssd_scan_ref
 from tests.support.nemotron_h import copy_weights, nemotron_h
@@ -67,7 +67,7 @@ def test_logits_equal_the_sequential_scan(
     tokens = random_tokens(2, 150)
     chunked = logits_of(ours, tokens)
     monkeypatch.setattr(
-        megatron_ext.models.mixer, "ssd_chunked", lambda *a, **k: tuple(t.float() for t in ssd_scan_ref(*a, **k))
+        megatron_ext.models.kernels, "ssd", lambda *a, **k: tuple(t.float() for t in ssd_scan_ref(*a, **k))
     )
     torch.testing.assert_close(chunked, logits_of(ours, tokens), rtol=0, atol=TOLERANCE)
 

@@ -1,0 +1,98 @@
+"""Which layers a model is built of: the decision between `te` and `local`.
+
+| backend | layers                                                      | needs                               |
+|---------|-------------------------------------------------------------|-------------------------------------|
+| te      | core's stock hybrid spec: Transformer Engine and mamba-ssm  | a GPU and the packages of `TE_NEEDS` |
+| local   | models/specs.py: plain torch, mamba-ssm's kernels on a GPU  | nothing                             |
+
+Parameters, initial weights and checkpoint keys are the same, so a checkpoint of one loads into the other.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from dataclasses import dataclass
+from typing import Literal
+
+from data_tools.errors import SetupError
+from megatron_ext.plan.stage_plan import StagePlan
+from megatron_ext.recipe.layer_pattern import MAMBA
+from megatron_ext.recipe.schema import ModelRecipe
+from megatron_ext.runtime.device import has_gpu
+
+BackendName = Literal["local", "te"]
+
+TE_NEEDS = {
+    "transformer-engine": "transformer_engine.pytorch.fp8",
+    "mamba-ssm": "mamba_ssm.ops.triton.ssd_combined",
+    "causal-conv1d": "causal_conv1d",
+}
+"""Package and the module of it that core 0.19 imports; a package whose extension does not load is missing."""
+
+STOCK_GATED_NORM_EPSILON = 1e-5
+"""Written into core's mixer, whatever `layernorm_epsilon` says (core 0.19, `ssm/mamba_mixer.py`)."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """The layers that a model gets here, and why in words."""
+
+    name: BackendName
+    reason: str
+
+
+def missing_for_te() -> list[str]:
+    """What this machine lacks for `te`; empty where it can run."""
+    missing = [] if has_gpu() else ["a GPU"]
+    return missing + [lack for package, module in TE_NEEDS.items() if (lack := _lack(package, module))]
+
+
+def choose_backend(plan: StagePlan) -> Backend:
+    """Decides which layers the plan's model gets on this machine.
+
+    Args:
+        plan: `layout.backend` is what was asked.
+
+    Raises:
+        SetupError: `te` was asked for, or is needed, and cannot run here.
+    """
+    asked, ranks = plan.layout.backend, plan.layout.context_parallel_size
+    lacks = missing_for_te() if asked != "local" else []
+    wrong = _other_maths(plan.model) if asked != "local" else None
+    if asked == "te" and lacks:
+        raise SetupError(
+            f"training.backend: te needs {' and '.join(lacks)}.\n"
+            "  requirements/gpu.md says how to install it; or set training.backend=local, which trains the same model."
+        )
+    if asked == "te" and wrong:
+        raise SetupError(f"training.backend: te cannot train this model: {wrong}.\n  Set training.backend=local.")
+    if asked != "local" and not lacks and not wrong:
+        return Backend("te", "as asked" if asked == "te" else "a GPU, Transformer Engine and mamba-ssm are here")
+    if ranks > 1:
+        why = "training.backend is local" if asked == "local" else f"te cannot run here: {wrong or ', '.join(lacks)}"
+        raise SetupError(
+            f"parallel.context_parallel_size: {ranks}: only te splits a sequence over ranks, and {why}.\n"
+            "  Set parallel.context_parallel_size=1 and use tensor parallelism, or make te possible "
+            "(requirements/gpu.md)."
+        )
+    return Backend("local", "as asked" if asked == "local" else f"te cannot run here: {wrong or ', '.join(lacks)}")
+
+
+def _lack(package: str, module: str) -> str | None:
+    if importlib.util.find_spec(module.split(".")[0]) is None:
+        return package
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # a compiled extension of another torch fails in its own ways
+        return f"{package} that can be imported ({type(error).__name__}: {str(error).splitlines()[0]})"
+    return None
+
+
+def _other_maths(model: ModelRecipe) -> str | None:
+    if MAMBA in model.hybrid_layer_pattern and model.layernorm_epsilon != STOCK_GATED_NORM_EPSILON:
+        return (
+            f"model.layernorm_epsilon is {model.layernorm_epsilon:g}, but core's Mamba-2 layer normalises with "
+            f"{STOCK_GATED_NORM_EPSILON:g} always"
+        )
+    return None

@@ -1,0 +1,161 @@
+"""mamba-ssm's and causal-conv1d's GPU kernels under the contracts of ssd.py and conv.py.
+
+`ssd`, `ssd_step`, `conv` and `conv_step` take the arguments of `ssd_chunked`, `ssd_step`,
+`causal_conv1d_silu` and `causal_conv1d_silu_step`, and run the kernels for half-precision tensors on a GPU
+where the packages are importable, else those functions. Float32 stays in torch: the kernels multiply it in
+TF32 (10 bits of mantissa), which is not what a recipe means by fp32.
+
+Written against mamba-ssm 2.3.2 and causal-conv1d 1.7.0.
+"""
+
+from __future__ import annotations
+
+import importlib
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_ext.models.backends import choose_backend
+from megatron_ext.models.conv import causal_conv1d_silu, causal_conv1d_silu_step
+from megatron_ext.models.ssd import ssd_chunked
+from megatron_ext.models.ssd import ssd_step as torch_ssd_step
+from megatron_ext.plan.stage_plan import StagePlan
+from megatron_ext.recipe.schema import Precision
+from megatron_ext.runtime.device import has_gpu
+
+KERNEL_CHUNK_SIZE = 256
+"""Of the Triton SSD; Nemotron-H's `chunk_size` (arXiv 2504.03624, Hugging Face config)."""
+
+_HALF = (torch.bfloat16, torch.float16)
+
+
+def describe_layers(plan: StagePlan) -> str:
+    """One line for the log: the backend that the plan gets here, why, and what computes its Mamba-2 layers.
+
+    Raises:
+        SetupError: The backend that was asked for cannot run here.
+    """
+    backend = choose_backend(plan)
+    mamba = "" if backend.name == "te" else f"; Mamba-2 layers: {describe_kernels(plan.precision)}"
+    return f"backend: {backend.name} ({backend.reason}){mamba}"
+
+
+def describe_kernels(precision: Precision) -> str:
+    """Says in a few words what computes the local backend's Mamba-2 layers here."""
+    if not has_gpu():
+        return "plain torch on the CPU"
+    if precision == "fp32":
+        return "plain torch on the GPU (the kernels would compute fp32 in TF32)"
+    names = {"mamba-ssm's SSD": _ssd_kernel(), "causal-conv1d's convolution": _conv_package()}
+    there = [name for name, found in names.items() if found is not None]
+    return " and ".join(there) if there else "plain torch on the GPU: neither mamba-ssm nor causal-conv1d is importable"
+
+
+def ssd(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *, D: Tensor, initial_state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`ssd_chunked` on the device of x [b, l, h, p], with the chunk size that suits it."""
+    if _is_half_on_gpu(x) and _ssd_kernel() is not None:
+        return triton_ssd(x, dt, A, B, C, D=D, initial_state=initial_state)
+    return ssd_chunked(x, dt, A, B, C, D=D, initial_state=initial_state)
+
+
+def triton_ssd(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    D: Tensor,
+    chunk_size: int = KERNEL_CHUNK_SIZE,
+    initial_state: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`ssd_chunked` through mamba-ssm; the final state is float32, states between chunks are in C's dtype."""
+    y, state = _ssd_kernel()(
+        x, dt, A, B, C, chunk_size, D=D, initial_states=initial_state, dt_softplus=False, return_final_states=True
+    )
+    return y, state
+
+
+def ssd_step(state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> tuple[Tensor, Tensor]:
+    """`ssd.ssd_step` on the device of x [b, h, p]; `state` may be advanced in place."""
+    if _is_half_on_gpu(x) and _ssd_kernel() is not None:
+        return triton_ssd_step(state, x, dt, A, B, C, D)
+    return torch_ssd_step(state, x, dt, A, B, C, D)
+
+
+def triton_ssd_step(
+    state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`ssd.ssd_step` through mamba-ssm, which advances `state` [b, h, p, n] in place.
+
+    The kernel fails without `dt_bias`, and reads a head's shared numbers fastest through strides of 0.
+    """
+    heads, width, n = state.shape[1:]
+    y = _step_kernel()(
+        state,
+        x,
+        dt[..., None].expand(*dt.shape, width),
+        A[:, None, None].expand(heads, width, n),
+        B,
+        C,
+        D=D[:, None].expand(heads, width),
+        dt_bias=A.new_zeros(heads)[:, None].expand(heads, width),
+        dt_softplus=False,
+    )
+    return y, state
+
+
+def conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`causal_conv1d_silu` on the device of x [b, l, d]."""
+    if _is_half_on_gpu(x) and _conv_package() is not None:
+        return fused_conv(x, weight, bias)
+    return causal_conv1d_silu(x, weight, bias)
+
+
+def fused_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`causal_conv1d_silu` through causal-conv1d; [b, l, d] in x's dtype."""
+    channels = x.contiguous().transpose(1, 2)  # [b, d, l], channels last: strides must be multiples of 8
+    if x.shape[-1] % 8:
+        channels = channels.contiguous()
+    return _conv_package().causal_conv1d_fn(channels, weight[:, 0], bias, activation="silu").transpose(1, 2)
+
+
+def conv_step(conv_state: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`causal_conv1d_silu_step` on the device of x [b, d]."""
+    if _is_half_on_gpu(x) and _conv_package() is not None:
+        return fused_conv_step(conv_state, x, weight, bias)
+    return causal_conv1d_silu_step(conv_state, x, weight, bias)
+
+
+def fused_conv_step(conv_state: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`causal_conv1d_silu_step` through causal-conv1d; x and `conv_state` in one dtype."""
+    return _conv_package().causal_conv1d_update(x.contiguous(), conv_state, weight[:, 0], bias, "silu")
+
+
+def _is_half_on_gpu(x: Tensor) -> bool:
+    return x.dtype in _HALF and x.device.type != "cpu"
+
+
+@cache
+def _import(module: str) -> Any:
+    """The module; None where it is not installed or its compiled part does not load."""
+    try:
+        return importlib.import_module(module)
+    except Exception:  # a compiled extension of another torch fails in its own ways; `doctor` says which
+        return None
+
+
+def _ssd_kernel() -> Any:
+    return getattr(_import("mamba_ssm.ops.triton.ssd_combined"), "mamba_chunk_scan_combined", None)
+
+
+def _step_kernel() -> Any:
+    return getattr(_import("mamba_ssm.ops.triton.selective_state_update"), "selective_state_update", None)
+
+
+def _conv_package() -> Any:
+    return _import("causal_conv1d")
