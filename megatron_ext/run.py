@@ -20,6 +20,7 @@ from megatron_ext.plan.make import make_stage_plan
 from megatron_ext.plan.render import print_plan
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.recipe.load import load_recipe
+from megatron_ext.runtime.determinism import be_deterministic
 from megatron_ext.runtime.launch import Launch
 
 if TYPE_CHECKING:
@@ -87,18 +88,21 @@ def _execute(plan: StagePlan, run_root: Path, launch: Launch, ending: Ending) ->
     from megatron_ext.runtime.warnings import quiet_known_warnings
 
     quiet_known_warnings()
+    if plan.execution.deterministic:
+        be_deterministic()
+    from megatron_ext.models.kernels import describe_layers
     from megatron_ext.runtime.parallel import process_groups
     from megatron_ext.training import walk
     from megatron_ext.training.metrics import check_loggers
     from megatron_ext.training.stage_folder import StageFolder
 
     folder = StageFolder(run_root, plan)
-    newest = walk.newest_checkpoint(folder)
-    folder.check(plan, newest)
+    folder.check(plan)
     check_loggers(plan)
     if folder.is_finished:
         _say(launch, f"finished before: {folder.stage_file}. Nothing to do.")
         return
+    _say(launch, describe_layers(plan))
     with walk.taken(folder, plan, is_main=launch.is_main):
         ending.folder = folder
         layout = plan.layout
@@ -106,6 +110,7 @@ def _execute(plan: StagePlan, run_root: Path, launch: Launch, ending: Ending) ->
             launch,
             tensor_model_parallel_size=layout.tensor_model_parallel_size,
             pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
+            context_parallel_size=layout.context_parallel_size,
         ) as groups:
             outcome = walk.walk(plan, folder, groups, is_main=launch.is_main)
         _conclude(plan, folder, outcome, launch, ending)

@@ -10,6 +10,7 @@ from data_tools.errors import DataError
 from data_tools.tokenizer import Tokenizer
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.runtime.warnings import quiet_known_warnings
+from megatron_ext.training.file_list import checkpoints_of, require_whole
 
 
 def main_generate(args: argparse.Namespace) -> int:
@@ -22,7 +23,7 @@ def main_generate(args: argparse.Namespace) -> int:
         Exit code 0.
 
     Raises:
-        DataError: When `checkpoint` is neither a checkpoint nor a stage with one.
+        DataError: When `checkpoint` is neither a checkpoint nor a stage with one, or is damaged.
         UsageError: When an argument is outside its range.
     """
     quiet_known_warnings()
@@ -31,15 +32,17 @@ def main_generate(args: argparse.Namespace) -> int:
     from megatron_ext.rollout.generate import generate
     from megatron_ext.runtime.launch import Launch
     from megatron_ext.runtime.parallel import process_groups
-    from megatron_ext.training.checkpoint import load_weights, read_plan
+    from megatron_ext.training.checkpoint import load_weights
+    from megatron_ext.training.checkpoint_facts import read_plan
 
     checkpoint = find_checkpoint(args.checkpoint)
+    require_whole(checkpoint)
     plan = in_one_process(read_plan(checkpoint))
     tokenizer = Tokenizer.load(checkpoint / "tokenizer")
     prompt_ids = tokenizer.encode(args.prompt) or [tokenizer.eod_id]  # a document begins after an end
     with process_groups(Launch(rank=0, local_rank=0, world_size=1)) as groups:
         model = build_model(plan, groups)
-        load_weights(checkpoint, model)
+        load_weights(checkpoint, model, groups)
         new = generate(
             model,
             plan,
@@ -64,8 +67,6 @@ def find_checkpoint(path: Path) -> Path:
         DataError: When there is none.
     """
     if (path / "checkpoints").is_dir():
-        from megatron_ext.training.checkpoint import checkpoints_of
-
         complete = checkpoints_of(path / "checkpoints")
         if not complete:
             raise DataError(f"{path}: this stage has no complete checkpoint yet; train it on, then come back.")
@@ -76,13 +77,15 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def in_one_process(plan: StagePlan) -> StagePlan:
-    """The same model without tensor, pipeline or data parallelism; checkpoints of any layout fit it."""
+    """The same model undivided, on the backend that this machine has; checkpoints of any layout fit it."""
     layout = plan.layout.model_copy(
         update={
             "world_size": 1,
             "tensor_model_parallel_size": 1,
             "pipeline_model_parallel_size": 1,
+            "context_parallel_size": 1,
             "data_parallel_size": 1,
+            "backend": "auto",
             "sequence_parallel": False,
             "hybrid_layer_pattern": plan.layout.hybrid_layer_pattern.replace("|", ""),
         }

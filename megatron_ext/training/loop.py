@@ -6,16 +6,14 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-import torch.distributed as dist
-
-from megatron_ext.plan.stage_plan import CadencePlan, StagePlan
+from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.runtime.signals import StopRequest
-from megatron_ext.training.checkpoint import remove_old_checkpoints, save_checkpoint
 from megatron_ext.training.parts import Parts
+from megatron_ext.training.saving import Saver
 from megatron_ext.training.schedule import learning_rate
-from megatron_ext.training.stage_folder import StageFolder
 from megatron_ext.training.state import TrainState
 from megatron_ext.training.step import train_step
+from megatron_ext.training.trace import StepTrace
 from megatron_ext.training.validate import validate
 from megatron_ext.training.watcher import Watcher
 
@@ -42,7 +40,13 @@ def last_step_of(plan: StagePlan) -> int:
 
 
 def train(
-    parts: Parts, state: TrainState, *, folder: StageFolder, watcher: Watcher | None, stop: StopRequest
+    parts: Parts,
+    state: TrainState,
+    *,
+    saver: Saver,
+    watcher: Watcher | None,
+    trace: StepTrace,
+    stop: StopRequest,
 ) -> Outcome:
     """Trains from `state` to the end of the stage, a cut, or a stop.
 
@@ -51,8 +55,9 @@ def train(
     Args:
         parts: What is trained, at `state`.
         state: Where to go on.
-        folder: Where checkpoints go.
+        saver: Writes checkpoints.
         watcher: Is told of every step; None on all ranks but the main one.
+        trace: Records the steps that the plan wants a profile of.
         stop: Is asked after every step.
     """
     plan, cadence = parts.plan, parts.plan.cadence
@@ -61,27 +66,18 @@ def train(
         began = time.perf_counter()
         consumed_after = state.consumed_samples + plan.batch.batch_size_at(state.consumed_samples)
         lr = learning_rate(plan.schedule, plan.optimizer, consumed_samples=consumed_after)
-        result = train_step(parts, lr=lr, step=state.step + 1)
+        may_skip = state.skipped_steps < plan.execution.max_skipped_steps
+        with trace.step(state.step + 1):
+            result = train_step(parts, lr=lr, step=state.step + 1, may_skip=may_skip)
         state = state.advance(result)
         seconds = time.perf_counter() - began
         is_last = state.step == last_step
         is_validated = is_last or state.step % cadence.validation_interval_steps == 0
         validation = validate(parts) if is_validated else {}
         if watcher is not None:
-            watcher.on_step(state, result, seconds=seconds, validation=validation)
+            watcher.on_step(state, result, seconds=seconds, validation=validation, save_s=saver.take_seconds())
         signal_name = stop.agreed()
-        if is_last or signal_name or state.step % cadence.checkpoint_interval_steps == 0:
-            _save(parts, state, folder, cadence)
+        saver.after_step(state, is_last=is_last or signal_name is not None)
         if signal_name and not is_last:
             return Outcome(state, "stopped", signal_name)
     return Outcome(state, "finished" if state.step >= plan.batch.total_steps else "cut")
-
-
-def _save(parts: Parts, state: TrainState, folder: StageFolder, cadence: CadencePlan) -> None:
-    save_checkpoint(folder.checkpoints, parts, state)
-    if dist.get_rank() == 0:
-        remove_old_checkpoints(
-            folder.checkpoints,
-            keep_last=cadence.checkpoint_keep_last,
-            keep_every_steps=cadence.checkpoint_keep_every_steps,
-        )

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from data_tools.atomic_files import write_atomically
 from data_tools.errors import DataError, SetupError
 from megatron_ext.plan.stage_plan import StagePlan
+from megatron_ext.training.rank_times import slowest
+from megatron_ext.training.spikes import WINDOW_STEPS
 from megatron_ext.training.state import StepResult, TrainState
 
 _EXTRAS = {"tensorboard": "logging.tensorboard: false", "wandb": "logging.wandb_project: null"}
@@ -38,15 +41,27 @@ class MetricsLog:
         file: metrics.jsonl.
         plan: The stage.
         from_step: The step it resumes at; 0 at the beginning.
+
+    Attributes:
+        recent_losses: Finite losses of the newest steps before, oldest first.
     """
 
     def __init__(self, file: Path, plan: StagePlan, *, from_step: int) -> None:
-        _keep_steps_until(file, from_step)
+        self.recent_losses = _keep_steps_until(file, from_step)
         self._file = file.open("a")
         self._tensorboard = _open_tensorboard(file.parent, from_step) if plan.logging.tensorboard else None
         self._wandb = _open_wandb(file.parent, plan) if plan.logging.wandb_project else None
 
-    def write(self, state: TrainState, result: StepResult, *, seconds: float, validation: dict[str, float]) -> None:
+    def write(
+        self,
+        state: TrainState,
+        result: StepResult,
+        *,
+        seconds: float,
+        validation: dict[str, float],
+        save_s: float,
+        loss_spike: float | None = None,
+    ) -> None:
         """Writes one step.
 
         Args:
@@ -54,6 +69,8 @@ class MetricsLog:
             result: What it did.
             seconds: Wall time of the step, validation and checkpoint not counted.
             validation: Held-out loss by source, empty when there was none.
+            save_s: Seconds that training stood still for saving since the line before.
+            loss_spike: Nats above the median of recent steps, in a spike.
         """
         line = {
             **state.to_json(),
@@ -63,7 +80,15 @@ class MetricsLog:
             "lr": result.lr,
             "grad_norm": result.grad_norm,
             "tokens_per_s": result.processed_tokens / seconds,
+            "save_s": save_s,
+            **result.norms,
         }
+        if result.rank_seconds:
+            line["rank_times"] = slowest(result.rank_seconds)
+        if loss_spike is not None:
+            line["loss_spike"] = loss_spike
+        if result.skipped is not None:
+            line = _finite(line)
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         scalars = _flatten(line)
@@ -89,13 +114,15 @@ def read_last(file: Path) -> dict[str, Any]:
     return line
 
 
-def _keep_steps_until(file: Path, step: int) -> None:
+def _keep_steps_until(file: Path, step: int) -> list[float]:
     if not file.is_file():
-        return
+        return []
     # A killed run can leave a last line without its end; it belongs to a step that is done again.
     whole = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
     kept = [line for number, line in enumerate(whole, 1) if _step_of(file, number, line) <= step]
     write_atomically(file, "".join(kept).encode())
+    losses = [json.loads(line)["loss"] for line in kept[-WINDOW_STEPS:]]
+    return [loss for loss in losses if loss is not None]
 
 
 def _step_of(file: Path, number: int, line: str) -> int:
@@ -112,7 +139,15 @@ def _flatten(line: dict[str, Any]) -> dict[str, float]:
             flat |= {f"{name}/{source}": loss for source, loss in value.items()}
         elif name != "step":
             flat[name] = value
-    return flat
+    return {name: value for name, value in flat.items() if value is not None}
+
+
+def _finite(line: dict[str, Any]) -> dict[str, Any]:
+    """NaN and Inf as null: JSON has no word for them."""
+    return {
+        name: _finite(value) if isinstance(value, dict) else value if math.isfinite(value) else None
+        for name, value in line.items()
+    }
 
 
 def _open_tensorboard(folder: Path, from_step: int) -> Any:

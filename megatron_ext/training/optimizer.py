@@ -1,19 +1,7 @@
-"""Megatron-Core's optimizer, set up from a plan, with the traps of torch's AdamW closed.
-
-Where neither Transformer Engine nor apex is installed, core drives `torch.optim.AdamW`, which keeps
-one step counter for each parameter. Measured on megatron-core 0.19.2:
-
-- a fresh distributed optimizer cannot describe its state for loading (`distrib_optimizer.py:839`),
-  so the states are filled first;
-- loading hands ONE counter tensor to all parameters (`distrib_optimizer.py:1032`). AdamW counts it up
-  once for each parameter, and the resumed run silently diverges: each parameter gets its own again;
-- loading `fully_reshardable` state looks for a saved `step` that was never written (`:1223`), so the
-  counters step aside while it runs.
-"""
+"""Megatron-Core's optimizer, set up from a plan; optimizer_state.py saves and restores it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -99,42 +87,3 @@ def clip_and_step(optimizer: MegatronOptimizer, grad_norm: float) -> None:
             clip_grad_by_total_norm_fp32(inner.get_parameters(), max_norm=inner.config.clip_grad, total_norm=grad_norm)
     updated = optimizer.step_with_ready_grads()
     assert updated, "the optimizer refused an update whose gradient norm is finite"
-
-
-def fill_states(optimizer: MegatronOptimizer) -> None:
-    """Gives a fresh AdamW the states that loading expects to find."""
-    for adam, parameter in _adam_parameters(optimizer):
-        state = adam.state[parameter]
-        if "exp_avg" not in state:
-            state["step"] = torch.tensor(0.0)
-            state["exp_avg"] = torch.zeros_like(parameter.data)
-            state["exp_avg_sq"] = torch.zeros_like(parameter.data)
-
-
-@torch.no_grad()
-def load_optimizer_state(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
-    """Loads what `sharded_state_dict` saved, and gives every parameter a step counter of its own.
-
-    Args:
-        optimizer: With states filled.
-        state: The loaded state of the only optimizer in the chain.
-    """
-    (inner,) = optimizer.chained_optimizers
-    sharding = state.pop("param_state_sharding_type", None)
-    parameter_state = state.pop("param_state", None)
-    inner.load_state_dict(state)
-    steps = {parameter: adam.state[parameter].pop("step") for adam, parameter in _adam_parameters(optimizer)}
-    if parameter_state is not None:
-        assert sharding == "fully_reshardable", f"unknown sharding of the optimizer state: {sharding!r}"
-        inner.load_parameter_state_from_fully_reshardable(parameter_state)
-    for adam, parameter in _adam_parameters(optimizer):
-        adam.state[parameter]["step"] = steps[parameter].detach().clone()
-
-
-def _adam_parameters(optimizer: MegatronOptimizer) -> Iterator[tuple[torch.optim.Optimizer, torch.Tensor]]:
-    for inner in optimizer.chained_optimizers:
-        adam = inner.optimizer
-        if isinstance(adam, torch.optim.AdamW):  # the fused Adams count steps once for each group, and need no help
-            for group in adam.param_groups:
-                for parameter in group["params"]:
-                    yield adam, parameter

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from data_tools.atomic_files import write_atomically
-from data_tools.errors import DataError, RecipeError, SetupError
-from data_tools.tokenizer import fingerprint
+from data_tools.errors import RecipeError, SetupError
 from megatron_ext.plan.stage_plan import StagePlan
-from megatron_ext.training.checkpoint import layout_of, read_facts
+from megatron_ext.training.checkpoint_facts import differing_meaning
 
 
 class StageFolder:
@@ -42,40 +41,25 @@ class StageFolder:
         """Whether the stage has trained to its end."""
         return self.stage_file.is_file()
 
-    def check(self, plan: StagePlan, newest_checkpoint: Path | None) -> None:
+    def check(self, plan: StagePlan) -> None:
         """Refuses a folder that belongs to something else. Reads only.
 
         Args:
             plan: What is about to run.
-            newest_checkpoint: Where it would resume.
 
         Raises:
-            RecipeError: The folder holds a run with another meaning, or a checkpoint in another layout.
-            DataError: The checkpoint is damaged, or was trained with another tokenizer.
+            RecipeError: The folder holds a run with another meaning.
         """
-        if self.plan_file.is_file():
-            self._check_meaning(plan)
-        if newest_checkpoint is not None:
-            _check_layout(plan, newest_checkpoint)
-            found = fingerprint(newest_checkpoint / "tokenizer")
-            if found != plan.data.tokenizer_fingerprint:
-                raise DataError(
-                    f"{newest_checkpoint}/tokenizer: fingerprint {found[:16]} is not the tokenizer of this recipe.\n"
-                    f"  data.tokenizer  {plan.data.tokenizer} has {plan.data.tokenizer_fingerprint[:16]}\n"
-                    "  Point data.tokenizer at the checkpoint's tokenizer, or give --run-root another folder."
-                )
-
-    def _check_meaning(self, plan: StagePlan) -> None:
+        if not self.plan_file.is_file():
+            return
         try:
             meaning = json.loads(self.plan_file.read_text())["meaning"]
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise RecipeError(
                 f"{self.plan_file}: not a stage plan ({error}). Move the folder away, or give --run-root another one."
             ) from None
-        wanted = json.loads(json.dumps(plan.meaning))
-        differing = sorted(key for key in meaning.keys() | wanted.keys() if meaning.get(key) != wanted.get(key))
-        if differing:
-            lines = [f"  {key}: there {meaning.get(key)!r}, here {wanted.get(key)!r}" for key in differing]
+        lines = differing_meaning(meaning, plan)
+        if lines:
             raise RecipeError(
                 f"{self.plan_file}: the folder holds a run with another meaning; nothing was changed.\n"
                 + "\n".join(lines)
@@ -103,17 +87,6 @@ class StageFolder:
         self.exit_file.unlink(missing_ok=True)
         write_json(self.plan_file, plan.model_dump(mode="json"))
         return lock
-
-
-def _check_layout(plan: StagePlan, checkpoint: Path) -> None:
-    there, here = read_facts(checkpoint)["layout"], layout_of(plan)
-    if there != here:
-        lines = [f"  {key}: there {there.get(key)}, here {here[key]}" for key in here if there.get(key) != here[key]]
-        raise RecipeError(
-            f"{checkpoint}: was written in another layout; a run goes on in the one in which it was stopped.\n"
-            + "\n".join(lines)
-            + "\n  Give the parallel keys and the number of processes of before, or another --run-root."
-        )
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

@@ -13,12 +13,16 @@ from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.runtime.agreement import answer_of_main_rank
 from megatron_ext.runtime.seed import seed_everything
 from megatron_ext.runtime.signals import StopRequest
-from megatron_ext.training.checkpoint import checkpoints_of, load_checkpoint, read_facts, remove_unfinished
+from megatron_ext.training.checkpoint import damage_seen_by_all_ranks, load_checkpoint
+from megatron_ext.training.checkpoint_facts import describe_resume, read_facts
+from megatron_ext.training.file_list import checkpoints_of, require_whole
 from megatron_ext.training.loop import Outcome, last_step_of, train
 from megatron_ext.training.metrics import read_last
 from megatron_ext.training.parts import make_parts
+from megatron_ext.training.saving import Saver, remove_unfinished
 from megatron_ext.training.stage_folder import StageFolder, write_json
 from megatron_ext.training.state import TrainState
+from megatron_ext.training.trace import StepTrace
 from megatron_ext.training.watcher import Watcher
 
 
@@ -53,13 +57,20 @@ def walk(plan: StagePlan, folder: StageFolder, groups: ProcessGroupCollection, *
     newest, is_finished = answer_of_main_rank((newest_checkpoint(folder), folder.is_finished))
     if is_finished:
         return Outcome(TrainState(**read_facts(newest)["state"]), "finished")
+    if newest is not None:
+        require_whole(newest, look=damage_seen_by_all_ranks)
     with StopRequest() as stop:
         seed_everything(plan.seed)
         parts = make_parts(plan, groups)
         state = TrainState() if newest is None else load_checkpoint(newest, parts)
         watcher = _watcher(folder, plan, state, newest) if is_main else None
-        with watcher or contextlib.nullcontext():
-            outcome = train(parts, state, folder=folder, watcher=watcher, stop=stop)
+        say = (lambda _: None) if watcher is None else watcher.say
+        with (
+            watcher or contextlib.nullcontext(),
+            Saver(parts, folder.checkpoints, say=say) as saver,
+            StepTrace(parts, folder.path / "profile") as trace,
+        ):
+            outcome = train(parts, state, saver=saver, watcher=watcher, trace=trace, stop=stop)
         if outcome.reason == "finished" and is_main:
             write_json(folder.stage_file, _stage_facts(plan, folder, outcome))
         dist.barrier()
@@ -67,7 +78,10 @@ def walk(plan: StagePlan, folder: StageFolder, groups: ProcessGroupCollection, *
 
 
 def _watcher(folder: StageFolder, plan: StagePlan, state: TrainState, newest: Path | None) -> Watcher:
-    return Watcher(folder.metrics_file, plan, state, last_step=last_step_of(plan), resumed_from=newest)
+    watcher = Watcher(folder.metrics_file, plan, state, last_step=last_step_of(plan))
+    if newest is not None:
+        watcher.say(describe_resume(newest, plan))
+    return watcher
 
 
 def _stage_facts(plan: StagePlan, folder: StageFolder, outcome: Outcome) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -9,7 +10,9 @@ from typing import Self
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.training.metrics import MetricsLog
 from megatron_ext.training.progress import TrainingProgress
+from megatron_ext.training.spikes import WINDOW_STEPS, SpikeWatch
 from megatron_ext.training.state import StepResult, TrainState
+from megatron_ext.training.trace import describe_traces
 
 
 class Watcher:
@@ -20,16 +23,14 @@ class Watcher:
         plan: The stage.
         state: Where it goes on.
         last_step: Where it will end.
-        resumed_from: The checkpoint it goes on from; None at the beginning.
     """
 
-    def __init__(
-        self, metrics_file: Path, plan: StagePlan, state: TrainState, *, last_step: int, resumed_from: Path | None
-    ) -> None:
+    def __init__(self, metrics_file: Path, plan: StagePlan, state: TrainState, *, last_step: int) -> None:
         self._metrics = MetricsLog(metrics_file, plan, from_step=state.step)
         self._progress = TrainingProgress(plan.stage, from_step=state.step, last_step=last_step)
-        if resumed_from is not None:
-            self._progress.say(f"goes on at step {state.step} from {resumed_from}")
+        self._spikes = SpikeWatch(plan.logging.loss_spike_nats, self._metrics.recent_losses)
+        self._max_skipped_steps = plan.execution.max_skipped_steps
+        self._profile_steps, self._profile = plan.execution.profile_steps, metrics_file.parent / "profile"
 
     def __enter__(self) -> Self:
         return self
@@ -38,9 +39,28 @@ class Watcher:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.close()
+        if self._profile_steps is not None:
+            self._progress.say(describe_traces(self._profile, self._profile_steps))
         self._metrics.close()
 
-    def on_step(self, state: TrainState, result: StepResult, *, seconds: float, validation: dict[str, float]) -> None:
+    def say(self, text: str) -> None:
+        """Writes a line above the bar."""
+        self._progress.say(text)
+
+    def on_step(
+        self, state: TrainState, result: StepResult, *, seconds: float, validation: dict[str, float], save_s: float
+    ) -> None:
         """Writes and shows one step; `state` holds the counters after it."""
-        self._metrics.write(state, result, seconds=seconds, validation=validation)
+        above, begins = self._spikes.look(result.loss) if math.isfinite(result.loss) else (None, False)
+        self._metrics.write(state, result, seconds=seconds, validation=validation, save_s=save_s, loss_spike=above)
+        if result.skipped is not None:
+            self._progress.say(
+                f"WARNING: {result.skipped}\n  The update was skipped: {state.skipped_steps} of "
+                f"training.max_skipped_steps {self._max_skipped_steps}."
+            )
+        if begins:
+            self._progress.say(
+                f"WARNING: step {state.step}: loss {result.loss:.3f} is {above:.3f} nats above the median of the last "
+                f"{WINDOW_STEPS} steps (logging.loss_spike_nats)."
+            )
         self._progress.show(state, result, seconds=seconds, validation=validation)

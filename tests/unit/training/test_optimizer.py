@@ -15,16 +15,16 @@ from megatron_ext.runtime.launch import Launch
 from megatron_ext.runtime.parallel import process_groups
 from megatron_ext.training.optimizer import (
     clip_and_step,
-    fill_states,
     has_weight_decay,
-    load_optimizer_state,
     make_optimizer,
     set_learning_rate,
 )
+from megatron_ext.training.optimizer_state import count_updates, fill_states, load_optimizer_state
 from megatron_ext.training.parts import wrap_model
 from tests.support.plans import make_plan
 
 METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
+FORMATS = [("fully_reshardable", False), ("fully_reshardable", True), ("dp_reshardable", True)]
 
 
 @pytest.fixture(scope="module")
@@ -105,14 +105,14 @@ def test_a_fresh_distributed_optimizer_describes_its_state_once_filled(groups: P
     assert described["param_state_sharding_type"] == "fully_reshardable"
 
 
-@pytest.mark.parametrize("distributed", [False, True])
+@pytest.mark.parametrize(("written_as", "distributed"), FORMATS)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_each_parameter_counts_its_own_steps_after_loading(
-    groups: ProcessGroupCollection, distributed: bool, precision: str, tmp_path: Any
+    groups: ProcessGroupCollection, written_as: Any, distributed: bool, precision: str, tmp_path: Any
 ) -> None:
     from megatron.core import dist_checkpointing
 
-    metadata = METADATA | {"dp_cp_group": groups.dp_cp}
+    metadata = {"distrib_optim_sharding_type": written_as, "dp_cp_group": groups.dp_cp}
     model, optimizer = make(groups, distributed=distributed, precision=precision)
     for _ in range(3):
         update(model, optimizer, value=0.1)
@@ -127,7 +127,7 @@ def test_each_parameter_counts_its_own_steps_after_loading(
         wanted = {"model": weights, "optimizer": other.sharded_state_dict(weights, is_loading=True, metadata=metadata)}
         loaded = dist_checkpointing.load(wanted, str(tmp_path))
         other_model.module.load_state_dict(loaded["model"])
-        load_optimizer_state(other, loaded["optimizer"])
+        load_optimizer_state(other, loaded["optimizer"], updates=count_updates(optimizer), written_as=written_as)
     states = list(adam_of(other).state.values())
     assert {float(state["step"]) for state in states} == {3.0}
     assert len({id(state["step"]) for state in states}) == len(states)

@@ -1,0 +1,116 @@
+"""files.json: the files of a checkpoint with their sizes and hashes, written last.
+
+    {"__0_0.distcp": {"bytes": 8721345, "sha256": "9f2c…"}, "state.json": {…}, …}
+
+A folder without it is half written; a file that differs from it was changed behind our back. Names
+are relative to the checkpoint, the list does not name itself. docs/how-to/resume-in-another-layout.md
+has what hashing costs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TypedDict
+
+from data_tools.atomic_files import write_atomically
+from data_tools.errors import DataError
+
+FILE_LIST = "files.json"
+_SHOWN = 5
+
+
+class FileFacts(TypedDict):
+    """What is remembered of one file."""
+
+    bytes: int
+    sha256: str
+
+
+def checkpoints_of(folder: Path) -> list[Path]:
+    """Lists the checkpoints in a `checkpoints` folder, oldest first."""
+    if not folder.is_dir():
+        return []
+    numbered = {
+        int(match[1]): child for child in folder.iterdir() if (match := re.fullmatch(r"step_(\d+)", child.name))
+    }
+    return [numbered[step] for step in sorted(numbered)]
+
+
+def describe_files(folder: Path, files: Iterable[Path]) -> dict[str, FileFacts]:
+    """Measures and hashes files below `folder`; a rank does it for what it wrote."""
+    return {str(file.relative_to(folder)): {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in files}
+
+
+def write_file_list(folder: Path, described: dict[str, FileFacts]) -> None:
+    """Writes files.json; after this the checkpoint must not change."""
+    write_atomically(folder / FILE_LIST, json.dumps(described, indent=1, sort_keys=True).encode())
+
+
+def damage_of(path: Path, *, rank: int = 0, world_size: int = 1) -> list[str]:
+    """Compares a checkpoint with its list; each rank reads its share of the bytes.
+
+    Args:
+        path: A `step_N` folder.
+        rank: This process among `world_size` that look at the checkpoint together.
+        world_size: Their number.
+
+    Returns:
+        One line for each file of this rank's share that is not as written.
+    """
+    try:
+        listed: dict[str, FileFacts] = json.loads((path / FILE_LIST).read_text())
+        by_size = sorted(listed, key=lambda name: (-listed[name]["bytes"], name))
+        return [line for name in by_size[rank::world_size] if (line := _damage_of_file(path / name, listed[name]))]
+    except FileNotFoundError:
+        return [f"{FILE_LIST}: missing; it is written last, so the checkpoint is half written"]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return [f"{FILE_LIST}: not a list of files"]
+
+
+def require_whole(path: Path, *, look: Callable[[Path], list[str]] = damage_of) -> None:
+    """Refuses a checkpoint that is not as it was written.
+
+    Args:
+        path: A `step_N` folder.
+        look: Finds the damage of a checkpoint; all ranks together where there are several.
+
+    Raises:
+        DataError: Lists the damage, the newest checkpoint that is whole, and the command that gives way to it.
+    """
+    damage = look(path)
+    if not damage:
+        return
+    siblings = checkpoints_of(path.parent)
+    older = siblings[: siblings.index(path)] if path in siblings else []
+    whole = next((other for other in reversed(older) if not look(other)), None)
+    then = (
+        f"The newest whole checkpoint before it is {whole} (every file verified): the next run goes on from there."
+        if whole
+        else "There is no whole checkpoint before it: the next run begins at step 1."
+    )
+    more = [f"… and {len(damage) - _SHOWN} files more"] if len(damage) > _SHOWN else []
+    lines = "".join(f"  {line}\n" for line in [*damage[:_SHOWN], *more])
+    raise DataError(
+        f"{path}: this checkpoint is damaged; nothing was loaded.\n{lines}"
+        f"  Move it away:  mv {path} {path.with_name(f'damaged_{path.name}')}\n  {then}"
+    )
+
+
+def _damage_of_file(file: Path, listed: FileFacts) -> str | None:
+    if not file.is_file():
+        return f"{file.name}: missing"
+    size = file.stat().st_size
+    if size != listed["bytes"]:
+        return f"{file.name}: {size:,} bytes, was written with {listed['bytes']:,}"
+    if _sha256(file) != listed["sha256"]:
+        return f"{file.name}: of the right size, but its content changed since it was written (sha256)"
+    return None
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
