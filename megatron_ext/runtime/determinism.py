@@ -1,4 +1,4 @@
-"""The same bits each time on the same machine and layout.
+"""Same recipe, same machine, same layout: the same bits.
 
 torch then takes only kernels that are deterministic, and raises where an operation has none. What torch does
 not see reads the environment, when it is first used: cuBLAS, NCCL, Transformer Engine's attention; Megatron-Core's
@@ -30,12 +30,14 @@ def be_deterministic() -> None:
         SetupError: A variable is set to a value that is not deterministic.
     """
     for name, allowed in _ALLOWED.items():
-        value = os.environ.setdefault(name, allowed[0])
+        value = os.environ.get(name, allowed[0])
         if value not in allowed:
             raise SetupError(
                 f"{name}={value}: not deterministic, and training.deterministic is true. "
                 f"Unset it, set it to {' or '.join(allowed)}, or set training.deterministic=false."
             )
+    for name, allowed in _ALLOWED.items():
+        os.environ.setdefault(name, allowed[0])
     import torch
 
     torch.use_deterministic_algorithms(True)

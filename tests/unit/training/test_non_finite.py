@@ -12,8 +12,10 @@ from data_tools.errors import TrainingError
 from megatron_ext.runtime.launch import Launch
 from megatron_ext.runtime.parallel import process_groups
 from megatron_ext.training.parts import Parts, make_parts
+from megatron_ext.training.state import TrainState
 from megatron_ext.training.step import train_step
 from tests.support.sources import plan_reading, write_source
+from tests.support.toy_project import ToyProject
 
 
 @pytest.fixture
@@ -49,3 +51,44 @@ def test_an_infinite_gradient_stops_the_step_and_keeps_the_weights(parts: Parts)
     assert "output_layer.weight gradient" in str(caught.value)
     for name, parameter in parts.model.module.named_parameters():
         assert torch.equal(parameter, before[name]), f"{name} moved"
+
+
+def test_a_skipped_step_keeps_weights_and_optimizer_and_counts_its_data(parts: Parts) -> None:
+    first = train_step(parts, lr=0.1, step=1)
+    adam = parts.optimizer.chained_optimizers[0].optimizer
+    handle = parameter_of(parts, "output_layer.weight").register_hook(lambda gradient: gradient * float("inf"))
+    before = [p.detach().clone() for p in parts.model.parameters()]
+    states = [{name: value.clone() for name, value in state.items()} for state in adam.state.values()]
+    second = train_step(parts, lr=0.1, step=2, may_skip=True)
+    handle.remove()
+    assert all(map(torch.equal, before, parts.model.parameters()))
+    assert all(
+        torch.equal(value, state[name])
+        for kept, state in zip(states, adam.state.values(), strict=True)
+        for name, value in kept.items()
+    )
+    assert str(second.skipped).startswith("step 2: gradient norm is ")
+    assert "output_layer.weight gradient" in str(second.skipped)
+    state = TrainState().advance(first).advance(second)
+    assert (state.step, state.consumed_samples, state.trained_tokens, state.skipped_steps) == (2, 8, 16, 1)
+    assert parts.cursor.consumed_samples == 8, "the data is behind us"
+    third = train_step(parts, lr=0.1, step=3)
+    assert third.skipped is None
+    assert any(not torch.equal(*pair) for pair in zip(before, parts.model.parameters(), strict=True))
+
+
+def test_a_run_skips_as_often_as_it_may_says_so_and_stops(toy_project: ToyProject, tmp_path: Path) -> None:
+    # The first update of this size makes every later loss NaN.
+    overrides = ("optimizer.lr=1e30", "optimizer.min_lr=1e30", "schedule={style: constant, warmup_tokens: 0}")
+    run = toy_project.run(tmp_path, *overrides, "training.max_skipped_steps=2")
+    assert run.code == 5
+    assert run.output.count("WARNING: step ") == 2
+    assert "WARNING: step 2: loss is nan; the weights are those of step 1." in run.output
+    assert "The update was skipped: 2 of training.max_skipped_steps 2." in run.output
+    assert "error: step 4: loss is nan" in run.output
+    assert [line["skipped_steps"] for line in run.metrics] == [0, 1, 2]
+    assert [line["trained_tokens"] for line in run.metrics] == [512, 512, 512]
+    assert [line["consumed_tokens"] for line in run.metrics] == [512, 1024, 1536]
+    assert [line["loss"] is None for line in run.metrics] == [False, True, True]
+    text = (run.stage_folder / "metrics.jsonl").read_text()
+    assert "NaN" not in text, "no JSON"
