@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.command_line import exit_code_of
-from data_tools.errors import UserError
+from data_tools.errors import UsageError, UserError
+from data_tools.quantities import parse_bytes
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -74,6 +75,12 @@ def _validate(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> None:
+    if arguments.suggest:
+        _suggest(arguments)
+        return
+    if arguments.gpus is not None or arguments.gpu_memory is not None:
+        raise UsageError("--gpus and --gpu-memory are read with --suggest only; add it, or remove them")
+    from megatron_ext.plan.cost import gpu_time
     from megatron_ext.plan.make import make_stage_plan
     from megatron_ext.plan.render import print_plan
     from megatron_ext.recipe.load import load_recipe
@@ -83,7 +90,23 @@ def _plan(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(plan.model_dump_json(indent=2))
     else:
-        print_plan(plan, run_root=Path(arguments.run_root or loaded.site.run_root))
+        time = gpu_time(plan, mfu=arguments.mfu, gpu=arguments.gpu)
+        print_plan(plan, run_root=Path(arguments.run_root or loaded.site.run_root), time=time)
+
+
+def _suggest(arguments: argparse.Namespace) -> None:
+    from megatron_ext.plan.render_suggestions import print_suggestions, suggestions_json
+    from megatron_ext.plan.suggest import suggest_layouts
+    from megatron_ext.recipe.load import load_recipe
+
+    if arguments.gpus is None or arguments.gpu_memory is None or arguments.world_size is not None:
+        raise UsageError("--suggest needs --gpus N and --gpu-memory SIZE, such as 80GB, and takes no --world-size")
+    loaded = load_recipe(arguments.recipe, overrides=arguments.set, site=arguments.site)
+    found = suggest_layouts(loaded, gpus=arguments.gpus, gpu_memory=arguments.gpu_memory)
+    if arguments.json:
+        print(suggestions_json(found))
+    else:
+        print_suggestions(found, loaded, gpus=arguments.gpus, gpu_memory=arguments.gpu_memory)
 
 
 def _show(arguments: argparse.Namespace) -> None:
@@ -133,7 +156,12 @@ def _plan_arguments(add: Any) -> None:
         metavar="N",
         help="processes of the run (default: the fewest that the layout needs)",
     )
-    add("--json", action="store_true", help="print the plan alone, as JSON")
+    add("--mfu", type=float, metavar="RATIO", help="say GPU-hours at this share of the peak, such as 0.45; with --gpu")
+    add("--gpu", metavar="GPU", help="h100, h200, a100, or dense bf16 peak in TFLOP/s, such as 989.4; with --mfu")
+    add("--json", action="store_true", help="print the plan or the suggestions alone, as JSON")
+    add("--suggest", action="store_true", help="rank layouts that fit --gpus of --gpu-memory, instead of planning one")
+    add("--gpus", type=_positive, metavar="N", help="with --suggest: processes of the run")
+    add("--gpu-memory", type=_bytes, metavar="SIZE", help="with --suggest: memory of one GPU, such as 80GB or 80GiB")
     add("--run-root", type=Path, metavar="DIR", help="folder that holds stages/ (default: the site's run_root)")
 
 
@@ -181,6 +209,13 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
     return int(text)
+
+
+def _bytes(text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 VERBS = (

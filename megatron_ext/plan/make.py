@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron_ext.plan.batch import plan_batch, plan_cadence, plan_schedule
+from megatron_ext.plan.cost import plan_cost
 from megatron_ext.plan.data import plan_data
 from megatron_ext.plan.execution import plan_execution
 from megatron_ext.plan.layouts import plan_layout
@@ -97,6 +98,7 @@ def make_stage_plan(
         layout=draft.layout,
         cadence=draft.cadence,
         execution=draft.execution,
+        cost=plan_cost(recipe, draft.layout, draft.batch, draft.cadence, draft.execution),
         logging=recipe.logging,
         roundings=tuple(roundings),
         meaning=meaning,

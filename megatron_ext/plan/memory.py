@@ -18,32 +18,18 @@ The step counters of torch's AdamW, 4 bytes a parameter tensor, are left out: fu
 
 from __future__ import annotations
 
+import functools
 import math
 
 from megatron_ext.plan.activations import activation_bytes
 from megatron_ext.plan.sizes import ParameterSize, layer_parameter_sizes, padded_vocab_size
-from megatron_ext.plan.stage_plan import BatchPlan, ExecutionPlan, LayoutPlan, PlanPart
+from megatron_ext.plan.stage_plan import BatchPlan, ExecutionPlan, LayoutPlan
+from megatron_ext.plan.stage_plan import RankMemory as RankMemory  # re-exported beside the function that makes it
 from megatron_ext.recipe.layer_pattern import parse_pattern
 from megatron_ext.recipe.schema import ModelRecipe
 
 _START_MULTIPLE = 64
 _END_MULTIPLE = 128
-
-
-class RankMemory(PlanPart):
-    """Bytes of one rank of one pipeline stage, of its fullest data-parallel rank."""
-
-    parameters: int
-    gradients: int
-    optimizer: int
-    activations: int  # kept for the backward pass at the fullest moment, logits apart
-    logits: int
-    is_calibrated: bool  # activations were compared with a measurement on this backend
-
-    @property
-    def total(self) -> int:
-        """All of it; temporary buffers of kernels and communication come on top."""
-        return self.parameters + self.gradients + self.optimizer + self.activations + self.logits
 
 
 def memory_per_rank(
@@ -124,6 +110,7 @@ def _buckets(model: ModelRecipe, layout: LayoutPlan, stage: int) -> list[list[in
     return [bucket for bucket in buckets if bucket]
 
 
+@functools.cache  # --suggest asks for many micro-batches of one layout
 def _state_bytes(model: ModelRecipe, layout: LayoutPlan, stage: int, precision: str) -> dict[str, int]:
     buffer = owned = sum(size.numel for size in stage_parameter_sizes(model, layout, stage))
     if layout.use_distributed_optimizer:

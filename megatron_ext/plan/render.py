@@ -11,6 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from data_tools.quantities import format_count, format_exact
+from megatron_ext.plan.cost import GpuTime
+from megatron_ext.plan.render_cost import cost_rows, execution_rows
 from megatron_ext.plan.stage_plan import BatchPlan, StagePlan
 
 _PIPE_WIDTH = 10_000
@@ -19,16 +21,17 @@ _PIPE_WIDTH = 10_000
 Row = tuple[str, str]
 
 
-def print_plan(plan: StagePlan, *, run_root: Path) -> None:
+def print_plan(plan: StagePlan, *, run_root: Path, time: GpuTime | None = None) -> None:
     """Prints a plan on stdout.
 
     Args:
         plan: A decided stage.
         run_root: Folder that holds `stages/`.
+        time: GPU-hours, when they were asked for.
     """
     console = terminal()
     console.print(Text.assemble((plan.stage_id, "bold"), "  ", (plan.recipe, "dim")))
-    console.print(_facts(plan, run_root), "", _sources(plan), sep="\n")
+    console.print(_facts(plan, run_root, time), "", _sources(plan), sep="\n")
     if plan.roundings:
         console.print("")
     for sentence in plan.roundings:
@@ -57,7 +60,7 @@ def counted(number: int, one: str, many: str | None = None) -> str:
     return f"{format_exact(number)} {one if number == 1 else many or one + 's'}"
 
 
-def _facts(plan: StagePlan, run_root: Path) -> Table:
+def _facts(plan: StagePlan, run_root: Path, time: GpuTime | None) -> Table:
     table = frame("", "")
     table.columns[0].style = "bold"
     rows = [
@@ -66,6 +69,8 @@ def _facts(plan: StagePlan, run_root: Path) -> Table:
         *_batch_rows(plan.batch),
         *_schedule_rows(plan),
         *_cadence_rows(plan),
+        *execution_rows(plan.execution),
+        *cost_rows(plan, time),
         ("tokenizer", f"{plan.data.tokenizer}, {format_exact(plan.data.tokenizer_vocab_size)} ids"),
         ("written to", str(run_root / "stages" / plan.stage_id)),
     ]
@@ -90,7 +95,8 @@ def _layout_rows(plan: StagePlan) -> list[Row]:
     sizes = (
         f"{counted(layout.world_size, 'process', 'processes')} = "
         f"tensor {layout.tensor_model_parallel_size} x pipeline {layout.pipeline_model_parallel_size} x "
-        f"data {layout.data_parallel_size}"
+        + (f"context {layout.context_parallel_size} x " if layout.context_parallel_size > 1 else "")
+        + f"data {layout.data_parallel_size}"
     )
     extras = [
         "sequence parallel" if layout.sequence_parallel else "",

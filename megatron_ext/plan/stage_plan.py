@@ -148,6 +148,38 @@ class ExecutionPlan(PlanPart):
     async_save: bool = False
 
 
+class RankMemory(PlanPart):
+    """Bytes of one rank of one pipeline stage: of its fullest data-parallel rank at the fullest moment."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int  # kept for the backward pass, logits apart
+    logits: int
+    is_calibrated: bool  # activations were compared with a measurement on this backend
+
+    @property
+    def total(self) -> int:
+        """All of it; temporary buffers of kernels and communication come on top."""
+        return self.parameters + self.gradients + self.optimizer + self.activations + self.logits
+
+
+class CostPlan(PlanPart):
+    """What the stage takes, counted before launch; recorded, never hashed."""
+
+    token_flops: dict[str, int]  # training, of one token: projection, attention, ssd, convolution, output
+    recomputed_token_flops: int  # done again for one token; not in token_flops
+    pipeline_token_flops: tuple[int, ...]  # token_flops by pipeline stage
+    step_flops: int
+    total_flops: int
+    memory: tuple[RankMemory, ...]  # by pipeline stage
+    weights_bytes: int  # of one checkpoint, on disk
+    checkpoint_bytes: int  # with optimizer state
+    kept_checkpoints: int
+    busiest_rank_bytes: int  # that the busiest rank writes at a periodic save
+    gathered_bytes: int  # host memory that each rank fills with optimizer state at a periodic save
+
+
 class StagePlan(PlanPart):
     """One stage, decided."""
 
@@ -165,6 +197,7 @@ class StagePlan(PlanPart):
     layout: LayoutPlan
     cadence: CadencePlan
     execution: ExecutionPlan = ExecutionPlan()
+    cost: CostPlan | None = None  # None in plans that were not made from a recipe
     logging: LoggingRecipe
     roundings: tuple[str, ...]  # one sentence for each number that had to be rounded
     meaning: dict[str, Any]

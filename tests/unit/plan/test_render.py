@@ -37,6 +37,13 @@ def test_a_plan_says_what_will_happen(project: PencilProject, capsys: pytest.Cap
         "learning rate 0.003 down to 0.0003, wsd: 2 steps of warmup, 4 stable, 4 of linear decay",
         "validation every 5 steps, up to 3 samples of each source",
         "checkpoints every 5 steps; the last 2 are kept",
+        "FLOPs 1.329e+06 a token = 4.97 x parameters; 8.503e+07 a step, 8.503e+08 in all",
+        "projection 59.9 %, ssd 9.02 %, convolution 1.04 %, attention 0.462 %, output 29.6 %",
+        "memory 4.76 MB on the fullest rank, temporary buffers on top",
+        "parameters 1.07 MB, gradients 1.07 MB, optimizer 2.14 MB, activations 407 KB, logits 73.9 KB",
+        "activations as backend local keeps them; training.backend=te estimates those of te",
+        "disk 6.42 MB = 2 checkpoints x 3.21 MB (weights 1.07 MB), one more while it is written",
+        "a save the busiest rank writes 3.21 MB",
         "tokenizer data/tokenizer, 100 ids",
         f"written to runs/stages/{identity}",
         "",
@@ -83,3 +90,13 @@ def test_a_wide_table_is_not_cut_in_a_pipe(project: PencilProject, capsys: pytes
     project.edit("a.yaml", "prefix: a\nvalidation_prefix: a.", f"prefix: {deep}a\nvalidation_prefix: {deep}a.")
     print_plan(project.plan(), run_root=Path("runs"))
     assert any(line.rstrip().endswith(f" data/{deep}a") for line in capsys.readouterr().out.splitlines())
+
+
+def test_how_steps_are_computed_and_saved_is_said_where_it_is_not_the_default(
+    project: PencilProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = ("training.recompute=full", "training.deterministic=true", "training.max_skipped_steps=2")
+    text = printed(project, capsys, *changes, "checkpoint.async_save=true")
+    said = "recompute every layer, kept every 1, deterministic kernels, skip up to 2 non-finite updates, "
+    assert f"\nexecution {said}periodic saves in the background\n" in text
+    assert "; 23.5 % more recomputed\n" in text

@@ -1,0 +1,130 @@
+"""What a stage takes before it is launched: operations, memory, disk, and GPU-hours where an MFU is stated."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from data_tools.errors import UsageError
+from megatron_ext.plan.flops import recomputed_token_flops, stage_token_flops, token_flops
+from megatron_ext.plan.memory import buffer_sizes, memory_per_rank, stage_parameter_sizes
+from megatron_ext.plan.sizes import model_size
+from megatron_ext.plan.stage_plan import BatchPlan, CadencePlan, CostPlan, ExecutionPlan, LayoutPlan, StagePlan
+from megatron_ext.recipe.schema import Recipe
+
+PEAK_TFLOPS = {"a100": 312.0, "h100": 989.4, "h200": 989.4}
+"""Dense bf16 peaks of the SXM cards in TFLOP/s (Source: NVIDIA's data sheets of A100, H100 and H200, whose
+1,979 for the latter two are with sparsity)."""
+
+
+class GpuTime(NamedTuple):
+    """How long a stage takes at a stated MFU."""
+
+    gpu: str
+    peak_tflops: float
+    mfu: float
+    gpu_hours: float
+    days: float  # at the plan's world size
+
+
+def plan_cost(
+    recipe: Recipe, layout: LayoutPlan, batch: BatchPlan, cadence: CadencePlan, execution: ExecutionPlan
+) -> CostPlan:
+    """Counts operations, memory and disk of a stage."""
+    model, precision = recipe.model, recipe.precision
+    per_token = token_flops(model, batch.sequence_length)
+    weight, state = checkpoint_widths(precision, is_distributed=layout.use_distributed_optimizer)
+    parameters = model_size(model).total_parameters
+    busiest, gathered = _save_bytes(recipe, layout, execution, weight=weight, state=state)
+    return CostPlan(
+        token_flops=per_token,
+        recomputed_token_flops=recomputed_token_flops(model, execution, batch.sequence_length),
+        pipeline_token_flops=stage_token_flops(model, layout, batch.sequence_length),
+        step_flops=sum(per_token.values()) * batch.tokens_per_step,
+        total_flops=sum(per_token.values()) * batch.total_tokens,
+        memory=memory_per_rank(model, layout, batch, execution, precision=precision),
+        weights_bytes=weight * parameters,
+        checkpoint_bytes=(weight + state) * parameters,
+        kept_checkpoints=_kept_checkpoints(cadence, batch.total_steps),
+        busiest_rank_bytes=busiest,
+        gathered_bytes=gathered,
+    )
+
+
+def checkpoint_widths(precision: str, *, is_distributed: bool) -> tuple[int, int]:
+    """Bytes a parameter on disk: its weight, and its optimizer state.
+
+    The state is two fp32 moments; bf16 adds the fp32 master weight, and so does the distributed optimizer
+    in any precision (Source: core 0.19, `DistributedOptimizer.get_parameter_state_dp_zero`).
+    """
+    return (2, 12) if precision == "bf16" else (4, 12 if is_distributed else 8)
+
+
+def _save_bytes(
+    recipe: Recipe, layout: LayoutPlan, execution: ExecutionPlan, *, weight: int, state: int
+) -> tuple[int, int]:
+    """What the busiest rank writes and what each rank gathers at a periodic save.
+
+    The first data-parallel rank writes the weights of its model-parallel shard and, unless every rank
+    writes its own part of the state (`dp_reshardable`), the whole state too. `fully_reshardable` first
+    gathers the state of the shard, gaps of the buffer included, into host memory of every rank (Source: core 0.19,
+    `DistributedOptimizer.sharded_param_state_fully_reshardable`).
+    """
+    is_sharded = layout.use_distributed_optimizer
+    busiest = gathered = 0
+    for stage in range(layout.pipeline_model_parallel_size):
+        sizes = stage_parameter_sizes(recipe.model, layout, stage)
+        is_copy = stage > 0 and recipe.model.share_embeddings_and_output_weights  # the first stage writes it
+        numel = sum(size.numel for size in sizes if not (is_copy and size.name == "output_layer"))
+        owned = numel
+        if is_sharded:
+            _, unpadded, fullest = buffer_sizes(recipe.model, layout, stage)
+            if execution.optimizer_format == "dp_reshardable":
+                owned = fullest
+            else:
+                gathered = max(gathered, state * unpadded)
+        busiest = max(busiest, weight * numel + state * owned)
+    return busiest, gathered
+
+
+def _kept_checkpoints(cadence: CadencePlan, total_steps: int) -> int:
+    """Checkpoints on disk when the stage is finished; one more while the next is written."""
+    steps = [*range(cadence.checkpoint_interval_steps, total_steps, cadence.checkpoint_interval_steps), total_steps]
+    every = cadence.checkpoint_keep_every_steps
+    kept = {step for step in steps if every is not None and step % every == 0}
+    return len(kept | set(steps[-cadence.checkpoint_keep_last :]))
+
+
+def gpu_time(plan: StagePlan, *, mfu: float | None, gpu: str | None) -> GpuTime | None:
+    """GPU-hours of a stage at a stated model FLOPs utilisation; None where none is stated.
+
+    MFU is model operations a second over the peak (Source: PaLM, arXiv 2204.02311 appendix B): what is
+    recomputed takes time but does not count.
+
+    Args:
+        plan: With its cost.
+        mfu: In (0, 1].
+        gpu: A key of `PEAK_TFLOPS`, or a peak in TFLOP/s.
+
+    Raises:
+        UsageError: One of the two is missing or out of range.
+    """
+    if mfu is None and gpu is None:
+        return None
+    if mfu is None or gpu is None:
+        raise UsageError("plan: --mfu and --gpu belong together; a time without either would be a guess.")
+    if not 0 < mfu <= 1:
+        raise UsageError(f"plan: --mfu {mfu:g} is no share of the peak; give it in (0, 1], such as 0.45.")
+    assert plan.cost is not None, "a plan made from a recipe has its cost"
+    peak = _peak_tflops(gpu)
+    seconds = plan.cost.total_flops / (peak * 1e12 * mfu)
+    return GpuTime(gpu, peak, mfu, seconds / 3600, seconds / 86_400 / plan.layout.world_size)
+
+
+def _peak_tflops(gpu: str) -> float:
+    try:
+        peak = PEAK_TFLOPS.get(gpu.lower()) or float(gpu)
+    except ValueError:
+        peak = 0.0
+    if not 0 < peak < float("inf"):
+        raise UsageError(f"plan: --gpu {gpu!r}: use {', '.join(PEAK_TFLOPS)}, or a peak in TFLOP/s, such as 989.4.")
+    return peak
