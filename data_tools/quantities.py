@@ -1,6 +1,6 @@
 """Numbers as people write them: `20B`, `1.5M`, `8_192`, `1,500,000`, `1e9`, `1e-4`.
 
-K, M, B and T are powers of 1000, as in "400B tokens"; never powers of 1024.
+K, M, B and T are powers of 1000, as in "400B tokens"; never powers of 1024. Bytes say which: `80GB`, `80GiB`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ _COUNT = re.compile(
     re.ASCII,
 )
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:_\d+)*(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
+_BYTES = re.compile(r"(?P<number>\d+(?:\.\d+)?) ?(?P<scale>[MGT])(?P<binary>i?)B", re.ASCII)
 _LARGEST_COUNT = 2**63 - 1  # what numpy and the file formats hold
 
 
@@ -60,6 +61,24 @@ def _exact(value: int | float | str) -> Decimal:
     mantissa = match["mantissa"].replace(",", "").replace("_", "")
     exact = Decimal(mantissa + (match["exponent"] or "")) * _SCALES.get(match["scale"] or "", 1)
     return -exact if text.startswith("-") else exact
+
+
+def parse_bytes(text: str) -> int:
+    """A size of memory or disk; the unit is written, because 80 GB and 80 GiB differ by 7 %.
+
+    Raises:
+        ValueError: One line that says what is wrong with `text`.
+
+    >>> parse_bytes("80GB"), parse_bytes("1.5 GiB")
+    (80000000000, 1610612736)
+    """
+    match = _BYTES.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(
+            f"{text!r} is no size; write a number and its unit: MB, GB, TB (powers of 1000), MiB, GiB, TiB"
+        )
+    unit = 1024 if match["binary"] else 1000
+    return int(Decimal(match["number"]) * unit ** (2 + "MGT".index(match["scale"])))
 
 
 def parse_number(value: object) -> float:

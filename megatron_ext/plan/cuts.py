@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from itertools import accumulate
 
@@ -10,6 +11,7 @@ from megatron_ext.recipe.layer_pattern import LayerPattern, parse_pattern
 from megatron_ext.recipe.schema import ModelRecipe
 
 
+@functools.cache
 def cut_by_parameters(model: ModelRecipe, num_stages: int) -> LayerPattern:
     """Cuts a model so that the stage with most parameters has as few as possible."""
     pattern = parse_pattern(model.hybrid_layer_pattern)

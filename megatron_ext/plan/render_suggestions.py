@@ -1,0 +1,80 @@
+"""Suggested layouts as a table with their options, and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from data_tools.quantities import format_exact
+from megatron_ext.plan.render import frame, terminal
+from megatron_ext.plan.suggest import RESERVE, Suggestion
+from megatron_ext.recipe.load import LoadedRecipe
+
+_COLUMNS = ("", "tensor", "pipeline", "context", "data", "micro-batch", "microbatches", "recompute", "GB a rank")
+
+
+def print_suggestions(found: Sequence[Suggestion], loaded: LoadedRecipe, *, gpus: int, gpu_memory: int) -> None:
+    """Prints the suggestions, how they are ranked, and what selects each.
+
+    Args:
+        found: The best first.
+        loaded: The recipe that they are for.
+        gpus: Processes of the run.
+        gpu_memory: Bytes of one GPU.
+    """
+    console = terminal()
+    console.print(f"{loaded.path}: {gpus} GPUs of {gpu_memory / 1e9:,.4g} GB, {RESERVE:.0%} of each kept free", "")
+    table = frame(*_COLUMNS, "idle", "done again")
+    for column in table.columns:
+        column.justify = "right"
+        column.no_wrap = True
+    for number, one in enumerate(found, start=1):
+        layout, batch = one.candidate.layout, one.candidate.batch
+        table.add_row(
+            str(number),
+            *map(str, one.candidate.sizes),
+            str(layout.data_parallel_size),
+            str(batch.micro_batch_size),
+            format_exact(batch.num_microbatches),
+            one.candidate.execution.recompute,
+            f"{one.memory.total / 1e9:,.1f}",
+            f"{one.candidate.bubble:.1%}",
+            f"{one.candidate.recomputed:.1%}",
+        )
+    console.print(table, "", sep="\n")
+    for number, one in enumerate(found, start=1):
+        console.print(f"{number:>2}  {one.set_line or 'as the recipe says'}", soft_wrap=True)
+    for sentence in ("", *_notes(found, loaded)):
+        console.print(sentence, soft_wrap=True)
+
+
+def _notes(found: Sequence[Suggestion], loaded: LoadedRecipe) -> list[str]:
+    notes = [
+        "ranked by   idle + done again (shares of a step's work), then least tensor x context, least context, least "
+        "pipeline, largest micro-batch; a rule of thumb that predicts no speed: time a few steps of the first ones",
+    ]
+    if loaded.recipe.training.backend == "auto":
+        notes.append("backend     auto is counted as te; where te cannot run, ask again with training.backend=local")
+    if not all(one.memory.is_calibrated for one in found):
+        notes.append("memory      activations of te are computed, not yet compared with a measurement")
+    return notes
+
+
+def suggestions_json(found: Sequence[Suggestion]) -> str:
+    """A JSON list, the best first: sizes, bytes of the fullest rank, shares of a step's work, overrides."""
+    return json.dumps(
+        [
+            {
+                "layout": one.candidate.layout.model_dump(),
+                "micro_batch_size": one.candidate.batch.micro_batch_size,
+                "num_microbatches": one.candidate.batch.num_microbatches,
+                "recompute": one.candidate.execution.recompute,
+                "memory": one.memory.model_dump() | {"total": one.memory.total},
+                "bubble": one.candidate.bubble,
+                "recomputed": one.candidate.recomputed,
+                "set": one.overrides,
+            }
+            for one in found
+        ],
+        indent=2,
+    )

@@ -1,0 +1,136 @@
+"""Suggested layouts fit, are ranked as stated, and are selected by the options that stand beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from data_tools.errors import RecipeError
+from megatron_ext.__main__ import main
+from megatron_ext.plan.make import draft_plan
+from megatron_ext.plan.memory import memory_per_rank
+from megatron_ext.plan.suggest import RESERVE, Suggestion, suggest_layouts
+from megatron_ext.recipe.load import LoadedRecipe, load_recipe
+
+BASE = Path(__file__).parents[3] / "recipes/front_loading/pretrain/base.yaml"
+GB = 10**9
+
+
+def base(*overrides: str) -> LoadedRecipe:
+    return load_recipe(BASE, overrides=overrides)
+
+
+def sizes(found: Sequence[Suggestion]) -> list[tuple[int, int, int]]:
+    return [one.candidate.sizes for one in found]
+
+
+@pytest.fixture(scope="module")
+def paper() -> list[Suggestion]:
+    """The paper's machine."""
+    return suggest_layouts(base(), gpus=512, gpu_memory=80 * GB)
+
+
+def test_they_fit_and_leave_the_reserve(paper: list[Suggestion]) -> None:
+    assert paper
+    assert all(one.memory.total <= (1 - RESERVE) * 80 * GB for one in paper)
+
+
+def test_the_order_is_the_stated_one(paper: list[Suggestion]) -> None:
+    ranks = [one.candidate.rank for one in paper]
+    assert ranks == sorted(ranks)
+    assert sizes(paper)[:3] == [(2, 1, 1), (1, 1, 2), (4, 1, 1)]
+    assert len(set(sizes(paper))) == len(paper)
+
+
+def test_the_options_select_what_was_suggested(paper: list[Suggestion]) -> None:
+    for one in paper:
+        loaded = base(*one.overrides, "training.backend=te")
+        draft = draft_plan(loaded, world_size=512)
+        assert draft.layout == one.candidate.layout
+        assert draft.batch == one.candidate.batch
+        assert draft.execution == one.candidate.execution
+        ranks = memory_per_rank(loaded.recipe.model, draft.layout, draft.batch, draft.execution, precision="bf16")
+        assert max(rank.total for rank in ranks) == one.memory.total
+
+
+def test_less_memory_asks_for_more_ranks_or_recomputation() -> None:
+    roomy = suggest_layouts(base(), gpus=8, gpu_memory=80 * GB)[0].candidate
+    tight = suggest_layouts(base(), gpus=8, gpu_memory=40 * GB)[0].candidate
+    assert (roomy.sizes, roomy.execution.recompute) == ((2, 1, 1), "none")
+    assert tight.rank > roomy.rank
+
+
+def test_idle_and_repeated_work_are_shares_of_a_step() -> None:
+    pipeline = suggest_layouts(base("training.backend=local"), gpus=7, gpu_memory=640 * GB)[0].candidate
+    assert (pipeline.sizes, pipeline.batch.num_microbatches) == ((1, 7, 1), 768)
+    assert pipeline.bubble == 6 / 768
+    full = suggest_layouts(base("training.backend=local"), gpus=2, gpu_memory=95 * GB)[0].candidate
+    assert full.execution.recompute == "full"
+    assert 0.25 < full.recomputed < 1 / 3  # a forward of the layers; the output layer is not computed again
+
+
+def test_the_local_backend_is_offered_no_context_parallelism() -> None:
+    found = suggest_layouts(base("training.backend=local"), gpus=64, gpu_memory=80 * GB)
+    assert {context for _, _, context in sizes(found)} == {1}
+    assert all(one.memory.is_calibrated for one in found)
+
+
+def test_when_nothing_fits_the_smallest_need_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(BASE), "--suggest", "--gpus", "8", "--gpu-memory", "10GB"]) == 2
+    text = capsys.readouterr().err
+    assert text.startswith(
+        "error: --gpu-memory 10 GB: nothing fits 8 GPUs with 10% of each kept free.\n  smallest need  "
+    )
+    need = float(text.split("smallest need  ")[1].split(" GB")[0])
+    enough = int(need / (1 - RESERVE) * 1.001 * GB)
+    found = suggest_layouts(base(), gpus=8, gpu_memory=enough)
+    assert found[0].set_line in text
+    with pytest.raises(RecipeError, match="nothing fits"):
+        suggest_layouts(base(), gpus=8, gpu_memory=int(need * GB))
+
+
+def test_a_number_of_gpus_without_a_layout_is_refused() -> None:
+    with pytest.raises(RecipeError) as caught:
+        suggest_layouts(base(), gpus=53, gpu_memory=80 * GB)
+    assert str(caught.value) == (
+        "--gpus 53: no layout is legal: TP can be 1, 2, 4, 8, and 53 / (TP x PP x CP) must divide "
+        "global_batch_size 768; take another number of GPUs or another batch"
+    )
+
+
+def test_the_table_and_the_json_say_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["plan", str(BASE), "--suggest", "--gpus", "64", "--gpu-memory", "80GB"]
+    assert main(command) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert main([*command, "--json"]) == 0
+    best = json.loads(capsys.readouterr().out)[0]
+    row = next(line for line in lines if line[:1] == ["1"])
+    layout = best["layout"]
+    assert row[1:5] == [
+        str(layout[f"{kind}_parallel_size"]) for kind in ("tensor_model", "pipeline_model", "context", "data")
+    ]
+    assert row[8] == f"{best['memory']['total'] / GB:,.1f}"
+    assert ["1", *(word for key in best["set"] for word in ("--set", key))] in lines
+    assert any(line[:2] == ["ranked", "by"] for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--suggest"], "--suggest needs --gpus N and --gpu-memory SIZE"),
+        (["--gpus", "8"], "--gpus and --gpu-memory are read with --suggest only"),
+    ],
+)
+def test_the_options_belong_together(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(BASE), *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_size_without_its_unit_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", str(BASE), "--suggest", "--gpus", "8", "--gpu-memory", "80"])
+    assert ended.value.code == 2
+    assert "write a number and its unit" in capsys.readouterr().err
