@@ -110,7 +110,9 @@ def _read_tokenizer(loaded: LoadedRecipe, problems: Problems, *, may_be_missing:
         builds = sorted({source.build for source in loaded.sources if source.build})
         command = f"python -m data_tools train-tokenizer --input FILE.jsonl --vocab-size N --out {folder}"
         problems.add(
-            loaded.origin(key), key, f"{folder}: not built yet; build it with: {' or '.join([*builds, command])}"
+            loaded.origin(key),
+            key,
+            f"{folder}: {_not_built(loaded)}; build it with: {' or '.join([*builds, command])}",
         )
         return None
     try:
@@ -136,7 +138,8 @@ def _read_dataset(
     origin = loaded.origin(("sources", index, key))
     prefix = dataset_prefix(loaded, index, key)
     if not manifest_path(prefix).is_file():
-        problems.add(origin, (key,), f"{manifest_path(prefix)}: not built yet; {_build_remedy(loaded, index, prefix)}")
+        message = f"{manifest_path(prefix)}: {_not_built(loaded)}; {_build_remedy(loaded, index, prefix)}"
+        problems.add(origin, (key,), message)
         return None
     try:
         manifest = read_manifest(prefix)
@@ -147,6 +150,13 @@ def _read_dataset(
     for message in _misfits(loaded, manifest, tokenizer, is_training=key == "prefix"):
         problems.add(origin, (key,), f"{prefix}: {message}")
     return manifest
+
+
+def _not_built(loaded: LoadedRecipe) -> str:
+    root = loaded.site.data_root
+    if Path(root).is_absolute():
+        return "not built yet"
+    return f"not built yet (data_root {root!r} is relative to the working directory)"
 
 
 def _build_remedy(loaded: LoadedRecipe, index: int, prefix: str) -> str:

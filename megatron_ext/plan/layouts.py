@@ -161,6 +161,8 @@ def _cut_pattern(loaded: LoadedRecipe, problems: Problems) -> LayerPattern:
     model = loaded.recipe.model
     num_stages = loaded.recipe.parallel.pipeline_model_parallel_size
     key = ("parallel", "pipeline_model_parallel_size")
+    origins = [loaded.origin(key), loaded.origin(("model", "hybrid_layer_pattern"))]
+    blamed = next((origin for origin in origins if not origin.line), origins[0])  # an option, if one changed either
     pattern = parse_pattern(model.hybrid_layer_pattern)
     if pattern.cuts and len(pattern.cuts) + 1 != num_stages:
         cut = len(pattern.cuts) + 1
@@ -168,13 +170,13 @@ def _cut_pattern(loaded: LoadedRecipe, problems: Problems) -> LayerPattern:
             f"{num_stages}, but model.hybrid_layer_pattern {model.hybrid_layer_pattern!r} is cut into {cut} stages; "
             f"set it to {cut}, or remove each | to have the cuts placed"
         )
-        _add(loaded, problems, key, message)
+        problems.add(blamed, key, message)
         return pattern
     if num_stages > pattern.num_layers:
         message = (
             f"{num_stages} stages for {pattern.num_layers} layers leave one empty; legal: 1 to {pattern.num_layers}"
         )
-        _add(loaded, problems, key, message)
+        problems.add(blamed, key, message)
         return pattern
     if pattern.cuts or num_stages == 1:
         return pattern

@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 from data_tools.strict_yaml import KeyPath, nearest
 from megatron_ext.recipe.compose import Tree
 from megatron_ext.recipe.keys import field_at, key_name, leaf_keys, section_at, type_name
-from megatron_ext.recipe.problems import Problems
+from megatron_ext.recipe.problems import Origin, Problems
 from megatron_ext.recipe.rules import broken_rules
 from megatron_ext.recipe.schema import Recipe, Section
 
@@ -74,8 +74,16 @@ def checked[Kind: Section](kind: type[Kind], tree: Tree, problems: Problems) -> 
     for prefix, section in _valid_sections(kind, data):
         for inside, message in broken_rules(section):
             path = prefix + inside
-            problems.add(tree.origin(path), path, message)
+            problems.add(_blamed(tree, path, prefix), path, message)
     return result
+
+
+def _blamed(tree: Tree, path: KeyPath, section: KeyPath) -> Origin:
+    """The place of a key that a rule joins with others of its section: an option, if one changed any of them."""
+    written = [origin for key, origin in tree.origins.items() if key[: len(section)] == section and key != section]
+    options = [origin for origin in written if not origin.line]
+    origin = tree.origin(path)
+    return options[-1] if origin.line and options else origin
 
 
 def _valid_sections(kind: type[Section], data: dict[str, Any]) -> list[tuple[KeyPath, Section]]:

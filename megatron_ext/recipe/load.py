@@ -80,6 +80,10 @@ def load_recipe(path: str | Path, *, overrides: Sequence[str] = (), site: str | 
         RecipeError: Everything that is wrong, in one message, as `file:line: key: …` lines.
     """
     tree = compose(path, overrides=overrides)
+    kind = _kind_of(tree)
+    if kind is not None and not compose(path).data.keys() & Recipe.model_fields.keys():
+        name = kind.__name__.removesuffix("Recipe").lower()
+        raise RecipeError(f"{path}: this is a {name} file; name a stage recipe, such as recipes/demo/pretrain.yaml")
     problems = Problems()
     recipe = checked(Recipe, tree, problems)
     origins = dict(tree.origins)
@@ -99,7 +103,7 @@ def load_file(path: str | Path) -> LoadedRecipe | Single:
     """
     tree = compose(path)
     folder = Path(path).absolute().parent.name
-    kind = next((kind for kind, key, _ in _SIGNS if key in tree.data), None)
+    kind = _kind_of(tree)
     if kind is None and not tree.data.keys() & Recipe.model_fields.keys():
         kind = next((kind for kind, _, name in _SIGNS if name == folder), None)
     if kind is None:
@@ -109,6 +113,11 @@ def load_file(path: str | Path) -> LoadedRecipe | Single:
     problems.raise_recipe_error()
     assert single is not None, "a file without problems is valid"
     return single
+
+
+def _kind_of(tree: Tree) -> type[Single] | None:
+    """What a file is by the keys that only its kind has; None for a stage recipe, and where none of them is there."""
+    return next((kind for kind, key, _ in _SIGNS if key in tree.data), None)
 
 
 def _load_sources(tree: Tree, origins: dict[KeyPath, Origin], problems: Problems) -> list[SourceRecipe | None]:

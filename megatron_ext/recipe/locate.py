@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from data_tools.errors import RecipeError
+from data_tools.strict_yaml import nearest
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _FOLDER = "recipes"
@@ -31,7 +32,7 @@ def locate(path: str | Path) -> Path:
         `path` itself when it exists, else the shipped file.
 
     Raises:
-        RecipeError: No such file; the message lists where it was looked for.
+        RecipeError: No such file; the message lists where it was looked for, and the file of the nearest name.
     """
     path = Path(path)
     candidates = [path]
@@ -41,7 +42,10 @@ def locate(path: str | Path) -> Path:
         if candidate.is_file():
             return candidate
     looked = "".join(f"\n  {os.path.abspath(candidate)}" for candidate in candidates)
-    raise RecipeError(f"{path}: no such recipe file; looked for{looked}")
+    siblings = {file.stem for candidate in candidates for file in candidate.parent.glob("*.yaml")}
+    near = nearest(path.stem, siblings)
+    meant = f"\n  Did you mean {path.with_name(f'{near}.yaml')}?" if near is not None else ""
+    raise RecipeError(f"{path}: no such recipe file; looked for{looked}{meant}")
 
 
 def shown(path: str | Path) -> str:

@@ -103,6 +103,16 @@ def test_a_missing_recipe_ends_with_2(project: PencilProject, capsys: pytest.Cap
     assert capsys.readouterr().err.startswith("error: nothing.yaml: no such recipe file; looked for")
 
 
+@pytest.mark.parametrize(("file", "kind"), [("model.yaml", "model"), ("a.yaml", "source"), ("site.yaml", "site")])
+def test_a_file_that_is_no_stage_is_one_problem(
+    project: PencilProject, file: str, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", file]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {file}: this is a {kind} file; name a stage recipe, such as recipes/demo/pretrain.yaml\n"
+    )
+
+
 @pytest.mark.parametrize("number", ["0", "-1", "two"])
 def test_a_world_size_is_a_positive_number(number: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -136,13 +146,20 @@ def test_validate_and_plan_import_no_torch(project: PencilProject) -> None:
     code = """
 import sys
 from megatron_ext.__main__ import main
-for words in (["validate", "pretrain.yaml"], ["plan", "pretrain.yaml"], ["diff", "pretrain.yaml", "pretrain.yaml"]):
+base = ["plan", "recipes/front_loading/pretrain/base.yaml"]
+for words in (
+    ["validate", "pretrain.yaml"],
+    ["plan", "pretrain.yaml"],
+    ["diff", "pretrain.yaml", "pretrain.yaml"],
+    [*base, "--world-size", "512"],
+    [*base, "--suggest", "--gpus", "512", "--gpu-memory", "80GB"],
+):
     assert main(words) == 0
 print("heavy:", sorted({"torch", "megatron", "tokenizers", "transformers"} & set(sys.modules)))
 """
     start = time.perf_counter()
     done = started(project.root.absolute(), "-c", code)
-    print(f"validate, plan and diff in one process: {time.perf_counter() - start:.2f} s")
+    print(f"validate, plan, diff and suggest in one process: {time.perf_counter() - start:.2f} s")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "heavy: []"
 

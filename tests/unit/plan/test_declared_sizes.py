@@ -54,7 +54,10 @@ def test_another_declared_size_is_another_provisional_stage(project: PencilProje
 
 
 def test_a_run_is_refused_with_what_is_to_be_built(project: PencilProject) -> None:
-    with pytest.raises(DataError, match=r"a.yaml:2: prefix: data/a.manifest.json: not built yet; build it with"):
+    with pytest.raises(
+        DataError,
+        match=r"a.yaml:2: prefix: data/a.manifest.json: not built yet \(data_root .* directory\); build it with",
+    ):
         project.plan()
 
 

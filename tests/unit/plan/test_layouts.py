@@ -227,3 +227,13 @@ def test_the_8b_allows_eight_tensor_ranks() -> None:
     model = load_file(REPOSITORY / "recipes/models/nemotron_h_8b.yaml")
     assert isinstance(model, ModelRecipe)
     assert legal_tensor_parallel_sizes(model) == [1, 2, 4, 8]
+
+
+def test_an_option_is_blamed_for_what_it_breaks_and_no_line_of_a_file(project: PencilProject) -> None:
+    project.edit("pretrain.yaml", "precision: fp32", "parallel: {pipeline_model_parallel_size: 2}\nprecision: fp32")
+    option = "model.hybrid_layer_pattern=M"
+    assert refusal(project, option) == f"--set {option}: {PP}: 2 stages for 1 layers leave one empty; legal: 1 to 1"
+    project.edit("model.yaml", "ffn_hidden_size: 128", "ffn_hidden_size: 0")
+    project.edit("model.yaml", "M-M*M-", "M*M*M*")
+    option = "model.hybrid_layer_pattern=M-"
+    assert refusal(project, option).startswith(f"--set {option}: model.ffn_hidden_size: 0, but the pattern has MLP")

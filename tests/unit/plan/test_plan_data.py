@@ -10,6 +10,8 @@ import pytest
 from data_tools.errors import DataError, RecipeError
 from tests.support.pencil_project import PencilProject, make_pencil_project
 
+NOT_BUILT = "not built yet (data_root './data' is relative to the working directory)"
+
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PencilProject:
@@ -41,10 +43,16 @@ def test_missing_datasets_are_all_named_with_the_command_that_builds_them(projec
     command = "python -m data_tools tokenize --input FILE.jsonl --tokenizer data/tokenizer --output"
     assert refusal(project).splitlines() == [
         "2 problems",
-        f"a.yaml:2: prefix: data/a.manifest.json: not built yet; build it with: {command} data/a --append-eod",
-        "b.yaml:3: validation_prefix: data/b.validation.manifest.json: not built yet; "
+        f"a.yaml:2: prefix: data/a.manifest.json: {NOT_BUILT}; build it with: {command} data/a --append-eod",
+        f"b.yaml:3: validation_prefix: data/b.validation.manifest.json: {NOT_BUILT}; "
         f"build it with: {command} data/b.validation --append-eod",
     ]
+
+
+def test_an_absolute_data_root_needs_no_explanation(project: PencilProject) -> None:
+    project.edit("site.yaml", "./data", f"{Path.cwd()}/data")
+    Path("data/a.manifest.json").unlink()
+    assert "data/a.manifest.json: not built yet; build it with" in refusal(project)
 
 
 def test_the_command_of_the_source_comes_first(project: PencilProject) -> None:
@@ -56,7 +64,7 @@ def test_the_command_of_the_source_comes_first(project: PencilProject) -> None:
 def test_a_missing_tokenizer_says_how_to_train_one(project: PencilProject) -> None:
     Path("data/tokenizer").rename("data/other")
     assert refusal(project) == (
-        "pretrain.yaml:4: data.tokenizer: data/tokenizer: not built yet; "
+        f"pretrain.yaml:4: data.tokenizer: data/tokenizer: {NOT_BUILT}; "
         "build it with: python -m data_tools train-tokenizer --input FILE.jsonl --vocab-size N --out data/tokenizer"
     )
 

@@ -60,3 +60,10 @@ def test_paths_are_shown_relative_below_the_working_directory_only(
     assert shown(tmp_path / "a" / ".." / "b.yaml") == "b.yaml"
     assert shown("/elsewhere/b.yaml") == "/elsewhere/b.yaml"
     assert beside("recipes/demo/x.yaml", "../models/m.yaml") == "recipes/models/m.yaml"
+
+
+def test_a_mistyped_name_is_answered_with_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError) as caught:
+        locate.locate("recipes/demo/pretrian.yaml")
+    assert str(caught.value).endswith("\n  Did you mean recipes/demo/pretrain.yaml?")

@@ -112,7 +112,8 @@ def test_an_empty_blend_is_refused(project: PencilProject) -> None:
 
 def test_shares_must_sum_to_one(project: PencilProject) -> None:
     assert refusal(project, "data.blend[0].share=0.5") == (
-        "pretrain.yaml:5: data.blend: shares 0.5 + 0.25 sum to 0.75, must sum to 1; raise them by 0.25 in all"
+        "--set data.blend[0].share=0.5: data.blend: "
+        "shares 0.5 + 0.25 sum to 0.75, must sum to 1; raise them by 0.25 in all"
     )
 
 
