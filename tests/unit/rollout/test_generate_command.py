@@ -3,65 +3,44 @@
 from __future__ import annotations
 
 import argparse
-import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from megatron.core import dist_checkpointing
-from megatron.core.process_groups_config import ProcessGroupCollection
 
 from data_tools.errors import DataError
 from data_tools.tokenizer import Tokenizer
-from megatron_ext.models.build import build_model
-from megatron_ext.plan.stage_plan import StagePlan
+from megatron_ext.plan.make import make_stage_plan
+from megatron_ext.recipe.load import load_recipe
 from megatron_ext.rollout.cli import find_checkpoint, in_one_process, main_generate
 from megatron_ext.rollout.generate import generate
+from megatron_ext.training.parts import make_parts
+from megatron_ext.training.saving import CheckpointWrite
+from megatron_ext.training.state import TrainState
 from tests.support.one_process import one_process, strengthen
-from tests.support.plans import make_plan
 from tests.support.toy_project import ToyProject
 
 PROMPT = "one plus one"
 
 
 @pytest.fixture(scope="module")
-def tokenizer_folder(toy_project: ToyProject) -> Path:
-    return toy_project.root / "data" / "tokenizer"
-
-
-def make_stage_plan(tokenizer_folder: Path, **layout: object) -> StagePlan:
-    tokenizer = Tokenizer.load(tokenizer_folder)
-    return make_plan(
-        model={"vocab_size": 512},
-        model_size={"padded_vocab_size": 640},
-        data={"tokenizer_vocab_size": tokenizer.vocab_size, "eod_id": tokenizer.eod_id},
-        layout=layout,
-    )
-
-
-@pytest.fixture(scope="module")
-def stage(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def stage(toy_project: ToyProject, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A stage's folder with checkpoints 2 and 10, and the greedy text of the second one."""
     folder = tmp_path_factory.mktemp("stage")
     # The plan of a pipeline-parallel run: one process must read its checkpoint all the same.
-    plan = make_stage_plan(tokenizer_folder, pipeline_model_parallel_size=2)
+    loaded = load_recipe(
+        toy_project.recipe, overrides=["parallel.pipeline_model_parallel_size=2"], site=toy_project.root / "site.yaml"
+    )
+    plan = make_stage_plan(loaded, world_size=2)
     alone = in_one_process(plan)
-    tokenizer = Tokenizer.load(tokenizer_folder)
+    tokenizer = Tokenizer.load(Path(plan.data.tokenizer))
     with one_process() as groups:
         for step, factor in ((2, 4.0), (10, 8.0)):
-            model = strengthen(build_model(alone, groups), factor)
-            write_checkpoint(folder / "checkpoints" / f"step_{step}", plan, model, groups, tokenizer_folder)
-        new = generate(model, alone, tokenizer.encode(PROMPT), max_new_tokens=8)
+            parts = make_parts(alone, groups)
+            strengthen(parts.model.module, factor)
+            CheckpointWrite(folder / "checkpoints", replace(parts, plan=plan), TrainState(step=step)).finish()
+        new = generate(parts.model.module, alone, tokenizer.encode(PROMPT), max_new_tokens=8)
     return folder, tokenizer.decode([token for token in new if token != tokenizer.eod_id])
-
-
-def write_checkpoint(
-    path: Path, plan: StagePlan, model: object, groups: ProcessGroupCollection, tokenizer_folder: Path
-) -> None:
-    path.mkdir(parents=True)
-    state = {"model": model.sharded_state_dict(metadata={"dp_cp_group": groups.dp_cp})}  # type: ignore[attr-defined]
-    dist_checkpointing.save(state, str(path))
-    (path / "plan.json").write_text(plan.model_dump_json())
-    shutil.copytree(tokenizer_folder, path / "tokenizer")
 
 
 def arguments(checkpoint: Path, **changes: object) -> argparse.Namespace:
