@@ -69,6 +69,10 @@ test: $(STAMP) ## the quick tests
 test-slow: $(STAMP) ## the tests that take minutes, start whole commands or kill processes
 	$(PYTEST) -m '(slow or system) and not gpu'
 
+.PHONY: gpu-check
+gpu-check: ## tests/gpu and a training step's speed on this GPU, in 8 minutes; installs nothing
+	@$(PY) tests/gpu/check.py
+
 .PHONY: bench
 bench: $(STAMP) ## measure on this machine: prints ratios, asserts nothing about time
 	for benchmark in tests/benchmarks/*.py; do echo "== $$benchmark"; $(PY) "$$benchmark"; done

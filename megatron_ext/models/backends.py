@@ -2,7 +2,7 @@
 
 | backend | layers                                                      | needs                               |
 |---------|-------------------------------------------------------------|-------------------------------------|
-| te      | core's stock hybrid spec: Transformer Engine and mamba-ssm  | a GPU and the packages of `TE_NEEDS` |
+| te      | core's stock hybrid spec: Transformer Engine and mamba-ssm  | a GPU and `runtime/extensions.py` |
 | local   | models/specs.py: plain torch, mamba-ssm's kernels on a GPU  | nothing                             |
 
 Parameters, initial weights and checkpoint keys are the same, so a checkpoint of one loads into the other.
@@ -10,8 +10,6 @@ Parameters, initial weights and checkpoint keys are the same, so a checkpoint of
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,16 +17,9 @@ from data_tools.errors import SetupError
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.recipe.layer_pattern import MAMBA
 from megatron_ext.recipe.schema import ModelRecipe
-from megatron_ext.runtime.device import has_gpu
+from megatron_ext.runtime.extensions import missing_for_te
 
 BackendName = Literal["local", "te"]
-
-TE_NEEDS = {
-    "transformer-engine": "transformer_engine.pytorch.fp8",
-    "mamba-ssm": "mamba_ssm.ops.triton.ssd_combined",
-    "causal-conv1d": "causal_conv1d",
-}
-"""Package and the module of it that core 0.19 imports; a package whose extension does not load is missing."""
 
 STOCK_GATED_NORM_EPSILON = 1e-5
 """Written into core's mixer, whatever `layernorm_epsilon` says (core 0.19, `ssm/mamba_mixer.py`)."""
@@ -40,12 +31,6 @@ class Backend:
 
     name: BackendName
     reason: str
-
-
-def missing_for_te() -> list[str]:
-    """What this machine lacks for `te`; empty where it can run."""
-    missing = [] if has_gpu() else ["a GPU"]
-    return missing + [lack for package, module in TE_NEEDS.items() if (lack := _lack(package, module))]
 
 
 def choose_backend(plan: StagePlan) -> Backend:
@@ -68,6 +53,11 @@ def choose_backend(plan: StagePlan) -> Backend:
     if asked == "te" and wrong:
         raise SetupError(f"training.backend: te cannot train this model: {wrong}.\n  Set training.backend=local.")
     if asked != "local" and not lacks and not wrong:
+        if ranks > 1:
+            raise SetupError(
+                f"parallel.context_parallel_size: {ranks}: te could split a sequence over ranks, but the training step "
+                "does not hand each rank its part yet.\n  Set parallel.context_parallel_size=1."
+            )
         return Backend("te", "as asked" if asked == "te" else "a GPU, Transformer Engine and mamba-ssm are here")
     if ranks > 1:
         why = "training.backend is local" if asked == "local" else f"te cannot run here: {wrong or ', '.join(lacks)}"
@@ -77,16 +67,6 @@ def choose_backend(plan: StagePlan) -> Backend:
             "(requirements/gpu.md)."
         )
     return Backend("local", "as asked" if asked == "local" else f"te cannot run here: {wrong or ', '.join(lacks)}")
-
-
-def _lack(package: str, module: str) -> str | None:
-    if importlib.util.find_spec(module.split(".")[0]) is None:
-        return package
-    try:
-        importlib.import_module(module)
-    except Exception as error:  # a compiled extension of another torch fails in its own ways
-        return f"{package} that can be imported ({type(error).__name__}: {str(error).splitlines()[0]})"
-    return None
 
 
 def _other_maths(model: ModelRecipe) -> str | None:

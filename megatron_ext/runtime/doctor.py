@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from megatron_ext.runtime.device import communication_backend, describe_gpus, has_gpu
+from megatron_ext.runtime.extensions import missing_for_te
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,21 @@ _PACKAGES = (
     _Package(
         "transformer-engine",
         "transformer_engine",
-        "not used yet: models use the local backend",
-        "models use the local backend",
+        "attention, MLP and norms of the te backend on a GPU",
+        "no te backend: requirements/gpu.md",
     ),
-    _Package("mamba-ssm", "mamba_ssm", "not used yet: the scan runs in plain torch", "the scan runs in plain torch"),
-    _Package("causal-conv1d", "causal_conv1d", "not used yet: it runs in plain torch", "it runs in plain torch"),
+    _Package(
+        "mamba-ssm",
+        "mamba_ssm",
+        "Mamba-2 layers of te; the bf16 scan of local on a GPU",
+        "no te backend; the scan runs in plain torch",
+    ),
+    _Package(
+        "causal-conv1d",
+        "causal_conv1d",
+        "the convolution of Mamba-2 layers, as mamba-ssm",
+        "no te backend; the convolution runs in plain torch",
+    ),
     _Package("psutil", "psutil", "megatron-core's checkpoints need it", "no checkpoint can be written"),
     _Package("triton", "triton", "megatron-core imports it", "megatron-core cannot be imported"),
     _Package("tokenizers", "tokenizers", "trains and runs tokenizers", "no text can be tokenized"),
@@ -55,7 +66,7 @@ _PACKAGES = (
 def find() -> list[Finding]:
     """Looks at Python, CPU, threads, GPUs and packages."""
     packages = [_find_package(package) for package in _PACKAGES]
-    return [_find_python(), _find_cpu(), _find_threads(), *_find_gpus(), *packages, _find_apex()]
+    return [_find_python(), _find_cpu(), _find_threads(), *_find_gpus(), *packages, _find_apex(), _find_backend()]
 
 
 def print_report() -> int:
@@ -104,7 +115,7 @@ def _find_gpus() -> list[Finding]:
     if not has_gpu():
         return [Finding("gpu", "none", f"everything runs on the CPU over {communication_backend()}")]
     return [
-        Finding(f"gpu {index}", line, f"ranks talk over {communication_backend()}")
+        Finding(f"gpu {index}", line, f"ranks talk over {communication_backend()}; `make gpu-check` measures it")
         for index, line in enumerate(describe_gpus())
     ]
 
@@ -133,3 +144,10 @@ def _find_apex() -> Finding:
     if _can_be_found("apex"):
         return Finding("apex", "not NVIDIA's, or built without kernels", "uninstall it; build NVIDIA's from source")
     return Finding("apex", "not installed", "the optimizer is torch's AdamW")
+
+
+def _find_backend() -> Finding:
+    lacks = missing_for_te()
+    if lacks:
+        return Finding("training.backend: auto", "local", f"te needs {', '.join(lacks)}: requirements/gpu.md")
+    return Finding("training.backend: auto", "te", "core's stock layers: a GPU and all packages are here")

@@ -14,6 +14,7 @@ Source: transformer_engine 2.x (`pytorch/module/{linear,layernorm_linear,rmsnorm
 from __future__ import annotations
 
 import sys
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
@@ -317,6 +318,7 @@ def install() -> None:
 def _module(name: str, **contents: Any) -> Any:
     module: Any = ModuleType(name)
     module.__path__ = []
+    module.__spec__ = ModuleSpec(name, loader=None)
     vars(module).update(contents)
     sys.modules[name] = module
     parent, _, child = name.rpartition(".")

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from data_tools.errors import SetupError
-from megatron_ext.models.backends import choose_backend, missing_for_te
+from megatron_ext.models.backends import choose_backend
 from megatron_ext.models.config import transformer_config
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.runtime.device import has_gpu
+from megatron_ext.runtime.extensions import missing_for_te
 from tests.support.plans import make_plan
 
 pytestmark = pytest.mark.skipif(has_gpu(), reason="says what happens without a GPU")
@@ -49,6 +50,12 @@ def test_te_that_cannot_run_is_refused_with_the_remedy() -> None:
 def test_a_sequence_split_over_ranks_needs_te(backend: str, why: str) -> None:
     with pytest.raises(SetupError, match=f"context_parallel_size: 2: only te splits a sequence over ranks, and {why}"):
         choose_backend(asked(backend, context_parallel_size=2))
+
+
+def test_te_is_not_run_on_whole_sequences_as_if_they_were_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("megatron_ext.models.backends.missing_for_te", list)  # as where everything is there
+    with pytest.raises(SetupError, match="the training step does not hand each rank its part yet"):
+        choose_backend(asked("te", context_parallel_size=2))
 
 
 def test_an_epsilon_that_the_stock_layer_ignores_is_not_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,31 @@
+"""The compiled packages that the `te` backend needs, and whether they can be used here."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+
+from megatron_ext.runtime.device import has_gpu
+
+TE_NEEDS = {
+    "transformer-engine": "transformer_engine.pytorch.fp8",
+    "mamba-ssm": "mamba_ssm.ops.triton.ssd_combined",
+    "causal-conv1d": "causal_conv1d",
+}
+"""Package and the module of it that core 0.19 imports; a package whose extension does not load is missing."""
+
+
+def missing_for_te() -> list[str]:
+    """What this machine lacks for `te`; empty where it can run."""
+    missing = [] if has_gpu() else ["a GPU"]
+    return missing + [lack for package, module in TE_NEEDS.items() if (lack := _lack(package, module))]
+
+
+def _lack(package: str, module: str) -> str | None:
+    if importlib.util.find_spec(module.split(".")[0]) is None:
+        return package
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # a compiled extension of another torch fails in its own ways
+        return f"{package} that can be imported ({type(error).__name__}: {str(error).splitlines()[0]})"
+    return None

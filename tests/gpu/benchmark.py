@@ -1,0 +1,111 @@
+"""Tokens/s and model FLOPs utilisation of a training step on one GPU; prints one line of JSON.
+
+    python -m tests.gpu.benchmark --backend te [--steps 20]
+
+`hybrid_130m`, bf16, one process, AdamW: forward, backward, clipping, update, as `megatron_ext.run` does them.
+MFU is the model's FLOPs (`megatron_ext/plan/flops.py`) over what the same GPU reached in a bf16 matrix
+product of 8192 x 8192 x 8192, best of 20.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_tools.strict_yaml import load_yaml
+from megatron_ext.models.kernels import describe_layers
+from megatron_ext.plan.flops import token_flops
+from megatron_ext.plan.stage_plan import StagePlan
+from megatron_ext.runtime.device import device
+from megatron_ext.runtime.launch import Launch
+from megatron_ext.runtime.parallel import process_groups
+from megatron_ext.runtime.seed import seed_everything
+from megatron_ext.training.parts import make_parts
+from megatron_ext.training.step import train_step
+from tests.support.plans import make_plan
+from tests.support.sources import plan_reading, write_source
+
+MODEL = Path(__file__).parents[2] / "recipes" / "models" / "hybrid_130m.yaml"
+WARMUP_STEPS = 5
+
+
+def measure(plan: StagePlan, steps: int) -> dict[str, Any]:
+    """Times `steps` training steps after the warmup."""
+    with process_groups(Launch(0, 0, 1)) as groups:
+        seed_everything(plan.seed)
+        parts = make_parts(plan, groups)
+        seconds = []
+        for step in range(1, steps + WARMUP_STEPS + 1):
+            began = time.perf_counter()
+            loss = train_step(parts, lr=1e-4, step=step).loss  # reads the loss, so the GPU has finished
+            seconds.append(time.perf_counter() - began)
+        median = statistics.median(seconds[WARMUP_STEPS:])
+        peak = matmul_peak()
+    tokens_per_s = plan.batch.tokens_per_step / median
+    flops = sum(token_flops(plan.model, plan.batch.sequence_length).values())
+    return {
+        "layers": describe_layers(plan),
+        "step_ms": median * 1e3,
+        "tokens_per_s": tokens_per_s,
+        "flops_per_token": flops,
+        "matmul_peak_tflops": peak / 1e12,
+        "mfu": tokens_per_s * flops / peak,
+        "last_loss": loss,
+    }
+
+
+def matmul_peak(size: int = 8192) -> float:
+    """FLOP/s of the best of 20 square bf16 products."""
+    a = torch.randn(size, size, dtype=torch.bfloat16, device=device())
+    return 2 * size**3 / min(_seconds_of_product(a) for _ in range(20))
+
+
+def _seconds_of_product(a: torch.Tensor) -> float:
+    began = time.perf_counter()
+    float((a @ a)[0, 0])  # waits for the product
+    return time.perf_counter() - began
+
+
+def make_benchmark_plan(folder: Path, backend: str, steps: int, rows: int, length: int, model: Path) -> StagePlan:
+    """A plan that reads random tokens."""
+    samples = (steps + WARMUP_STEPS) * rows
+    tokens = torch.randint(1, 4000, (samples + 1, length), generator=torch.Generator().manual_seed(0))
+    write_source(folder / "toy", tokens.tolist())
+    recipe = load_yaml(model).data
+    plan = plan_reading(
+        {"toy": (folder / "toy", samples)},
+        global_batch_size=rows,
+        micro_batch_size=rows,
+        batch={"sequence_length": length},
+        model=recipe,
+        model_size=make_plan().model_size.model_copy(update={"padded_vocab_size": recipe["vocab_size"]}),
+        precision="bf16",
+    )
+    return plan.model_copy(update={"layout": plan.layout.model_copy(update={"backend": backend})})
+
+
+def main() -> None:
+    """Measures one backend."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backend", choices=["local", "te"], required=True)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--rows", type=int, default=8, help="rows of a step")
+    parser.add_argument("--sequence-length", type=int, default=2048)
+    parser.add_argument("--model", type=Path, default=MODEL)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        plan = make_benchmark_plan(Path(folder), args.backend, args.steps, args.rows, args.sequence_length, args.model)
+        found = measure(plan, args.steps)
+    shape = {"model": args.model.stem, "rows": args.rows, "sequence_length": args.sequence_length}
+    print(json.dumps({"backend": args.backend, **shape, **found}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""One checkpoint, written on the CPU, gives the same logits and losses on every backend of the GPU.
+
+Logits have a standard deviation of 0.9 and reach 4.5. Tolerances:
+
+- local fp32 runs in torch with full float32 products: sums in another order, 1e-3 on the largest logit, 1e-5
+  on the loss.
+- te fp32: Transformer Engine multiplies float32 in TF32 (10 bits of mantissa); rounding the weights alone so
+  moved logits by 5.5e-3 on a CPU. 3e-2, and 2e-3 on the loss.
+- bf16 on the CPU moved logits by at most 0.046, 0.0075 in the mean, and the loss by 1.1e-3: three times that.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
+
+from megatron_ext.models.backends import BackendName
+from megatron_ext.models.kernels import describe_kernels
+from megatron_ext.rollout.generate import next_token_logits
+from megatron_ext.runtime.extensions import missing_for_te
+from tests.gpu.models import loaded, logits_and_loss, make_reference, plan_of, tokens_of_the_test
+
+TOLERANCES = {("local", "fp32"): (1e-3, 1e-5), ("te", "fp32"): (3e-2, 2e-3)}
+BF16 = (0.14, 4e-3)
+CASES = [("local", "fp32"), ("local", "bf16"), ("te", "fp32"), ("te", "bf16")]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reference")
+    make_reference(folder)
+    return folder
+
+
+def require(backend: str, precision: str) -> None:
+    if backend == "te" and missing_for_te():
+        pytest.skip(f"not run: te needs {' and '.join(missing_for_te())}")
+    if backend == "local" and precision == "bf16" and "mamba-ssm" not in describe_kernels("bf16").split(":")[0]:
+        pytest.skip("not run: mamba-ssm's kernels are not importable")
+
+
+@pytest.mark.parametrize(("backend", "precision"), CASES)
+def test_logits_and_losses_are_the_cpus(
+    groups: ProcessGroupCollection, reference: Path, backend: BackendName, precision: str
+) -> None:
+    require(backend, precision)
+    largest, on_loss = TOLERANCES.get((backend, precision), BF16)
+    logits, loss = logits_and_loss(
+        loaded(groups, reference / "weights", backend=backend, precision=precision), tokens_of_the_test()
+    )
+    expected, expected_loss = torch.load(reference / "reference.pt")
+    torch.testing.assert_close(logits, expected, rtol=0, atol=largest)
+    assert loss == pytest.approx(expected_loss, abs=on_loss)
+
+
+@pytest.mark.parametrize(("backend", "precision"), CASES)
+def test_cached_decoding_is_the_whole_texts(
+    groups: ProcessGroupCollection, reference: Path, backend: BackendName, precision: str
+) -> None:
+    require(backend, precision)
+    largest, _ = TOLERANCES.get((backend, precision), BF16)
+    model = loaded(groups, reference / "weights", backend=backend, precision=precision).eval()
+    tokens = tokens_of_the_test()[0, :60].tolist()
+    appended: list[int] = []
+    cached = []
+    for logits, token in zip(next_token_logits(model, tokens[:40], appended, 20), tokens[40:], strict=True):
+        cached.append(logits.cpu())
+        appended.append(token)
+    whole, _ = logits_and_loss(model, torch.tensor([tokens]))
+    torch.testing.assert_close(torch.stack(cached), whole[0, 39:], rtol=0, atol=largest)
+
+
+def test_one_seed_starts_both_backends_alike(groups: ProcessGroupCollection) -> None:
+    require("te", "fp32")
+    from megatron_ext.models.build import build_model
+
+    local, te = (build_model(plan_of("bf16"), groups, backend=name) for name in ("local", "te"))
+    of_te = dict(te.named_parameters())
+    same = [name for name, parameter in local.named_parameters() if name in of_te]
+    assert len(same) > len(of_te) / 2
+    assert all(torch.equal(parameter, of_te[name]) for name, parameter in local.named_parameters() if name in same)

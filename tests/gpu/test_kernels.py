@@ -1,0 +1,117 @@
+"""mamba-ssm's and causal-conv1d's kernels against this project's torch code in float64, on the GPU.
+
+Errors are relative to the largest value of each tensor. Tolerances: bf16 has 8 bits of mantissa, and the
+kernels also keep states between chunks in it: 3e-2. fp32 goes through TF32 products, 10 bits and sums of up
+to 256 terms: 5e-3. The convolution and the steps have no matrix products: 1e-5 in fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from megatron_ext.models import kernels
+from megatron_ext.models.conv import causal_conv1d_silu, causal_conv1d_silu_step
+from megatron_ext.models.ssd import ssd_chunked, ssd_step
+from megatron_ext.runtime.device import device
+
+ROWS, HEADS, WIDTH, GROUPS, STATE = 2, 8, 64, 2, 128
+LENGTHS = [1, 100, 600]  # less than a chunk of 256, and no multiple of it
+SSD = {torch.float32: 5e-3, torch.bfloat16: 3e-2}
+PLAIN = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+needs_ssd = pytest.mark.skipif(kernels._ssd_kernel() is None, reason="not run: mamba-ssm is not importable")
+needs_conv = pytest.mark.skipif(kernels._conv_package() is None, reason="not run: causal-conv1d is not importable")
+
+
+def draw(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(device())
+
+
+def ssd_inputs(length: int, dtype: torch.dtype) -> list[Tensor]:
+    """x, dt, A, B, C, D and a state, rounded to `dtype` where the mixer has them so."""
+    x, B, C = (
+        draw(ROWS, length, *shape, seed=seed).to(dtype)
+        for seed, shape in enumerate([(HEADS, WIDTH), (GROUPS, STATE), (GROUPS, STATE)])
+    )
+    dt = torch.nn.functional.softplus(draw(ROWS, length, HEADS, seed=3) - 3)
+    A, D = -draw(HEADS, seed=4).abs() - 0.5, draw(HEADS, seed=5)
+    return [x, dt, A, B, C, D, draw(ROWS, HEADS, WIDTH, STATE, seed=6)]
+
+
+def assert_close(ours: Sequence[Tensor], exact: Sequence[Tensor], tolerance: float) -> None:
+    for number, (a, b) in enumerate(zip(ours, exact, strict=True)):
+        error = float((a.double() - b).abs().max() / b.abs().max().clamp(min=1e-3))
+        assert error < tolerance, f"tensor {number}: {error:.1e} of its largest value"
+
+
+@needs_ssd
+@pytest.mark.parametrize("dtype", SSD)
+@pytest.mark.parametrize("length", LENGTHS)
+def test_ssd_values_and_gradients(length: int, dtype: torch.dtype) -> None:
+    inputs = [t.requires_grad_() for t in ssd_inputs(length, dtype)[:6]]
+    exact_inputs = [t.detach().double().requires_grad_() for t in inputs]
+    weights = draw(ROWS, length, HEADS, WIDTH, seed=7)
+    results = []
+    for function, (x, dt, A, B, C, D) in ((kernels.triton_ssd, inputs), (ssd_chunked, exact_inputs)):
+        y, state = function(x, dt, A, B, C, D=D)
+        gradients = torch.autograd.grad((y.double() * weights).sum(), [x, dt, A, B, C, D])
+        results.append([y.detach(), state.detach(), *gradients])
+    assert_close(results[0], results[1], SSD[dtype])
+
+
+@needs_ssd
+@pytest.mark.parametrize("dtype", SSD)
+def test_ssd_goes_on_from_a_state(dtype: torch.dtype) -> None:
+    x, dt, A, B, C, D, state = ssd_inputs(300, dtype)
+    with torch.no_grad():
+        ours = kernels.triton_ssd(x, dt, A, B, C, D=D, initial_state=state)
+        x, dt, A, B, C, D, state = (t.double() for t in (x, dt, A, B, C, D, state))
+        assert_close(ours, ssd_chunked(x, dt, A, B, C, D=D, initial_state=state), SSD[dtype])
+
+
+@needs_ssd
+@pytest.mark.parametrize("dtype", PLAIN)
+def test_one_ssd_step(dtype: torch.dtype) -> None:
+    x, dt, A, B, C, D, state = ssd_inputs(1, dtype)
+    step = [x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], D]
+    exact = ssd_step(state.double(), *(t.double() for t in step))
+    assert_close(kernels.triton_ssd_step(state.clone(), *step), exact, PLAIN[dtype])
+
+
+@needs_conv
+@pytest.mark.parametrize("channels", [768, 20])  # channels last, and where 8 does not divide them
+@pytest.mark.parametrize("dtype", PLAIN)
+@pytest.mark.parametrize("length", LENGTHS)
+def test_convolution_values_and_gradients(length: int, dtype: torch.dtype, channels: int) -> None:
+    shapes = [(ROWS, length, channels), (channels, 1, 4), (channels,)]
+    inputs = [draw(*shape, seed=seed).to(dtype).requires_grad_() for seed, shape in enumerate(shapes)]
+    exact_inputs = [t.detach().double().requires_grad_() for t in inputs]
+    weights = draw(ROWS, length, channels, seed=7)
+    results = []
+    for function, arguments in ((kernels.fused_conv, inputs), (causal_conv1d_silu, exact_inputs)):
+        y = function(*arguments)
+        results.append([y.detach(), *torch.autograd.grad((y.double() * weights).sum(), arguments)])
+    assert_close(results[0], results[1], PLAIN[dtype])
+
+
+@needs_conv
+@pytest.mark.parametrize("dtype", PLAIN)
+def test_one_convolution_step_shifts_the_state(dtype: torch.dtype) -> None:
+    window, x = (draw(*shape, seed=seed).to(dtype) for seed, shape in enumerate([(ROWS, 768, 4), (ROWS, 768)]))
+    weight, bias = (draw(*shape, seed=seed).to(dtype) for seed, shape in ((2, (768, 1, 4)), (3, (768,))))
+    exact_window = window.double()
+    exact = causal_conv1d_silu_step(exact_window, x.double(), weight.double(), bias.double())
+    ours = kernels.fused_conv_step(window, x, weight, bias)
+    assert_close([ours, window], [exact, exact_window], PLAIN[dtype])
+
+
+@needs_ssd
+@needs_conv
+def test_the_mixer_takes_the_kernels_for_bf16_and_torch_for_fp32() -> None:
+    assert "mamba-ssm" in kernels.describe_kernels("bf16")
+    x, dt, A, B, C, D, _ = ssd_inputs(100, torch.float32)
+    assert torch.equal(kernels.ssd(x, dt, A, B, C, D=D)[0], ssd_chunked(x, dt, A, B, C, D=D)[0])
