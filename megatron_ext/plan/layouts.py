@@ -215,7 +215,15 @@ def _check_microbatches(loaded: LoadedRecipe, data_parallel_size: int, problems:
     if rows % data_parallel_size == 0:
         remedy = f"legal micro_batch_size: {listed(divisors(rows // data_parallel_size))}"
     else:
-        remedy = f"no micro_batch_size is legal: start {_legal_worlds(loaded.recipe)} processes"
+        below, above = (
+            rows // data_parallel_size * data_parallel_size,
+            -(-rows // data_parallel_size) * data_parallel_size,
+        )
+        near = " or ".join(f"{size}" for size in (below, above) if size)
+        remedy = (
+            f"no micro_batch_size is legal: set global_batch_size to {near}, "
+            f"or start {_legal_worlds(loaded.recipe)} processes"
+        )
     _add(
         loaded,
         problems,

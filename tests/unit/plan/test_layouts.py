@@ -106,7 +106,9 @@ def test_a_microbatch_that_does_not_divide_the_batch_lists_those_that_do(project
 
 
 def test_more_ranks_than_samples_of_a_step_are_refused(project: PencilProject) -> None:
-    assert refusal(project, world_size=3).endswith("no micro_batch_size is legal: start 1, 2 or 4 processes")
+    assert refusal(project, world_size=3).endswith(
+        "no micro_batch_size is legal: set global_batch_size to 3 or 6, or start 1, 2 or 4 processes"
+    )
 
 
 def test_several_impossible_things_are_said_together(project: PencilProject) -> None:
