@@ -9,7 +9,7 @@ from megatron_ext.plan.flops import recomputed_token_flops, stage_token_flops, t
 from megatron_ext.plan.memory import buffer_sizes, memory_per_rank, stage_parameter_sizes
 from megatron_ext.plan.sizes import model_size
 from megatron_ext.plan.stage_plan import BatchPlan, CadencePlan, CostPlan, ExecutionPlan, LayoutPlan, StagePlan
-from megatron_ext.recipe.schema import Recipe
+from megatron_ext.recipe.schema import ModelRecipe
 
 PEAK_TFLOPS = {"a100": 312.0, "h100": 989.4, "h200": 989.4}
 """Dense bf16 peaks of the SXM cards in TFLOP/s (Source: NVIDIA's data sheets of A100, H100 and H200, whose
@@ -27,14 +27,19 @@ class GpuTime(NamedTuple):
 
 
 def plan_cost(
-    recipe: Recipe, layout: LayoutPlan, batch: BatchPlan, cadence: CadencePlan, execution: ExecutionPlan
+    model: ModelRecipe,
+    layout: LayoutPlan,
+    batch: BatchPlan,
+    cadence: CadencePlan,
+    execution: ExecutionPlan,
+    *,
+    precision: str,
 ) -> CostPlan:
     """Counts operations, memory and disk of a stage."""
-    model, precision = recipe.model, recipe.precision
     per_token = token_flops(model, batch.sequence_length)
     weight, state = checkpoint_widths(precision, is_distributed=layout.use_distributed_optimizer)
     parameters = model_size(model).total_parameters
-    busiest, gathered = _save_bytes(recipe, layout, execution, weight=weight, state=state)
+    busiest, gathered = _save_bytes(model, layout, execution, weight=weight, state=state)
     return CostPlan(
         token_flops=per_token,
         recomputed_token_flops=recomputed_token_flops(model, execution, batch.sequence_length),
@@ -60,26 +65,26 @@ def checkpoint_widths(precision: str, *, is_distributed: bool) -> tuple[int, int
 
 
 def _save_bytes(
-    recipe: Recipe, layout: LayoutPlan, execution: ExecutionPlan, *, weight: int, state: int
+    model: ModelRecipe, layout: LayoutPlan, execution: ExecutionPlan, *, weight: int, state: int
 ) -> tuple[int, int]:
     """What the busiest rank writes and what each rank gathers at a periodic save.
 
     The first data-parallel rank writes the weights of its model-parallel shard and, unless every rank
-    writes its own part of the state (`dp_reshardable`), the whole state too. `fully_reshardable` first
+    writes its own shard of the state, padding included (`dp_reshardable`), the whole state too. `fully_reshardable` first
     gathers the state of the shard, gaps of the buffer included, into host memory of every rank (Source: core 0.19,
     `DistributedOptimizer.sharded_param_state_fully_reshardable`).
     """
     is_sharded = layout.use_distributed_optimizer
     busiest = gathered = 0
     for stage in range(layout.pipeline_model_parallel_size):
-        sizes = stage_parameter_sizes(recipe.model, layout, stage)
-        is_copy = stage > 0 and recipe.model.share_embeddings_and_output_weights  # the first stage writes it
+        sizes = stage_parameter_sizes(model, layout, stage)
+        is_copy = stage > 0 and model.share_embeddings_and_output_weights  # the first stage writes it
         numel = sum(size.numel for size in sizes if not (is_copy and size.name == "output_layer"))
         owned = numel
         if is_sharded:
-            _, unpadded, fullest = buffer_sizes(recipe.model, layout, stage)
+            padded, unpadded, _ = buffer_sizes(model, layout, stage)
             if execution.optimizer_format == "dp_reshardable":
-                owned = fullest
+                owned = padded // (layout.data_parallel_size * layout.context_parallel_size)
             else:
                 gathered = max(gathered, state * unpadded)
         busiest = max(busiest, weight * numel + state * owned)

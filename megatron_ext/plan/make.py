@@ -98,7 +98,9 @@ def make_stage_plan(
         layout=draft.layout,
         cadence=draft.cadence,
         execution=draft.execution,
-        cost=plan_cost(recipe, draft.layout, draft.batch, draft.cadence, draft.execution),
+        cost=plan_cost(
+            recipe.model, draft.layout, draft.batch, draft.cadence, draft.execution, precision=recipe.precision
+        ),
         logging=recipe.logging,
         roundings=tuple(roundings),
         meaning=meaning,

@@ -1,4 +1,8 @@
-"""Planned parameters, gradients and optimizer states are those of real ranks, to the byte."""
+"""Planned bytes are those of real ranks: memory and checkpoints, but for AdamW's step counters.
+
+What is saved is summed over the sharded tensors that core's writer is given, without writing them. A save in
+shards (`dp_reshardable`) writes the padding inside the buffer too.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories, is_main_replica
 
 from megatron_ext.models.build import build_model
+from megatron_ext.plan.cost import plan_cost
 from megatron_ext.plan.memory import memory_per_rank
 from megatron_ext.plan.sizes import model_size
-from megatron_ext.plan.stage_plan import StagePlan
+from megatron_ext.plan.stage_plan import ExecutionPlan, StagePlan
 from megatron_ext.runtime.launch import Launch
 from megatron_ext.runtime.parallel import process_groups
 from megatron_ext.training.optimizer import make_optimizer
@@ -31,14 +38,16 @@ LAYOUTS: dict[str, dict[str, Any]] = {
         "data_parallel_size": 3,
         "use_distributed_optimizer": True,
     },
+    "dp2-distributed-in-shards": {"data_parallel_size": 2, "use_distributed_optimizer": True},
 }
 
 
-def plan_of(layout: dict[str, Any], precision: str, tied: bool) -> StagePlan:
+def plan_of(name: str, precision: str, tied: bool) -> StagePlan:
     # 5 Mamba channels a head and 3 heads' worth of odd sizes make every padding rule visible.
     model = {"mamba_head_dim": 5, "mamba_state_dim": 7, "share_embeddings_and_output_weights": tied}
-    plan = make_plan(model=model, layout=layout, precision=precision)
-    return plan.model_copy(update={"model_size": model_size(plan.model)})
+    plan = make_plan(model=model, layout=LAYOUTS[name], precision=precision)
+    execution = ExecutionPlan(optimizer_format="dp_reshardable" if "shards" in name else "fully_reshardable")
+    return plan.model_copy(update={"model_size": model_size(plan.model), "execution": execution})
 
 
 def bytes_of_rank(plans: dict[str, StagePlan]) -> dict[str, tuple[int, int, int, int]]:
@@ -56,8 +65,20 @@ def bytes_of_rank(plans: dict[str, StagePlan]) -> dict[str, tuple[int, int, int,
                 storage_bytes(list(model.parameters())),
                 storage_bytes([buffer.grad_data for buffer in model.buffers]),
                 state_bytes(optimizer),
+                saved_bytes(model, optimizer, groups, plan.execution.optimizer_format),
             )
     return found
+
+
+def saved_bytes(model: Any, optimizer: Any, groups: Any, optimizer_format: str) -> int:
+    """Bytes of weights and optimizer state that this rank writes into a checkpoint."""
+    metadata = {"dp_cp_group": groups.dp_cp, "distrib_optim_sharding_type": optimizer_format}
+    weights = model.module.sharded_state_dict(metadata=metadata)
+    state = {"optimizer": optimizer.sharded_state_dict(weights, is_loading=False, metadata=metadata)}
+    state["model"] = weights
+    apply_factories(state)
+    tensors = [value for value in nested_values(state) if isinstance(value, ShardedTensor)]
+    return sum(tensor.data.nbytes for tensor in tensors if is_main_replica(tensor.replica_id))
 
 
 def let_adam_fill_its_states(optimizer: Any) -> None:
@@ -86,13 +107,18 @@ def state_bytes(optimizer: Any) -> int:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_planned_states_are_those_of_real_ranks(layout: str) -> None:
     plans = {
-        f"{precision} {'tied' if tied else 'untied'}": plan_of(LAYOUTS[layout], precision, tied)
+        f"{precision} {'tied' if tied else 'untied'}": plan_of(layout, precision, tied)
         for precision, tied in (("fp32", False), ("bf16", False), ("bf16", True))
     }
     ranks = run_distributed(bytes_of_rank, plans["fp32 untied"].layout.world_size, plans)
     for name, plan in plans.items():
         planned = memory_per_rank(plan.model, plan.layout, plan.batch, plan.execution, precision=plan.precision)
         for stage, memory in enumerate(planned):
-            found = [rank[name][1:] for rank in ranks if rank[name][0] == stage]
+            found = [rank[name][1:4] for rank in ranks if rank[name][0] == stage]
             fullest = tuple(max(values) for values in zip(*found, strict=True))
             assert fullest == (memory.parameters, memory.gradients, memory.optimizer), f"{name}, stage {stage}"
+        cost = plan_cost(plan.model, plan.layout, plan.batch, plan.cadence, plan.execution, precision=plan.precision)
+        saved = [rank[name][4] for rank in ranks]
+        assert max(saved) == cost.busiest_rank_bytes, name
+        padding = 12 * (planned[0].gradients // 4 - plan.model_size.total_parameters) if "shards" in layout else 0
+        assert cost.checkpoint_bytes <= sum(saved) <= cost.checkpoint_bytes + padding, name
