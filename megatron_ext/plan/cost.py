@@ -70,9 +70,9 @@ def _save_bytes(
     """What the busiest rank writes and what each rank gathers at a periodic save.
 
     The first data-parallel rank writes the weights of its model-parallel shard and, unless every rank
-    writes its own shard of the state, padding included (`dp_reshardable`), the whole state too. `fully_reshardable` first
-    gathers the state of the shard, gaps of the buffer included, into host memory of every rank (Source: core 0.19,
-    `DistributedOptimizer.sharded_param_state_fully_reshardable`).
+    writes its own shard of the state, padding included (`dp_reshardable`), the whole state too.
+    `fully_reshardable` first gathers the state of the shard, gaps of the buffer included, into host memory of
+    every rank (Source: core 0.19, `DistributedOptimizer.sharded_param_state_fully_reshardable`).
     """
     is_sharded = layout.use_distributed_optimizer
     busiest = gathered = 0
