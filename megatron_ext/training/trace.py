@@ -8,6 +8,7 @@ is a range called `step N`, with `read` and `forward and backward` in it.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +17,7 @@ from typing import Self
 import torch.distributed as dist
 from torch.profiler import profile, record_function
 
+from megatron_ext.runtime.device import has_gpu
 from megatron_ext.training.parts import Parts
 
 
@@ -48,6 +50,8 @@ class StepTrace:
             yield
             return
         if self._profiler is None:
+            if not has_gpu():
+                os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # or it reports the missing GPU as an error
             self._profiler = profile()
             self._profiler.start()
         with record_function(f"step {number}"):
