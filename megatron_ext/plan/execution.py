@@ -56,9 +56,9 @@ def plan_execution(loaded: LoadedRecipe, layout: LayoutPlan, batch: BatchPlan, p
 
 
 def legal_recompute_modules(recipe: Recipe) -> list[str]:
-    """The modules that layers of this pattern have."""
+    """The modules that layers of this pattern have, whichever backend `auto` takes."""
     symbols = parse_pattern(recipe.model.hybrid_layer_pattern).symbols
-    fused = {"layernorm"} if recipe.training.backend == "te" else set()
+    fused = {"layernorm"} if recipe.training.backend != "local" else set()
     return [module for module, layers in _READERS.items() if set(layers) & set(symbols) and module not in fused]
 
 
@@ -78,6 +78,8 @@ def _broken_modules(recipe: Recipe) -> str:
     idle = [module for module in modules if module not in legal]
     if idle:
         where = f"in pattern {recipe.model.hybrid_layer_pattern!r} with backend {training.backend}"
+        if "layernorm" in idle and training.backend != "local":
+            where += " (te has no norms apart; set training.backend to local)"
         return f"{asked}: nothing of {', '.join(idle)} would be computed again {where}; {remedy}"
     return "" if modules else f"an empty list computes nothing again; {remedy}"
 
