@@ -60,13 +60,19 @@ def choose_backend(plan: StagePlan) -> Backend:
             )
         return Backend("te", "as asked" if asked == "te" else "a GPU, Transformer Engine and mamba-ssm are here")
     if ranks > 1:
-        why = "training.backend is local" if asked == "local" else f"te cannot run here: {wrong or ', '.join(lacks)}"
+        why = (
+            "training.backend is local"
+            if asked == "local"
+            else f"te cannot run here: {wrong or f'it needs {", ".join(lacks)}'}"
+        )
         raise SetupError(
             f"parallel.context_parallel_size: {ranks}: only te splits a sequence over ranks, and {why}.\n"
             "  Set parallel.context_parallel_size=1 and use tensor parallelism, or make te possible "
             "(requirements/gpu.md)."
         )
-    return Backend("local", "as asked" if asked == "local" else f"te cannot run here: {wrong or ', '.join(lacks)}")
+    return Backend(
+        "local", "as asked" if asked == "local" else f"te cannot run here: {wrong or f'it needs {", ".join(lacks)}'}"
+    )
 
 
 def _other_maths(model: ModelRecipe) -> str | None:

@@ -30,7 +30,7 @@ def test_what_te_lacks_is_named() -> None:
 def test_auto_takes_local_and_says_why() -> None:
     backend = choose_backend(asked("auto"))
     assert backend.name == "local"
-    assert backend.reason.startswith("te cannot run here: a GPU, transformer-engine")
+    assert backend.reason.startswith("te cannot run here: it needs a GPU, transformer-engine")
 
 
 def test_local_is_taken_as_asked() -> None:
@@ -45,7 +45,7 @@ def test_te_that_cannot_run_is_refused_with_the_remedy() -> None:
 
 
 @pytest.mark.parametrize(
-    ("backend", "why"), [("local", "training.backend is local"), ("auto", "te cannot run here: a GPU")]
+    ("backend", "why"), [("local", "training.backend is local"), ("auto", "te cannot run here: it needs a GPU")]
 )
 def test_a_sequence_split_over_ranks_needs_te(backend: str, why: str) -> None:
     with pytest.raises(SetupError, match=f"context_parallel_size: 2: only te splits a sequence over ranks, and {why}"):
