@@ -7,12 +7,13 @@ A test compares the block with `render_tables()`, so that the page cannot tell a
 from __future__ import annotations
 
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from megatron_ext.recipe.explain import yaml_scalar
+from megatron_ext.recipe.keys import type_name
 from megatron_ext.recipe.schema import Recipe, SiteRecipe, SourceRecipe
 
 PAGE = Path(__file__).with_name("recipe.md")
@@ -29,23 +30,13 @@ def _section_in(annotation: Any) -> type[BaseModel] | None:
     return next((section for part in get_args(annotation) if (section := _section_in(part))), None)
 
 
-def _kind(annotation: Any) -> str:
-    """The values that a field takes, in words; a count and a number take human forms such as `20B` and `1e-4`."""
-    if get_origin(annotation) is Literal:
-        return ", ".join(f"`{value}`" for value in get_args(annotation))
-    if get_origin(annotation) in (Union, UnionType):
-        return " or ".join(_kind(part) for part in get_args(annotation))
-    names = {int: "count", float: "number", bool: "true, false", str: "text", type(None): "nothing"}
-    return names.get(annotation) or names.get(get_args(annotation)[0], str(annotation))
-
-
 def _default(field: FieldInfo) -> str:
     """The default as a recipe would write it."""
     if field.is_required():
         return "required"
     if field.default in (None, ""):
         return "nothing"
-    return f"`{str(field.default).lower()}`"
+    return f"`{yaml_scalar(field.default)}`"
 
 
 def _rows(section: type[BaseModel], prefix: str = "") -> list[Row]:
@@ -57,7 +48,7 @@ def _rows(section: type[BaseModel], prefix: str = "") -> list[Row]:
             rows += _rows(inner, f"{prefix}{name}{many}.")
         else:
             meaning = (field.description or "").replace("|", "\\|")
-            rows.append((f"{prefix}{name}", _kind(field.annotation), _default(field), meaning))
+            rows.append((f"{prefix}{name}", type_name(field), _default(field), meaning))
     return rows
 
 

@@ -76,7 +76,7 @@ def activation_bytes(
         again = max(sum(layer.total for layer in group) - group[0].input for group in groups)
     else:
         for layer in layers:
-            dropped = _dropped(layer, layout, execution)
+            dropped = _dropped(layer, execution)
             kept += layer.total - dropped
             again = max(again, dropped)
     in_flight = min(num_stages - stage, batch.num_microbatches)
@@ -96,12 +96,11 @@ def head_bytes(model: ModelRecipe, layout: LayoutPlan, batch: BatchPlan, precisi
     return stream.input + stream.norm_output + tokens * (4 * columns + 9)
 
 
-def _dropped(layer: Kept, layout: LayoutPlan, execution: ExecutionPlan) -> int:
-    """Bytes that selective recomputation does not keep; te has fused its norms away from core's `layernorm`."""
+def _dropped(layer: Kept, execution: ExecutionPlan) -> int:
+    """Bytes that selective recomputation does not keep."""
     if execution.recompute != "selective":
         return 0
-    norm = 0 if layout.backend == "te" else layer.norm_output
-    parts = {"core_attn": layer.core_attn, "mlp": layer.mlp, "layernorm": norm}
+    parts = {"core_attn": layer.core_attn, "mlp": layer.mlp}
     return sum(parts[module] for module in execution.recompute_modules)
 
 

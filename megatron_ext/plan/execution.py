@@ -2,14 +2,13 @@
 
 | recompute | computed again in the backward pass                                                      |
 |-----------|------------------------------------------------------------------------------------------|
-| selective | `core_attn`: attention without its projections; `mlp`: MLP layers; `layernorm`: the norm |
-|           | before attention and MLP; never a part of a Mamba-2 layer                                 |
+| selective | `core_attn`: attention without its projections; `mlp`: MLP layers; nothing of Mamba-2     |
 | full      | everything between the inputs of every `recompute_num_layers`-th layer of a stage         |
 
 Core refuses some settings and silently ignores others; both are refused here. Source: megatron-core 0.19,
 `transformer/transformer_config.py` (`__post_init__`), `recompute.py` (`uniform`: a last group that is shorter is
-legal), `transformer/transformer_layer.py`, `ssm/mamba_layer.py`, `models/hybrid/hybrid_layer_specs.py` (the stock
-spec fuses norms into projections, so that there is none to compute again).
+legal), `transformer/transformer_layer.py`, `ssm/mamba_layer.py`. Core's module `layernorm` is not offered: the stock
+spec fuses norms into projections, and without Transformer Engine core 0.19.2 raises a NameError for it.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from megatron_ext.recipe.load import LoadedRecipe
 from megatron_ext.recipe.problems import Problems
 from megatron_ext.recipe.schema import Recipe, TrainingRecipe
 
-_READERS = {"core_attn": ATTENTION, "layernorm": ATTENTION + MLP, "mlp": MLP}
-"""Layers of which selective recomputation computes a module again."""
+_READERS = {"core_attn": ATTENTION, "mlp": MLP}
+"""The layer of which selective recomputation computes a module again."""
 
 
 def plan_execution(loaded: LoadedRecipe, layout: LayoutPlan, batch: BatchPlan, problems: Problems) -> ExecutionPlan:
@@ -56,10 +55,9 @@ def plan_execution(loaded: LoadedRecipe, layout: LayoutPlan, batch: BatchPlan, p
 
 
 def legal_recompute_modules(recipe: Recipe) -> list[str]:
-    """The modules that layers of this pattern have, whichever backend `auto` takes."""
+    """The modules that layers of this pattern have."""
     symbols = parse_pattern(recipe.model.hybrid_layer_pattern).symbols
-    fused = {"layernorm"} if recipe.training.backend != "local" else set()
-    return [module for module, layers in _READERS.items() if set(layers) & set(symbols) and module not in fused]
+    return [module for module, layer in _READERS.items() if layer in symbols]
 
 
 def _broken_modules(recipe: Recipe) -> str:
@@ -77,10 +75,8 @@ def _broken_modules(recipe: Recipe) -> str:
     remedy = f"legal: {', '.join(legal)}" if legal else "nothing here can be: set recompute to none or full"
     idle = [module for module in modules if module not in legal]
     if idle:
-        where = f"in pattern {recipe.model.hybrid_layer_pattern!r} with backend {training.backend}"
-        if "layernorm" in idle and training.backend != "local":
-            where += " (te has no norms apart; set training.backend to local)"
-        return f"{asked}: nothing of {', '.join(idle)} would be computed again {where}; {remedy}"
+        pattern = recipe.model.hybrid_layer_pattern
+        return f"{asked}: nothing of {', '.join(idle)} would be computed again in pattern {pattern!r}; {remedy}"
     return "" if modules else f"an empty list computes nothing again; {remedy}"
 
 

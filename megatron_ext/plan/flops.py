@@ -93,7 +93,7 @@ def recomputed_token_flops(model: ModelRecipe, execution: ExecutionPlan, sequenc
         return 0
     attention = layer_flops(model, ATTENTION, sequence_length)["attention"] * symbols.count(ATTENTION)
     mlp = layer_flops(model, MLP, sequence_length)["projection"] * symbols.count(MLP)
-    parts = {"core_attn": attention, "mlp": mlp, "layernorm": 0}
+    parts = {"core_attn": attention, "mlp": mlp}
     return sum(parts[module] for module in execution.recompute_modules)
 
 

@@ -10,7 +10,7 @@ from megatron_ext.plan.render import frame, terminal
 from megatron_ext.plan.suggest import RESERVE, Suggestion
 from megatron_ext.recipe.load import LoadedRecipe
 
-_COLUMNS = ("", "tensor", "pipeline", "context", "data", "micro-batch", "microbatches", "recompute", "GB a rank")
+_COLUMNS = ("", "tensor", "pipeline", "data", "micro-batch", "microbatches", "recompute", "GB a rank")
 
 
 def print_suggestions(found: Sequence[Suggestion], loaded: LoadedRecipe, *, gpus: int, gpu_memory: int) -> None:
@@ -50,8 +50,8 @@ def print_suggestions(found: Sequence[Suggestion], loaded: LoadedRecipe, *, gpus
 
 def _notes(found: Sequence[Suggestion], loaded: LoadedRecipe) -> list[str]:
     notes = [
-        "ranked by   idle + done again (shares of a step's work), then least tensor x context, least context, least "
-        "pipeline, largest micro-batch; a rule of thumb that predicts no speed: time a few steps of the first ones",
+        "ranked by   idle + done again (shares of a step's work), then least tensor, least pipeline, "
+        "largest micro-batch; a rule of thumb that predicts no speed: time a few steps of the first ones",
     ]
     if loaded.recipe.training.backend == "auto":
         notes.append("backend     auto is counted as te; where te cannot run, ask again with training.backend=local")

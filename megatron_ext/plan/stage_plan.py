@@ -139,7 +139,7 @@ class ExecutionPlan(PlanPart):
     """How steps are computed and saved; recorded, never hashed."""
 
     recompute: Literal["none", "selective", "full"] = "none"
-    recompute_modules: tuple[Literal["core_attn", "layernorm", "mlp"], ...] = ("core_attn",)
+    recompute_modules: tuple[Literal["core_attn", "mlp"], ...] = ("core_attn",)
     recompute_num_layers: int = 1
     deterministic: bool = False
     max_skipped_steps: int = 0

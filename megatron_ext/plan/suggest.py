@@ -1,21 +1,21 @@
 """Layouts of a recipe that fit some GPUs, in a stated order.
 
-Every legal tensor (TP), pipeline (PP) and context (CP) parallel size is tried with every legal micro-batch and
-recomputation. TP x CP stays inside a node of `NODE` GPUs, because both communicate in every layer. Sequence
-parallelism is taken wherever TP > 1 and the distributed optimizer wherever ranks share parameters: both move as
-many bytes as doing without and hold less.
+Every legal tensor (TP) and pipeline (PP) parallel size is tried with every legal micro-batch and recomputation.
+TP stays inside a node of `NODE` GPUs, because it communicates in every layer. Sequence parallelism is taken wherever
+TP > 1 and the distributed optimizer wherever ranks share parameters: both move as many bytes as doing without and
+hold less. Context parallelism is left out: runs refuse it yet.
 
 A layout fits when the planned memory of the fullest rank leaves `RESERVE` of a GPU free for what plan/memory.py
 does not count: temporary buffers of kernels, of communication, of the allocator. Those that fit are ranked by
 
 1. extra work: the pipeline's idle share (PP - 1) / microbatches (Narayanan et al., arXiv 2104.04473 section 2.2)
    and the operations done again, as a share of a step's;
-2. the least TP x CP, then the least CP;
+2. the least TP;
 3. the least PP;
 4. the largest micro-batch: fewer and larger kernels.
 
 The order is a rule of thumb and predicts no speed: time a few steps of the first ones. The best of each
-TP x PP x CP is kept.
+TP x PP is kept.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from data_tools.errors import RecipeError
 from megatron_ext.plan.batch import plan_batch
 from megatron_ext.plan.execution import legal_recompute_modules
 from megatron_ext.plan.flops import recomputed_token_flops, token_flops
-from megatron_ext.plan.layouts import legal_context_parallel_sizes, legal_tensor_parallel_sizes, plan_layout
+from megatron_ext.plan.layouts import legal_tensor_parallel_sizes, plan_layout
 from megatron_ext.plan.memory import memory_per_rank
 from megatron_ext.plan.stage_plan import BatchPlan, ExecutionPlan, LayoutPlan, RankMemory
 from megatron_ext.recipe.load import LoadedRecipe
@@ -61,16 +61,14 @@ class Candidate:
         return (self.layout.pipeline_model_parallel_size - 1) / self.batch.num_microbatches
 
     @property
-    def sizes(self) -> tuple[int, int, int]:
-        """TP, PP, CP."""
-        layout = self.layout
-        return layout.tensor_model_parallel_size, layout.pipeline_model_parallel_size, layout.context_parallel_size
+    def sizes(self) -> tuple[int, int]:
+        """TP, PP."""
+        return self.layout.tensor_model_parallel_size, self.layout.pipeline_model_parallel_size
 
     @property
-    def rank(self) -> tuple[float, int, int, int, int]:
+    def rank(self) -> tuple[float, int, int, int]:
         """The order of this module's docstring; less is better."""
-        tensor, pipeline, context = self.sizes
-        return self.bubble + self.recomputed, tensor * context, context, pipeline, -self.batch.micro_batch_size
+        return self.bubble + self.recomputed, *self.sizes, -self.batch.micro_batch_size
 
 
 @dataclass(frozen=True)
@@ -130,9 +128,9 @@ def suggest_layouts(loaded: LoadedRecipe, *, gpus: int, gpu_memory: int) -> list
 
 
 def _legal_plans(loaded: LoadedRecipe, recipe: Recipe, gpus: int) -> Iterator[tuple[LayoutPlan, BatchPlan]]:
-    """Every TP, PP and CP that divides model, sequence, batch and GPUs, with a micro-batch of one sample."""
+    """Every TP and PP that divides model, sequence, batch and GPUs, with a micro-batch of one sample."""
     for tensor in legal_tensor_parallel_sizes(recipe.model):
-        for pipeline in divisors(gpus):
+        for pipeline in divisors(gpus) if tensor <= NODE else []:
             changes = {
                 "tensor_model_parallel_size": tensor,
                 "pipeline_model_parallel_size": pipeline,
@@ -141,15 +139,11 @@ def _legal_plans(loaded: LoadedRecipe, recipe: Recipe, gpus: int) -> Iterator[tu
                 "use_distributed_optimizer": gpus > tensor * pipeline,
             }
             asked = _with(recipe, parallel=changes, training={"micro_batch_size": 1})
-            contexts = [1] if recipe.training.backend == "local" else legal_context_parallel_sizes(asked)
-            for context in contexts:
-                if tensor * context <= NODE and gpus % (tensor * pipeline * context) == 0:
-                    whole = replace(loaded, recipe=_with(asked, parallel={"context_parallel_size": context}))
-                    problems = Problems()
-                    layout = plan_layout(whole, problems, world_size=gpus)
-                    batch = plan_batch(whole, layout, problems, [])
-                    if not problems.found:
-                        yield layout, batch
+            whole, problems = replace(loaded, recipe=asked), Problems()
+            layout = plan_layout(whole, problems, world_size=gpus)
+            batch = plan_batch(whole, layout, problems, [])
+            if not problems.found:
+                yield layout, batch
 
 
 def _candidates(recipe: Recipe, plans: tuple[LayoutPlan, BatchPlan]) -> Iterator[Candidate]:
@@ -211,7 +205,7 @@ def _with(recipe: Recipe, **changes: dict[str, Any]) -> Recipe:
 def _nothing_legal(recipe: Recipe, gpus: int) -> str:
     tensor = listed([size for size in legal_tensor_parallel_sizes(recipe.model) if size <= NODE])
     return (
-        f"--gpus {gpus}: no layout is legal: TP can be {tensor}, and {gpus} / (TP x PP x CP) must divide "
+        f"--gpus {gpus}: no layout is legal: TP can be {tensor}, and {gpus} / (TP x PP) must divide "
         f"global_batch_size {recipe.training.global_batch_size}; take another number of GPUs or another batch"
     )
 

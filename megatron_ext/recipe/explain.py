@@ -55,13 +55,13 @@ def explain(recipe: Recipe, origins: Origins, key: str) -> str:
         raise RecipeError(f"--explain {key}: the recipe has no such list element")
     field = field_at(Recipe, path)
     assert field is not None, f"{key} is neither a section nor a field"
-    shown = _scalar(values[path]) if path in values else f"{len(_value_at(recipe, path))} elements"
+    shown = yaml_scalar(values[path]) if path in values else f"{len(_value_at(recipe, path))} elements"
     rows = {
         "meaning": field.description or "",
         "value": shown,
         "origin": _origin(origins, path),
         "type": type_name(field),
-        "default": "none, it must be set" if field.is_required() else _scalar(field.default),
+        "default": "none, it must be set" if field.is_required() else yaml_scalar(field.default),
         "hashed": _HASHED[role_of(path)],
     }
     return key_name(path) + "\n" + "\n".join(f"  {name:<8} {text}" for name, text in rows.items())
@@ -97,7 +97,7 @@ _ABSENT = object()
 
 
 def _shown(values: Mapping[KeyPath, Any], key: KeyPath) -> str:
-    return _scalar(values[key]) if key in values else "(not there)"
+    return yaml_scalar(values[key]) if key in values else "(not there)"
 
 
 def _section_text(section: type[Section], path: KeyPath) -> str:
@@ -166,15 +166,15 @@ def _yaml_lines(value: dict[str, Any], path: KeyPath, origins: Origins) -> Itera
             for index, element in enumerate(inner):
                 yield from _yaml_lines(element, (*here, index), origins)
         else:
-            yield f"{head} {_scalar(inner)}", _origin(origins, here)
+            yield f"{head} {yaml_scalar(inner)}", _origin(origins, here)
 
 
-def _scalar(value: Any) -> str:
+def yaml_scalar(value: Any) -> str:
     """A value as YAML that reads back as the same value."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     if isinstance(value, tuple):
-        return f"[{', '.join(map(_scalar, value))}]"
+        return f"[{', '.join(map(yaml_scalar, value))}]"
     if not isinstance(value, str):
         return repr(value)
     try:

@@ -163,7 +163,7 @@ class TrainingRecipe(Section):
     recompute: Literal["none", "selective", "full"] = Field(
         default="none", description="Activations computed again in the backward pass, to save memory; not hashed."
     )
-    recompute_modules: tuple[Literal["core_attn", "layernorm", "mlp"], ...] = Field(
+    recompute_modules: tuple[Literal["core_attn", "mlp"], ...] = Field(
         default=("core_attn",), description="selective only: what is computed again; not hashed."
     )
     recompute_num_layers: Count = Field(

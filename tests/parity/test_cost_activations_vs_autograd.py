@@ -3,7 +3,6 @@
 `saved_tensors_hooks` on the real local layers, by model shape, length, precision and recomputation. Asked
 for is 10 %; measured are 2 % without and 3.1 % with recomputation (part of a recomputed layer is released before
 the rest has come back), so 3.5 % is held. Token ids and RoPE's tables, which are not planned, are in that.
-`layernorm` recomputation is missing: core runs it only where Transformer Engine is installed.
 """
 
 from __future__ import annotations

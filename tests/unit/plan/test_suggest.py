@@ -23,7 +23,7 @@ def base(*overrides: str) -> LoadedRecipe:
     return load_recipe(BASE, overrides=overrides)
 
 
-def sizes(found: Sequence[Suggestion]) -> list[tuple[int, int, int]]:
+def sizes(found: Sequence[Suggestion]) -> list[tuple[int, int]]:
     return [one.candidate.sizes for one in found]
 
 
@@ -41,7 +41,7 @@ def test_they_fit_and_leave_the_reserve(paper: list[Suggestion]) -> None:
 def test_the_order_is_the_stated_one(paper: list[Suggestion]) -> None:
     ranks = [one.candidate.rank for one in paper]
     assert ranks == sorted(ranks)
-    assert sizes(paper)[:3] == [(2, 1, 1), (1, 1, 2), (4, 1, 1)]
+    assert sizes(paper)[:3] == [(2, 1), (4, 1), (8, 1)]
     assert len(set(sizes(paper))) == len(paper)
 
 
@@ -59,23 +59,21 @@ def test_the_options_select_what_was_suggested(paper: list[Suggestion]) -> None:
 def test_less_memory_asks_for_more_ranks_or_recomputation() -> None:
     roomy = suggest_layouts(base(), gpus=8, gpu_memory=80 * GB)[0].candidate
     tight = suggest_layouts(base(), gpus=8, gpu_memory=40 * GB)[0].candidate
-    assert (roomy.sizes, roomy.execution.recompute) == ((2, 1, 1), "none")
+    assert (roomy.sizes, roomy.execution.recompute) == ((2, 1), "none")
     assert tight.rank > roomy.rank
 
 
 def test_idle_and_repeated_work_are_shares_of_a_step() -> None:
     pipeline = suggest_layouts(base("training.backend=local"), gpus=7, gpu_memory=640 * GB)[0].candidate
-    assert (pipeline.sizes, pipeline.batch.num_microbatches) == ((1, 7, 1), 768)
+    assert (pipeline.sizes, pipeline.batch.num_microbatches) == ((1, 7), 768)
     assert pipeline.bubble == 6 / 768
     full = suggest_layouts(base("training.backend=local"), gpus=2, gpu_memory=95 * GB)[0].candidate
     assert full.execution.recompute == "full"
     assert 0.25 < full.recomputed < 1 / 3  # a forward of the layers; the output layer is not computed again
 
 
-def test_the_local_backend_is_offered_no_context_parallelism() -> None:
-    found = suggest_layouts(base("training.backend=local"), gpus=64, gpu_memory=80 * GB)
-    assert {context for _, _, context in sizes(found)} == {1}
-    assert all(one.memory.is_calibrated for one in found)
+def test_what_runs_refuse_is_not_suggested(paper: list[Suggestion]) -> None:
+    assert {one.candidate.layout.context_parallel_size for one in paper} == {1}
 
 
 def test_when_nothing_fits_the_smallest_need_is_said(capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,7 +94,7 @@ def test_a_number_of_gpus_without_a_layout_is_refused() -> None:
     with pytest.raises(RecipeError) as caught:
         suggest_layouts(base(), gpus=53, gpu_memory=80 * GB)
     assert str(caught.value) == (
-        "--gpus 53: no layout is legal: TP can be 1, 2, 4, 8, and 53 / (TP x PP x CP) must divide "
+        "--gpus 53: no layout is legal: TP can be 1, 2, 4, 8, and 53 / (TP x PP) must divide "
         "global_batch_size 768; take another number of GPUs or another batch"
     )
 
@@ -109,10 +107,8 @@ def test_the_table_and_the_json_say_the_same(capsys: pytest.CaptureFixture[str])
     best = json.loads(capsys.readouterr().out)[0]
     row = next(line for line in lines if line[:1] == ["1"])
     layout = best["layout"]
-    assert row[1:5] == [
-        str(layout[f"{kind}_parallel_size"]) for kind in ("tensor_model", "pipeline_model", "context", "data")
-    ]
-    assert row[8] == f"{best['memory']['total'] / GB:,.1f}"
+    assert row[1:4] == [str(layout[f"{kind}_parallel_size"]) for kind in ("tensor_model", "pipeline_model", "data")]
+    assert row[7] == f"{best['memory']['total'] / GB:,.1f}"
     assert ["1", *(word for key in best["set"] for word in ("--set", key))] in lines
     assert any(line[:2] == ["ranked", "by"] for line in lines)
 

@@ -7,7 +7,6 @@ CPU the device scope hands them torch's own.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import pytest
@@ -101,10 +100,3 @@ def test_selective_recompute_has_no_effect_on_mamba_layers(
     expected = train_pass(groups, "fp32", "MM")
     got = train_pass(groups, "fp32", "MM", recompute="selective", recompute_modules=modules)
     assert got.saved_bytes == expected.saved_bytes
-
-
-@pytest.mark.skipif(find_spec("transformer_engine") is not None, reason="Transformer Engine is installed")
-def test_core_cannot_recompute_norms_without_transformer_engine(groups: ProcessGroupCollection) -> None:
-    """Core 0.19.2, `tensor_parallel/random.py:693`, asks Transformer Engine for FP8 whether or not it is there."""
-    with pytest.raises(NameError, match="FP8GlobalStateManager"):
-        train_pass(groups, "fp32", "*-", recompute="selective", recompute_modules=("layernorm",))
