@@ -114,7 +114,14 @@ def _add_inspect(verbs: _Verbs[_Parser]) -> None:
 
 
 def _add_input(parser: _Parser) -> None:
-    parser.add_argument("--input", type=Path, nargs="+", required=True, metavar="FILE", help="JSONL files")
+    parser.add_argument(
+        "--input",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="files, folders, globs: JSONL, packed or not; Parquet",
+    )
     parser.add_argument("--key", default="text", help="key of the text (default text; else conversations is read)")
 
 
@@ -181,6 +188,7 @@ def _train_tokenizer(options: argparse.Namespace) -> None:
 
 
 def _tokenize(options: argparse.Namespace) -> None:
+    from data_tools.inputs import find_inputs
     from data_tools.inspection import summary
     from data_tools.progress import shown
     from data_tools.tokenize import TokenizeJob, tokenize
@@ -196,7 +204,7 @@ def _tokenize(options: argparse.Namespace) -> None:
         overwrite=options.overwrite,
         command=options.command,
     )
-    total = sum(path.stat().st_size for path in job.inputs if path.exists())
+    total = find_inputs(job.inputs).size
     with shown(f"tokenize {options.output.name}", total) as progress:
         result = tokenize(job, progress)
     if result.manifest.rejected:

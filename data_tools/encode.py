@@ -16,11 +16,16 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from data_tools.adapters import adapter
+from data_tools.adapters.adapter import FileAdapter
 from data_tools.errors import DataError
 from data_tools.indexed import IndexedWriter, dtype_for
+from data_tools.inputs import open_part
 from data_tools.manifest import BLOCK_DOCUMENTS, Manifest, SourceFile, TokenizerRecord
+from data_tools.parts import InputFile, Part, place_of
 from data_tools.progress import Progress
-from data_tools.readers import READER_VERSION, BadRecord, Block, JsonLines, text_of_line
+from data_tools.readers import READER_VERSION, BadRecord, Block
+from data_tools.records import Conversation, as_document
 from data_tools.tokenizer import Tokenizer
 
 _ENCODE_CHARACTERS = 1 << 20
@@ -73,6 +78,7 @@ class Encoder:
         self._tokenizer = tokenizer
         self._partial = partial
         self._key = key
+        self._adapter = adapter("text", key=key)
         self._append_eod = append_eod
         self._skips_bad_lines = skips_bad_lines
         self._rejected: Counter[str] = Counter()
@@ -92,36 +98,39 @@ class Encoder:
             for path in (self._partial.bin, self._partial.idx, self._partial.rejects):
                 path.unlink(missing_ok=True)
 
-    def read(self, path: Path, progress: Progress) -> SourceFile:
+    def read(self, file: InputFile, progress: Progress) -> SourceFile:
         """Encodes the documents of one file.
 
         Raises:
-            DataError: If the file cannot be read, or a line has no text and bad lines are not skipped.
+            DataError: If the file cannot be read, or a record has no text and bad ones are not skipped.
         """
-        source = JsonLines(path)
-        for block in source.blocks():
-            self._encode_block(path, block)
+        part, convert = Part(file), self._adapter.for_file(file.path)
+        reader = open_part(part, self._adapter.columns)
+        for block in reader.blocks():
+            self._encode_block(part, block, convert)
             progress.advance(block.size)
-        return source.seen()
+        return reader.seen()
 
-    def _encode_block(self, path: Path, block: Block) -> None:
+    def _encode_block(self, part: Part, block: Block, convert: FileAdapter) -> None:
         batch = _Batch()
-        for number, line in enumerate(block.lines, start=block.first_line):
+        for row, raw in enumerate(block.records, start=block.first_row):
             try:
-                batch.add(text_of_line(line, self._key))
+                item = convert(raw)
+                batch.add(as_document(item).text if isinstance(item, Conversation) else item.text)
             except BadRecord as error:
-                self._reject(path, number, error)
+                self._reject(part, row, error)
             if batch.characters >= _ENCODE_CHARACTERS:
                 self._encode(batch.take())
         self._encode(batch.take())
 
-    def _reject(self, path: Path, line: int, error: BadRecord) -> None:
+    def _reject(self, part: Part, line: int, error: BadRecord) -> None:
         if not self._skips_bad_lines:
             raise DataError(
-                f"{path}:{line}: {error}; mend the line, or give --on-error skip to leave out such lines and list them"
+                f"{place_of(part, line)}: {error}; "
+                "mend the line, or give --on-error skip to leave out such lines and list them"
             )
         self._rejected[error.reason] += 1
-        row = {"file": str(path), "line": line, "reason": error.reason, "detail": error.detail}
+        row = {"file": str(part.file.path), "line": line, "reason": error.reason, "detail": error.detail}
         self._rejects.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
 
     def _encode(self, texts: Sequence[str]) -> None:

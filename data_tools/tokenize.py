@@ -21,6 +21,7 @@ from typing import Literal
 from data_tools.atomic_files import beside, only_writer, sync_folder
 from data_tools.encode import Encoder, PartialFiles
 from data_tools.errors import DataError, UsageError
+from data_tools.inputs import Inputs, find_inputs
 from data_tools.manifest import Manifest, check_files, manifest_path, read_manifest, write_manifest
 from data_tools.progress import Progress
 from data_tools.readers import READER_VERSION, hash_file
@@ -32,7 +33,7 @@ class TokenizeJob:
     """What `tokenize` was asked to do.
 
     Attributes:
-        inputs: JSONL files, read in this order.
+        inputs: Files, folders, globs, `-`; read in this order.
         tokenizer: A tokenizer folder.
         output: PREFIX of the three files.
         key: Key of the text.
@@ -79,11 +80,12 @@ def tokenize(job: TokenizeJob, progress: Progress) -> TokenizeResult:
         DataError: If an input or the tokenizer cannot be read, a line has no text and `on_error` is
             `fail`, no document is left, or PREFIX holds something else and `overwrite` is not given.
     """
-    _check_command(job)
+    inputs = find_inputs(job.inputs)
+    _check_command(job, inputs)
     facts = describe(job.tokenizer)
     job.output.parent.mkdir(parents=True, exist_ok=True)
     with only_writer(job.output):
-        if not job.overwrite and (done := _finished_before(job, facts)):
+        if not job.overwrite and (done := _finished_before(job, inputs, facts)):
             return TokenizeResult(manifest=done, was_done=True)
         partial = PartialFiles(*(beside(path, ".partial") for path in (*_pair(job.output), job.rejects_path)))
         encoder = Encoder(
@@ -94,7 +96,7 @@ def tokenize(job: TokenizeJob, progress: Progress) -> TokenizeResult:
             skips_bad_lines=job.on_error == "skip",
         )
         with encoder:
-            sources = [encoder.read(path, progress) for path in job.inputs]
+            sources = [encoder.read(file, progress) for file in inputs.files]
             manifest = encoder.finish(sources, tokenizer_name=job.tokenizer.resolve().name, command=job.command)
         _publish(job, partial, manifest)
         return TokenizeResult(manifest=manifest, was_done=False)
@@ -104,11 +106,8 @@ def _pair(output: Path) -> tuple[Path, Path]:
     return beside(output, ".bin"), beside(output, ".idx")
 
 
-def _check_command(job: TokenizeJob) -> None:
-    resolved = [path.resolve() for path in job.inputs]
-    for path in resolved:
-        if resolved.count(path) > 1:
-            raise UsageError(f"--input: {path} is given twice; its documents would be repeated")
+def _check_command(job: TokenizeJob, inputs: Inputs) -> None:
+    resolved = {file.path.resolve() for file in inputs.files}
     for written in (*_pair(job.output), manifest_path(job.output), job.rejects_path):
         if written.resolve() in resolved:
             raise UsageError(f"{written}: is an input and would be written too; choose another --output or --rejects")
@@ -116,7 +115,7 @@ def _check_command(job: TokenizeJob) -> None:
         raise UsageError("--rejects: lists lines that --on-error skip leaves out; give both or neither")
 
 
-def _finished_before(job: TokenizeJob, facts: TokenizerFacts) -> Manifest | None:
+def _finished_before(job: TokenizeJob, inputs: Inputs, facts: TokenizerFacts) -> Manifest | None:
     """The manifest at PREFIX if it is of this very job; None if no finished dataset stands there."""
     if not manifest_path(job.output).exists():
         was_interrupted = beside(manifest_path(job.output), ".partial").exists()
@@ -127,7 +126,7 @@ def _finished_before(job: TokenizeJob, facts: TokenizerFacts) -> Manifest | None
             )
         return None
     manifest = read_manifest(job.output)
-    differences = _differences(job, facts, manifest)
+    differences = _differences(job, inputs, facts, manifest)
     if differences:
         raise DataError(
             f"{job.output}: holds another dataset; give --overwrite, or another --output\n  " + "\n  ".join(differences)
@@ -136,19 +135,19 @@ def _finished_before(job: TokenizeJob, facts: TokenizerFacts) -> Manifest | None
     return manifest
 
 
-def _differences(job: TokenizeJob, facts: TokenizerFacts, manifest: Manifest) -> list[str]:
+def _differences(job: TokenizeJob, inputs: Inputs, facts: TokenizerFacts, manifest: Manifest) -> list[str]:
     """What would make this job's dataset another one, a line each."""
     pairs: list[tuple[str, object, object]] = [
         ("--tokenizer (fingerprint)", manifest.tokenizer.fingerprint, facts.fingerprint),
         ("--append-eod", manifest.append_eod, job.append_eod),
         ("--key", manifest.text_key, job.key),
         ("reader version", manifest.versions.get("reader"), READER_VERSION),
-        ("number of --input files", len(manifest.sources), len(job.inputs)),
+        ("number of --input files", len(manifest.sources), len(inputs.files)),
     ]
     if manifest.rejected and job.on_error == "fail":
         pairs.append(("--on-error", f"skip, with {manifest.rejected:,} lines rejected", "fail"))
-    for path, source in zip(job.inputs, manifest.sources, strict=False):
-        pairs.append((f"sha256 of {path}", source.sha256, hash_file(path).sha256))
+    for file, source in zip(inputs.files, manifest.sources, strict=False):
+        pairs.append((f"sha256 of {file.path}", source.sha256, hash_file(file.path).sha256))
     return [f"{name}: it has {there}, asked for {asked}" for name, there, asked in pairs if there != asked]
 
 

@@ -18,9 +18,12 @@ from typing import Any
 
 import orjson
 
+from data_tools.adapters import adapter
 from data_tools.atomic_files import only_writer, write_atomically
+from data_tools.documents import texts
 from data_tools.errors import DataError, UsageError
-from data_tools.readers import READER_VERSION, hash_file, texts
+from data_tools.inputs import find_inputs
+from data_tools.readers import READER_VERSION, hash_file
 from data_tools.tokenizer import (
     CONTROL_TOKENS,
     EOD_TOKEN,
@@ -58,7 +61,7 @@ def train_tokenizer(files: Sequence[Path], *, key: str, vocab_size: int, out: Pa
     """Trains a tokenizer into a folder, unless the folder already holds it.
 
     Args:
-        files: JSONL files; the text is taken as `tokenize` takes it.
+        files: Files, folders, globs; the text is taken as `tokenize` takes it.
         key: Key of the text.
         vocab_size: Ids wanted, added tokens included. Fewer come out when the text has too few merges.
         out: The folder.
@@ -102,7 +105,7 @@ def _training_record(files: Sequence[Path], key: str, vocab_size: int) -> dict[s
     import tokenizers
 
     return {
-        "inputs_sha256": [hash_file(file).sha256 for file in files],
+        "inputs_sha256": [hash_file(file.path).sha256 for file in find_inputs(files).files],
         "key": key,
         "vocab_size": vocab_size,
         "added_tokens": list(_ADDED_TOKENS),
@@ -131,9 +134,8 @@ def _refuse_another(out: Path, training: dict[str, Any]) -> None:
 
 def _training_texts(files: Sequence[Path], key: str) -> Iterator[str]:
     """Texts without added tokens: those have ids already and must not earn merges."""
-    for file in files:
-        for text in texts(file, key):
-            yield from filter(None, _ADDED_TEXT.split(text))
+    for text in texts(files, adapter("text", key=key)):
+        yield from filter(None, _ADDED_TEXT.split(text))
 
 
 def _train(corpus: Iterator[str], vocab_size: int) -> bytes:

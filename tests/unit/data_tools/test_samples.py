@@ -20,9 +20,10 @@ from typing import Any
 
 import pytest
 
+from data_tools.adapters import adapter
+from data_tools.documents import texts
 from data_tools.errors import DataError, UsageError
 from data_tools.progress import NoProgress
-from data_tools.readers import texts
 from data_tools.samples.base import BASE, DOCUMENT_CHARACTERS, base_rows, split_module
 from data_tools.samples.command import make_samples
 from data_tools.samples.ldq import LDQ, ldq_rows
@@ -73,7 +74,8 @@ def test_the_card_tells_what_the_files_hold(samples: Path, name: str) -> None:
     card = json.loads((samples / f"{name}.card.json").read_bytes())
     files = [f"{name}.jsonl", f"{name}.validation.jsonl"]
     assert card["rows"] == sum(len(rows_of(samples / file)) for file in files) == sum(card["families"].values())
-    assert card["text_bytes"] == sum(len(text.encode()) for file in files for text in texts(samples / file, "text"))
+    written = texts([samples / file for file in files], adapter("text"))
+    assert card["text_bytes"] == sum(len(text.encode()) for text in written)
     assert card["text_bytes"] >= SOURCES[name].default_bytes * SCALE
     for file in files:
         content = (samples / file).read_bytes()

@@ -1,0 +1,35 @@
+"""Inputs through an adapter: what every record says, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from data_tools.adapters.adapter import Adapter
+from data_tools.errors import DataError
+from data_tools.inputs import find_inputs, open_part
+from data_tools.parts import Part, place_of
+from data_tools.readers import BadRecord
+from data_tools.records import Conversation, as_document
+
+
+def texts(names: Sequence[str | Path], adapter: Adapter) -> Iterator[str]:
+    """The text of every record of some inputs.
+
+    Args:
+        names: Files, folders, globs, `-`.
+        adapter: Reads the records.
+
+    Raises:
+        DataError: If an input cannot be read, or at the first record without text, with `file:row`,
+            reason and remedy.
+    """
+    for file in find_inputs(names).files:
+        part, convert = Part(file), adapter.for_file(file.path)
+        for block in open_part(part, adapter.columns).blocks():
+            for row, raw in enumerate(block.records, start=block.first_row):
+                try:
+                    item = convert(raw)
+                except BadRecord as error:
+                    raise DataError(f"{place_of(part, row)}: {error}; mend or remove the line") from None
+                yield as_document(item).text if isinstance(item, Conversation) else item.text
