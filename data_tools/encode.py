@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import itertools
 import platform
 from collections import Counter
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ import orjson
 
 from data_tools.adapters import adapter
 from data_tools.adapters.adapter import FileAdapter
+from data_tools.bpe import Encoded
 from data_tools.errors import DataError
 from data_tools.indexed import IndexedWriter, dtype_for
 from data_tools.inputs import open_part
@@ -136,13 +136,10 @@ class Encoder:
     def _encode(self, texts: Sequence[str]) -> None:
         if not texts:
             return
-        documents = self._tokenizer.encode_batch(texts)
+        encoded = self._tokenizer.encode_batch(texts)
         if self._append_eod:
-            for ids in documents:
-                ids.append(self._tokenizer.eod_id)
-        lengths = np.fromiter(map(len, documents), np.int64, len(documents))
-        ids_in_a_row = np.fromiter(itertools.chain.from_iterable(documents), np.int64, int(lengths.sum()))
-        self._writer.add_documents(ids_in_a_row, lengths)
+            encoded = with_eod(encoded, self._tokenizer.eod_id)
+        self._writer.add_documents(encoded.ids, encoded.lengths)
 
     def finish(self, sources: list[SourceFile], *, tokenizer_name: str, command: str) -> Manifest:
         """Completes the partial files and describes them.
@@ -179,6 +176,22 @@ class Encoder:
             versions=_versions(),
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
+
+
+def with_eod(documents: Encoded, eod_id: int) -> Encoded:
+    """The documents with the end-of-document id after each.
+
+    >>> with_eod(Encoded(np.array([7, 8, 9], np.uint32), np.array([1, 2])), 0).ids.tolist()
+    [7, 0, 8, 9, 0]
+    """
+    lengths = documents.lengths + 1
+    ends = np.cumsum(lengths) - 1
+    ids = np.empty(int(lengths.sum()), documents.ids.dtype)
+    is_text = np.ones(len(ids), bool)
+    is_text[ends] = False
+    ids[is_text] = documents.ids
+    ids[ends] = eod_id
+    return Encoded(ids, lengths)
 
 
 def tokens_per_block(lengths: npt.NDArray[np.int32], *, block_documents: int) -> list[int]:

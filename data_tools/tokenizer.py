@@ -18,8 +18,9 @@ ids that chats use later (Qwen3's tokenizer makes the same choice).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ import orjson
 from data_tools.errors import DataError
 
 if TYPE_CHECKING:
-    import tokenizers
+    from data_tools.bpe import ChosenEngine, Encoded, EngineName, HuggingFace, SpecialTokens
 
 EOD_TOKEN = "<|endoftext|>"
 PAD_TOKEN = "<|pad|>"
@@ -60,26 +61,48 @@ def fingerprint(folder: str | Path) -> str:
     Raises:
         DataError: If the folder holds no tokenizer.
     """
-    content = _read(Path(folder) / "tokenizer.json")
-    return hashlib.sha256(content + _eod_token(Path(folder)).encode()).hexdigest()
+    path = json_path(folder)
+    return _fingerprint(_read(path), _eod_token(path))
 
 
 def describe(folder: str | Path) -> TokenizerFacts:
     """The facts of a tokenizer, from its JSON alone; imports neither `tokenizers` nor torch.
 
+    Args:
+        folder: The folder, or the tokenizer.json in it.
+
     Raises:
         DataError: If the folder holds no tokenizer, or its end-of-document token has no id.
     """
-    path = Path(folder) / "tokenizer.json"
-    ids = _token_ids(path)
-    eod_token = _eod_token(Path(folder))
+    path = json_path(folder)
+    return _describe(path, _read(path))
+
+
+def json_path(folder: str | Path) -> Path:
+    """The tokenizer.json of a tokenizer folder, or that file itself."""
+    path = Path(folder)
+    return path if path.is_file() else path / "tokenizer.json"
+
+
+def tokenizer_name(folder: str | Path) -> str:
+    """What people call a tokenizer: the name of its folder."""
+    return json_path(folder).resolve().parent.name
+
+
+def _fingerprint(content: bytes, eod_token: str) -> str:
+    return hashlib.sha256(content + eod_token.encode()).hexdigest()
+
+
+def _describe(path: Path, content: bytes) -> TokenizerFacts:
+    ids = _token_ids(path, content)
+    eod_token = _eod_token(path)
     if eod_token not in ids:
         raise DataError(
-            f"{Path(folder) / 'tokenizer_config.json'}: eos_token: {eod_token!r} has no id in {path}; "
+            f"{path.parent / 'tokenizer_config.json'}: eos_token: {eod_token!r} has no id in {path}; "
             "name a token of the vocabulary"
         )
     return TokenizerFacts(
-        fingerprint=fingerprint(folder),
+        fingerprint=_fingerprint(content, eod_token),
         vocab_size=max(ids.values()) + 1,
         eod_id=ids[eod_token],
         eod_token=eod_token,
@@ -96,19 +119,19 @@ def _read(path: Path) -> bytes:
         ) from None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _parse(path: Path, content: bytes) -> dict[str, Any]:
     try:
-        content = orjson.loads(_read(path))
+        fields = orjson.loads(content)
     except orjson.JSONDecodeError as error:
         raise DataError(f"{path}: not JSON ({error})") from None
-    if not isinstance(content, dict):
+    if not isinstance(fields, dict):
         raise DataError(f"{path}: holds no JSON object")
-    return content
+    return fields
 
 
-def _eod_token(folder: Path) -> str:
-    path = folder / "tokenizer_config.json"
-    token = _read_json(path).get("eos_token")
+def _eod_token(json_file: Path) -> str:
+    path = json_file.parent / "tokenizer_config.json"
+    token = _parse(path, _read(path)).get("eos_token")
     if isinstance(token, dict):  # transformers writes AddedToken objects too
         token = token.get("content")
     if not isinstance(token, str) or not token:
@@ -116,12 +139,12 @@ def _eod_token(folder: Path) -> str:
     return token
 
 
-def _token_ids(path: Path) -> dict[str, int]:
+def _token_ids(path: Path, content: bytes) -> dict[str, int]:
     """Every token that has an id, added tokens included."""
-    content = _read_json(path)
+    fields = _parse(path, content)
     try:
-        vocabulary = content["model"]["vocab"]
-        added = content.get("added_tokens") or []
+        vocabulary = fields["model"]["vocab"]
+        added = fields.get("added_tokens") or []
         if not isinstance(vocabulary, dict):
             raise TypeError
         return {**vocabulary, **{token["content"]: token["id"] for token in added}}
@@ -130,44 +153,71 @@ def _token_ids(path: Path) -> dict[str, int]:
 
 
 class Tokenizer:
-    """A tokenizer that never lets text forge a control token."""
+    """A tokenizer that never lets text forge a control token, unless it is told to.
 
-    def __init__(self, backend: tokenizers.Tokenizer, facts: TokenizerFacts) -> None:
-        self._backend = backend
+    Attributes:
+        facts: What a plan needs to know about it.
+        reference: The same tokenizer in the library `tokenizers`, by which the fast one is judged.
+    """
+
+    def __init__(self, facts: TokenizerFacts, reference: HuggingFace, choose: Callable[[], ChosenEngine]) -> None:
         self.facts = facts
+        self.reference = reference
+        self._choose = choose
 
     @classmethod
-    def load(cls, folder: str | Path) -> Tokenizer:
-        """Loads a tokenizer folder.
+    def load(
+        cls, folder: str | Path, *, special_tokens: SpecialTokens = "literal", engine: EngineName = "auto"
+    ) -> Tokenizer:
+        """Loads a tokenizer.
+
+        Args:
+            folder: The folder, or the tokenizer.json in it.
+            special_tokens: What text that spells a control token gives; see `data_tools.bpe`.
+            engine: Library that encodes batches.
 
         Raises:
             DataError: If the folder holds no tokenizer that `tokenizers` can read.
         """
-        import tokenizers
+        from data_tools.bpe import HuggingFace, choose_engine
 
-        facts = describe(folder)
-        path = Path(folder) / "tokenizer.json"
+        path = json_path(folder)
+        content = _read(path)
+        facts = _describe(path, content)
         try:
-            backend = tokenizers.Tokenizer.from_file(str(path))
+            reference = HuggingFace(content, special_tokens=special_tokens)
         except Exception as error:  # the library raises bare Exception
-            raise DataError(f"{path}: not readable by tokenizers {tokenizers.__version__}: {error}") from None
-        backend.encode_special_tokens = True  # named backwards: True encodes them as plain characters
-        backend.no_truncation()
-        backend.no_padding()
-        return cls(backend, facts)
+            raise DataError(f"{path}: not readable by tokenizers: {error}") from None
+        return cls(facts, reference, lambda: choose_engine(engine, content, reference, special_tokens=special_tokens))
+
+    @cached_property
+    def chosen(self) -> ChosenEngine:
+        """What encodes batches; loaded at its first use, which a dialogue never comes to.
+
+        Raises:
+            SetupError: If the engine was chosen by name and does not take the tokenizer.
+        """
+        return self._choose()
+
+    @cached_property
+    def control_ids(self) -> list[int]:
+        """Ids of the added tokens that tokenizer.json calls special."""
+        added = self.reference.backend.get_added_tokens_decoder()
+        return sorted(number for number, token in added.items() if token.special)
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`; no end-of-document id is added."""
-        return self._backend.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self.reference.backend.encode(text, add_special_tokens=False).ids
+        return ids
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_batch(self, texts: Sequence[str]) -> Encoded:
         """Ids of each text, encoded in parallel; equal to `encode` of each."""
-        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+        return self.chosen.engine.encode_batch(texts)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, control tokens spelled out."""
-        return self._backend.decode(list(ids), skip_special_tokens=False)
+        text: str = self.reference.backend.decode(list(ids), skip_special_tokens=False)
+        return text
 
     @property
     def eod_id(self) -> int:
