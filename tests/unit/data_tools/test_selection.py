@@ -1,0 +1,94 @@
+"""Filters by length and rules for answers."""
+
+from __future__ import annotations
+
+import pytest
+
+from data_tools.errors import UsageError
+from data_tools.readers import BadRecord
+from data_tools.records import Document
+from data_tools.selection import AnswerRule, Where
+
+
+def words(text: str) -> int:
+    return len(text.split())
+
+
+def takes(where: str, document: Document) -> bool:
+    return Where.parse(where).takes(document, words)
+
+
+@pytest.mark.parametrize(
+    ("where", "taken"),
+    [
+        ("answer_tokens > 2", True),
+        ("answer_tokens > 3", False),
+        ("answer_tokens >= 3", True),
+        ("answer_tokens < 3", False),
+        ("answer_tokens <= 3", True),
+        ("answer_tokens == 3", True),
+        ("answer_tokens != 3", False),
+        ("text_tokens==5", True),
+        ("answer_tokens > 2 and text_tokens > 4", True),
+        ("answer_tokens > 2 and text_tokens > 5", False),
+        ("answer_tokens < 4,096", True),
+        ("answer_tokens < 4_096", True),
+    ],
+)
+def test_a_document_of_five_words_and_an_answer_of_three(where: str, taken: bool) -> None:
+    assert takes(where, Document("a", "q q a a a", answer="a a a")) is taken
+
+
+def test_an_unknown_answer_is_neither_taken_nor_left_out() -> None:
+    for where in ("answer_tokens > 4096", "answer_tokens < 4096"):
+        with pytest.raises(BadRecord, match="no answer: answer_tokens is null: .* give --answer-rule after:REGEX"):
+            takes(where, Document("a", "q a"))
+    assert takes("text_tokens == 2", Document("a", "q a"))
+
+
+def test_each_text_is_counted_once() -> None:
+    counted: list[str] = []
+    where = Where.parse("text_tokens > 1 and text_tokens < 9 and text_tokens != 7")
+    assert where.takes(Document("a", "q a"), lambda text: counted.append(text) or 5)  # type: ignore[func-returns-value]
+    assert counted == ["q a"]
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("answer_tokens", "'answer_tokens' is not of the form FIELD > NUMBER"),
+        ("answer_tokens > 4k", "'answer_tokens > 4k' is not of the form"),
+        ("answer_tokens > -1", "is not of the form"),
+        ("answer_tokens > 1 or text_tokens > 2", "is not of the form"),
+        ("answer_tokens > 1 and", "'' is not of the form"),
+        ("", "'' is not of the form"),
+        ("__import__('os') > 1", "is not of the form"),
+        ("tokens > 1", "no field 'tokens'; there are: answer_tokens, text_tokens"),
+    ],
+)
+def test_anything_else_is_no_filter(where: str, said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        Where.parse(where)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rule", "text", "answer"),
+    [
+        ("after: output: ", "input: a output: b output: c", "b output: c"),
+        (r"after:\n\n(?=<think>)", "q\n\n<think>t</think>a", "<think>t</think>a"),
+        ("after:Answer:", "no such word", None),
+    ],
+)
+def test_a_rule_takes_what_follows_the_first_match(rule: str, text: str, answer: str | None) -> None:
+    assert AnswerRule.parse(rule).answer_of(Document("a", text)) == answer
+
+
+def test_a_rule_leaves_an_answer_that_is_known() -> None:
+    assert AnswerRule.parse("after:q").answer_of(Document("a", "q a b", answer="b")) == "b"
+
+
+@pytest.mark.parametrize("rule", ["Answer:", "after:", "before:x", "after:("])
+def test_anything_else_is_no_rule(rule: str) -> None:
+    with pytest.raises(UsageError, match="--answer-rule: "):
+        AnswerRule.parse(rule)
