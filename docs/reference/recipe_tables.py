@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from megatron_ext.recipe.explain import yaml_scalar
 from megatron_ext.recipe.keys import type_name
-from megatron_ext.recipe.schema import Recipe, SiteRecipe, SourceRecipe
+from megatron_ext.recipe.schema import BlendRecipe, Recipe, SiteRecipe, SourceRecipe
 
 PAGE = Path(__file__).with_name("recipe.md")
 BEGIN = "<!-- tables: written by recipe_tables.py -->\n"
@@ -59,11 +59,12 @@ def _table(rows: list[Row]) -> str:
 
 
 def render_tables() -> str:
-    """Every key of a recipe by section, of a source file and of a site file, as markdown tables."""
+    """Every key of a recipe by section, of a source, a blend and a site file, as markdown tables."""
     sections: dict[str, list[Row]] = {}
     for row in _rows(Recipe):
         sections.setdefault(row[0].split(".")[0] if "." in row[0] else "top level", []).append(row)
     sections["A source file"] = _rows(SourceRecipe)
+    sections["A blend file"] = _rows(BlendRecipe)
     sections["A site file"] = _rows(SiteRecipe)
     return "\n".join(f"### {title}\n\n{_table(rows)}" for title, rows in sections.items())
 

@@ -5,45 +5,12 @@ Whatever has to be rounded is rounded to the nearest, and said in a sentence wit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from fractions import Fraction
-
+from data_tools.blend_plan import nearest_multiple
 from megatron_ext.plan.ramp import ramp_fits, ramp_segments
 from megatron_ext.plan.stage_plan import BatchPlan, CadencePlan, LayoutPlan, SchedulePlan
 from megatron_ext.recipe.load import LoadedRecipe
 from megatron_ext.recipe.problems import Problems
 from megatron_ext.recipe.schema import Recipe
-
-
-def nearest_multiple(tokens: int, unit: int) -> int:
-    """How many units are nearest to a number of tokens; halves go up, and at least one.
-
-    >>> nearest_multiple(800_000, 4096), nearest_multiple(1, 4096)
-    (195, 1)
-    """
-    return max(1, (2 * tokens + unit) // (2 * unit))
-
-
-def split_samples(shares: Sequence[float], total: int) -> tuple[int, ...]:
-    """Whole samples for each share that sum to the total exactly, by the largest remainder.
-
-    Each differs from its exact quota by less than one sample. Shares are read as the decimals that
-    were written (0.1 is one tenth), so that the result does not hang on binary rounding.
-
-    Args:
-        shares: One for each source; they are taken relative to their sum.
-        total: Samples to deal out.
-
-    >>> split_samples([0.7, 0.2, 0.1], 16)
-    (11, 3, 2)
-    """
-    exact = [Fraction(repr(share)) for share in shares]
-    quotas = [total * share / sum(exact) for share in exact]
-    samples = [int(quota) for quota in quotas]
-    by_remainder = sorted(range(len(shares)), key=lambda index: (samples[index] - quotas[index], index))
-    for index in by_remainder[: total - sum(samples)]:
-        samples[index] += 1
-    return tuple(samples)
 
 
 def plan_batch(loaded: LoadedRecipe, layout: LayoutPlan, problems: Problems, roundings: list[str]) -> BatchPlan:

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_tools.blend_plan import available_samples, split_samples
 from data_tools.errors import DataError
 from data_tools.manifest import Manifest, check_files, manifest_path, read_manifest
 from data_tools.strict_yaml import KeyPath
 from data_tools.tokenizer import TokenizerFacts, describe
-from megatron_ext.plan.batch import split_samples
 from megatron_ext.plan.stage_plan import BatchPlan, CadencePlan, DataPlan, SourcePlan
-from megatron_ext.plan.supply import available_samples, check_supply
+from megatron_ext.plan.supply import check_supply
 from megatron_ext.recipe.load import LoadedRecipe
 from megatron_ext.recipe.locate import shown
 from megatron_ext.recipe.problems import Problems

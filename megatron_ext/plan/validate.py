@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from data_tools.blend_files import read_blend
 from data_tools.quantities import format_count, format_exact
 from megatron_ext.plan.data import has_sizes
 from megatron_ext.plan.make import draft_plan, make_stage_plan
 from megatron_ext.plan.sizes import model_size
 from megatron_ext.recipe.load import LoadedRecipe, load_file
-from megatron_ext.recipe.schema import ModelRecipe, SiteRecipe, SourceRecipe
+from megatron_ext.recipe.locate import locate
+from megatron_ext.recipe.schema import BlendRecipe, ModelRecipe, SiteRecipe, SourceRecipe
 
 
 def validate_file(path: Path) -> str:
@@ -31,6 +33,9 @@ def validate_file(path: Path) -> str:
         facts = f"model {loaded.name}, {format_exact(model_size(loaded).total_parameters)} parameters"
     elif isinstance(loaded, SourceRecipe):
         facts = f"source {loaded.source}, {loaded.domain}"
+    elif isinstance(loaded, BlendRecipe):
+        num_sources = len({source.recipe.source for source in read_blend(locate(path)).sources()})
+        facts = f"blend {loaded.blend}, {loaded.weighting}, {num_sources} source{'s' if num_sources > 1 else ''}"
     elif isinstance(loaded, SiteRecipe):
         facts = f"site, data_root {loaded.data_root}, run_root {loaded.run_root}"
     else:

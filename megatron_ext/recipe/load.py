@@ -12,16 +12,17 @@ from megatron_ext.recipe.checks import checked
 from megatron_ext.recipe.compose import Tree, compose
 from megatron_ext.recipe.explain import explain
 from megatron_ext.recipe.problems import Origin, Problems
-from megatron_ext.recipe.schema import ModelRecipe, Recipe, SiteRecipe, SourceRecipe
+from megatron_ext.recipe.schema import BlendRecipe, ModelRecipe, Recipe, SiteRecipe, SourceRecipe
 
 DEFAULT_SITE = Path("recipes/sites/laptop.yaml")
 
-Single = ModelRecipe | SourceRecipe | SiteRecipe
+Single = ModelRecipe | SourceRecipe | BlendRecipe | SiteRecipe
 """What a file holds that is no stage recipe."""
 
 _SIGNS: tuple[tuple[type[Single], str, str], ...] = (
     (ModelRecipe, "hybrid_layer_pattern", "models"),
     (SourceRecipe, "prefix", "sources"),
+    (BlendRecipe, "entries", "blends"),
     (SiteRecipe, "data_root", "sites"),
     (SiteRecipe, "run_root", "sites"),
 )

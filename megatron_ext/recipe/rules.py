@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from data_tools.schema import SHARE_TOLERANCE
 from data_tools.strict_yaml import KeyPath
 from megatron_ext.recipe.layer_pattern import MAMBA, MLP, parse_pattern
 from megatron_ext.recipe.schema import (
@@ -18,8 +19,6 @@ from megatron_ext.recipe.schema import (
     Section,
     TrainingRecipe,
 )
-
-SHARE_TOLERANCE = 1e-9
 
 Broken = tuple[KeyPath, str]
 """A key, relative to its section, and its value, rule and remedy."""

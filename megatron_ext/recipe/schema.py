@@ -2,23 +2,20 @@
 
 Every field stands here once, with its unit in its name or its description; `show --explain KEY`
 prints these descriptions. Values that the study's paper does not state carry a comment in the
-recipe that sets them, not here.
+recipe that sets them, not here. Sources and blends, which data_tools reads too, stand in `data_tools.schema`.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
-from data_tools.quantities import parse_count, parse_number
+from data_tools.schema import BlendRecipe as BlendRecipe
+from data_tools.schema import Count, Number
+from data_tools.schema import Section as Section
+from data_tools.schema import SourceRecipe as SourceRecipe
 from megatron_ext.recipe.layer_pattern import parse_pattern
-
-Count = Annotated[int, BeforeValidator(parse_count)]
-"""A whole number of things in a human form: `20B`, `1.5M`, `8_192`, `1e9`."""
-
-Number = Annotated[float, BeforeValidator(parse_number)]
-"""A real number; closes PyYAML's trap that `1e-4` is read as a string."""
 
 Precision = Literal["fp32", "bf16"]
 
@@ -46,13 +43,6 @@ PLACEMENT_KEYS = frozenset(
 
 CONTENT_KEYS = frozenset({"data.tokenizer", "data.blend.source"})
 """Paths: what stands behind them is part of the meaning, where it stands is not."""
-
-
-class Section(BaseModel):
-    """A frozen section of a recipe that refuses unknown keys and silent conversions."""
-
-    # Defaults are validated too: an unset max_epochs must hash like a written 1, as the float 1.0.
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
 
 
 class ModelRecipe(Section):
@@ -102,21 +92,6 @@ class BlendEntry(Section):
     source: str = Field(description="Path of a file under recipes/sources, relative to this file.")
     share: Number = Field(gt=0, le=1, description="Share of the stage's processed tokens, in (0, 1].")
     max_epochs: Number = Field(default=1, gt=0, description="Passes over the source that may be read at most.")
-
-
-class SourceRecipe(Section):
-    """One corpus with one manifest."""
-
-    source: str = Field(
-        pattern="^[A-Za-z0-9_-]+$", description="Name of the source, for people: letters, digits, '_' and '-'."
-    )
-    prefix: str = Field(description="PREFIX of PREFIX.bin/.idx/.manifest.json, relative to the site's data_root.")
-    validation_prefix: str = Field(description="The same for the held-out documents.")
-    domain: Literal["code", "general", "math", "science"] = Field(default="general", description="What it is about.")
-    build: str = Field(default="", description="Command that makes the dataset, printed when it is missing.")
-    declared_tokens: Count | None = Field(
-        default=None, gt=0, description="Tokens that the source is said to have; plans use it until the data is built."
-    )
 
 
 class DataRecipe(Section):

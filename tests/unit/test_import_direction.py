@@ -41,7 +41,17 @@ ROOMS = {
 ENTRIES = {Path("megatron_ext/__main__.py"), Path("megatron_ext/run.py"), Path("megatron_ext/rollout/cli.py")}
 """Commands: they join the rooms, so they may import all, and only other commands may import them."""
 
-PURE_DATA_TOOLS = {"errors", "strict_yaml", "quantities", "manifest", "tokenizer", "blend_plan", "packing"}
+PURE_DATA_TOOLS = {
+    "errors",
+    "strict_yaml",
+    "quantities",
+    "manifest",
+    "tokenizer",
+    "blend_plan",
+    "packing",
+    "schema",
+    "blend_files",
+}
 DATA_TOOLS_OF = {"recipe": PURE_DATA_TOOLS, "plan": PURE_DATA_TOOLS, "runtime": {"errors"}}
 """What a room may import of data_tools, where that is not everything but its commands, engines and samples."""
 

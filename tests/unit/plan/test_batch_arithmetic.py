@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_tools.blend_plan import nearest_multiple, split_samples
 from data_tools.errors import RecipeError
-from megatron_ext.plan.batch import nearest_multiple, split_samples
 from megatron_ext.plan.make import Draft, draft_plan
 from tests.support.pencil_project import PencilProject, make_pencil_project
 

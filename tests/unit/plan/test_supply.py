@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from data_tools.blend_plan import available_samples
 from data_tools.errors import RecipeError
-from megatron_ext.plan.supply import available_samples
 from tests.support.pencil_project import PencilProject, make_pencil_project
 
 

@@ -1,0 +1,398 @@
+"""How much of each source a blend reads: exact samples from shares, sizes or tokens, and what to do where one is short.
+
+Pure whole-number and fraction arithmetic; no file is read here. Three facts hold, and are tested:
+samples of all sources sum to the budget's; each is less than one sample from its exact quota; a nested
+blend gives what the same sources give with the shares multiplied out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from decimal import Context, Decimal
+from fractions import Fraction
+from typing import Literal, Protocol
+
+from data_tools.errors import RecipeError
+
+_PRECISE = Context(prec=30)  # decimal powers are the same on every machine; those of floats are not
+
+
+def nearest_multiple(tokens: int, unit: int) -> int:
+    """How many units are nearest to a number of tokens; halves go up, and at least one.
+
+    >>> nearest_multiple(800_000, 4096), nearest_multiple(1, 4096)
+    (195, 1)
+    """
+    return max(1, (2 * tokens + unit) // (2 * unit))
+
+
+def exact(number: float | Fraction) -> Fraction:
+    """A number as the decimal that was written (0.1 is one tenth), so that nothing hangs on binary rounding."""
+    return number if isinstance(number, Fraction) else Fraction(repr(number))
+
+
+def split_samples(shares: Sequence[float | Fraction], total: int) -> tuple[int, ...]:
+    """Whole samples for each share that sum to the total exactly, by the largest remainder.
+
+    Each differs from its exact quota by less than one sample. Floats are read as the decimals that
+    were written.
+
+    Args:
+        shares: One for each source; they are taken relative to their sum.
+        total: Samples to deal out.
+
+    >>> split_samples([0.7, 0.2, 0.1], 16)
+    (11, 3, 2)
+    """
+    parts = [exact(share) for share in shares]
+    whole = sum(parts)
+    quotas = [total * part / whole for part in parts]
+    samples = [int(quota) for quota in quotas]
+    by_remainder = sorted(range(len(shares)), key=lambda index: (samples[index] - quotas[index], index))
+    for index in by_remainder[: total - sum(samples)]:
+        samples[index] += 1
+    return tuple(samples)
+
+
+def tokens_in(tokens: int, max_epochs: float) -> int:
+    """Whole tokens of some passes over a source; `max_epochs` is read as the decimal that was written."""
+    return math.floor(exact(max_epochs) * tokens)
+
+
+def available_samples(tokens: int, max_epochs: float, sequence_length: int) -> int:
+    """Samples that a source can give in `max_epochs` passes.
+
+    A sample starts every `sequence_length` tokens and reads one more, the label of its last token.
+    The tokens run on from one pass into the next, so only the very end needs that extra token.
+
+    >>> available_samples(1025, 1, 256), available_samples(1024, 1, 256), available_samples(1024, 2, 256)
+    (4, 3, 7)
+    """
+    return max(0, (tokens_in(tokens, max_epochs) - 1) // sequence_length)
+
+
+class Supply(Protocol):
+    """What one source has and is to give."""
+
+    @property
+    def source(self) -> str:
+        """Its name."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that it has."""
+
+    @property
+    def share(self) -> float | Fraction:
+        """Its share of the budget."""
+
+    @property
+    def samples(self) -> int:
+        """Samples that it is to give."""
+
+    @property
+    def max_epochs(self) -> float:
+        """Passes over it that may be read."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What all sources together are to give.
+
+    Attributes:
+        key: Where the budget is written, for remedies: `budget.tokens`, `--tokens`.
+        sequence_length: Tokens of a sample.
+        total_samples: Samples of the budget.
+        step_samples: A smaller budget is offered in multiples of these.
+        most_steps: So many multiples are offered at most; 0 offers no smaller budget.
+        shares_are_written: Whether a share can be lowered in the file.
+    """
+
+    key: str
+    sequence_length: int
+    total_samples: int
+    step_samples: int = 1
+    most_steps: int = 0
+    shares_are_written: bool = True
+
+
+def shortages(sources: Sequence[Supply], budget: Budget) -> Iterator[tuple[int, str]]:
+    """The sources that would be repeated more often than they may.
+
+    Yields:
+        Index, and what the source needs, what it has, and up to three changes of which each makes it suffice.
+    """
+    has = [available_samples(source.tokens, source.max_epochs, budget.sequence_length) for source in sources]
+    for index, source in enumerate(sources):
+        if source.samples > has[index]:
+            yield index, _message(index, sources, has, budget)
+
+
+def _message(index: int, sources: Sequence[Supply], has: list[int], budget: Budget) -> str:
+    source = sources[index]
+    needed = source.samples * budget.sequence_length
+    product = tokens_in(source.tokens, source.max_epochs)
+    label = " + 1 for the last label" if needed == product else ""
+    total = budget.total_samples * budget.sequence_length
+    return (
+        f'source "{source.source}" cannot supply its share.\n'
+        f"  needed   {needed:,} processed tokens{label} ({float(100 * source.share):.1f} % of budget {total:,})\n"
+        f"  has      {source.tokens:,} tokens x max_epochs {source.max_epochs:g} = {product:,}\n"
+        f"  {_remedies(index, sources, has, budget)}"
+    )
+
+
+def _remedies(index: int, sources: Sequence[Supply], has: list[int], budget: Budget) -> str:
+    source = sources[index]
+    passes = -(-(source.samples * budget.sequence_length + 1) // source.tokens)
+    remedies = [f"raise max_epochs to {passes:,}"]
+    share = _share_below(has[index], budget.total_samples)
+    if len(sources) > 1 and share is not None and budget.shares_are_written:
+        remedies.insert(0, f"lower the share to {share} and raise others by as much")
+    steps = _most_steps(sources, has, budget)
+    if steps:
+        remedies.insert(0, f"lower {budget.key} to {steps * budget.step_samples * budget.sequence_length:,}")
+    text = ", or ".join(filter(None, [", ".join(remedies[:-1]), remedies[-1]]))
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _share_below(samples: int, total: int) -> str | None:
+    """The largest share of four digits that some samples can fill; None where there is none."""
+    share = Fraction(10_000 * samples // total, 10_000)
+    return f"{float(share):.4f}" if share else None
+
+
+def _most_steps(sources: Sequence[Supply], has: list[int], budget: Budget) -> int:
+    """Steps of the largest budget that all sources can supply with these shares; 0 if there is none."""
+    shares = [exact(source.share) for source in sources]
+    limits = (math.ceil((can + 1) / (share * budget.step_samples)) for can, share in zip(has, shares, strict=True))
+    # A quota of almost one sample more may be rounded down; more than was asked is no remedy.
+    steps = min(budget.most_steps, *limits)
+    while steps and any(
+        needs > can for needs, can in zip(split_samples(shares, steps * budget.step_samples), has, strict=True)
+    ):
+        steps -= 1
+    return steps
+
+
+@dataclass(frozen=True)
+class Source:
+    """One corpus, counted or declared."""
+
+    name: str
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a blend takes of a source or of another blend.
+
+    Attributes:
+        of: That source or blend.
+        place: `file:line: key`, where errors point.
+        share: Of what is left after tokens and epochs; for weighting fixed, as are the next two.
+        tokens: Processed tokens.
+        epochs: Passes, all whole samples of them.
+        max_epochs: Passes over each source below that may be read at most.
+    """
+
+    of: Source | Blend
+    place: str
+    share: float | None = None
+    tokens: int | None = None
+    epochs: float | None = None
+    max_epochs: float | None = None
+
+
+@dataclass(frozen=True)
+class Blend:
+    """Entries and their weighting; see `data_tools.schema` for what each weighting means."""
+
+    name: str
+    entries: tuple[Entry, ...]
+    weighting: Literal["fixed", "natural", "equal", "temperature"] = "fixed"
+    temperature: float | None = None
+
+
+@dataclass(frozen=True)
+class Allotment:
+    """What one source gives to a budget.
+
+    Attributes:
+        source: Its name.
+        tokens: Tokens that it has.
+        share: Its exact share of the budget.
+        samples: Whole samples; they sum to the budget's.
+        max_epochs: Passes over it that may be read.
+        places: The entries that led to it.
+    """
+
+    source: str
+    tokens: int
+    share: Fraction
+    samples: int
+    max_epochs: float
+    places: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A blend with a budget.
+
+    Attributes:
+        total_samples: Samples of all sources.
+        allotments: One for each source, in the order in which the blend names them first.
+        notes: A sentence for everything that was rounded or joined.
+    """
+
+    total_samples: int
+    allotments: tuple[Allotment, ...]
+    notes: tuple[str, ...]
+
+
+def resolve(blend: Blend, *, tokens: int | None, sequence_length: int) -> Resolved:
+    """Decides what every source of a blend gives.
+
+    A source that is reached on several ways gives the sum, and may be read as often as the strictest allows.
+
+    Args:
+        blend: What is mixed.
+        tokens: The budget in processed tokens; None where every entry says its tokens or epochs.
+        sequence_length: Tokens of a sample.
+
+    Raises:
+        RecipeError: Amounts that do not fit the budget, a source that gives less than one sample, or one
+            that would be read more often than it may.
+    """
+    notes: list[str] = []
+    if tokens is None:
+        total = _written_total(blend, sequence_length)
+    else:
+        total = nearest_multiple(tokens, sequence_length)
+        if total * sequence_length != tokens:
+            notes.append(
+                f"--tokens {tokens:,} is {tokens / sequence_length:,.2f} samples of {sequence_length:,} tokens: "
+                f"rounded to {total:,} samples, {total * sequence_length:,} tokens."
+            )
+    found: dict[str, list[_Quota]] = {}
+    for quota in _quotas(blend, Fraction(total), sequence_length, None, notes):
+        found.setdefault(quota.source.name, []).append(quota)
+    notes += [f"source {name} is reached {len(ways)} times: shares summed." for name, ways in found.items() if ways[1:]]
+    sums = [sum((way.samples for way in ways), Fraction(0)) for ways in found.values()]
+    allotments = tuple(
+        Allotment(
+            source=name,
+            tokens=ways[0].source.tokens,
+            share=whole / total,
+            samples=samples,
+            max_epochs=min(way.max_epochs for way in ways),
+            places=tuple(way.place for way in ways),
+        )
+        for (name, ways), whole, samples in zip(found.items(), sums, split_samples(sums, total), strict=True)
+    )
+    _refuse_what_cannot_be_read(blend, allotments, total, sequence_length)
+    return Resolved(total, allotments, tuple(dict.fromkeys(notes)))
+
+
+@dataclass(frozen=True)
+class _Quota:
+    """Exact samples of one source on one way through the blends."""
+
+    source: Source
+    samples: Fraction
+    max_epochs: float
+    place: str
+
+
+def _written_total(blend: Blend, length: int) -> int:
+    if any(entry.tokens is None and entry.epochs is None for entry in blend.entries):
+        raise RecipeError(f"blend {blend.name}: its entries do not say how much is read; give --tokens N")
+    return sum(_written_samples(entry, length, []) for entry in blend.entries)
+
+
+def _quotas(blend: Blend, samples: Fraction, length: int, cap: float | None, notes: list[str]) -> Iterator[_Quota]:
+    for entry, quota in zip(blend.entries, _entry_quotas(blend, samples, length, notes), strict=True):
+        limits = [limit for limit in (cap, entry.max_epochs or entry.epochs) if limit is not None]
+        strictest = min(limits, default=None)
+        if isinstance(entry.of, Blend):
+            yield from _quotas(entry.of, quota, length, strictest, notes)
+        else:
+            yield _Quota(entry.of, quota, strictest or 1.0, entry.place)
+
+
+def _entry_quotas(blend: Blend, samples: Fraction, length: int, notes: list[str]) -> list[Fraction]:
+    if blend.weighting != "fixed":
+        weights = [_weight(blend, _size(entry.of)) for entry in blend.entries]
+        return [samples * weight / sum(weights) for weight in weights]
+    written = [_written_samples(entry, length, notes) if entry.share is None else 0 for entry in blend.entries]
+    rest = samples - sum(written)
+    shares = [exact(entry.share) if entry.share is not None else Fraction(0) for entry in blend.entries]
+    if rest < 0 or (rest and not any(shares)) or (not rest and any(shares)):
+        raise RecipeError(
+            f"{blend.entries[0].place}: the tokens and epochs of blend {blend.name} take {sum(written) * length:,} of "
+            f"its {float(samples * length):,.0f} tokens; "
+            + ("nothing is left for its shares" if any(shares) else "give one entry a share, or change the budget")
+        )
+    return [
+        Fraction(count) if not share else rest * share / sum(shares)
+        for count, share in zip(written, shares, strict=True)
+    ]
+
+
+def _written_samples(entry: Entry, length: int, notes: list[str]) -> int:
+    """Whole samples of an entry that says its tokens or epochs."""
+    if entry.epochs is not None:
+        if isinstance(entry.of, Blend):
+            raise RecipeError(f"{entry.place}: {entry.of.name} is a blend; epochs count passes over one source")
+        return available_samples(entry.of.tokens, entry.epochs, length)
+    assert entry.tokens is not None, "an entry without a share says its tokens or epochs"
+    samples = nearest_multiple(entry.tokens, length)
+    if samples * length != entry.tokens:
+        notes.append(
+            f"{entry.place}: {entry.tokens:,} tokens are {entry.tokens / length:,.2f} samples of {length:,}: "
+            f"rounded to {samples:,} samples, {samples * length:,} tokens."
+        )
+    return samples
+
+
+def _size(of: Source | Blend) -> int:
+    return of.tokens if isinstance(of, Source) else sum(_size(entry.of) for entry in of.entries)
+
+
+def _weight(blend: Blend, size: int) -> Fraction:
+    if blend.weighting == "equal":
+        return Fraction(1)
+    if blend.weighting == "natural":
+        return Fraction(size)
+    assert blend.temperature is not None, "the schema joins weighting temperature and the key"
+    return Fraction(_PRECISE.power(Decimal(size), _PRECISE.divide(1, Decimal(repr(blend.temperature)))))
+
+
+def _refuse_what_cannot_be_read(blend: Blend, allotments: Sequence[Allotment], total: int, length: int) -> None:
+    is_fixed = blend.weighting == "fixed" and not any(isinstance(entry.of, Blend) for entry in blend.entries)
+    has_amounts = any(_has_amounts(entry) for entry in blend.entries)
+    budget = Budget(
+        key="--tokens",
+        sequence_length=length,
+        total_samples=total,
+        most_steps=0 if has_amounts else total - 1,
+        shares_are_written=is_fixed and not has_amounts,
+    )
+    problems = [
+        f"{allotment.places[0]}: {float(allotment.share):.3g} of {total:,} samples is less than one, so "
+        f"{allotment.source!r} would not be read; raise the share or --tokens, or remove the entry"
+        for allotment in allotments
+        if not allotment.samples
+    ]
+    problems += [f"{allotments[index].places[0]}: {message}" for index, message in shortages(allotments, budget)]
+    if problems:
+        raise RecipeError("\n".join([*([f"{len(problems)} problems"] if problems[1:] else []), *problems]))
+
+
+def _has_amounts(entry: Entry) -> bool:
+    """Whether something below is written in tokens or epochs, so that shares move with the budget."""
+    if entry.tokens is not None or entry.epochs is not None:
+        return True
+    return isinstance(entry.of, Blend) and any(_has_amounts(inner) for inner in entry.of.entries)
