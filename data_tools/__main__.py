@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from data_tools.cli import chat, pack
 from data_tools.command_line import exit_code_of
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_train_tokenizer(verbs)
     _add_tokenize(verbs)
     _add_inspect(verbs)
+    chat.add(verbs)
+    pack.add(verbs)
     return parser
 
 

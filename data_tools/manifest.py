@@ -12,14 +12,21 @@ of one. JSON, UTF-8, these fields:
 | rejected_by_reason   | the same, by reason; sums to `rejected` |
 | bin_bytes, idx_bytes | sizes of the two files; bin_bytes = tokens x 2 (uint16) or 4 (int32) |
 | bin_sha256, idx_sha256 | sha256 of the two files |
+| origin_bytes, origin_sha256 | the same of `.origin` (see `origin.py`); null where there is none |
 | dtype                | type of one token on disk |
 | max_token_id         | largest id in the pair; must be below the vocabulary of whoever reads it |
 | block_documents      | documents of one block: 65,536 |
 | tokens_per_block     | tokens of each run of block_documents documents; sums to `tokens` |
 | append_eod, eod_id   | whether each document ends with the end-of-document id, and that id |
 | text_key             | key of the records that was read |
+| adapter              | what read the records |
+| special_tokens       | what text that spells a control token gave: literal, parse, reject |
+| compat               | `megatron`, or empty |
+| split, hold_out_percent | train or validation; part of the documents that is held out, by the hash of their id |
+| engine               | of the ids: name, version, reason (why not the fast one), compared (documents encoded by both) |
 | tokenizer            | fingerprint, vocab_size, name (its folder's) |
-| sources              | path, bytes, sha256 of each input file, in order |
+| sources              | path, bytes, sha256, mtime_ns and start of each input file, in order; start is above 0 in shards |
+| chat                 | of conversations: see `ChatRecord`; null for text |
 | command              | the command line |
 | versions             | of the software that wrote it |
 | created              | UTC, ISO 8601 |
@@ -55,6 +62,8 @@ class SourceFile(_Part):
     path: str
     bytes: int = Field(ge=0)
     sha256: str
+    mtime_ns: int = 0
+    start: int = Field(default=0, ge=0)
 
 
 class TokenizerRecord(_Part):
@@ -63,6 +72,50 @@ class TokenizerRecord(_Part):
     fingerprint: str
     vocab_size: int = Field(gt=0)
     name: str
+
+
+class EngineRecord(_Part):
+    """The library that made the ids.
+
+    Attributes:
+        name: gigatoken or tokenizers.
+        version: Of it.
+        reason: What gigatoken said when it refused the tokenizer; empty where it did not, or was not asked.
+        compared: Documents that were encoded by both and compared.
+    """
+
+    name: str
+    version: str
+    reason: str = ""
+    compared: int = Field(default=0, ge=0)
+
+
+class ChatRecord(_Part):
+    """How conversations became tokens, and the `PREFIX.mask` beside them.
+
+    Attributes:
+        adapter: Name of the adapter that read them.
+        template: File of the chat template.
+        template_sha256: Of the template's text.
+        train_on: What of an assistant's turn is trained on.
+        thinking: Which traces of thinking were kept.
+        trained_tokens: Tokens that the mask marks.
+        mask_bytes: Size of `PREFIX.mask`.
+        mask_sha256: Hash of it, hex.
+        encoded_by: `segments`, or `whole` where the tokenizer must see whole texts.
+        checked: Conversations that were encoded both ways and compared; with `whole` there is but one way.
+    """
+
+    adapter: str
+    template: str
+    template_sha256: str
+    train_on: list[str]
+    thinking: str
+    trained_tokens: int = Field(ge=0)
+    mask_bytes: int = Field(ge=0)
+    mask_sha256: str
+    encoded_by: str
+    checked: int = Field(ge=0)
 
 
 class Manifest(_Part):
@@ -77,6 +130,8 @@ class Manifest(_Part):
     idx_bytes: int = Field(ge=0)
     bin_sha256: str
     idx_sha256: str
+    origin_bytes: int | None = None
+    origin_sha256: str | None = None
     dtype: DTypeName
     max_token_id: int = Field(ge=0)
     block_documents: int = Field(default=BLOCK_DOCUMENTS, gt=0)
@@ -84,8 +139,15 @@ class Manifest(_Part):
     append_eod: bool
     eod_id: int = Field(ge=0)
     text_key: str = "text"
+    adapter: str = "text"
+    special_tokens: str = "literal"
+    compat: str = ""
+    split: str = "train"
+    hold_out_percent: float = 0.0
+    engine: EngineRecord | None = None
     tokenizer: TokenizerRecord
     sources: list[SourceFile]
+    chat: ChatRecord | None = None
     command: str
     versions: dict[str, str]
     created: str
@@ -105,9 +167,9 @@ class Manifest(_Part):
     @property
     def data_id(self) -> str:
         """Identity of the tokenised content: independent of path, time and machine."""
-        return hashlib.sha256(
-            "\n".join((self.bin_sha256, self.idx_sha256, self.tokenizer.fingerprint)).encode()
-        ).hexdigest()
+        parts = [self.bin_sha256, self.idx_sha256, self.tokenizer.fingerprint]
+        parts += [self.chat.mask_sha256] if self.chat else []
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def manifest_path(prefix: str | Path) -> Path:
@@ -172,7 +234,10 @@ def check_files(prefix: str | Path, manifest: Manifest) -> None:
         DataError: Naming the file and both numbers.
     """
     remedy = "the files were changed or only partly copied; copy all three again, or tokenize with --overwrite"
-    for suffix, expected in ((".bin", manifest.bin_bytes), (".idx", manifest.idx_bytes)):
+    sizes = [(".bin", manifest.bin_bytes), (".idx", manifest.idx_bytes)]
+    sizes += [(".mask", manifest.chat.mask_bytes)] if manifest.chat else []
+    sizes += [(".origin", manifest.origin_bytes)] if manifest.origin_bytes is not None else []
+    for suffix, expected in sizes:
         path = beside(prefix, suffix)
         try:
             size = path.stat().st_size

@@ -5,6 +5,7 @@ A tokenizer folder holds, in the form of Hugging Face `transformers`:
 | file                  | holds |
 |-----------------------|-------|
 | tokenizer.json        | vocabulary, merges, splitting, added tokens; written last |
+| chat_template.jinja   | how a conversation becomes text; absent for many foreign tokenizers |
 | tokenizer_config.json | names of the end-of-document (`eos_token`) and padding tokens |
 | training.json         | what it was trained on, so that a re-run knows itself; absent for foreign tokenizers |
 

@@ -21,6 +21,7 @@ import orjson
 from data_tools.adapters import adapter
 from data_tools.atomic_files import only_writer, write_atomically
 from data_tools.documents import texts
+from data_tools.chat_template import SHIPPED_TEMPLATE
 from data_tools.errors import DataError, UsageError
 from data_tools.inputs import find_inputs
 from data_tools.readers import READER_VERSION, hash_file
@@ -85,6 +86,7 @@ def train_tokenizer(files: Sequence[Path], *, key: str, vocab_size: int, out: Pa
         tokenizer_json = _train(counter.count(_training_texts(files, key)), vocab_size)
         if not counter.documents:
             raise DataError(f"{', '.join(map(str, files))}: no text to train on")
+        write_atomically(out / "chat_template.jinja", SHIPPED_TEMPLATE.read_bytes())
         _write_json(out / "tokenizer_config.json", _config())
         _write_json(out / "training.json", training)
         write_atomically(out / "tokenizer.json", tokenizer_json)

@@ -1,0 +1,254 @@
+r"""Chat templates in Hugging Face's form: jinja2, sandboxed, with or without `{% generation %}`.
+
+A template is a program that a stranger wrote, so it runs in jinja2's sandbox, with the filters and
+functions that `transformers` gives it, save `strftime_now`: what a template makes of a conversation
+must not depend on the day (templates that ask for the date bring a fixed one for its absence).
+
+Text that spells a control token must not become one. Before rendering, a mark is put inside such text
+(`<` mark `|im_end|>`); after rendering every control token left whole is the template's own, and the
+marks are taken out again. The marks are noncharacters of Unicode (U+FDD0 to U+FDD5); text that holds
+these is escaped, so it comes out as it was.
+
+Where the assistant speaks is known by position: by `{% generation %}` blocks; in a template without
+them a turn starts where the rendered prompt before it ends, and ends with the last control token of
+what the turn adds.
+
+Source: transformers 5.23, `utils/chat_template_utils.py`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from data_tools.errors import DataError
+from data_tools.readers import BadRecord
+
+SHIPPED_TEMPLATE = Path(__file__).parent / "chat_templates" / "chatml.jinja"
+"""For tokenizers of `train-tokenizer`, which puts it into their folder."""
+
+_INSIDE, _OPEN, _CLOSE, _ESCAPED_INSIDE, _ESCAPED_OPEN, _ESCAPED_CLOSE = map(chr, range(0xFDD0, 0xFDD6))
+_MARKS = re.compile(f"[{_INSIDE}{_OPEN}{_CLOSE}]")
+_ESCAPES = {
+    _INSIDE: _INSIDE + _ESCAPED_INSIDE,
+    _OPEN: _INSIDE + _ESCAPED_OPEN,
+    _CLOSE: _INSIDE + _ESCAPED_CLOSE,
+}
+_UNESCAPES = {escape: mark for mark, escape in _ESCAPES.items()} | {_INSIDE: ""}
+_ESCAPED = re.compile(f"{_INSIDE}[{_ESCAPED_INSIDE}{_ESCAPED_OPEN}{_ESCAPED_CLOSE}]?")
+_NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_EDGES = re.compile(f"[{_OPEN}{_CLOSE}]")
+
+
+class TokenFinder:
+    """Finds some tokens in text; fast where they are rare."""
+
+    def __init__(self, tokens: Sequence[str]) -> None:
+        self._starts = sorted({token[:2] for token in tokens})
+        longest_first = sorted(tokens, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, longest_first))) if tokens else None
+
+    def find(self, text: str) -> list[tuple[int, int]]:
+        """Where they stand, [(start, stop)], in order; the longest where several start at one place."""
+        if self._pattern is None or not any(start in text for start in self._starts):
+            return []
+        return [match.span() for match in self._pattern.finditer(text)]
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation as one text.
+
+    Attributes:
+        text: With marks; see `plain`.
+        spans: What the assistant said, [(start, stop)] in `text`, in order; end-of-turn tokens included.
+    """
+
+    text: str
+    spans: list[tuple[int, int]]
+
+
+def plain(text: str) -> str:
+    """Rendered text, or a piece of it, without marks."""
+    if _INSIDE not in text:
+        return text
+    return _ESCAPED.sub(lambda match: _UNESCAPES[match[0]], text)
+
+
+class ChatTemplate:
+    """A compiled template."""
+
+    def __init__(self, source: str, *, control_tokens: Sequence[str], variables: dict[str, str]) -> None:
+        """Compiles it.
+
+        Args:
+            source: The template.
+            control_tokens: What text must not forge.
+            variables: More names for the template, such as `bos_token`.
+
+        Raises:
+            DataError: If it is no template.
+        """
+        self.sha256 = hashlib.sha256(source.encode()).hexdigest()
+        self.marks_generation = re.search(r"{%-?\s*generation\s*-?%}", source) is not None
+        self._control = TokenFinder(control_tokens)
+        try:
+            self._template = _environment().from_string(source, globals=variables)
+        except jinja2.TemplateSyntaxError as error:
+            raise DataError(f"chat template, line {error.lineno}: {error.message}") from None
+
+    def render(self, messages: list[dict[str, Any]], tools: list[Any] | None) -> Rendered:
+        """Renders a conversation.
+
+        Args:
+            messages: `{"role", "content"}` each, and `tool_calls` where there are any.
+            tools: Definitions of tools.
+
+        Raises:
+            BadRecord: If the template refuses it, or where the assistant speaks cannot be told.
+        """
+        messages, tools = self._protected(messages), self._protected(tools)
+        text = self._render(messages, tools, prompt=False)
+        if self.marks_generation:
+            return _without_edges(text)
+        return Rendered(text, self._spans(text, messages, tools))
+
+    def _render(self, messages: list[dict[str, Any]], tools: list[Any] | None, *, prompt: bool) -> str:
+        try:
+            return self._template.render(messages=messages, tools=tools, documents=None, add_generation_prompt=prompt)
+        except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
+            raise BadRecord("template", f"the chat template refuses it: {error}") from None
+
+    def _spans(self, text: str, messages: list[dict[str, Any]], tools: list[Any] | None) -> list[tuple[int, int]]:
+        spans = []
+        for number, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            start = len(self._prefix(text, messages[:number], tools, prompt=True))
+            tokens = [stop for at, stop in self._control.find(text) if at >= start]
+            if number + 1 < len(messages):
+                end = len(self._prefix(text, messages[: number + 1], tools, prompt=False))
+                tokens = [stop for stop in tokens if stop <= end]
+            spans.append((start, tokens[-1] if tokens else len(text)))
+        return spans
+
+    def _prefix(self, text: str, messages: list[dict[str, Any]], tools: list[Any] | None, *, prompt: bool) -> str:
+        """What is rendered of the first messages, if the whole starts with it."""
+        prefix = self._render(messages, tools, prompt=prompt)
+        if not text.startswith(prefix):
+            raise BadRecord(
+                "template",
+                "the chat template rewrites earlier turns, so it must mark the assistant's by {% generation %}",
+            )
+        return prefix
+
+    def _protected(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return self._protected_text(value)
+        if isinstance(value, dict):
+            return {self._protected(key): self._protected(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self._protected(item) for item in value]
+        return value
+
+    def _protected_text(self, text: str) -> str:
+        if not text.isascii() and _MARKS.search(text):
+            text = _MARKS.sub(lambda match: _ESCAPES[match[0]], text)
+        for start, _ in reversed(self._control.find(text)):
+            text = text[: start + 1] + _INSIDE + text[start + 1 :]
+        return text
+
+
+def _without_edges(text: str) -> Rendered:
+    parts = _EDGES.split(text)
+    ends = [0]
+    for part in parts:
+        ends.append(ends[-1] + len(part))
+    return Rendered("".join(parts), list(zip(ends[1:-1:2], ends[2:-1:2], strict=True)))
+
+
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}…{% endgeneration %}`: what the assistant says."""
+
+    tags = {"generation"}  # noqa: RUF012 - of jinja2, where it is no ClassVar
+
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.CallBlock(self.call_method("_marked"), [], [], body).set_lineno(line)
+
+    def _marked(self, caller: Callable[[], str]) -> str:
+        return f"{_OPEN}{caller()}{_CLOSE}"
+
+
+@functools.cache
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise
+    return environment
+
+
+def _raise(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def template_source(tokenizer: Path, file: Path | None) -> tuple[str, Path]:
+    """The chat template of a tokenizer, and the file it stands in.
+
+    Args:
+        tokenizer: Tokenizer folder: its chat_template.jinja, else `chat_template` of tokenizer_config.json.
+        file: A template that takes its place.
+
+    Raises:
+        DataError: If there is none.
+    """
+    path = file or tokenizer / "chat_template.jinja"
+    if file or path.exists():
+        try:
+            return path.read_text(encoding="utf-8"), path
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: cannot be read: {error}") from None
+    path = tokenizer / "tokenizer_config.json"
+    source = json.loads(path.read_bytes()).get("chat_template") if path.exists() else None
+    if isinstance(source, list):  # [{name, template}]: several
+        source = next((entry["template"] for entry in source if entry.get("name") == "default"), None)
+    if not isinstance(source, str):
+        raise DataError(
+            f"{tokenizer}: holds no chat template (chat_template.jinja, or chat_template in tokenizer_config.json); "
+            f"give --chat-template FILE, for tokenizers of train-tokenizer {SHIPPED_TEMPLATE}"
+        )
+    return source, path
+
+
+def special_tokens(tokenizer: Path) -> dict[str, str]:
+    """Named tokens of a tokenizer folder, such as `bos_token`, for templates."""
+    config = json.loads((tokenizer / "tokenizer_config.json").read_bytes())
+    named = {
+        key: value["content"] if isinstance(value, dict) else value for key, value in config.items() if key in _NAMED
+    }
+    return {key: value for key, value in named.items() if isinstance(value, str)}

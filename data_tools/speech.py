@@ -1,0 +1,98 @@
+r"""What of a conversation is trained on, and what becomes of its thinking.
+
+A trace of thinking stands at the start of what the assistant says, between `<think>` and `</think>`
+(`records.Turn`). Training on `assistant` alone is training on the answers: all that the assistant says
+after its thinking, with the token that ends its turn; turns that call tools are left out whole.
+`thinking` adds the traces with their tags, `tools` the turns that call tools. What tools answer is
+never trained on: no model says it.
+
+| --thinking | the assistant's turns keep their traces |
+|------------|------------------------------------------|
+| keep       | all |
+| strip      | none |
+| last       | those after the last user's turn: what a model sees when its chat goes on |
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+import orjson
+
+from data_tools.chat_encode import Marked, Ranges
+from data_tools.chat_template import Rendered
+from data_tools.readers import BadRecord
+from data_tools.records import Conversation, Turn
+
+Thinking = Literal["keep", "strip", "last"]
+TRAINABLE = ("assistant", "thinking", "tools")
+
+_OPEN, _CLOSE = "<think>", "</think>"
+_TRACE = re.compile(rf"\A\s*{_OPEN}.*?{_CLOSE}\s*", re.DOTALL)
+
+
+def messages_of(conversation: Conversation, *, thinking: Thinking) -> list[dict[str, Any]]:
+    r"""A conversation as chat templates take it.
+
+    >>> turns = (Turn("user", "1 + 1?"), Turn("assistant", "<think>Easy.</think>\n\n2"))
+    >>> messages_of(Conversation("a", turns), thinking="strip")
+    [{'role': 'user', 'content': '1 + 1?'}, {'role': 'assistant', 'content': '2'}]
+    """
+    turns = conversation.turns
+    last_user = max((number for number, turn in enumerate(turns) if turn.role == "user"), default=-1)
+    keeps = {"keep": range(len(turns)), "strip": range(0), "last": range(last_user + 1, len(turns))}[thinking]
+    return [_message(turn, keeps_thinking=number in keeps) for number, turn in enumerate(turns)]
+
+
+def _message(turn: Turn, *, keeps_thinking: bool) -> dict[str, Any]:
+    strips = turn.role == "assistant" and not keeps_thinking
+    message: dict[str, Any] = {"role": turn.role, "content": _TRACE.sub("", turn.content) if strips else turn.content}
+    if turn.tool_calls:
+        calls = orjson.loads(turn.tool_calls)
+        message["tool_calls"] = [{"type": "function", "function": call} for call in calls]
+    return message
+
+
+def tools_of(conversation: Conversation) -> list[Any] | None:
+    """The definitions of its tools, as chat templates take them."""
+    return orjson.loads(conversation.tools) if conversation.tools else None
+
+
+def marked(rendered: Rendered, conversation: Conversation, *, train_on: frozenset[str]) -> Marked:
+    """What of a rendered conversation is trained on.
+
+    Args:
+        rendered: The conversation.
+        conversation: Where it comes from.
+        train_on: Some of `TRAINABLE`.
+
+    Raises:
+        BadRecord: If nothing is, or turns that call tools cannot be told from others.
+    """
+    turns = [turn for turn in conversation.turns if turn.role == "assistant"]
+    skips_tools = "tools" not in train_on and any(turn.tool_calls for turn in turns)
+    if skips_tools and len(turns) != len(rendered.spans):
+        raise BadRecord("template", f"the chat template marks {len(rendered.spans)} of {len(turns)} assistant turns")
+    trained: Ranges = []
+    thinking: Ranges = []
+    for number, (start, stop) in enumerate(rendered.spans):
+        answer_start, trace = _trace(rendered.text, start, stop)
+        thinking += [trace] if trace else []
+        if not (skips_tools and turns[number].tool_calls):
+            trained.append((start if "thinking" in train_on else answer_start, stop))
+    if not any(start < stop for start, stop in trained):
+        raise BadRecord("nothing trained", f"no turn has anything of {', '.join(sorted(train_on))}")
+    return Marked(rendered.text, trained, thinking)
+
+
+def _trace(text: str, start: int, stop: int) -> tuple[int, tuple[int, int] | None]:
+    """Where the answer starts, and the range inside the tags; a template may have opened them before `start`."""
+    close = text.find(_CLOSE, start, stop)
+    if close < 0:
+        return start, None
+    opened = text.find(_OPEN, start, close)
+    before = text[max(0, start - 64) : start] if opened < 0 else text[start:opened]
+    if (opened < 0 and not before.rstrip().endswith(_OPEN)) or (opened >= 0 and before.strip()):
+        return start, None
+    return close + len(_CLOSE), (opened + len(_OPEN) if opened >= 0 else start, close)
