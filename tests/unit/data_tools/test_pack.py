@@ -1,0 +1,150 @@
+"""Packs of a dataset on the disk: their files, what they count, what other trainers get."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data_tools.chat import ChatJob, chat
+from data_tools.errors import DataError, UsageError
+from data_tools.indexed import IndexedReader
+from data_tools.loss_mask import read_masks
+from data_tools.pack import PackJob, PackResult, pack_dataset
+from data_tools.pack_index import index_bytes, pack_manifest_path, packs_path, read_pack_manifest, read_packs
+from data_tools.packing import pack
+from data_tools.progress import NoProgress
+
+WriteLines = Callable[..., Path]
+ANSWERS = ["a", "the cat", "<think>\nthe cat sat on the mat xyz xyz xyz\n</think>\n\nthere", "b" * 20]
+
+
+@pytest.fixture
+def data(tiny_tokenizer: Path, write_lines: WriteLines, tmp_path: Path) -> Path:
+    """Four conversations of 13, 13, 42 and 32 tokens or so."""
+    rows = [
+        {"conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": answer}]} for answer in ANSWERS
+    ]
+    path = write_lines(*rows)
+    job = ChatJob(inputs=(path,), tokenizer=tiny_tokenizer, output=tmp_path / "chat", adapter="sharegpt")
+    chat(job, NoProgress())
+    return job.output
+
+
+@pytest.fixture
+def job(data: Path, tmp_path: Path) -> PackJob:
+    return PackJob(data=data, output=tmp_path / "packs" / "p", length=int(IndexedReader(data).lengths.max()))
+
+
+def run(job: PackJob, **changes: Any) -> PackResult:
+    return pack_dataset(dataclasses.replace(job, **changes))
+
+
+def test_the_file_is_as_large_as_described() -> None:
+    packing = pack(np.array([6, 5, 4]), length=9)
+    assert (packing.packs, len(packing.pieces)) == (2, 3)
+    assert len(index_bytes(packing)) == 128
+
+
+def test_packs_read_back_and_the_manifest_accounts_for_every_token(job: PackJob, data: Path) -> None:
+    manifest = run(job).manifest
+    first_piece, pieces = read_packs(job.output)
+    lengths = IndexedReader(data).lengths
+    assert sorted(pieces.conversation.tolist()) == [0, 1, 2, 3]
+    assert pieces.lengths.tolist() == lengths[pieces.conversation].tolist()
+    assert first_piece[-1] == len(pieces) == manifest.pieces
+    assert manifest == read_pack_manifest(job.output)
+    assert manifest.packed_tokens == manifest.tokens == lengths.sum()
+    assert manifest.packed_trained_tokens == manifest.trained_tokens
+    assert manifest.padding == manifest.packs * job.length - manifest.tokens
+    assert (job.output.parent / manifest.data).resolve() == data.resolve()
+
+
+def test_trained_tokens_that_are_cut_off_are_counted(job: PackJob, data: Path) -> None:
+    masks, lengths = read_masks(data), IndexedReader(data).lengths.tolist()
+    before = [int(masks.mask(number, tokens=size)[:20].sum()) for number, size in enumerate(lengths)]
+    manifest = run(job, length=20, overlong="truncate").manifest
+    assert manifest.packed_trained_tokens == sum(before) < manifest.trained_tokens
+    starved = run(job, length=7, overlong="truncate", overwrite=True).manifest
+    assert (starved.packed_trained_tokens, starved.untrained_pieces) == (0, 4)
+
+
+def test_trimmed_thinking_keeps_the_answer(job: PackJob, data: Path) -> None:
+    length = job.length - 10
+    run(job, length=length, overlong="trim-thinking")
+    _, pieces = read_packs(job.output)
+    piece = pieces.conversation.tolist().index(2)
+    skipped = IndexedReader(data)[2][pieces.skip_start[piece] : pieces.skip_stop[piece]]
+    assert len(skipped) == 10
+    assert pieces.skip_stop[piece] == read_masks(data).thinking[2, 1]
+    assert pieces.stop[piece] == len(IndexedReader(data)[2])
+
+
+def test_a_finished_job_is_recognised_and_another_is_refused(job: PackJob) -> None:
+    assert [run(job).was_done, run(job).was_done] == [False, True]
+    with pytest.raises(DataError, match="algorithm: it has bfd, asked for concat"):
+        run(job, algorithm="concat")
+    packs_path(job.output).write_bytes(b"x" + packs_path(job.output).read_bytes()[1:])
+    with pytest.raises(DataError, match="is not the file that its manifest describes"):
+        run(job)
+    assert not run(job, overwrite=True).was_done
+
+
+def test_packs_of_other_data_are_refused(job: PackJob, data: Path) -> None:
+    run(job)
+    manifest = json.loads(pack_manifest_path(job.output).read_text())
+    pack_manifest_path(job.output).write_text(json.dumps({**manifest, "data_id": "0" * 64}))
+    with pytest.raises(DataError, match="data_id: it has 0000"):
+        run(job)
+
+
+def test_too_long_conversations_write_nothing_unless_something_is_said(job: PackJob) -> None:
+    with pytest.raises(DataError, match="raise --length, or give --overlong"):
+        run(job, length=job.length - 1)
+    assert list(job.output.parent.iterdir()) == []
+
+
+def test_concat_leaves_nothing_out_so_it_takes_no_rule_for_that(job: PackJob) -> None:
+    with pytest.raises(UsageError, match="--overlong: drop: --algo concat cuts at pack ends"):
+        run(job, algorithm="concat", overlong="drop")
+
+
+@pytest.mark.parametrize("pad", [1, 4])
+def test_bridge_gets_ids_and_a_mask_of_next_tokens(job: PackJob, data: Path, pad: int) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    length = -(-job.length // pad) * pad
+    manifest = run(job, form="bridge-parquet", length=length, pad_multiple=pad).manifest
+    rows = parquet.read_table(job.output.with_suffix(".parquet")).to_pylist()
+    first_piece, pieces = read_packs(job.output)
+    assert len(rows) == manifest.packs
+    for row, first, end in zip(rows, first_piece[:-1].tolist(), first_piece[1:].tolist(), strict=True):
+        bounds = [*row["seq_start_id"], len(row["input_ids"])]
+        assert sum(end - start - 1 for start, end in zip(bounds[:-1], bounds[1:], strict=True)) <= length
+        for piece, start, stop in zip(range(first, end), bounds[:-1], bounds[1:], strict=True):
+            document = int(pieces.conversation[piece])
+            ids = IndexedReader(data)[document].tolist()
+            mask = read_masks(data).mask(document, tokens=len(ids)).astype(int).tolist()
+            assert (stop - start - 1) % pad == 0
+            assert row["input_ids"][start:stop] == ids + [0] * (stop - start - len(ids))
+            assert row["loss_mask"][start:stop] == mask[1:] + [0] * (stop - start - len(ids) + 1)
+
+
+def test_megatron_gets_whole_conversations_that_it_can_tell_apart(job: PackJob) -> None:
+    run(job, form="megatron-jsonl")
+    first_piece, pieces = read_packs(job.output)
+    lines = [json.loads(line)["messages"] for line in job.output.with_suffix(".jsonl").read_text().splitlines()]
+    for messages, first, end in zip(lines, first_piece[:-1], first_piece[1:], strict=True):
+        documents = pieces.conversation[first:end].tolist()
+        assert [message["role"] for message in messages] == ["system", "user", "assistant"] * len(documents)
+        assert [message["content"] for message in messages[2::3]] == [ANSWERS[document] for document in documents]
+
+
+def test_megatron_gets_no_cut_conversations(job: PackJob) -> None:
+    with pytest.raises(UsageError, match="whole conversations only"):
+        run(job, form="megatron-jsonl", overlong="truncate", length=20)
+    assert list(job.output.parent.iterdir()) == []
