@@ -58,6 +58,6 @@ ADAPTER = Adapter(
     data_set="any in ShareGPT's form",
     columns=Columns(required=((KEY,),), optional=ID_KEYS),
     yields="Conversation",
-    trust="a convention, not a standard: speakers beyond these five are refused",
+    trust="a convention, not a standard: other speakers than human, user, gpt, assistant, system are refused",
     convert=_convert,
 )
