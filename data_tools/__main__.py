@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from data_tools.cli import chat, pack
+from data_tools.cli import chat, pack, tokenize
 from data_tools.command_line import exit_code_of
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(required=True, metavar="VERB", parser_class=_Parser)
     _add_sample(verbs)
     _add_train_tokenizer(verbs)
-    _add_tokenize(verbs)
+    tokenize.add(verbs)
     _add_inspect(verbs)
     chat.add(verbs)
     pack.add(verbs)
@@ -82,28 +82,6 @@ def _add_train_tokenizer(verbs: _Verbs[_Parser]) -> None:
     parser.add_argument("--vocab-size", required=True, metavar="N", help="ids, added tokens included; 4096, 128K")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of tokenizer.json")
     parser.set_defaults(verb=_train_tokenizer)
-
-
-def _add_tokenize(verbs: _Verbs[_Parser]) -> None:
-    about = "Turn JSONL into PREFIX.bin, PREFIX.idx and PREFIX.manifest.json, which is written last."
-    parser = verbs.add_parser("tokenize", help=about, description=about)
-    parser.example = (
-        "python -m data_tools tokenize --input data/demo/raw/shq.jsonl --tokenizer data/demo/tokenizer \\\n"
-        "      --output data/demo/tokens/shq --append-eod"
-    )
-    _add_input(parser)
-    parser.add_argument("--tokenizer", type=Path, required=True, metavar="DIR", help="folder of tokenizer.json")
-    parser.add_argument("--output", type=Path, required=True, metavar="PREFIX", help="prefix of the three files")
-    parser.add_argument("--append-eod", action="store_true", help="end each document with the end-of-document id")
-    parser.add_argument(
-        "--on-error",
-        choices=("fail", "skip"),
-        default="fail",
-        help="at a line without text: stop (default), or leave it out, count it and list it",
-    )
-    parser.add_argument("--rejects", type=Path, metavar="FILE", help="list of such lines (PREFIX.rejects.jsonl)")
-    parser.add_argument("--overwrite", action="store_true", help="replace whatever stands at PREFIX")
-    parser.set_defaults(verb=_tokenize)
 
 
 def _add_inspect(verbs: _Verbs[_Parser]) -> None:
@@ -188,32 +166,6 @@ def _train_tokenizer(options: argparse.Namespace) -> None:
             ["fingerprint", facts.fingerprint[:16]],
         ],
     )
-
-
-def _tokenize(options: argparse.Namespace) -> None:
-    from data_tools.inputs import find_inputs
-    from data_tools.inspection import summary
-    from data_tools.progress import shown
-    from data_tools.tokenize import TokenizeJob, tokenize
-
-    job = TokenizeJob(
-        inputs=tuple(options.input),
-        tokenizer=options.tokenizer,
-        output=options.output,
-        key=options.key,
-        append_eod=options.append_eod,
-        on_error=options.on_error,
-        rejects=options.rejects,
-        overwrite=options.overwrite,
-        command=options.command,
-    )
-    total = find_inputs(job.inputs).size
-    with shown(f"tokenize {options.output.name}", total) as progress:
-        result = tokenize(job, progress)
-    if result.manifest.rejected:
-        _warn(f"{result.manifest.rejected:,} lines were rejected; they are listed in {job.rejects_path}")
-    state = "already done" if result.was_done else "done"
-    _print_table(f"{options.output}: {state}", ["", ""], [list(row) for row in summary(result.manifest)])
 
 
 def _inspect(options: argparse.Namespace) -> None:

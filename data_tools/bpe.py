@@ -41,18 +41,18 @@ class Encoded:
     """The ids of some texts, one after the other.
 
     Attributes:
-        ids: [tokens] uint32.
+        ids: [tokens] uint32, or the type on the disk.
         lengths: [texts] int64; sums to `tokens`.
     """
 
-    ids: npt.NDArray[np.uint32]
+    ids: npt.NDArray[Any]
     lengths: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
         """Number of texts."""
         return len(self.lengths)
 
-    def __iter__(self) -> Iterator[npt.NDArray[np.uint32]]:
+    def __iter__(self) -> Iterator[npt.NDArray[Any]]:
         """The ids of each text."""
         return iter(np.split(self.ids, np.cumsum(self.lengths)[:-1]) if len(self) else ())
 

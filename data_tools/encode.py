@@ -1,60 +1,55 @@
-"""Lines of text into token ids on the disk: the part of `tokenize` that takes the time."""
+"""Records into token ids on the disk: the part of `tokenize` that takes the time."""
 
 from __future__ import annotations
 
 import datetime
 import platform
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from importlib.metadata import version
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 import numpy.typing as npt
-import orjson
 
-from data_tools.adapters import adapter
 from data_tools.adapters.adapter import FileAdapter
+from data_tools.atomic_files import beside
 from data_tools.bpe import Encoded
+from data_tools.dataset_writer import DatasetWriter, WrittenDataset, chosen, with_eod
+from data_tools.engine_check import EngineCheck
 from data_tools.errors import DataError
-from data_tools.indexed import IndexedWriter, dtype_for
+from data_tools.indexed import dtype_for
 from data_tools.inputs import open_part
-from data_tools.manifest import BLOCK_DOCUMENTS, Manifest, SourceFile, TokenizerRecord
-from data_tools.parts import InputFile, Part, place_of
+from data_tools.job import TokenizeJob
+from data_tools.manifest import BLOCK_DOCUMENTS, EngineRecord, Manifest, SourceFile, TokenizerRecord
+from data_tools.origin import Origins, origins_of
+from data_tools.parts import Part, place_of
 from data_tools.progress import Progress
 from data_tools.readers import READER_VERSION, BadRecord, Block
-from data_tools.records import Conversation, as_document
-from data_tools.tokenizer import Tokenizer
-
-_ENCODE_CHARACTERS = 1 << 20
-"""Characters handed to the tokenizer at once: enough to keep its threads busy, small beside a block."""
-
-
-@dataclass(frozen=True)
-class PartialFiles:
-    """Files that grow under these names and are renamed when they are whole."""
-
-    bin: Path
-    idx: Path
-    rejects: Path
+from data_tools.records import Conversation, Document, as_document
+from data_tools.rejects import Rejects
+from data_tools.split import held_out_below
+from data_tools.tokenizer import Tokenizer, tokenizer_name
 
 
 @dataclass
-class _Batch:
-    """Texts that wait to be encoded."""
+class _Documents:
+    """What one block says.
 
-    texts: list[str] = field(default_factory=list)
-    characters: int = 0
+    Attributes:
+        part: Where the block is from.
+        documents: Of the records that gave one.
+        rows: Of each document, its row.
+    """
 
-    def add(self, text: str) -> None:
-        self.texts.append(text)
-        self.characters += len(text)
+    part: Part
+    documents: list[Document] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
 
-    def take(self) -> list[str]:
-        texts, self.texts, self.characters = self.texts, [], 0
-        return texts
+    def place(self, number: int) -> str:
+        """`file:row` of a document."""
+        return place_of(self.part, self.rows[number])
 
 
 class Encoder:
@@ -63,28 +58,25 @@ class Encoder:
     As a context manager it removes the partial files when the job fails.
     """
 
-    def __init__(
-        self, tokenizer: Tokenizer, partial: PartialFiles, *, key: str, append_eod: bool, skips_bad_lines: bool
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer, job: TokenizeJob, *, total_bytes: int) -> None:
         """Opens the partial files.
 
         Args:
             tokenizer: Makes the ids.
-            partial: Where to write.
-            key: Key of the text in a record.
-            append_eod: Whether each document ends with the end-of-document id.
-            skips_bad_lines: Whether a line without text is listed and left out, or ends the job.
+            job: What to do.
+            total_bytes: Of the input; 0 where it is not known.
         """
         self._tokenizer = tokenizer
-        self._partial = partial
-        self._key = key
-        self._adapter = adapter("text", key=key)
-        self._append_eod = append_eod
-        self._skips_bad_lines = skips_bad_lines
-        self._rejected: Counter[str] = Counter()
-        partial.rejects.parent.mkdir(parents=True, exist_ok=True)
-        self._writer = IndexedWriter(partial.bin, dtype=dtype_for(tokenizer.vocab_size))
-        self._rejects = partial.rejects.open("wb")
+        self._job = job
+        self._adapter = job.reads
+        self._dtype = dtype_for(tokenizer.vocab_size)
+        self._check = EngineCheck(tokenizer, documents=job.verify_sample, total_bytes=total_bytes)
+        self._is_control = np.zeros(tokenizer.vocab_size, bool)
+        self._is_control[tokenizer.control_ids] = True
+        self._held_out_below = held_out_below(job.hold_out_percent)
+        self._rejects_partial = beside(job.rejects_path, ".partial")
+        self._rejects = Rejects(self._rejects_partial, skips=job.on_error == "skip", max_bad=job.max_bad)
+        self.writers = [DatasetWriter(prefix, dtype=self._dtype) for prefix in job.outputs]
 
     def __enter__(self) -> Self:
         return self
@@ -93,105 +85,143 @@ class Encoder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._rejects.close()
-        self._writer.close()
         if error is not None:
-            for path in (self._partial.bin, self._partial.idx, self._partial.rejects):
-                path.unlink(missing_ok=True)
+            self._rejects_partial.unlink(missing_ok=True)
+            for writer in self.writers:
+                writer.discard()
 
-    def read(self, file: InputFile, progress: Progress) -> SourceFile:
-        """Encodes the documents of one file.
+    def read(self, part: Part, source: int, progress: Progress) -> SourceFile:
+        """Encodes the documents of one file, or of a part of one.
+
+        Args:
+            part: What to read.
+            source: Its number among the sources of the manifest.
+            progress: Is told of every byte.
 
         Raises:
             DataError: If the file cannot be read, or a record has no text and bad ones are not skipped.
         """
-        part, convert = Part(file), self._adapter.for_file(file.path)
+        convert = self._adapter.for_file(part.file.path)
         reader = open_part(part, self._adapter.columns)
         for block in reader.blocks():
-            self._encode_block(part, block, convert)
+            self._write(self._documents_of(part, block, convert), source, block.size)
             progress.advance(block.size)
         return reader.seen()
 
-    def _encode_block(self, part: Part, block: Block, convert: FileAdapter) -> None:
-        batch = _Batch()
+    def _documents_of(self, part: Part, block: Block, convert: FileAdapter) -> _Documents:
+        found = _Documents(part)
         for row, raw in enumerate(block.records, start=block.first_row):
             try:
                 item = convert(raw)
-                batch.add(as_document(item).text if isinstance(item, Conversation) else item.text)
             except BadRecord as error:
-                self._reject(part, row, error)
-            if batch.characters >= _ENCODE_CHARACTERS:
-                self._encode(batch.take())
-        self._encode(batch.take())
+                if not (self._job.compat and error.reason == "empty"):
+                    self._rejects.add(part, row, error)
+                    continue
+                item = Document(id=f"{part.file.path.name}:{row}", text="")
+            found.documents.append(as_document(item) if isinstance(item, Conversation) else item)
+            found.rows.append(row)
+        return found
 
-    def _reject(self, part: Part, line: int, error: BadRecord) -> None:
-        if not self._skips_bad_lines:
-            raise DataError(
-                f"{place_of(part, line)}: {error}; "
-                "mend the line, or give --on-error skip to leave out such lines and list them"
-            )
-        self._rejected[error.reason] += 1
-        row = {"file": str(part.file.path), "line": line, "reason": error.reason, "detail": error.detail}
-        self._rejects.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
-
-    def _encode(self, texts: Sequence[str]) -> None:
-        if not texts:
-            return
+    def _write(self, found: _Documents, source: int, size: int) -> None:
+        texts = [document.text for document in found.documents]
         encoded = self._tokenizer.encode_batch(texts)
-        if self._append_eod:
-            encoded = with_eod(encoded, self._tokenizer.eod_id)
-        self._writer.add_documents(encoded.ids, encoded.lengths)
+        self._check.check(texts, size, found.place)
+        origins = origins_of(found.documents, found.rows, source=source)
+        self._count_answers(found.documents, origins)
+        keep = self._kept(found, encoded)
+        if not keep.all():
+            encoded, origins = chosen(encoded, keep), origins[keep]
+        if self._job.append_eod:
+            encoded = with_eod(encoded, self._tokenizer.eod_id, dtype=self._dtype)
+        if len(self.writers) == 1:
+            self.writers[0].add(encoded, origins)
+            return
+        is_held_out = origins["id_hash"] < np.uint64(self._held_out_below)
+        origins["split"] = is_held_out
+        for writer, takes in zip(self.writers, (~is_held_out, is_held_out), strict=True):
+            writer.add(chosen(encoded, takes), origins[takes])
 
-    def finish(self, sources: list[SourceFile], *, tokenizer_name: str, command: str) -> Manifest:
-        """Completes the partial files and describes them.
+    def _count_answers(self, documents: Sequence[Document], origins: Origins) -> None:
+        answers = {number: said for number, document in enumerate(documents) if (said := document.answer) is not None}
+        if answers:
+            origins["answer_tokens"][list(answers)] = self._tokenizer.encode_batch(list(answers.values())).lengths
+
+    def _kept(self, found: _Documents, encoded: Encoded) -> npt.NDArray[np.bool_]:
+        """Which documents are written: those with a token, and without a control token where that is asked for."""
+        keep = np.full(len(encoded), bool(self._job.compat)) | (encoded.lengths > 0)
+        for number in np.flatnonzero(~keep):
+            error = BadRecord("empty", "the tokenizer makes no token of its text")
+            self._rejects.add(found.part, found.rows[number], error)
+        if self._job.special_tokens == "reject":
+            places = np.flatnonzero(self._is_control[encoded.ids])
+            numbers, first = np.unique(np.searchsorted(np.cumsum(encoded.lengths), places, "right"), return_index=True)
+            for number, token in zip(numbers, encoded.ids[places[first]], strict=True):
+                spelled = self._tokenizer.decode([int(token)])
+                error = BadRecord(
+                    "control token", f"the text spells {spelled!r}; --special-tokens reject leaves it out"
+                )
+                self._rejects.add(found.part, found.rows[number], error)
+            keep[numbers] = False
+        return keep
+
+    def finish(self, sources: list[SourceFile]) -> list[Manifest]:
+        """Completes the partial files and describes them, a dataset each.
 
         Raises:
-            DataError: If no line had text.
+            DataError: If no record had text, or too many had none.
         """
-        pair = self._writer.finish(self._partial.idx)
-        if not len(pair.lengths):
+        written = [writer.finish() for writer in self.writers]
+        documents = sum(len(one.pair.lengths) for one in written)
+        if not documents:
             names = ", ".join(source.path for source in sources)
             raise DataError(
-                f"{names}: no document has text ({self._rejected.total():,} lines rejected); nothing was written"
+                f"{names}: no document has text ({self._rejects.by_reason.total():,} lines rejected); "
+                "nothing was written"
             )
+        self._rejects.check(documents)
+        return [self._manifest(one, sources, held_out=number > 0) for number, one in enumerate(written)]
+
+    def _manifest(self, written: WrittenDataset, sources: list[SourceFile], *, held_out: bool) -> Manifest:
+        job, tokenizer, pair = self._job, self._tokenizer, written.pair
+        rejected = {} if held_out else dict(sorted(self._rejects.by_reason.items()))
         return Manifest(
             documents=len(pair.lengths),
             tokens=int(pair.lengths.sum(dtype=np.int64)),
-            rejected=self._rejected.total(),
-            rejected_by_reason=dict(sorted(self._rejected.items())),
+            rejected=sum(rejected.values()),
+            rejected_by_reason=rejected,
             bin_bytes=pair.bin_bytes,
             idx_bytes=pair.idx_bytes,
             bin_sha256=pair.bin_sha256,
             idx_sha256=pair.idx_sha256,
-            dtype=dtype_for(self._tokenizer.vocab_size),
+            origin_bytes=written.origin_bytes,
+            origin_sha256=written.origin_sha256,
+            dtype=self._dtype,
             max_token_id=pair.max_token_id,
             tokens_per_block=tokens_per_block(pair.lengths, block_documents=BLOCK_DOCUMENTS),
-            append_eod=self._append_eod,
-            eod_id=self._tokenizer.eod_id,
-            text_key=self._key,
+            append_eod=job.append_eod,
+            eod_id=tokenizer.eod_id,
+            text_key=job.text_key,
+            adapter=job.adapter,
+            special_tokens=job.special_tokens,
+            compat=job.compat,
+            hold_out_percent=job.hold_out_percent,
+            split="validation" if held_out else "train",
             tokenizer=TokenizerRecord(
-                fingerprint=self._tokenizer.fingerprint, vocab_size=self._tokenizer.vocab_size, name=tokenizer_name
+                fingerprint=tokenizer.fingerprint,
+                vocab_size=tokenizer.vocab_size,
+                name=tokenizer_name(job.tokenizer),
+            ),
+            engine=EngineRecord(
+                name=tokenizer.chosen.engine.name,
+                version=tokenizer.chosen.engine.version,
+                reason=tokenizer.chosen.reason,
+                compared=self._check.compared,
             ),
             sources=sources,
-            command=command,
+            command=job.command,
             versions=_versions(),
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
-
-
-def with_eod(documents: Encoded, eod_id: int) -> Encoded:
-    """The documents with the end-of-document id after each.
-
-    >>> with_eod(Encoded(np.array([7, 8, 9], np.uint32), np.array([1, 2])), 0).ids.tolist()
-    [7, 0, 8, 9, 0]
-    """
-    lengths = documents.lengths + 1
-    ends = np.cumsum(lengths) - 1
-    ids = np.empty(int(lengths.sum()), documents.ids.dtype)
-    is_text = np.ones(len(ids), bool)
-    is_text[ends] = False
-    ids[is_text] = documents.ids
-    ids[ends] = eod_id
-    return Encoded(ids, lengths)
 
 
 def tokens_per_block(lengths: npt.NDArray[np.int32], *, block_documents: int) -> list[int]:
@@ -207,15 +237,13 @@ def tokens_per_block(lengths: npt.NDArray[np.int32], *, block_documents: int) ->
     if not len(lengths):
         return []
     starts = np.arange(0, len(lengths), block_documents)
-    return [int(total) for total in np.add.reduceat(lengths.astype(np.int64), starts)]
+    return [int(total) for total in np.add.reduceat(lengths, starts, dtype=np.int64)]
 
 
 def _versions() -> dict[str, str]:
-    import tokenizers
-
     return {
         "reader": READER_VERSION,
         "python": platform.python_version(),
         "numpy": np.__version__,
-        "tokenizers": tokenizers.__version__,
+        "tokenizers": version("tokenizers"),
     }

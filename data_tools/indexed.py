@@ -3,7 +3,7 @@
 `PREFIX.bin` is the token ids of all documents, one after the other, little-endian, nothing between
 them: uint16 where the vocabulary has fewer than 65,500 ids, else int32.
 
-`PREFIX.idx`, with S sequences and D documents (here every document is one sequence, S = D):
+`PREFIX.idx`, with S sequences and D documents (here a document is one sequence, or none if it is empty):
 
 | offset      | bytes   | field |
 |-------------|---------|-------|
@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ Lengths = npt.NDArray[np.int32]
 
 _UINT16_BELOW = 65_500  # Megatron's bound, a little under 2^16
 _LONGEST_DOCUMENT = 2**31 - 1
+_SLICE = 1 << 20
+"""Documents of which the index is written at once; all their lengths stay in memory, 4 bytes each."""
 
 
 def dtype_for(vocab_size: int) -> DTypeName:
@@ -93,36 +96,33 @@ class IndexedWriter:
             DataError: If an id does not fit the type on disk or a document the index.
         """
         assert int(lengths.sum()) == ids.size, "lengths must sum to the number of ids"
-        if ids.size == 0:
-            return
-        largest, longest = int(ids.max()), int(lengths.max())
-        if largest > np.iinfo(self._dtype).max or int(ids.min()) < 0:
-            raise DataError(f"token ids {int(ids.min())} to {largest} do not fit {self._dtype}")
+        longest = int(lengths.max(initial=0))
         if longest > _LONGEST_DOCUMENT:
             raise DataError(f"a document has {longest:,} tokens, the index holds {_LONGEST_DOCUMENT:,}; split it")
+        self._lengths.append(lengths.astype("<i4"))
+        if ids.size == 0:
+            return
+        largest = int(ids.max())
+        if largest > np.iinfo(self._dtype).max or int(ids.min()) < 0:
+            raise DataError(f"token ids {int(ids.min())} to {largest} do not fit {self._dtype}")
         raw = memoryview(np.ascontiguousarray(ids, dtype=f"<{np.dtype(self._dtype).str[1:]}")).cast("B")
         self._file.write(raw)
         self._hash.update(raw)
         self._bytes += raw.nbytes
-        self._lengths.append(lengths.astype("<i4"))
         self._max_token_id = max(self._max_token_id, largest)
 
     def finish(self, idx_path: Path) -> WrittenPair:
         """Closes the `.bin` file, writes the `.idx` file; both are on the disk when it returns."""
         _sync_and_close(self._file)
         lengths = np.concatenate(self._lengths) if self._lengths else np.zeros(0, "<i4")
-        index = index_bytes(lengths, dtype=self._dtype)
-        with idx_path.open("wb") as file:
-            file.write(index)
-            file.flush()
-            os.fsync(file.fileno())
+        idx_bytes, idx_sha256 = write_index(idx_path, lengths, dtype=self._dtype)
         return WrittenPair(
             lengths=lengths,
             max_token_id=self._max_token_id,
             bin_bytes=self._bytes,
-            idx_bytes=len(index),
+            idx_bytes=idx_bytes,
             bin_sha256=self._hash.hexdigest(),
-            idx_sha256=hashlib.sha256(index).hexdigest(),
+            idx_sha256=idx_sha256,
         )
 
     def close(self) -> None:
@@ -136,25 +136,49 @@ def _sync_and_close(file: Any) -> None:
     file.close()
 
 
-def index_bytes(lengths: Lengths, *, dtype: DTypeName) -> bytes:
-    """The content of the `.idx` file of documents of `lengths` tokens, one sequence each.
+def write_index(path: Path, lengths: Lengths, *, dtype: DTypeName) -> tuple[int, str]:
+    """Writes the `.idx` file of documents of `lengths` tokens; it is on the disk when this returns.
 
     Args:
-        lengths: [documents] tokens of each.
+        path: The file.
+        lengths: [documents] tokens of each; a document without a token has no sequence.
         dtype: Type of one token in `.bin`.
+
+    Returns:
+        Its size in bytes and its sha256, hex.
     """
-    documents = len(lengths)
-    ends = np.cumsum(lengths, dtype=np.int64) * ITEM_BYTES[dtype]
-    pointers = np.concatenate([np.zeros(1, np.int64), ends])[:documents]
-    header = IndexHeader(dtype=dtype, sequences=documents, documents=documents)
-    return b"".join(
-        (
-            header.to_bytes(),
-            lengths.astype("<i4").tobytes(),
-            pointers.astype("<i8").tobytes(),
-            np.arange(documents + 1, dtype="<i8").tobytes(),
-        )
-    )
+    size, digest = 0, hashlib.sha256()
+    with path.open("wb") as file:
+        for piece in _index_pieces(lengths, dtype=dtype):
+            file.write(piece)
+            digest.update(piece)
+            size += len(piece)
+        _sync_and_close(file)
+    return size, digest.hexdigest()
+
+
+def _index_pieces(lengths: Lengths, *, dtype: DTypeName) -> Iterator[bytes]:
+    """The content of an `.idx` file, a few megabytes at a time."""
+    is_sequence = lengths > 0
+    sequences = lengths[is_sequence].astype("<i4")
+    yield IndexHeader(dtype=dtype, sequences=len(sequences), documents=len(lengths)).to_bytes()
+    yield from (part.tobytes() for part in _slices(sequences))
+    yield from _sums(sequences, item_bytes=ITEM_BYTES[dtype])
+    yield from _sums(is_sequence, item_bytes=1)
+    yield np.array([len(sequences)], "<i8").tobytes()
+
+
+def _sums(counts: npt.NDArray[Any], *, item_bytes: int) -> Iterator[bytes]:
+    """For each entry the sum of those before it, times `item_bytes`."""
+    before = 0
+    for part in _slices(counts):
+        ends = before + np.cumsum(part, dtype="<i8")
+        yield ((ends - part) * item_bytes).astype("<i8").tobytes()
+        before = int(ends[-1])
+
+
+def _slices(values: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+    return (values[start : start + _SLICE] for start in range(0, len(values), _SLICE))
 
 
 class IndexedReader:

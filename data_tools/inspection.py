@@ -49,9 +49,18 @@ def summary(manifest: Manifest) -> list[tuple[str, str]]:
         ("token type", f"{manifest.dtype}, largest id {manifest.max_token_id:,}"),
         ("end of document", f"id {manifest.eod_id} appended" if manifest.append_eod else "not appended"),
         ("tokenizer", f"{manifest.tokenizer.name}, {manifest.tokenizer.vocab_size:,} ids"),
+        ("encoded by", _engine(manifest)),
         ("size of .bin", f"{format_exact(manifest.bin_bytes)} bytes"),
         ("data id", manifest.data_id[:16]),
     ]
+
+
+def _engine(manifest: Manifest) -> str:
+    engine = manifest.engine
+    if engine is None:
+        return "not recorded"
+    compared = f", {engine.compared:,} documents compared with tokenizers" if engine.compared else ""
+    return f"{engine.name} {engine.version}{compared}"
 
 
 def length_histogram(lengths: npt.NDArray[np.int64]) -> list[str]:

@@ -23,9 +23,9 @@ of one. JSON, UTF-8, these fields:
 | special_tokens       | what text that spells a control token gave: literal, parse, reject |
 | compat               | `megatron`, or empty |
 | split, hold_out_percent | train or validation; part of the documents that is held out, by the hash of their id |
-| engine               | of the ids: name, version, reason (why not the fast one), compared (documents encoded by both) |
+| engine               | name, version, reason (why not the fast one), compared (documents encoded by both) |
 | tokenizer            | fingerprint, vocab_size, name (its folder's) |
-| sources              | path, bytes, sha256, mtime_ns and start of each input file, in order; start is above 0 in shards |
+| sources              | path, bytes, sha256, mtime_ns, start (above 0 in shards) of each input file, in order |
 | chat                 | of conversations: see `ChatRecord`; null for text |
 | command              | the command line |
 | versions             | of the software that wrote it |

@@ -7,6 +7,8 @@ sequence length or a seed. So a document held out once is held out of every blen
 from __future__ import annotations
 
 import hashlib
+import math
+from fractions import Fraction
 from typing import Literal
 
 Split = Literal["train", "validation"]
@@ -34,5 +36,21 @@ def split_of(document_id: str) -> Split:
     """
     if not document_id:
         raise ValueError("a document without an id cannot be split; give every row an id")
-    bucket = int.from_bytes(hashlib.sha256(document_id.encode("utf-8")).digest()[:8], "big")
-    return "validation" if bucket * 100 < VALIDATION_PERCENT * _BUCKETS else "train"
+    return "validation" if id_hash(document_id) < held_out_below(VALIDATION_PERCENT) else "train"
+
+
+def id_hash(document_id: str) -> int:
+    """The number, uniform on [0, 2^64), on which the split of a document hangs."""
+    return int.from_bytes(hashlib.sha256(document_id.encode("utf-8")).digest()[:8], "big")
+
+
+def held_out_below(percent: float) -> int:
+    """Documents whose `id_hash` is below this number are held out.
+
+    Args:
+        percent: Part of the documents that is held out, from 0 to below 100.
+
+    >>> held_out_below(50) == 2**63
+    True
+    """
+    return math.ceil(Fraction(str(percent)) * _BUCKETS / 100)

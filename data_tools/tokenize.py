@@ -1,4 +1,4 @@
-"""JSONL into `PREFIX.bin/.idx` and, last of all, `PREFIX.manifest.json`.
+"""Records into `PREFIX.bin/.idx/.origin` and, last of all, `PREFIX.manifest.json`.
 
 What a kill leaves, by the moment at which it strikes:
 
@@ -8,64 +8,47 @@ What a kill leaves, by the moment at which it strikes:
 | files get names     | no manifest, so readers refuse; `PREFIX.manifest.json.partial`   | starts again |
 | afterwards          | the new dataset                                                  | already done |
 
-So at no moment does a manifest stand beside files that it does not describe.
+So at no moment does a manifest stand beside files that it does not describe. Documents that are held
+out are published first, to PREFIX.validation, while PREFIX has no manifest.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from data_tools.atomic_files import beside, only_writer, sync_folder
-from data_tools.encode import Encoder, PartialFiles
+from data_tools.dataset_writer import SUFFIXES
+from data_tools.encode import Encoder
 from data_tools.errors import DataError, UsageError
-from data_tools.inputs import Inputs, find_inputs
-from data_tools.manifest import Manifest, check_files, manifest_path, read_manifest, write_manifest
+from data_tools.formats import STDIN
+from data_tools.inputs import find_inputs
+from data_tools.job import TokenizeJob as TokenizeJob
+from data_tools.manifest import Manifest, SourceFile, check_files, manifest_path, read_manifest, write_manifest
+from data_tools.parts import Part
 from data_tools.progress import Progress
 from data_tools.readers import READER_VERSION, hash_file
 from data_tools.tokenizer import Tokenizer, TokenizerFacts, describe
 
-
-@dataclass(frozen=True)
-class TokenizeJob:
-    """What `tokenize` was asked to do.
-
-    Attributes:
-        inputs: Files, folders, globs, `-`; read in this order.
-        tokenizer: A tokenizer folder.
-        output: PREFIX of the three files.
-        key: Key of the text.
-        append_eod: Whether each document ends with the end-of-document id.
-        on_error: What a line without text does: stop the job, or be counted and listed.
-        rejects: Where rejected lines are listed; None: `PREFIX.rejects.jsonl`, if there are any.
-        overwrite: Whether whatever stands at PREFIX may be replaced.
-        command: The command line, for the manifest.
-    """
-
-    inputs: tuple[Path, ...]
-    tokenizer: Path
-    output: Path
-    key: str = "text"
-    append_eod: bool = False
-    on_error: Literal["fail", "skip"] = "fail"
-    rejects: Path | None = None
-    overwrite: bool = False
-    command: str = ""
-
-    @property
-    def rejects_path(self) -> Path:
-        """Where rejected lines are listed."""
-        return self.rejects or beside(self.output, ".rejects.jsonl")
+_SETTLED_NS = 2_000_000_000
+"""A file changed less than this before it was looked at may change again without another time of change."""
 
 
 @dataclass(frozen=True)
 class TokenizeResult:
-    """The finished dataset, and whether it had been finished before."""
+    """The finished dataset, and whether it had been finished before.
+
+    Attributes:
+        manifest: Of PREFIX.
+        was_done: Whether nothing was left to do.
+        held_out: Manifest of PREFIX.validation, if documents are held out.
+    """
 
     manifest: Manifest
     was_done: bool
+    held_out: Manifest | None = None
 
 
 def tokenize(job: TokenizeJob, progress: Progress) -> TokenizeResult:
@@ -77,92 +60,123 @@ def tokenize(job: TokenizeJob, progress: Progress) -> TokenizeResult:
 
     Raises:
         UsageError: If the command contradicts itself.
-        DataError: If an input or the tokenizer cannot be read, a line has no text and `on_error` is
-            `fail`, no document is left, or PREFIX holds something else and `overwrite` is not given.
+        SetupError: If a library that was chosen cannot do it.
+        DataError: If an input or the tokenizer cannot be read, a record has no text and `on_error` is
+            `fail`, no document is left, the two libraries disagree, or PREFIX holds something else and
+            `overwrite` is not given.
     """
-    inputs = find_inputs(job.inputs)
-    _check_command(job, inputs)
+    job.check()
+    parts = [job.part] if job.part else [Part(file) for file in find_inputs(job.inputs).files]
+    _refuse_to_write_an_input(job, parts)
     facts = describe(job.tokenizer)
     job.output.parent.mkdir(parents=True, exist_ok=True)
     with only_writer(job.output):
-        if not job.overwrite and (done := _finished_before(job, inputs, facts)):
-            return TokenizeResult(manifest=done, was_done=True)
-        partial = PartialFiles(*(beside(path, ".partial") for path in (*_pair(job.output), job.rejects_path)))
-        encoder = Encoder(
-            Tokenizer.load(job.tokenizer),
-            partial,
-            key=job.key,
-            append_eod=job.append_eod,
-            skips_bad_lines=job.on_error == "skip",
-        )
-        with encoder:
-            sources = [encoder.read(file, progress) for file in inputs.files]
-            manifest = encoder.finish(sources, tokenizer_name=job.tokenizer.resolve().name, command=job.command)
-        _publish(job, partial, manifest)
-        return TokenizeResult(manifest=manifest, was_done=False)
+        if not job.overwrite and (done := _finished_before(job, parts, facts)):
+            return TokenizeResult(done[0], was_done=True, held_out=done[1] if len(done) > 1 else None)
+        tokenizer = Tokenizer.load(job.tokenizer, special_tokens=job.special_tokens, engine=job.bpe)
+        with Encoder(tokenizer, job, total_bytes=sum(part.size for part in parts)) as encoder:
+            sources = [_read(encoder, part, number, progress) for number, part in enumerate(parts)]
+            manifests = encoder.finish(sources)
+        _publish(job, encoder, manifests)
+        return TokenizeResult(manifests[0], was_done=False, held_out=manifests[1] if len(manifests) > 1 else None)
 
 
-def _pair(output: Path) -> tuple[Path, Path]:
-    return beside(output, ".bin"), beside(output, ".idx")
+def _read(encoder: Encoder, part: Part, number: int, progress: Progress) -> SourceFile:
+    mtime_ns = _mtime_ns(part.file.path)  # before it is read: a later change shows
+    return encoder.read(part, number, progress).model_copy(update={"mtime_ns": mtime_ns, "start": part.start})
 
 
-def _check_command(job: TokenizeJob, inputs: Inputs) -> None:
-    resolved = {file.path.resolve() for file in inputs.files}
-    for written in (*_pair(job.output), manifest_path(job.output), job.rejects_path):
-        if written.resolve() in resolved:
-            raise UsageError(f"{written}: is an input and would be written too; choose another --output or --rejects")
-    if job.rejects and job.on_error == "fail":
-        raise UsageError("--rejects: lists lines that --on-error skip leaves out; give both or neither")
+def _mtime_ns(path: Path) -> int:
+    """When the file was changed; 0 where that says nothing: stdin, and files changed just now."""
+    if path == STDIN:
+        return 0
+    changed = path.stat().st_mtime_ns
+    return changed if time.time_ns() - changed > _SETTLED_NS else 0
 
 
-def _finished_before(job: TokenizeJob, inputs: Inputs, facts: TokenizerFacts) -> Manifest | None:
-    """The manifest at PREFIX if it is of this very job; None if no finished dataset stands there."""
+def _refuse_to_write_an_input(job: TokenizeJob, parts: list[Part]) -> None:
+    inputs = {part.file.path.resolve() for part in parts}
+    written = [beside(prefix, suffix) for prefix in job.outputs for suffix in (*SUFFIXES, ".manifest.json")]
+    for path in (*written, job.rejects_path):
+        if path.resolve() in inputs:
+            raise UsageError(f"{path}: is an input and would be written too; choose another --output or --rejects")
+
+
+def _finished_before(job: TokenizeJob, parts: list[Part], facts: TokenizerFacts) -> list[Manifest]:
+    """The manifests of the job's datasets if they are of this very job; none if it is not finished."""
     if not manifest_path(job.output).exists():
         was_interrupted = beside(manifest_path(job.output), ".partial").exists()
-        there = [str(path) for path in _pair(job.output) if path.exists()]
+        there = [str(path) for prefix in job.outputs for path in _files(prefix) if path.exists()]
         if there and not was_interrupted:
             raise DataError(
                 f"{job.output}: {' and '.join(there)} without a manifest; give --overwrite, or another --output"
             )
-        return None
-    manifest = read_manifest(job.output)
-    differences = _differences(job, inputs, facts, manifest)
-    if differences:
+        return []
+    manifests = [read_manifest(job.output)]
+    if differences := _differences(job, parts, facts, manifests[0]):
         raise DataError(
             f"{job.output}: holds another dataset; give --overwrite, or another --output\n  " + "\n  ".join(differences)
         )
-    check_files(job.output, manifest)
-    return manifest
+    manifests += [read_manifest(prefix) for prefix in job.outputs[1:]]
+    for prefix, manifest in zip(job.outputs, manifests, strict=True):
+        check_files(prefix, manifest)
+    return manifests
 
 
-def _differences(job: TokenizeJob, inputs: Inputs, facts: TokenizerFacts, manifest: Manifest) -> list[str]:
+def _files(prefix: Path) -> list[Path]:
+    return [beside(prefix, suffix) for suffix in SUFFIXES]
+
+
+def _differences(job: TokenizeJob, parts: list[Part], facts: TokenizerFacts, manifest: Manifest) -> list[str]:
     """What would make this job's dataset another one, a line each."""
     pairs: list[tuple[str, object, object]] = [
         ("--tokenizer (fingerprint)", manifest.tokenizer.fingerprint, facts.fingerprint),
         ("--append-eod", manifest.append_eod, job.append_eod),
-        ("--key", manifest.text_key, job.key),
+        ("--key", manifest.text_key, job.text_key),
+        ("--adapter", manifest.adapter, job.adapter),
+        ("--special-tokens", manifest.special_tokens, job.special_tokens),
+        ("--compat", manifest.compat, job.compat),
+        ("--hold-out", f"{manifest.hold_out_percent:g}%", f"{job.hold_out_percent:g}%"),
         ("reader version", manifest.versions.get("reader"), READER_VERSION),
-        ("number of --input files", len(manifest.sources), len(inputs.files)),
+        ("number of --input files", len(manifest.sources), len(parts)),
     ]
     if manifest.rejected and job.on_error == "fail":
         pairs.append(("--on-error", f"skip, with {manifest.rejected:,} lines rejected", "fail"))
-    for file, source in zip(inputs.files, manifest.sources, strict=False):
-        pairs.append((f"sha256 of {file.path}", source.sha256, hash_file(file.path).sha256))
+    for part, source in zip(parts, manifest.sources, strict=False):
+        pairs += _changes(part, source)
     return [f"{name}: it has {there}, asked for {asked}" for name, there, asked in pairs if there != asked]
 
 
-def _publish(job: TokenizeJob, partial: PartialFiles, manifest: Manifest) -> None:
-    """Gives the finished files their names, the manifest last; see the table at the top of this file."""
+def _changes(part: Part, source: SourceFile) -> list[tuple[str, object, object]]:
+    """What tells a part of the input from the one that was read; an untouched file is not read again."""
+    path = part.file.path
+    if path == STDIN:
+        return [("sha256 of stdin", source.sha256, "what cannot be compared before it is read")]
+    pairs: list[tuple[str, object, object]] = [
+        (f"first byte of {path}", source.start, part.start),
+        (f"bytes of {path}", source.bytes, part.size),
+    ]
+    if part.start or part.end is not None or any(there != asked for _, there, asked in pairs):
+        return pairs  # of a shard: its plan knows whether the file was changed
+    if source.mtime_ns and source.mtime_ns == _mtime_ns(path):
+        return pairs
+    return [*pairs, (f"sha256 of {path}", source.sha256, hash_file(path).sha256)]
+
+
+def _publish(job: TokenizeJob, encoder: Encoder, manifests: list[Manifest]) -> None:
+    """Gives the finished files their names, the manifests last; see the table at the top of this file."""
     beside(manifest_path(job.output), ".partial").touch()
-    manifest_path(job.output).unlink(missing_ok=True)
+    for prefix in job.outputs:
+        manifest_path(prefix).unlink(missing_ok=True)
     sync_folder(job.output.parent)
-    bin_path, idx_path = _pair(job.output)
-    os.replace(partial.bin, bin_path)
-    os.replace(partial.idx, idx_path)
-    if manifest.rejected or job.rejects:
-        os.replace(partial.rejects, job.rejects_path)
+    for writer in encoder.writers:
+        writer.publish()
+    partial = beside(job.rejects_path, ".partial")
+    if manifests[0].rejected or job.rejects:
+        os.replace(partial, job.rejects_path)
     else:  # a list left by an earlier dataset at PREFIX would be taken for this one's
-        partial.rejects.unlink()
+        partial.unlink()
         job.rejects_path.unlink(missing_ok=True)
     sync_folder(job.output.parent)
-    write_manifest(job.output, manifest)
+    for prefix, manifest in reversed(list(zip(job.outputs, manifests, strict=True))):
+        write_manifest(prefix, manifest)

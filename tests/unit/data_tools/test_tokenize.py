@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data_tools.atomic_files import only_writer
@@ -16,6 +17,7 @@ from data_tools.encode import Encoder
 from data_tools.errors import DataError, UsageError
 from data_tools.indexed import IndexedReader
 from data_tools.manifest import check_files, read_manifest
+from data_tools.origin import DOMAINS, ORIGIN
 from data_tools.progress import NoProgress
 from data_tools.tokenize import TokenizeJob, TokenizeResult, tokenize
 from data_tools.tokenizer import Tokenizer, describe, train
@@ -76,10 +78,10 @@ def test_the_manifest_describes_the_dataset(tiny_tokenizer: Path, write_lines: W
     check_files(prefix, manifest)
 
 
-def test_only_the_three_files_are_left(tiny_tokenizer: Path, write_lines: WriteLines) -> None:
+def test_only_the_four_files_are_left(tiny_tokenizer: Path, write_lines: WriteLines) -> None:
     source = write_lines({"text": "a"})
     run(source, tiny_tokenizer)
-    assert names(source.parent) == ["in.jsonl", "out.bin", "out.idx", "out.manifest.json"]
+    assert names(source.parent) == ["in.jsonl", "out.bin", "out.idx", "out.manifest.json", "out.origin"]
 
 
 def test_several_inputs_are_read_in_their_order(tiny_tokenizer: Path, write_lines: WriteLines) -> None:
@@ -91,13 +93,15 @@ def test_several_inputs_are_read_in_their_order(tiny_tokenizer: Path, write_line
     assert [Path(source.path).name for source in manifest.sources] == ["2.jsonl", "1.jsonl"]
 
 
-def test_batches_of_any_size_give_the_same_documents(
+def test_batches_of_any_size_and_either_engine_give_the_same_documents(
     tiny_tokenizer: Path, write_lines: WriteLines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = write_lines(*({"text": "the cat sat " * number} for number in range(1, 30)))
     whole = run(source, tiny_tokenizer).manifest
-    monkeypatch.setattr("data_tools.encode._ENCODE_CHARACTERS", 100)
-    assert run(source, tiny_tokenizer, output=source.parent / "other").manifest.data_id == whole.data_id
+    monkeypatch.setattr("data_tools.bpe._LARGEST_BATCH_CHARACTERS", 100)
+    other = run(source, tiny_tokenizer, bpe="tokenizers", output=source.parent / "other").manifest
+    assert (whole.engine.name, other.engine.name) == ("gigatoken", "tokenizers")  # type: ignore[union-attr]
+    assert other.data_id == whole.data_id
 
 
 def test_the_first_bad_line_ends_the_job_and_leaves_nothing(tiny_tokenizer: Path, write_lines: WriteLines) -> None:
@@ -188,7 +192,7 @@ def test_another_input_at_the_same_prefix_is_refused_unless_overwritten(
     source = write_lines({"text": "a"})
     run(source, tiny_tokenizer)
     source.write_text('{"text": "bc"}\n')
-    with pytest.raises(DataError, match=r"sha256 of .*in\.jsonl: it has [0-9a-f]{64}, asked for [0-9a-f]{64}"):
+    with pytest.raises(DataError, match=r"bytes of .*in\.jsonl: it has 14, asked for 15"):
         run(source, tiny_tokenizer)
     with pytest.raises(DataError, match="number of --input files: it has 1, asked for 2"):
         run(source, tiny_tokenizer, inputs=(source, write_lines({"text": "d"}, name="more.jsonl")))
@@ -280,13 +284,111 @@ def test_a_full_disk_leaves_neither_dataset_nor_partial_files(tiny_tokenizer: Pa
 
 
 def test_an_encoder_that_fails_removes_its_partial_files(tiny_tokenizer: Path, tmp_path: Path) -> None:
-    from data_tools.encode import PartialFiles
-
-    partial = PartialFiles(tmp_path / "a.bin", tmp_path / "a.idx", tmp_path / "a.rejects")
-    tokenizer = Tokenizer.load(tiny_tokenizer)
-    with (
-        pytest.raises(KeyboardInterrupt),
-        Encoder(tokenizer, partial, key="text", append_eod=False, skips_bad_lines=False),
-    ):
+    job = TokenizeJob((), tiny_tokenizer, tmp_path / "a", hold_out_percent=1.0)
+    with pytest.raises(KeyboardInterrupt), Encoder(Tokenizer.load(tiny_tokenizer), job, total_bytes=0):
         raise KeyboardInterrupt
     assert names(tmp_path) == []
+
+
+def test_the_manifest_says_who_encoded_and_how_many_documents_were_compared(
+    tiny_tokenizer: Path, write_lines: WriteLines
+) -> None:
+    source = write_lines({"text": "the cat"}, {"text": "a"}, {"text": "b"})
+    engine = run(source, tiny_tokenizer, verify_sample=2).manifest.engine
+    assert engine is not None
+    assert (engine.name, engine.reason, engine.compared) == ("gigatoken", "", 2)
+
+
+def test_where_each_document_came_from_is_kept(tiny_tokenizer: Path, write_lines: WriteLines) -> None:
+    first = write_lines({"text": "a", "id": "x"}, b"{", {"text": "b", "id": "y"}, name="1.jsonl")
+    turns = [{"from": "human", "value": "b"}, {"from": "gpt", "value": "~~~"}]
+    second = write_lines({"conversations": turns, "id": "z"}, name="2.jsonl")
+    run(first, tiny_tokenizer, inputs=(first, second), on_error="skip")
+    origins = np.fromfile(first.parent / "out.origin", ORIGIN)
+    assert origins["row"].tolist() == [1, 3, 1]
+    assert origins["source"].tolist() == [0, 0, 1]
+    assert origins["answer_tokens"].tolist() == [-1, -1, 3]
+    assert [DOMAINS[number] for number in origins["domain"]] == ["general"] * 3
+    expected = [int.from_bytes(hashlib.sha256(name).digest()[:8], "big") for name in (b"x", b"y", b"z")]
+    assert origins["id_hash"].tolist() == expected
+
+
+def test_held_out_documents_go_to_a_dataset_of_their_own(tiny_tokenizer: Path, write_lines: WriteLines) -> None:
+    source = write_lines(*({"text": f"the cat {number}", "id": f"doc-{number}"} for number in range(200)))
+    result = run(source, tiny_tokenizer, hold_out_percent=2.0, append_eod=True)
+    tokenizer = Tokenizer.load(tiny_tokenizer)
+    held_out = IndexedReader(source.parent / "out.validation")
+    texts = [tokenizer.decode(held_out[number].tolist()) for number in range(len(held_out))]
+    assert texts == [f"the cat {number}<|endoftext|>" for number in (59, 80, 178)]  # as in test_split.py
+    assert result.held_out is not None
+    assert (result.manifest.documents, result.held_out.documents) == (197, 3)
+    assert (result.manifest.split, result.held_out.split) == ("train", "validation")
+    assert np.fromfile(source.parent / "out.validation.origin", ORIGIN)["split"].tolist() == [1, 1, 1]
+    assert run(source, tiny_tokenizer, hold_out_percent=2.0, append_eod=True).was_done
+    with pytest.raises(DataError, match="--hold-out: it has 2%, asked for 0%"):
+        run(source, tiny_tokenizer, append_eod=True)
+
+
+def test_text_that_spells_a_control_token_is_parsed_or_rejected_by_choice(
+    tiny_tokenizer: Path, write_lines: WriteLines
+) -> None:
+    source = write_lines({"text": "a<|endoftext|>b"}, {"text": "<think>"}, {"text": "<|pad|><|im_end|>"})
+    parsed = run(source, tiny_tokenizer, special_tokens="parse").manifest
+    assert IndexedReader(source.parent / "out")[0].tolist()[1] == 0
+    assert parsed.special_tokens == "parse"
+    rejected = run(source, tiny_tokenizer, special_tokens="reject", on_error="skip", overwrite=True).manifest
+    assert (rejected.documents, rejected.rejected_by_reason) == (1, {"control token": 2})
+    rows = [json.loads(line) for line in (source.parent / "out.rejects.jsonl").read_text().splitlines()]
+    assert [(row["line"], row["detail"].split(";")[0]) for row in rows] == [
+        (1, "the text spells '<|endoftext|>'"),
+        (3, "the text spells '<|pad|>'"),
+    ]
+    assert IndexedReader(source.parent / "out")[0].tolist() == [4]
+    with pytest.raises(DataError, match=r"in\.jsonl:1: control token: the text spells"):
+        run(source, tiny_tokenizer, special_tokens="reject", overwrite=True)
+
+
+def test_compat_megatron_keeps_an_empty_text_without_tokens(tiny_tokenizer: Path, write_lines: WriteLines) -> None:
+    source = write_lines({"text": "a"}, {"text": ""}, {"text": "b"})
+    run(source, tiny_tokenizer, compat="megatron", special_tokens="parse", append_eod=True)
+    reader = IndexedReader(source.parent / "out")
+    assert reader.lengths.tolist() == [2, 0, 2]
+    assert (reader.header.documents, reader.header.sequences) == (3, 2)
+    with pytest.raises(UsageError, match=r"--special-tokens literal: preprocess_data\.py parses control tokens"):
+        run(source, tiny_tokenizer, compat="megatron")
+
+
+@pytest.mark.parametrize(
+    ("max_bad", "said"),
+    [
+        ("1", r"in\.jsonl:3: .*: more than --max-bad 1 records are bad \(malformed 2\); nothing was written"),
+        ("40%", r"2 of 4 records are bad, more than --max-bad 40%"),
+    ],
+)
+def test_too_many_bad_records_end_the_job(
+    tiny_tokenizer: Path, write_lines: WriteLines, max_bad: str, said: str
+) -> None:
+    source = write_lines({"text": "a"}, b"{", b"{", {"text": "b"})
+    with pytest.raises(DataError, match=said):
+        run(source, tiny_tokenizer, on_error="skip", max_bad=max_bad)
+    assert names(source.parent) == ["in.jsonl"]
+    for enough in ("2", "50%"):
+        assert run(source, tiny_tokenizer, on_error="skip", max_bad=enough, overwrite=True).manifest.rejected == 2
+
+
+@pytest.mark.parametrize("max_bad", ["x", "-1", "1%%", "nan%"])
+def test_a_limit_that_is_no_number_is_refused(tiny_tokenizer: Path, write_lines: WriteLines, max_bad: str) -> None:
+    with pytest.raises(UsageError, match="--max-bad: .* is neither a number of records"):
+        run(write_lines({"text": "a"}), tiny_tokenizer, on_error="skip", max_bad=max_bad)
+
+
+def test_an_untouched_input_is_not_read_again(tiny_tokenizer: Path, write_lines: WriteLines) -> None:
+    source = write_lines({"text": "a"})
+    os.utime(source, ns=(0, 1_000_000_000_000_000_000))
+    run(source, tiny_tokenizer)
+    source.write_text('{"text": "b"}\n')
+    os.utime(source, ns=(0, 1_000_000_000_000_000_000))  # forged: it shows that the content was not looked at
+    assert run(source, tiny_tokenizer).was_done
+    source.touch()
+    with pytest.raises(DataError, match=r"sha256 of .*in\.jsonl: it has [0-9a-f]{64}, asked for [0-9a-f]{64}"):
+        run(source, tiny_tokenizer)

@@ -1,0 +1,125 @@
+"""One dataset while it is written: its pair, where its documents came from, and the names they get at the end."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from data_tools.atomic_files import beside
+from data_tools.bpe import Encoded
+from data_tools.index_header import DTypeName
+from data_tools.indexed import IndexedWriter, WrittenPair
+from data_tools.origin import Origins
+
+SUFFIXES = (".bin", ".idx", ".origin")
+"""Files of a dataset beside its manifest."""
+
+
+@dataclass(frozen=True)
+class WrittenDataset:
+    """What a finished writer put on the disk, under partial names.
+
+    Attributes:
+        pair: The `.bin` and `.idx`.
+        origin_bytes: Size of the `.origin` file.
+        origin_sha256: Its hash, hex.
+    """
+
+    pair: WrittenPair
+    origin_bytes: int
+    origin_sha256: str
+
+
+class DatasetWriter:
+    """Writes documents to `PREFIX.*.partial`."""
+
+    def __init__(self, prefix: Path, *, dtype: DTypeName) -> None:
+        """Opens the files.
+
+        Args:
+            prefix: PREFIX.
+            dtype: Of a token on the disk.
+        """
+        self.prefix = prefix
+        prefix.parent.mkdir(parents=True, exist_ok=True)
+        self._pair = IndexedWriter(self._partial(".bin"), dtype=dtype)
+        self._origin = self._partial(".origin").open("wb")
+        self._hash = hashlib.sha256()
+        self._bytes = 0
+
+    def _partial(self, suffix: str) -> Path:
+        return beside(self.prefix, f"{suffix}.partial")
+
+    def add(self, documents: Encoded, origins: Origins) -> None:
+        """Appends whole documents.
+
+        Args:
+            documents: Their ids.
+            origins: [documents] where each came from.
+
+        Raises:
+            DataError: If an id does not fit the type on disk or a document the index.
+        """
+        self._pair.add_documents(documents.ids, documents.lengths)
+        raw = origins.tobytes()
+        self._origin.write(raw)
+        self._hash.update(raw)
+        self._bytes += len(raw)
+
+    def finish(self) -> WrittenDataset:
+        """Closes the files; all that they hold is on the disk when it returns."""
+        self._origin.flush()
+        os.fsync(self._origin.fileno())
+        self._origin.close()
+        pair = self._pair.finish(self._partial(".idx"))
+        return WrittenDataset(pair=pair, origin_bytes=self._bytes, origin_sha256=self._hash.hexdigest())
+
+    def publish(self) -> None:
+        """Gives the files their names; until the manifest is written they are no dataset."""
+        for suffix in SUFFIXES:
+            os.replace(self._partial(suffix), beside(self.prefix, suffix))
+
+    def discard(self) -> None:
+        """Removes the partial files of a job that failed."""
+        self._pair.close()
+        self._origin.close()
+        for suffix in SUFFIXES:
+            self._partial(suffix).unlink(missing_ok=True)
+
+
+def chosen(documents: Encoded, keep: npt.NDArray[np.bool_]) -> Encoded:
+    """Some of the documents.
+
+    Args:
+        documents: All.
+        keep: [documents] which.
+
+    >>> chosen(Encoded(np.array([1, 2, 3], np.uint32), np.array([1, 2])), np.array([False, True])).ids.tolist()
+    [2, 3]
+    """
+    return Encoded(documents.ids[np.repeat(keep, documents.lengths)], documents.lengths[keep])
+
+
+def with_eod(documents: Encoded, eod_id: int, *, dtype: DTypeName) -> Encoded:
+    """The documents with the end-of-document id after each that has a token, in the type on the disk.
+
+    Source: Megatron-LM core_v0.19.0, tools/preprocess_data.py: a document without a token gets no end.
+
+    >>> documents = Encoded(np.array([7, 8, 9], np.uint32), np.array([1, 0, 2]))
+    >>> ended = with_eod(documents, 0, dtype="int32"); ended.ids.tolist(), ended.lengths.tolist()
+    ([7, 0, 8, 9, 0], [2, 0, 3])
+    """
+    has_token = documents.lengths > 0
+    lengths = documents.lengths + has_token
+    ends = np.cumsum(lengths)[has_token] - 1
+    is_text = np.ones(int(lengths.sum()), bool)
+    is_text[ends] = False
+    ids = np.empty(len(is_text), dtype)
+    ids[is_text] = documents.ids
+    ids[ends] = eod_id
+    return Encoded(ids, lengths)

@@ -1,0 +1,117 @@
+"""Records that are left out: counted by reason, listed one by one, and stopped where they are too many.
+
+The list is JSONL, a record a line: file, line (counted from 1; in a part of a file from the start of the
+part), reason, detail.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from data_tools.errors import DataError, UsageError
+from data_tools.parts import Part, place_of
+from data_tools.readers import BadRecord
+
+
+@dataclass(frozen=True)
+class MaxBad:
+    """How many records may be left out.
+
+    Attributes:
+        records: This many; None: not limited so.
+        percent: This much of all; None: not limited so.
+    """
+
+    records: int | None = None
+    percent: float | None = None
+
+
+def parse_max_bad(written: str) -> MaxBad:
+    """Reads `100` or `0.5%`; empty is no limit.
+
+    >>> parse_max_bad("100"), parse_max_bad("0.5%")
+    (MaxBad(records=100, percent=None), MaxBad(records=None, percent=0.5))
+
+    Raises:
+        UsageError: If it is neither.
+    """
+    rule = "is neither a number of records (100) nor a percentage of them (0.5%)"
+    try:
+        if not written:
+            return MaxBad()
+        limit = MaxBad(percent=float(written[:-1])) if written.endswith("%") else MaxBad(records=int(written))
+    except ValueError:
+        raise UsageError(f"--max-bad: {written!r} {rule}") from None
+    if not 0 <= (limit.records or limit.percent or 0) < float("inf"):
+        raise UsageError(f"--max-bad: {written!r} {rule}")
+    return limit
+
+
+class Rejects:
+    """The records that one job leaves out.
+
+    Attributes:
+        by_reason: How many, by reason.
+    """
+
+    def __init__(self, path: Path, *, skips: bool, max_bad: str) -> None:
+        """Opens the list.
+
+        Args:
+            path: Of the list while the job runs.
+            skips: Whether a bad record is left out, or ends the job.
+            max_bad: See `parse_max_bad`.
+        """
+        self.by_reason: Counter[str] = Counter()
+        self._skips = skips
+        self._written = max_bad
+        self._limit = parse_max_bad(max_bad)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("wb")
+
+    def add(self, part: Part, row: int, error: BadRecord) -> None:
+        """Leaves a record out.
+
+        Raises:
+            DataError: If none may be left out, or now too many are.
+        """
+        if not self._skips:
+            raise DataError(
+                f"{place_of(part, row)}: {error}; "
+                "mend the line, or give --on-error skip to leave out such lines and list them"
+            )
+        self.by_reason[error.reason] += 1
+        fields = {"file": str(part.file.path), "line": row, "reason": error.reason, "detail": error.detail}
+        self._file.write(orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE))
+        limit = self._limit.records
+        if limit is not None and self.by_reason.total() > limit:
+            raise DataError(
+                f"{place_of(part, row)}: {error}: more than --max-bad {limit:,} records are bad{self._most()}"
+            )
+
+    def check(self, documents: int) -> None:
+        """Ends a job that left too large a part out, once all is read.
+
+        Raises:
+            DataError: If the limit is a percentage, and exceeded.
+        """
+        records = documents + self.by_reason.total()
+        if self._limit.percent is not None and self.by_reason.total() * 100 > self._limit.percent * records:
+            raise DataError(
+                f"{self.by_reason.total():,} of {records:,} records are bad, more than --max-bad {self._written}"
+                f"{self._most()}"
+            )
+
+    def _most(self) -> str:
+        counts = ", ".join(f"{reason} {count:,}" for reason, count in self.by_reason.most_common())
+        return (
+            f" ({counts}); nothing was written; mend the input, choose another --adapter or --key, or raise --max-bad"
+        )
+
+    def close(self) -> None:
+        """Closes the list."""
+        self._file.close()
