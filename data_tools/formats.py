@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import stat
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -84,6 +85,8 @@ def _first_bytes(path: Path) -> bytes:
         start: bytes = sys.stdin.buffer.peek(8)[:8]  # type: ignore[union-attr]  # typed as a BinaryIO
         return start
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # reading its first bytes would take them from it
+            raise DataError(f"{path}: is no regular file; pipe it in and name it -")
         with path.open("rb", buffering=0) as file:
             return file.read(8)
     except OSError as error:

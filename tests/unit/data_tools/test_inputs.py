@@ -85,14 +85,20 @@ def test_a_file_that_is_reached_twice_is_refused(tmp_path: Path) -> None:
         find_inputs(["-", "-"])
 
 
-def test_a_missing_and_an_unreadable_file_are_named_before_anything_is_read(tmp_path: Path) -> None:
+def test_a_missing_file_is_named_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no\.jsonl: cannot be read: No such file or directory"):
         find_inputs([write(tmp_path / "a.jsonl"), tmp_path / "no.jsonl"])
-    if os.geteuid():
-        path = write(tmp_path / "closed.jsonl")
-        path.chmod(0)
-        with pytest.raises(DataError, match=r"closed\.jsonl: cannot be read: Permission denied"):
-            find_inputs([path])
+
+
+def test_an_unreadable_file_is_named() -> None:
+    with pytest.raises(DataError, match=r"/proc/self/mem: cannot be read: Input/output error"):
+        find_inputs(["/proc/self/mem"])
+
+
+def test_a_named_pipe_is_not_sniffed_away(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match=r"pipe: is no regular file; pipe it in and name it -"):
+        find_inputs([tmp_path / "pipe"])
 
 
 @pytest.mark.parametrize(
