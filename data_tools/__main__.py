@@ -9,10 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
-
-from data_tools.cli import chat, pack, tokenize
+from data_tools.cli import blend, chat, overlap, pack, tokenize
+from data_tools.cli.output import print_table, warn
 from data_tools.command_line import exit_code_of
 
 if TYPE_CHECKING:
@@ -52,6 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_inspect(verbs)
     chat.add(verbs)
     pack.add(verbs)
+    blend.add(verbs)
+    overlap.add(verbs)
     return parser
 
 
@@ -113,8 +113,8 @@ def _sample(options: argparse.Namespace) -> None:
     for sample in written:
         _warn_of_a_short_sample(sample, scale=options.scale)
         if not sample.held_out_rows:
-            _warn(f"{sample.card['name']}: none of {sample.card['rows']:,} rows is held out; raise --scale to validate")
-    _print_table(
+            warn(f"{sample.card['name']}: none of {sample.card['rows']:,} rows is held out; raise --scale to validate")
+    print_table(
         f"sample sources in {options.out}",
         ["source", "rows", "held out", "text bytes", "families", "left out"],
         [_sample_row(sample) for sample in written],
@@ -127,7 +127,7 @@ def _warn_of_a_short_sample(sample: WrittenSample, *, scale: float) -> None:
     name, there = sample.card["name"], sample.card["text_bytes"]
     wanted = round(SOURCES[name].default_bytes * scale)
     if there < wanted:
-        _warn(f"{name}: {there:,} bytes of text are all there is, of the {wanted:,} of --scale {scale:g}")
+        warn(f"{name}: {there:,} bytes of text are all there is, of the {wanted:,} of --scale {scale:g}")
 
 
 def _sample_row(sample: WrittenSample) -> list[str]:
@@ -155,8 +155,8 @@ def _train_tokenizer(options: argparse.Namespace) -> None:
     trained = train_tokenizer(options.input, key=options.key, vocab_size=vocab_size, out=options.out)
     facts = trained.facts
     if facts.vocab_size < vocab_size:
-        _warn(f"--vocab-size: asked for {vocab_size:,} ids, the text has merges for {facts.vocab_size:,}")
-    _print_table(
+        warn(f"--vocab-size: asked for {vocab_size:,} ids, the text has merges for {facts.vocab_size:,}")
+    print_table(
         f"tokenizer {'was there already: ' if trained.was_there else ''}{options.out}",
         ["", ""],
         [
@@ -175,7 +175,7 @@ def _inspect(options: argparse.Namespace) -> None:
     if options.tokenizer and options.document is None:
         raise UsageError("--tokenizer: shows a document as text; give --document N too")
     dataset = open_dataset(options.prefix)
-    _print_table(str(options.prefix), ["", ""], [list(row) for row in summary(dataset.manifest)])
+    print_table(str(options.prefix), ["", ""], [list(row) for row in summary(dataset.manifest)])
     print("\n".join(length_histogram(dataset.documents.lengths)))
     if options.document is None:
         return
@@ -184,19 +184,6 @@ def _inspect(options: argparse.Namespace) -> None:
         print(document_text(dataset, options.document, options.tokenizer))
     else:
         print(*document_ids(dataset, options.document))
-
-
-def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    table = Table(title=title, title_justify="left", show_header=any(columns))
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    Console(markup=False).print(table)
-
-
-def _warn(message: str) -> None:
-    print(f"WARNING: {message}", file=sys.stderr)
 
 
 if __name__ == "__main__":

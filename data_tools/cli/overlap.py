@@ -1,0 +1,129 @@
+"""The verb `overlap`."""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_tools.cli.output import print_table, warn
+from data_tools.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from data_tools.overlap import Corpus, Overlap, Side
+
+
+def add(verbs: Any) -> None:
+    """Registers the verb."""
+    about = "Find documents and n-grams that two corpora share, or that evaluation sets share with them."
+    parser = verbs.add_parser("overlap", help=about, description=about)
+    parser.example = (
+        "python -m data_tools overlap data/demo/raw/ldq.jsonl data/demo/raw/shq.jsonl \\\n"
+        "      --against data/demo/raw/shq.validation.jsonl --out data/demo/overlap.jsonl"
+    )
+    parser.add_argument("a", metavar="A", help="a file, a folder, a glob; or the YAML of a source or blend")
+    parser.add_argument("b", metavar="B", nargs="?", help="the same; may be left out with --against")
+    parser.add_argument("--against", nargs="+", default=[], metavar="EVAL", help="evaluation sets, each compared alone")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="a JSON line for each document with a hit")
+    parser.add_argument("--ngram", type=int, default=13, metavar="N", help="words of an n-gram (default 13)")
+    parser.add_argument("--adapter", default="text", metavar="NAME", help="how records of files are read (text)")
+    parser.add_argument("--key", metavar="KEY", help="key of the text, for the adapter text")
+    parser.add_argument(
+        "--data-root", type=Path, default=Path("data"), metavar="DIR", help="folder of the datasets that YAML names"
+    )
+    parser.set_defaults(verb=_overlap)
+
+
+def _overlap(options: argparse.Namespace) -> None:
+    from data_tools.overlap import find_overlap, write_report
+    from data_tools.progress import shown
+
+    if options.b is None and not options.against:
+        raise UsageError("overlap: nothing to compare with; give B, or --against EVAL")
+    if options.ngram < 1:
+        raise UsageError(f"--ngram: {options.ngram} is too few; give at least 1")
+    corpora = [_corpus(name, options) for name in (options.a, options.b) if name is not None]
+    tests = [_corpus(name, options) for name in options.against]
+    pairs = [tuple(corpora)] if len(corpora) == 2 else []
+    pairs += [(corpus, test) for corpus in corpora for test in tests]
+    rows: list[list[str]] = []
+    with ExitStack() as stack:
+        report = stack.enter_context(options.out.open("wb")) if options.out else None
+        for first, second in pairs:
+            label = f"overlap {first.name} {second.name}"
+            with shown(label, 2 * (first.size + second.size)) as progress:
+                overlap = find_overlap(first, second, n=options.ngram, progress=progress)
+                if report is not None:
+                    write_report(overlap, report.write, progress)
+            rows += _rows(overlap)
+            _warn_of_short_documents(overlap)
+    print_table(
+        f"documents that share {options.ngram}-grams",
+        ["documents of", "against", "documents", "too short", "duplicates", "with a hit", "hit by half"],
+        rows,
+    )
+    if options.out:
+        print(f"wrote {options.out}")
+
+
+def _corpus(name: str, options: argparse.Namespace) -> Corpus:
+    from data_tools.adapters import adapter
+    from data_tools.overlap import Corpus
+
+    if Path(name).suffix in (".yaml", ".yml"):
+        return _corpus_of_recipe(name, options.data_root)
+    return Corpus(name, (([name], adapter(options.adapter, key=options.key)),))
+
+
+def _corpus_of_recipe(name: str, data_root: Path) -> Corpus:
+    """The text from which the datasets of a source or blend were made, as their manifests name it."""
+    from data_tools.adapters import adapter
+    from data_tools.blend_files import SourceFile, read_file
+    from data_tools.overlap import Corpus
+    from data_tools.source_sizes import find_shards
+
+    file = read_file(name)
+    sources = [file] if isinstance(file, SourceFile) else list(file.sources())
+    parts = []
+    for source in {source.recipe.source: source for source in sources}.values():
+        shards = find_shards(data_root / source.recipe.prefix)
+        if not shards:
+            raise DataError(f"{source.path}: {source.recipe.source!r} is not built; name its text files instead")
+        keys = {shard.manifest.text_key for shard in shards}
+        chosen = source.recipe.adapter
+        reader = adapter(chosen) if chosen else adapter("text", key=min(keys))
+        paths = dict.fromkeys(text.path for shard in shards for text in shard.manifest.sources)
+        parts.append(([Path(path) for path in paths], reader))
+    return Corpus(name, tuple(parts))
+
+
+def _rows(overlap: Overlap) -> list[list[str]]:
+    return [
+        [
+            side.corpus.name,
+            other.corpus.name,
+            f"{len(side.ngrams):,}",
+            f"{int((side.ngrams == 0).sum()):,}",
+            f"{int(side.duplicates.sum()):,}",
+            f"{int((side.hits > 0).sum()):,}",
+            f"{int((side.shares >= 0.5).sum()):,}",
+        ]
+        for side, other in _both(overlap)
+    ]
+
+
+def _both(overlap: Overlap) -> list[tuple[Side, Side]]:
+    first, second = overlap.sides
+    return [(first, second), (second, first)]
+
+
+def _warn_of_short_documents(overlap: Overlap) -> None:
+    for side, _ in _both(overlap):
+        short = int((side.ngrams == 0).sum())
+        if short:
+            warn(
+                f"{side.corpus.name}: {short:,} of {len(side.ngrams):,} documents have fewer than {overlap.n} words "
+                "and can be found as exact duplicates only; lower --ngram to compare them in part"
+            )
+    print(f"false hits by chance: {overlap.false_hits:.1e} n-grams expected; read {overlap.passes} times")

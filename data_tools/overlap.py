@@ -1,0 +1,332 @@
+"""Which documents two corpora share: exact duplicates, and n-grams by document, in bounded memory.
+
+The n-grams of the smaller corpus become a sorted array of 64-bit hashes; the larger is streamed past it,
+then the smaller once more past what was found. An array that would exceed `max_hashes` is cut to a range of
+hashes, and both corpora are read once for each range. Memory: up to 32 bytes x max_hashes, 17 bytes a document
+of both, and some ten times the longest document; it does not grow with the text.
+
+A document is an exact duplicate if all its words, in order, are those of a document of the other corpus; how
+words are told apart stands in `data_tools.ngrams`. Documents of fewer than n words have no n-gram: they can be
+found as duplicates only, and are counted as such.
+
+The report is JSON lines, one for each document with a hit, of both sides:
+
+| field     | meaning |
+|-----------|---------|
+| side      | name of the corpus that the document belongs to |
+| against   | name of the other |
+| file, row | where it stands, rows from 1 |
+| id        | the record's own, or one made of its content |
+| ngrams    | n-grams of the document |
+| hits      | of these, how many the other corpus holds |
+| share     | hits / ngrams; 0 where there are none |
+| duplicate | whether the other corpus holds the whole document |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from data_tools.adapters.adapter import Adapter
+from data_tools.errors import DataError
+from data_tools.inputs import find_inputs, open_part
+from data_tools.ngrams import Counts, Hashed, Hashes, expected_false_hits, hash_documents
+from data_tools.parts import InputFile, Part, place_of
+from data_tools.progress import NoProgress, Progress
+from data_tools.readers import BadRecord
+from data_tools.records import Conversation, as_document
+
+MAX_HASHES = 32_000_000
+"""About 1 GB while the index is built; the n-grams of some 200 MB of English text."""
+
+_Small = npt.NDArray[np.int32]
+
+_BLOCK_CHARACTERS = 1 << 20
+_MOST_BUCKETS = 1 << 25
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a document stands."""
+
+    file: str
+    row: int
+    id: str
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents of some files.
+
+    Attributes:
+        name: For people.
+        parts: Files, folders and globs, and the adapter that reads their records.
+    """
+
+    name: str
+    parts: tuple[tuple[Sequence[str | Path], Adapter], ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes on the disk."""
+        return sum(find_inputs(names).size for names, _ in self.parts)
+
+    def documents(self, progress: Progress) -> Iterator[tuple[Place, str]]:
+        """Every document, in order.
+
+        Raises:
+            DataError: If an input cannot be read, or at the first record without text.
+        """
+        for names, adapter in self.parts:
+            for file in find_inputs(names).files:
+                yield from _documents(file, adapter, progress)
+
+    def hashed(self, n: int, progress: Progress) -> Iterator[Hashed]:
+        """The hashes of every document, some at a time."""
+        texts: list[str] = []
+        characters = 0
+        for _, text in self.documents(progress):
+            texts.append(text)
+            characters += len(text)
+            if characters >= _BLOCK_CHARACTERS:
+                yield hash_documents(texts, n)
+                texts, characters = [], 0
+        if texts:
+            yield hash_documents(texts, n)
+
+
+def _documents(file: InputFile, adapter: Adapter, progress: Progress) -> Iterator[tuple[Place, str]]:
+    part, convert = Part(file), adapter.for_file(file.path)
+    for block in open_part(part, adapter.columns).blocks():
+        for row, raw in enumerate(block.records, start=block.first_row):
+            try:
+                item = convert(raw)
+            except BadRecord as error:
+                raise DataError(f"{place_of(part, row)}: {error}; mend or remove the line") from None
+            text = as_document(item).text if isinstance(item, Conversation) else item.text
+            yield Place(str(file.path), row, item.id), text
+        progress.advance(block.size)
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one corpus shares with the other, by document.
+
+    Attributes:
+        corpus: The corpus.
+        ngrams: n-grams of each document.
+        hits: Of these, how many the other holds.
+        duplicates: Whether the other holds the whole document.
+    """
+
+    corpus: Corpus
+    ngrams: _Small
+    hits: _Small
+    duplicates: npt.NDArray[np.bool_]
+
+    @property
+    def touched(self) -> npt.NDArray[np.bool_]:
+        """The documents with a hit or a duplicate."""
+        return (self.hits > 0) | self.duplicates
+
+    @property
+    def shares(self) -> npt.NDArray[np.float64]:
+        """The share of its n-grams that the other holds, of each document."""
+        shares: npt.NDArray[np.float64] = self.hits / np.maximum(1, self.ngrams)
+        return shares
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """What two corpora share.
+
+    Attributes:
+        n: Words of an n-gram.
+        sides: Of the first corpus, of the second.
+        passes: How often both were read.
+        false_hits: n-grams found although they are not there, on average over all choices of hashes.
+    """
+
+    n: int
+    sides: tuple[Side, Side]
+    passes: int
+    false_hits: float
+
+
+def find_overlap(
+    first: Corpus, second: Corpus, *, n: int = 13, max_hashes: int = MAX_HASHES, progress: Progress | None = None
+) -> Overlap:
+    """Compares two corpora.
+
+    Args:
+        first: One.
+        second: The other.
+        n: Words of an n-gram.
+        max_hashes: n-grams of the smaller corpus that are held at once.
+        progress: Is told the bytes read.
+
+    Raises:
+        DataError: As for `Corpus.documents`.
+    """
+    progress = progress or NoProgress()
+    small, large = sorted((first, second), key=lambda corpus: corpus.size)
+    if small is large:
+        small, large = first, second
+    counted = [_Counts(), _Counts()]
+    begin, passes = 0, 0
+    num_known = 0
+    while begin < 2**64:
+        index = _build(small, n, begin, max_hashes, counted[0] if not passes else None, progress)
+        _stream(large, n, index, counted[1], is_first=not passes, progress=progress)
+        _stream(small, n, index.found_only(), counted[0], is_first=False, progress=progress)
+        begin, passes = index.end, passes + 1
+        num_known += len(index.hashes)
+    of_small, of_large = counted
+    sides = (of_small.side(small, of_large), of_large.side(large, of_small))
+    return Overlap(
+        n=n,
+        sides=sides if sides[0].corpus is first else (sides[1], sides[0]),
+        passes=passes,
+        false_hits=expected_false_hits(int(sides[1].ngrams.sum()), num_known),
+    )
+
+
+class _Counts:
+    """What is known of each document of one corpus."""
+
+    def __init__(self) -> None:
+        self.documents: list[Hashes] = []
+        self.ngrams: list[_Small] = []
+        self.hits: list[_Small] = []
+
+    def add(self, block: Hashed) -> None:
+        self.documents.append(block.documents)
+        self.ngrams.append(block.ngrams.astype(np.int32))
+        self.hits.append(np.zeros(len(block.ngrams), np.int32))
+
+    def side(self, corpus: Corpus, other: _Counts) -> Side:
+        documents = _joined(self.documents, np.uint64)
+        return Side(
+            corpus=corpus,
+            ngrams=_joined(self.ngrams, np.int32),
+            hits=_joined(self.hits, np.int32),
+            duplicates=np.isin(documents, _joined(other.documents, np.uint64)) & (documents != 0),
+        )
+
+
+def _joined[T: np.generic](parts: list[npt.NDArray[T]], kind: type[T]) -> npt.NDArray[T]:
+    return np.concatenate([np.zeros(0, kind), *parts])
+
+
+class _Index:
+    """Sorted hashes of one range, and buckets that say where each of their first bits begins."""
+
+    def __init__(self, hashes: Hashes, begin: int, end: int) -> None:
+        self.hashes, self.begin, self.end = hashes, begin, end
+        self.found = np.zeros(len(hashes), np.bool_)
+        width = end - begin
+        buckets = min(_MOST_BUCKETS, 1 << max(1, len(hashes).bit_length()))
+        self._shift = np.uint64(max(0, (width - 1).bit_length() - (buckets.bit_length() - 1)))
+        keys = ((hashes - np.uint64(begin)) >> self._shift).astype(np.int64)
+        depths = np.bincount(keys, minlength=((width - 1) >> int(self._shift)) + 1)
+        self._first = np.concatenate((np.zeros(1, np.uint32), np.cumsum(depths, dtype=np.uint32)))
+        self._deepest = int(depths.max(initial=0))
+
+    def find(self, hashes: Hashes) -> Counts:
+        """Positions in `hashes` of those that the index holds; marks what was found."""
+        positions = np.arange(len(hashes))
+        if self.begin or self.end < 2**64:
+            positions = np.flatnonzero((hashes >= np.uint64(self.begin)) & (hashes <= np.uint64(self.end - 1)))
+        keys = ((hashes[positions] - np.uint64(self.begin)) >> self._shift).astype(np.int64)
+        at, stop = self._first[keys], self._first[keys + 1]
+        hits: list[Counts] = []
+        for _ in range(self._deepest):
+            left = np.flatnonzero(at < stop)
+            at, stop, positions = at[left], stop[left], positions[left]
+            same = self.hashes[at] == hashes[positions]
+            self.found[at[same]] = True
+            hits.append(positions[same])
+            at = at + np.uint32(1)
+        return _joined(hits, np.int64)
+
+    def found_only(self) -> _Index:
+        """The index of what was found."""
+        return _Index(self.hashes[self.found], self.begin, self.end)
+
+
+def _build(corpus: Corpus, n: int, begin: int, max_hashes: int, counts: _Counts | None, progress: Progress) -> _Index:
+    """The index of the corpus's n-grams from the hash `begin` on, as many as may be held."""
+    end = 2**64
+    kept: list[Hashes] = []
+    held = 0
+    for block in corpus.hashed(n, progress):
+        if counts is not None:
+            counts.add(block)
+        hashes = block.hashes[(block.hashes >= np.uint64(begin)) & (block.hashes <= np.uint64(end - 1))]
+        kept.append(hashes)
+        held += len(hashes)
+        if held > max_hashes:
+            unique = _sorted_once(kept)
+            if 2 * len(unique) > max_hashes:  # else most were repeats, and there is room again
+                end = int(unique[len(unique) // 2])
+                unique = unique[: len(unique) // 2].copy()
+            kept, held = [unique], len(unique)
+    return _Index(_sorted_once(kept), begin, end)
+
+
+def _sorted_once(parts: list[Hashes]) -> Hashes:
+    """Each hash once, rising; np.unique takes a hash table, which is ten times slower here."""
+    hashes = _joined(parts, np.uint64)
+    hashes.sort()
+    is_new: npt.NDArray[np.bool_] = np.concatenate((np.ones(1, np.bool_), hashes[1:] != hashes[:-1]))
+    return np.asarray(hashes[is_new[: len(hashes)]], np.uint64)
+
+
+def _stream(corpus: Corpus, n: int, index: _Index, counts: _Counts, *, is_first: bool, progress: Progress) -> None:
+    """Adds to each document what the index holds of it."""
+    for number, block in enumerate(corpus.hashed(n, progress)):
+        if is_first:
+            counts.add(block)
+        owners = block.owners[index.find(block.hashes)]
+        counts.hits[number] += np.bincount(owners, minlength=len(block.ngrams)).astype(np.int32)
+
+
+def write_report(overlap: Overlap, write: Callable[[bytes], object], progress: Progress | None = None) -> int:
+    """Writes a line for each document with a hit; the fields are described at the top of this file.
+
+    Args:
+        overlap: What was found.
+        write: Takes whole lines.
+        progress: Is told the bytes read: every document is read once more, for its place.
+
+    Returns:
+        Lines written.
+    """
+    lines = 0
+    for side, other in zip(overlap.sides, reversed(overlap.sides), strict=True):
+        touched = side.touched
+        if not touched.any():
+            continue
+        for number, (place, _) in enumerate(side.corpus.documents(progress or NoProgress())):
+            if not touched[number]:
+                continue
+            fields = {
+                "side": side.corpus.name,
+                "against": other.corpus.name,
+                "file": place.file,
+                "row": place.row,
+                "id": place.id,
+                "ngrams": int(side.ngrams[number]),
+                "hits": int(side.hits[number]),
+                "share": round(float(side.shares[number]), 4),
+                "duplicate": bool(side.duplicates[number]),
+            }
+            write(orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE))
+            lines += 1
+    return lines

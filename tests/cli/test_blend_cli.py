@@ -1,0 +1,125 @@
+"""The commands `plan`, `blend` and `overlap` as people type them."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from data_tools.__main__ import main
+from tests.support.pencil_project import make_pencil_project
+
+REPOSITORY = Path(__file__).parents[2]
+WORDS = " ".join(f"w{number}" for number in range(20))
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Sources a and b of 1,000 and 400 tokens, and a blend of both."""
+    monkeypatch.chdir(tmp_path)
+    make_pencil_project(Path())
+    Path("blend.yaml").write_text(
+        "blend: pencil\nentries:\n  - {source: a.yaml, share: 0.75}\n  - {source: b.yaml, share: 0.25}\n"
+    )
+    return tmp_path
+
+
+def run(command: str) -> int:
+    return main(shlex.split(command))
+
+
+def help_of(verb: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    text = capsys.readouterr().out
+    assert text.startswith("Example:\n  python -m data_tools ")
+    return shlex.split(text.split("\n\n")[0].removeprefix("Example:\n").replace("\\\n", " "))[3:]
+
+
+def test_the_example_of_plan_runs_on_the_shipped_blend(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    assert main(help_of("plan", capsys)) == 0
+    shown = capsys.readouterr().out
+    assert "sizes declared: provisional" in " ".join(shown.split())
+    assert "domains: math 57.2 %, general 25.1 %, code 17.5 %, science 0.3 %" in shown
+
+
+def test_plan_shows_samples_and_epochs(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("plan blend.yaml --tokens 640 --sequence-length 16") == 0
+    rows = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert [[cell.strip() for cell in row] for row in rows] == [
+        ["a", "75.00 %", "480", "30", "0.48 of 1", "1K", "math"],
+        ["b", "25.00 %", "160", "10", "0.4 of 1", "400", "math"],
+    ]
+
+
+def test_a_source_that_falls_short_is_an_error_with_remedies(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("plan blend.yaml --tokens 3200 --sequence-length 16") == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "error: 2 problems",
+        'blend.yaml:3: entries[0].share: source "a" cannot supply its share.',
+        "  needed   2,400 processed tokens (75.0 % of budget 3,200)",
+        "  has      1,000 tokens x max_epochs 1 = 1,000",
+        "  Lower --tokens to 1,328, lower the share to 0.3100 and raise others by as much, or raise max_epochs to 3.",
+        'blend.yaml:4: entries[1].share: source "b" cannot supply its share.',
+        "  needed   800 processed tokens (25.0 % of budget 3,200)",
+        "  has      400 tokens x max_epochs 1 = 400",
+        "  Lower --tokens to 1,328, lower the share to 0.1200 and raise others by as much, or raise max_epochs to 3.",
+    ]
+
+
+def test_blend_writes_the_plan_and_exports_and_warns(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = "blend blend.yaml --tokens 640 --sequence-length 16 --out out --export megatron-args --export bridge"
+    assert run(command) == 0
+    assert sorted(path.name for path in Path("out").iterdir()) == [
+        "blend_plan.json",
+        "bridge.json",
+        "megatron_args.txt",
+    ]
+    assert json.loads(Path("out/blend_plan.json").read_bytes())["command"] == f"data-tools {command}"
+    assert "WARNING: stock Megatron does not enforce max_epochs" in capsys.readouterr().err
+
+
+def test_a_bad_budget_is_a_usage_error(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("plan blend.yaml --tokens many") == 2
+    assert "error: --tokens: 'many' is not a count" in capsys.readouterr().err
+
+
+def test_overlap_reports_what_a_corpus_shares_with_another_and_with_an_evaluation_set(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, texts in {"one": [WORDS, "short"], "two": ["no", WORDS.upper()], "test": [f"x {WORDS} y"]}.items():
+        Path(f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    assert run("overlap one.jsonl two.jsonl --against test.jsonl --out report.jsonl") == 0
+    lines = [json.loads(line) for line in Path("report.jsonl").read_text().splitlines()]
+    assert [(line["side"], line["against"], line["row"], line["hits"], line["duplicate"]) for line in lines] == [
+        ("one.jsonl", "two.jsonl", 1, 8, True),
+        ("two.jsonl", "one.jsonl", 2, 8, True),
+        ("one.jsonl", "test.jsonl", 1, 8, False),
+        ("test.jsonl", "one.jsonl", 1, 8, False),
+        ("two.jsonl", "test.jsonl", 2, 8, False),
+        ("test.jsonl", "two.jsonl", 1, 8, False),
+    ]
+    assert "WARNING: one.jsonl: 1 of 2 documents have fewer than 13 words" in capsys.readouterr().err
+
+
+def test_overlap_of_a_source_reads_the_text_that_its_manifest_names(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("text.jsonl").write_text(json.dumps({"text": WORDS}) + "\n")
+    path = Path("data/a.manifest.json")
+    manifest = json.loads(path.read_text())
+    manifest["sources"] = [{"path": "text.jsonl", "bytes": 1, "sha256": ""}]
+    path.write_text(json.dumps(manifest))
+    assert run("overlap a.yaml text.jsonl --out report.jsonl") == 0
+    sides = [json.loads(line)["side"] for line in Path("report.jsonl").read_text().splitlines()]
+    assert sides == ["a.yaml", "text.jsonl"]
+
+
+def test_overlap_with_nothing_to_compare_is_a_usage_error(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("overlap a.jsonl") == 2
+    assert "nothing to compare with; give B, or --against EVAL" in capsys.readouterr().err
