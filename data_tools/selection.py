@@ -24,7 +24,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from data_tools.errors import UsageError
@@ -32,7 +32,6 @@ from data_tools.readers import BadRecord
 from data_tools.records import Document
 
 Field = Literal["answer_tokens", "text_tokens"]
-CountTokens = Callable[[str], int]
 
 _OPERATORS: dict[str, Callable[[int, int], bool]] = {
     ">=": operator.ge,
@@ -79,23 +78,19 @@ class Where:
         """
         return cls(text, tuple(_comparison(part, text) for part in re.split(r"\band\b", text)))
 
-    def takes(self, document: Document, count_tokens: CountTokens) -> bool:
-        """Whether a document is taken.
+    def takes(self, *, text_tokens: int, answer_tokens: int | None) -> bool:
+        """Whether a document of these lengths is taken; whoever encodes it knows them.
 
         Args:
-            document: Its answer counts only where it is known.
-            count_tokens: Tokens of a text; called once for each text that is asked for, at most.
+            text_tokens: Tokens of the text, without an end-of-document token.
+            answer_tokens: Tokens of the answer; None where nothing marks it.
 
         Raises:
-            BadRecord: If the answer's length is asked for and nothing marks the answer.
+            BadRecord: If the answer's length is asked for and not known.
         """
-        lengths: dict[Field, int] = {}
-        for comparison in self.comparisons:
-            if comparison.field not in lengths:
-                lengths[comparison.field] = count_tokens(_text_of(document, comparison.field))
-            if not _OPERATORS[comparison.operator](lengths[comparison.field], comparison.number):
-                return False
-        return True
+        lengths = {"text_tokens": text_tokens, "answer_tokens": answer_tokens}
+        held = [_holds(comparison, lengths[comparison.field]) for comparison in self.comparisons]
+        return all(held)  # after all were asked: an unknown length is told whatever the others are
 
 
 def _comparison(part: str, text: str) -> Comparison:
@@ -110,12 +105,10 @@ def _comparison(part: str, text: str) -> Comparison:
     return Comparison(match["field"], match["operator"], number)  # type: ignore[arg-type]  # checked above
 
 
-def _text_of(document: Document, field: Field) -> str:
-    if field == "text_tokens":
-        return document.text
-    if document.answer is None:
+def _holds(comparison: Comparison, length: int | None) -> bool:
+    if length is None:
         raise BadRecord("no answer", "answer_tokens is null: nothing marks the answer; give --answer-rule after:REGEX")
-    return document.answer
+    return _OPERATORS[comparison.operator](length, comparison.number)
 
 
 @dataclass(frozen=True)
@@ -144,13 +137,11 @@ class AnswerRule:
         except re.error as error:
             raise UsageError(f"--answer-rule: {text!r}: no regular expression: {error}") from None
 
-    def answer_of(self, document: Document) -> str | None:
-        """The answer that is known, else what follows the first match, else None.
+    def applied(self, document: Document) -> Document:
+        """The document with the answer that is known, else with what follows the first match, else with none.
 
-        >>> AnswerRule.parse("after: output: ").answer_of(Document("a", "input: 1 + 1? output: 2"))
+        >>> AnswerRule.parse("after: output: ").applied(Document("a", "input: 1 + 1? output: 2")).answer
         '2'
         """
-        if document.answer is not None:
-            return document.answer
-        match = self.start.search(document.text)
-        return document.text[match.end() :] if match else None
+        match = None if document.answer is not None else self.start.search(document.text)
+        return replace(document, answer=document.text[match.end() :]) if match else document
