@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_tools.cli import blend, chat, overlap, pack, tokenize
+from data_tools.cli import blend, chat, overlap, pack, status, tokenize
 from data_tools.cli.output import print_table, warn
 from data_tools.command_line import exit_code_of
 
@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     pack.add(verbs)
     blend.add(verbs)
     overlap.add(verbs)
+    status.add(verbs)
     return parser
 
 

@@ -39,6 +39,7 @@ class TokenizeJob:
         bpe: Library that encodes.
         verify_sample: Documents that are encoded by both libraries and compared.
         part: The part of the only input that is read; None: all of all inputs.
+        validation: PREFIX of the documents that are held out; None: PREFIX.validation.
         command: The command line, for the manifest.
     """
 
@@ -58,6 +59,7 @@ class TokenizeJob:
     bpe: EngineName = "auto"
     verify_sample: int = VERIFY_SAMPLE
     part: Part | None = None
+    validation: Path | None = None
     command: str = ""
 
     @property
@@ -68,7 +70,7 @@ class TokenizeJob:
     @property
     def validation_output(self) -> Path:
         """PREFIX of the documents that are held out."""
-        return beside(self.output, ".validation")
+        return self.validation or beside(self.output, ".validation")
 
     @property
     def outputs(self) -> list[Path]:

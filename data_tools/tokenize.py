@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,12 +52,13 @@ class TokenizeResult:
     held_out: Manifest | None = None
 
 
-def tokenize(job: TokenizeJob, progress: Progress) -> TokenizeResult:
+def tokenize(job: TokenizeJob, progress: Progress, *, load: Callable[[], Tokenizer] | None = None) -> TokenizeResult:
     """Tokenises the inputs into a dataset, unless it is there already.
 
     Args:
         job: What to do.
         progress: Is told of every byte of input.
+        load: Gives the job's tokenizer, if something is to be written; None: it is loaded.
 
     Raises:
         UsageError: If the command contradicts itself.
@@ -73,7 +75,8 @@ def tokenize(job: TokenizeJob, progress: Progress) -> TokenizeResult:
     with only_writer(job.output):
         if not job.overwrite and (done := _finished_before(job, parts, facts)):
             return TokenizeResult(done[0], was_done=True, held_out=done[1] if len(done) > 1 else None)
-        tokenizer = Tokenizer.load(job.tokenizer, special_tokens=job.special_tokens, engine=job.bpe)
+        load = load or (lambda: Tokenizer.load(job.tokenizer, special_tokens=job.special_tokens, engine=job.bpe))
+        tokenizer = load()
         with Encoder(tokenizer, job, total_bytes=sum(part.size for part in parts)) as encoder:
             sources = [_read(encoder, part, number, progress) for number, part in enumerate(parts)]
             manifests = encoder.finish(sources)
@@ -168,7 +171,7 @@ def _publish(job: TokenizeJob, encoder: Encoder, manifests: list[Manifest]) -> N
     beside(manifest_path(job.output), ".partial").touch()
     for prefix in job.outputs:
         manifest_path(prefix).unlink(missing_ok=True)
-    sync_folder(job.output.parent)
+        sync_folder(prefix.parent)
     for writer in encoder.writers:
         writer.publish()
     partial = beside(job.rejects_path, ".partial")

@@ -83,6 +83,12 @@ def _add_writing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--hold-out", default="0%", metavar="P%", help="documents, by the hash of their id, for PREFIX.validation"
     )
+    parser.add_argument(
+        "--shard-bytes", metavar="N", help="write PREFIX/shard-00000 and so on, each of this much input: 20G"
+    )
+    parser.add_argument(
+        "--task", metavar="I/N", help="of the shards write every Nth from I, 0 to N-1 (default: the Slurm array's task)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace whatever stands at PREFIX")
 
 
@@ -120,6 +126,7 @@ def _percent(written: str) -> float:
 
 def _tokenize(options: argparse.Namespace) -> None:
     from data_tools.bpe import limit_threads
+    from data_tools.errors import UsageError
     from data_tools.inputs import find_inputs
     from data_tools.inspection import summary
     from data_tools.progress import shown
@@ -128,6 +135,11 @@ def _tokenize(options: argparse.Namespace) -> None:
     job = _job(options)
     job.check()
     limit_threads(_workers(options.workers))
+    if options.shard_bytes is not None:
+        _tokenize_shards(job, options)
+        return
+    if options.task is not None:
+        raise UsageError("--task: divides shards among processes; give --shard-bytes too")
     inputs = find_inputs(job.inputs)
     if inputs.left_out:
         names = ", ".join(str(path) for path in inputs.left_out[:3])
@@ -140,6 +152,39 @@ def _tokenize(options: argparse.Namespace) -> None:
     if result.held_out:
         rows.append(["held out", f"{result.held_out.documents:,} documents, {result.held_out.tokens:,} tokens"])
     print_table(f"{options.output}: {state}", ["", ""], rows)
+
+
+def _tokenize_shards(job: TokenizeJob, options: argparse.Namespace) -> None:
+    from data_tools.parts import parts_of_task
+    from data_tools.progress import shown
+    from data_tools.shards import freeze_plan, make_plan, parse_task, tokenize_shards
+
+    task = parse_task(options.task)
+    plan = make_plan(job, shard_bytes=_bytes(options.shard_bytes))
+    own = parts_of_task(plan.parts, task=task.number, num_tasks=task.of)
+    freeze_plan(job.output, plan, overwrite=job.overwrite)
+    with shown(f"tokenize {job.output.name}", sum(part.size for _, part in own)) as progress:
+        results = tokenize_shards(job, plan, task, progress)
+    manifests = [result.manifest for _, result in results]
+    if rejected := sum(manifest.rejected for manifest in manifests):
+        warn(f"{rejected:,} lines were rejected; each shard lists its own in .rejects.jsonl")
+    rows = [
+        ["shards", f"{len(plan.parts):,}, of which {len(results):,} are this task's"],
+        ["written now", f"{sum(not result.was_done for _, result in results):,}"],
+        ["documents", f"{sum(manifest.documents for manifest in manifests):,}"],
+        ["tokens", f"{sum(manifest.tokens for manifest in manifests):,}"],
+    ]
+    print_table(f"{job.output}: task {task.number} of {task.of} is done", ["", ""], rows)
+
+
+def _bytes(written: str) -> int:
+    from data_tools.errors import UsageError
+    from data_tools.quantities import parse_count
+
+    try:
+        return parse_count(written.replace("G", "B"))  # data_tools counts in billions, disks in gigabytes
+    except ValueError as error:
+        raise UsageError(f"--shard-bytes: {error}") from None
 
 
 def _workers(asked: int | None) -> int:

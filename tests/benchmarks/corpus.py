@@ -3,7 +3,7 @@
     python tests/benchmarks/corpus.py OUT.jsonl --bytes 210000000
 
 Prose: texts, manuals and docstrings below the given folders; code: the Python sources of this interpreter
-and its packages; reasoning: `data_tools sample`, base, ldq and shq. Documents are deduplicated, cut at
+and its packages; reasoning: sums worked out digit by digit. Documents are deduplicated, cut at
 `LONGEST` characters and shuffled with a fixed seed; half of them are written with \\u escapes, as many
 corpora are. The corpus differs from machine to machine: compare ratios of one run only.
 """
@@ -17,11 +17,8 @@ import hashlib
 import json
 import random
 import sysconfig
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-
-from data_tools.samples.command import make_samples
 
 LONGEST = 400_000
 SHORTEST = 200
@@ -41,7 +38,7 @@ def _read(path: Path) -> str:
 def _prose(code: list[Path]) -> Iterator[str]:
     for folder in map(Path, PROSE_FOLDERS):
         for path in sorted(folder.rglob("*")):
-            if path.name.endswith(PROSE_SUFFIXES) and path.is_file():
+            if path.is_file() and path.name.endswith(PROSE_SUFFIXES):
                 yield _read(path)
     for path in code:
         if path.suffix in (".md", ".rst", ".txt", ".html", ".pyi"):
@@ -64,23 +61,30 @@ def _code(files: list[Path]) -> Iterator[str]:
     return (_read(path) for path in files if path.suffix in (".py", ".h", ".hpp", ".cu", ".cuh", ".js", ".c"))
 
 
-def _reasoning(size: int) -> Iterator[str]:
-    with tempfile.TemporaryDirectory() as folder:
-        scale = 1.0
-        for seed in range(1_000):
-            make_samples(Path(folder) / str(seed), seed=seed, only=None, scale=scale)
-            for path in sorted((Path(folder) / str(seed)).glob("*.jsonl")):
-                for line in path.read_text().splitlines():
-                    row = json.loads(line)
-                    turns = [turn["value"] for turn in row.get("conversations", [])]
-                    yield row.get("text") or "\n\n".join(turns)
+def _reasoning() -> Iterator[str]:
+    """Long additions and multiplications, worked out digit by digit, in words that vary."""
+    generator = random.Random(1)
+    while True:
+        yield "\n\n".join(_worked_sum(generator) for _ in range(generator.randint(1, 12)))
+
+
+def _worked_sum(generator: random.Random) -> str:
+    a, b = generator.randrange(10**9), generator.randrange(10**9)
+    first = generator.choice(["Let me add", "We need", "First I take", "Consider", "The sum asked for is"])
+    then = generator.choice(["so", "hence", "which gives", "and therefore", "that is"])
+    lines, carry, total = [f"{first} {a} + {b}."], 0, 0
+    for place, (x, y) in enumerate(zip(f"{a:09d}"[::-1], f"{b:09d}"[::-1], strict=True)):
+        value = int(x) + int(y) + carry
+        lines.append(f"Place {place}: {x} + {y} + {carry} = {value}, {then} digit {value % 10}, carry {value // 10}.")
+        total, carry = total + (value % 10) * 10**place, value // 10
+    return "\n".join([*lines, f"Altogether {total + carry * 10**9}."])
 
 
 def _documents(size: int) -> Iterator[str]:
     roots = [Path(sysconfig.get_paths()["stdlib"]), Path(sysconfig.get_paths()["purelib"])]
     files = [path for root in roots for path in sorted(root.rglob("*")) if path.is_file()]
     random.Random(0).shuffle(files)
-    kinds = {"prose": _prose(files), "code": _code(files), "reasoning": _reasoning(size)}
+    kinds = {"prose": _prose(files), "code": _code(files), "reasoning": _reasoning()}
     known: set[bytes] = set()
     for kind, texts in kinds.items():
         room = SHARES[kind] * size

@@ -1,0 +1,36 @@
+"""The verb `status`."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from data_tools.cli.output import print_table
+
+
+def add(verbs: Any) -> None:
+    """Registers the verb."""
+    about = "Show which shards are done, damaged, failed or missing; exit 3 unless all are done."
+    parser = verbs.add_parser("status", help=about, description=about)
+    parser.example = "python -m data_tools status data/demo/tokens/base"
+    parser.add_argument(
+        "output", type=Path, metavar="PREFIX", help="folder of plan.json, as given to tokenize --output"
+    )
+    parser.set_defaults(verb=_status)
+
+
+def _status(options: argparse.Namespace) -> int:
+    from data_tools.errors import DataError
+    from data_tools.shards import status, totals
+
+    shards = status(options.output)
+    counts = Counter(shard.state for shard in shards)
+    rows = [[state, f"{counts[state]:,}"] for state in ("done", "damaged", "failed", "missing")]
+    rows += [[name, f"{count:,}"] for name, count in totals(shards).items()]
+    print_table(f"{options.output}: {len(shards):,} shards", ["", ""], rows)
+    for shard in shards:
+        if shard.said:
+            print(f"{shard.prefix.name}: {shard.state}: {shard.said}")
+    return 0 if counts["done"] == len(shards) else DataError.exit_code

@@ -1,0 +1,273 @@
+"""One dataset as many shards: a frozen plan, tasks that share it, and what is done of it.
+
+`PREFIX/plan.json` says which part of which file makes which shard; every task makes the same plan and
+refuses another's. Shard 17 is `PREFIX/shard-00017.bin/.idx/.origin/.manifest.json`, its held-out documents
+`PREFIX.validation/shard-00017…`. A shard is a dataset of its own: written whole or not at all, so a kill
+costs the shard in work, and a second run writes what is missing.
+
+plan.json, JSON:
+
+| field          | meaning |
+|----------------|---------|
+| format_version | version of this table |
+| shard_bytes    | bytes of input that a shard of plain JSONL has, up to the next line start |
+| settings       | what else decides the tokens: tokenizer, adapter, key, … |
+| files          | path, bytes and mtime_ns of each input file |
+| shards         | file (number in `files`), start and end (null: of the file) of each shard |
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from data_tools.atomic_files import beside, write_atomically
+from data_tools.errors import DataError, UsageError, UserError
+from data_tools.formats import STDIN
+from data_tools.inputs import find_inputs
+from data_tools.job import TokenizeJob
+from data_tools.manifest import Manifest, check_files, manifest_path, read_manifest
+from data_tools.parts import Part, parts_of_task, split_inputs
+from data_tools.progress import Progress
+from data_tools.readers import READER_VERSION
+from data_tools.tokenize import TokenizeResult, tokenize
+from data_tools.tokenizer import Tokenizer, describe
+
+FORMAT_VERSION = 1
+
+
+def shard_prefix(output: Path, number: int) -> Path:
+    """PREFIX of a shard."""
+    return output / f"shard-{number:05d}"
+
+
+@dataclass(frozen=True)
+class Task:
+    """Which of several processes this one is.
+
+    Attributes:
+        number: From 0.
+        of: How many there are.
+    """
+
+    number: int = 0
+    of: int = 1
+
+
+def parse_task(written: str | None) -> Task:
+    """Reads `3/8`; None: the task of a Slurm array that this process is, if it is one.
+
+    >>> parse_task("3/8")
+    Task(number=3, of=8)
+
+    Raises:
+        UsageError: If it is no pair of numbers.
+    """
+    if written is None:
+        first = int(os.environ.get("SLURM_ARRAY_TASK_MIN", 0))
+        number = int(os.environ.get("SLURM_ARRAY_TASK_ID", first)) - first
+        return Task(number, int(os.environ.get("SLURM_ARRAY_TASK_COUNT", 1)))
+    number_of, _, of = written.partition("/")
+    if not (number_of.isdigit() and of.isdigit()):
+        raise UsageError(f"--task: {written!r} is not of the form i/n, as in 0/8")
+    return Task(int(number_of), int(of))
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """The parts of the input, a shard each; the fields of the file are at the top."""
+
+    fields: dict[str, Any]
+    parts: tuple[Part, ...]
+
+
+def make_plan(job: TokenizeJob, *, shard_bytes: int) -> ShardPlan:
+    """The plan of a job, from its inputs alone.
+
+    Raises:
+        UsageError: If the input is stdin, or rejects should go to one file.
+        DataError: If an input or the tokenizer cannot be read.
+    """
+    job.check()
+    if STDIN in job.inputs:
+        raise UsageError("--shard-bytes: stdin cannot be cut into shards; name files")
+    if job.rejects:
+        raise UsageError("--rejects: each shard lists its own, PREFIX/shard-00000.rejects.jsonl; leave it out")
+    if shard_bytes < 1:
+        raise UsageError(f"--shard-bytes: {shard_bytes} is below 1")
+    files = find_inputs(job.inputs).files
+    parts = tuple(split_inputs(files, part_bytes=shard_bytes))
+    numbers = {file.path: number for number, file in enumerate(files)}
+    settings = {
+        "tokenizer": describe(job.tokenizer).fingerprint,
+        "reader": READER_VERSION,
+        "adapter": job.adapter,
+        "key": job.text_key,
+        "append_eod": job.append_eod,
+        "special_tokens": job.special_tokens,
+        "compat": job.compat,
+        "hold_out_percent": job.hold_out_percent,
+    }
+    fields = {
+        "format_version": FORMAT_VERSION,
+        "shard_bytes": shard_bytes,
+        "settings": settings,
+        "files": [
+            {"path": str(file.path), "bytes": file.size, "mtime_ns": file.path.stat().st_mtime_ns} for file in files
+        ],
+        "shards": [{"file": numbers[part.file.path], "start": part.start, "end": part.end} for part in parts],
+    }
+    return ShardPlan(fields=fields, parts=parts)
+
+
+def freeze_plan(output: Path, plan: ShardPlan, *, overwrite: bool) -> None:
+    """Writes PREFIX/plan.json, or finds it there.
+
+    Raises:
+        DataError: If another plan is there and must not be replaced.
+    """
+    path = output / "plan.json"
+    output.mkdir(parents=True, exist_ok=True)
+    content = orjson.dumps(plan.fields, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    if overwrite:
+        write_atomically(path, content)
+        return
+    own = beside(path, f".{os.getpid()}.partial")
+    own.write_bytes(content)
+    try:
+        os.link(own, path)  # of tasks that start together, one succeeds and all compare
+    except FileExistsError:
+        _refuse_another_plan(path, plan.fields)
+    finally:
+        own.unlink()
+
+
+def _refuse_another_plan(path: Path, fields: dict[str, Any]) -> None:
+    there = read_plan(path)
+    changes = [key for key in fields if there.get(key) != fields[key]]
+    if "settings" in changes:
+        settings = fields["settings"]
+        changes += [f"settings.{key}" for key in settings if there.get("settings", {}).get(key) != settings[key]]
+    if changes:
+        raise DataError(
+            f"{path}: is the plan of another job, or its input was changed: {', '.join(changes)} differ; "
+            "give --overwrite, or another --output"
+        )
+
+
+def read_plan(path: Path) -> dict[str, Any]:
+    """The fields of a plan.json.
+
+    Raises:
+        DataError: If there is none, or it is damaged.
+    """
+    try:
+        fields = orjson.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}; make it with tokenize --shard-bytes") from None
+    except orjson.JSONDecodeError as error:
+        raise DataError(f"{path}: not JSON ({error})") from None
+    if not isinstance(fields, dict) or fields.get("format_version") != FORMAT_VERSION:
+        raise DataError(f"{path}: is no plan of format_version {FORMAT_VERSION}")
+    return fields
+
+
+def tokenize_shards(
+    job: TokenizeJob, plan: ShardPlan, task: Task, progress: Progress
+) -> list[tuple[int, TokenizeResult]]:
+    """Writes the shards of one task that are missing.
+
+    Args:
+        job: What to do; its output is the folder of the shards.
+        plan: Frozen.
+        task: Which of the processes this is.
+        progress: Is told of every byte, those of finished shards included.
+
+    Returns:
+        The results by number of shard.
+
+    Raises:
+        UsageError: If there is no such task.
+        DataError: If shards failed, after all others were written; each has a `.error` file that says why.
+    """
+    tokenizer: list[Tokenizer] = []
+
+    def load() -> Tokenizer:  # once, and not at all where nothing is missing
+        if not tokenizer:
+            tokenizer.append(Tokenizer.load(job.tokenizer, special_tokens=job.special_tokens, engine=job.bpe))
+        return tokenizer[0]
+
+    results, failed = [], []
+    for number, part in parts_of_task(plan.parts, task=task.number, num_tasks=task.of):
+        prefix = shard_prefix(job.output, number)
+        held_out = shard_prefix(beside(job.output, ".validation"), number)
+        shard = replace(job, inputs=(part.file.path,), part=part, output=prefix, validation=held_out)
+        try:
+            result = tokenize(shard, progress, load=load)
+        except UserError as error:
+            beside(prefix, ".error").write_text(f"{error}\n")
+            failed.append(f"{prefix.name}: {error}")
+            continue
+        beside(prefix, ".error").unlink(missing_ok=True)
+        if result.was_done:
+            progress.advance(part.size)
+        results.append((number, result))
+    if failed:
+        raise DataError(f"{len(failed)} of {len(failed) + len(results)} shards failed:\n  " + "\n  ".join(failed))
+    return results
+
+
+@dataclass(frozen=True)
+class ShardStatus:
+    """How far one shard is.
+
+    Attributes:
+        prefix: PREFIX of the shard.
+        state: done; damaged (its files do not fit its manifest); failed; missing.
+        said: What went wrong.
+        manifest: Of a shard that is done.
+    """
+
+    prefix: Path
+    state: str
+    said: str = ""
+    manifest: Manifest | None = None
+
+
+def status(output: Path) -> list[ShardStatus]:
+    """The state of every shard.
+
+    Raises:
+        DataError: If there is no plan.
+    """
+    shards = read_plan(output / "plan.json")["shards"]
+    return [_status(shard_prefix(output, number)) for number in range(len(shards))]
+
+
+def _status(prefix: Path) -> ShardStatus:
+    if not manifest_path(prefix).exists():
+        error = beside(prefix, ".error")
+        if error.exists():
+            return ShardStatus(prefix, "failed", error.read_text().strip())
+        return ShardStatus(prefix, "missing")
+    try:
+        manifest = read_manifest(prefix)
+        check_files(prefix, manifest)
+    except DataError as error_there:
+        return ShardStatus(prefix, "damaged", str(error_there))
+    return ShardStatus(prefix, "done", manifest=manifest)
+
+
+def totals(shards: Sequence[ShardStatus]) -> dict[str, int]:
+    """Documents, tokens and rejected records of the shards that are done."""
+    manifests = [shard.manifest for shard in shards if shard.manifest]
+    return {
+        "documents": sum(manifest.documents for manifest in manifests),
+        "tokens": sum(manifest.tokens for manifest in manifests),
+        "rejected": sum(manifest.rejected for manifest in manifests),
+    }
