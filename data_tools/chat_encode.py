@@ -3,9 +3,8 @@
 Two ways, one result:
 
 - `SegmentEncoder`: the text is cut at added tokens, the pieces between go through the fast tokenizer in
-  one batch, and each edge of a trained range becomes a token's position. An edge inside a piece is exact
-  where the ids of the text before it are the first ids of the piece; elsewhere (a content that starts
-  with a newline melts into the one of `assistant` + newline) the piece's own offsets decide.
+  one batch, and each edge of a trained range becomes a token's position: inside a piece by the bytes that
+  its tokens stand for, or, where these are not the bytes of the text, by the slow tokenizer's offsets.
 - `WholeEncoder`: the whole text through `tokenizers`, with offsets, as Hugging Face does it; some thirty
   times slower. Every job checks the first way against it (see `chat.py`).
 
@@ -73,11 +72,13 @@ class AddedTokens:
         control: Those that text must not forge.
         segments_are_safe: Whether text cut at them gives the same ids as text encoded whole: no token takes
             white space with it, and nothing is put before the first piece only.
+        token_bytes: [ids] bytes that each token of a byte-level vocabulary stands for.
     """
 
     ids: dict[str, int]
     control: tuple[str, ...]
     segments_are_safe: bool
+    token_bytes: npt.NDArray[np.int64]
 
 
 def added_tokens(tokenizer: Path) -> AddedTokens:
@@ -86,10 +87,14 @@ def added_tokens(tokenizer: Path) -> AddedTokens:
     tokens: list[dict[str, Any]] = content.get("added_tokens") or []
     greedy = any(token.get(flag) for token in tokens for flag in ("lstrip", "rstrip", "single_word", "normalized"))
     normalizer = (content.get("normalizer") or {}).get("type")
+    vocabulary: dict[str, int] = content["model"]["vocab"]
+    token_bytes = np.zeros(max(vocabulary.values()) + 1, np.int64)
+    token_bytes[list(vocabulary.values())] = list(map(len, vocabulary))  # a byte is a character there
     return AddedTokens(
         ids={token["content"]: token["id"] for token in tokens},
         control=tuple(token["content"] for token in tokens if token.get("special")),
         segments_are_safe=not greedy and normalizer in (None, "NFC") and _splits_alike(content.get("pre_tokenizer")),
+        token_bytes=token_bytes,
     )
 
 
@@ -106,17 +111,14 @@ def _splits_alike(pre_tokenizer: dict[str, Any] | None) -> bool:
 class Offsets:
     """The slow tokenizer, which says where each token stands in the text."""
 
-    def __init__(self, tokenizer: Path) -> None:
-        import tokenizers
-
-        self._backend = tokenizers.Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
-        self._backend.no_truncation()
-        self._backend.no_padding()
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._backend = tokenizer.reference.backend
 
     def encode(self, text: str, *, parses_control: bool) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids and the characters [start, stop) of each; control tokens spelled in it are parsed, or plain text."""
         self._backend.encode_special_tokens = not parses_control  # named backwards
         encoding = self._backend.encode(text, add_special_tokens=False)
+        self._backend.encode_special_tokens = True  # as `Tokenizer.load` left it
         return encoding.ids, encoding.offsets
 
 
@@ -215,7 +217,7 @@ class SegmentEncoder:
         self._offsets = offsets
         self._ids = tokens.ids
         self._anchors = TokenFinder(list(tokens.ids))
-        self._heads: dict[str, npt.NDArray[np.int64]] = {}
+        self._token_bytes = tokens.token_bytes
 
     def encode(self, chats: Sequence[Marked]) -> list[EncodedChat]:
         """Ids and ranges of each conversation."""
@@ -249,18 +251,16 @@ class SegmentEncoder:
         return ids, [0, *ends.tolist()]
 
     def tokens_before(self, piece: str, head: str, ids: npt.NDArray[np.int64], *, up: bool) -> int:
-        """How many of a piece's tokens stand before the character at which `head` ends."""
-        head_ids = self._heads.get(head)
-        if head_ids is None:
-            head_ids = np.array(self._tokenizer.encode(head), np.int64)
-            if len(self._heads) < _CACHED_HEADS:
-                self._heads[head] = head_ids
-        if np.array_equal(ids[: len(head_ids)], head_ids):
-            return len(head_ids)
-        return _token_of(self._offsets.encode(piece, parses_control=False)[1], len(head), up=up)
+        """How many of a piece's tokens stand before the character at which `head` ends.
 
-
-_CACHED_HEADS = 1_000
+        A character may be split over tokens: the first of them holds its start.
+        """
+        sizes = self._token_bytes[ids]
+        ends = np.cumsum(sizes)
+        if int(ends[-1]) != len(piece.encode()):
+            return _token_of(self._offsets.encode(piece, parses_control=False)[1], len(head), up=up)
+        at = len(head.encode())
+        return int(np.searchsorted(ends - sizes, at) if up else np.searchsorted(ends, at, side="right"))
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ class ChatMaker:
         self.uses_segments = tokens.segments_are_safe
         self._thinking, self._train_on = thinking, train_on
         self._template = ChatTemplate(template, control_tokens=tokens.control, variables=special_tokens(tokenizer))
-        offsets = Offsets(tokenizer)
+        offsets = Offsets(self.tokenizer)
         self._whole = WholeEncoder(offsets, tokens)
         self._segments = SegmentEncoder(self.tokenizer, offsets, tokens)
 

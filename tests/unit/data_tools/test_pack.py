@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -124,7 +125,7 @@ def test_bridge_gets_ids_and_a_mask_of_next_tokens(job: PackJob, data: Path, pad
     assert len(rows) == manifest.packs
     for row, first, end in zip(rows, first_piece[:-1].tolist(), first_piece[1:].tolist(), strict=True):
         bounds = [*row["seq_start_id"], len(row["input_ids"])]
-        assert sum(end - start - 1 for start, end in zip(bounds[:-1], bounds[1:], strict=True)) <= length
+        assert sum(end - start - 1 for start, end in itertools.pairwise(bounds)) <= length
         for piece, start, stop in zip(range(first, end), bounds[:-1], bounds[1:], strict=True):
             document = int(pieces.conversation[piece])
             ids = IndexedReader(data)[document].tolist()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -28,7 +30,7 @@ def packed(packing: Packing) -> list[list[tuple[int, int]]]:
     bounds = packing.first_piece.tolist()
     return [
         [token for piece in range(first, end) for token in tokens_of(packing, piece)]
-        for first, end in zip(bounds[:-1], bounds[1:], strict=True)
+        for first, end in itertools.pairwise(bounds)
     ]
 
 
