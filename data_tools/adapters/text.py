@@ -7,7 +7,7 @@ is `conversations` where the default key is absent: such rows pretrain as they s
 from __future__ import annotations
 
 from data_tools.adapters.adapter import Adapter
-from data_tools.adapters.fields import ID_KEYS, field_of, id_of, text_of
+from data_tools.adapters.fields import ID_KEYS, content_of, field_of, id_of, text_of
 from data_tools.adapters.sharegpt import KEY as TURNS_KEY
 from data_tools.adapters.sharegpt import turns_of
 from data_tools.readers import Columns, Record
@@ -44,8 +44,7 @@ def text_adapter(key: str = DEFAULT_KEY) -> Adapter:
 
 def _said(record: Record, key: str, domain: Domain) -> Document:
     turns = turns_of(record[key], key)
-    document = as_document(Conversation("", turns, domain))
-    return Document(id_of(record, document.text), document.text, domain, document.answer)
+    return as_document(Conversation(id_of(record, content_of(turns)), turns, domain))
 
 
 ADAPTER = text_adapter()

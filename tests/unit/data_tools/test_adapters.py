@@ -51,7 +51,7 @@ EXPECTED: dict[str, list[Item | str]] = {
         Document("b", "Second."),
         Document("7", "Third."),
         Document(hash_of("Fourth."), "Fourth."),
-        Document(hash_of("1 + 1?\n\n2"), "1 + 1?\n\n2", answer="2"),
+        Document(turns_hash(USER, TWO), "1 + 1?\n\n2", answer="2"),
         "empty",
         "not a string",
         "not a string",
@@ -222,6 +222,12 @@ def test_equal_content_has_an_equal_id_and_other_content_another() -> None:
         for question in (b"q", b"q", b"r")
     )
     assert first.id == same.id != other.id
+
+
+def test_a_conversation_has_one_id_whichever_adapter_reads_it() -> None:
+    line = (ROWS / "openthoughts3.jsonl").read_bytes().splitlines()[0]
+    ids = {adapter(name).for_file(Path("a"))(line).id for name in ("text", "sharegpt", "openthoughts3")}
+    assert ids == {turns_hash(USER, EASY)}
 
 
 def test_a_trace_belongs_to_the_answer() -> None:
