@@ -224,7 +224,7 @@ class Encoder:
         )
 
 
-def tokens_per_block(lengths: npt.NDArray[np.int32], *, block_documents: int) -> list[int]:
+def tokens_per_block(lengths: npt.NDArray[np.int32] | npt.NDArray[np.int64], *, block_documents: int) -> list[int]:
     """Tokens of each run of `block_documents` documents; the last run may be shorter.
 
     Args:

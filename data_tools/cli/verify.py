@@ -1,0 +1,32 @@
+"""The verb `verify`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from data_tools.cli.output import print_table
+
+
+def add(verbs: Any) -> None:
+    """Registers the verb."""
+    about = "Check every claim of a dataset's manifest, or of all shards of a plan, against the files."
+    parser = verbs.add_parser("verify", help=about, description=about)
+    parser.example = "python -m data_tools verify data/demo/tokens/shq --deep"
+    parser.add_argument("prefix", type=Path, metavar="PREFIX", help="prefix of the files, or folder of plan.json")
+    parser.add_argument("--deep", action="store_true", help="read every byte: hashes, ids, ends of documents")
+    parser.set_defaults(verb=_verify)
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from data_tools.verify import prefixes_of, verify
+
+    manifests = [verify(prefix, deep=options.deep) for prefix in prefixes_of(options.prefix)]
+    rows = [
+        ["datasets", f"{len(manifests):,}"],
+        ["documents", f"{sum(manifest.documents for manifest in manifests):,}"],
+        ["tokens", f"{sum(manifest.tokens for manifest in manifests):,}"],
+        ["read", "every byte" if options.deep else "sizes and indices; --deep reads every byte"],
+    ]
+    print_table(f"{options.prefix}: all that its manifest says is so", ["", ""], rows)

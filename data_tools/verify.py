@@ -1,0 +1,122 @@
+"""Every claim of a manifest, checked against its files.
+
+| claim                              | checked |
+|------------------------------------|---------|
+| sizes, index header                | always |
+| lengths, offsets, documents of the index; tokens, tokens per block | always |
+| sha256 of each file                | deep |
+| largest id, below the vocabulary   | deep |
+| an end of document at the end of each document, and nowhere else unless text may spell it | deep |
+
+The deep check reads the files once or twice, a few megabytes at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from data_tools.atomic_files import beside
+from data_tools.encode import tokens_per_block
+from data_tools.errors import DataError
+from data_tools.index_header import HEADER_BYTES, ITEM_BYTES, read_index_header
+from data_tools.manifest import Manifest, check_files, read_manifest
+from data_tools.shards import read_plan, shard_prefix
+
+_REMEDY = "the files were changed after they were written; tokenize again with --overwrite"
+_TOKENS_AT_ONCE = 1 << 22
+
+
+def prefixes_of(output: Path) -> list[Path]:
+    """PREFIX itself, or those of all shards where it is the folder of a plan."""
+    if not (output / "plan.json").exists():
+        return [output]
+    return [shard_prefix(output, number) for number in range(len(read_plan(output / "plan.json")["shards"]))]
+
+
+def verify(prefix: Path, *, deep: bool) -> Manifest:
+    """Checks one dataset.
+
+    Args:
+        prefix: PREFIX of its files.
+        deep: Whether every byte is read.
+
+    Returns:
+        The manifest, which is right.
+
+    Raises:
+        DataError: At the first claim that is wrong, with both numbers.
+    """
+    manifest = read_manifest(prefix)
+    check_files(prefix, manifest)
+    lengths = _check_index(prefix, manifest)
+    if deep:
+        _check_hashes(prefix, manifest)
+        _check_tokens(prefix, manifest, lengths)
+    return manifest
+
+
+def _expect(path: Path, name: str, found: object, said: object) -> None:
+    if found != said:
+        raise DataError(f"{path}: {name}: found {found}, its manifest says {said}; {_REMEDY}")
+
+
+def _check_index(prefix: Path, manifest: Manifest) -> npt.NDArray[np.int64]:
+    """The tokens of each document, [documents]."""
+    path = beside(prefix, ".idx")
+    sequences = read_index_header(path).sequences
+    raw = np.memmap(path, np.uint8, mode="r")
+    lengths = np.frombuffer(raw, "<i4", sequences, HEADER_BYTES)
+    pointers = np.frombuffer(raw, "<i8", sequences, HEADER_BYTES + 4 * sequences)
+    documents = np.frombuffer(raw, "<i8", manifest.documents + 1, HEADER_BYTES + 12 * sequences)
+    ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
+    if not np.array_equal(pointers, ends[:-1] * ITEM_BYTES[manifest.dtype]):
+        raise DataError(f"{path}: an offset is not the sum of the lengths before it; {_REMEDY}")
+    if documents[0] != 0 or documents[-1] != sequences or (np.diff(documents) < 0).any():
+        raise DataError(f"{path}: the documents do not divide the sequences; {_REMEDY}")
+    _expect(path, "tokens", int(ends[-1]), manifest.tokens)
+    of_documents = np.diff(ends[documents])
+    blocks = tokens_per_block(of_documents, block_documents=manifest.block_documents)
+    _expect(path, "tokens_per_block", blocks, manifest.tokens_per_block)
+    return of_documents
+
+
+def _check_hashes(prefix: Path, manifest: Manifest) -> None:
+    files = [(".bin", manifest.bin_sha256), (".idx", manifest.idx_sha256)]
+    files += [(".origin", manifest.origin_sha256)] if manifest.origin_sha256 else []
+    files += [(".mask", manifest.chat.mask_sha256)] if manifest.chat else []
+    for suffix, said in files:
+        with beside(prefix, suffix).open("rb") as file:
+            _expect(beside(prefix, suffix), "sha256", hashlib.file_digest(file, "sha256").hexdigest(), said)
+
+
+def _check_tokens(prefix: Path, manifest: Manifest, lengths: npt.NDArray[np.int64]) -> None:
+    path = beside(prefix, ".bin")
+    last = np.cumsum(lengths)[lengths > 0] - 1  # position of the last token of each document that has one
+    largest = ends = start = eods = 0
+    for ids in _pieces(path, manifest.dtype):
+        largest = max(largest, int(ids.max()))
+        eods += int((ids == manifest.eod_id).sum())
+        inside = last[np.searchsorted(last, start) : np.searchsorted(last, start + len(ids))] - start
+        ends += int((ids[inside] == manifest.eod_id).sum())
+        start += len(ids)
+    _expect(path, "max_token_id", largest, manifest.max_token_id)
+    if largest >= manifest.tokenizer.vocab_size:
+        raise DataError(f"{path}: id {largest} is not below vocab_size {manifest.tokenizer.vocab_size}; {_REMEDY}")
+    if not manifest.append_eod or manifest.chat:
+        return
+    if ends != len(last):
+        raise DataError(f"{path}: {len(last) - ends:,} of {len(last):,} documents do not end with id {manifest.eod_id}")
+    if manifest.special_tokens != "parse" and eods != ends:
+        raise DataError(f"{path}: id {manifest.eod_id} stands {eods - ends:,} times inside a document; {_REMEDY}")
+
+
+def _pieces(path: Path, dtype: str) -> Iterator[npt.NDArray[Any]]:
+    with path.open("rb") as file:
+        while len(ids := np.fromfile(file, f"<{np.dtype(dtype).str[1:]}", _TOKENS_AT_ONCE)):
+            yield ids

@@ -1,0 +1,104 @@
+"""What is wrong in a dataset is found; a pencil can say what is wrong."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_tools.errors import DataError
+from data_tools.manifest import Manifest, read_manifest, write_manifest
+from data_tools.progress import NoProgress
+from data_tools.tokenize import TokenizeJob, tokenize
+from data_tools.verify import prefixes_of, verify
+
+WriteLines = Callable[..., Path]
+
+
+@pytest.fixture
+def prefix(tiny_tokenizer: Path, write_lines: WriteLines) -> Path:
+    """Documents of 1, 2 and 1 characters, an id each, and the end-of-document id 0 after each: 7 tokens."""
+    source = write_lines({"text": "a"}, {"text": "bc"}, {"text": "~"})
+    tokenize(TokenizeJob((source,), tiny_tokenizer, source.parent / "out", append_eod=True), NoProgress())
+    return source.parent / "out"
+
+
+def change_bin(prefix: Path, position: int, number: int, **claims: object) -> None:
+    """Replaces one token, and makes the manifest agree: what is left to find is the token itself."""
+    path = Path(f"{prefix}.bin")
+    ids = np.fromfile(path, "<u2")
+    ids[position] = number
+    ids.tofile(path)
+    claim(prefix, bin_sha256=hashlib.sha256(path.read_bytes()).hexdigest(), max_token_id=int(ids.max()), **claims)
+
+
+def claim(prefix: Path, **claims: object) -> None:
+    write_manifest(prefix, Manifest.model_validate(read_manifest(prefix).model_dump() | claims))
+
+
+def test_a_dataset_as_it_was_written_is_right(prefix: Path) -> None:
+    assert verify(prefix, deep=True) == read_manifest(prefix)
+
+
+def test_a_changed_byte_is_found_by_the_deep_check_alone(prefix: Path) -> None:
+    path = Path(f"{prefix}.bin")
+    path.write_bytes(b"\x07" + path.read_bytes()[1:])
+    verify(prefix, deep=False)
+    with pytest.raises(DataError, match=r"out\.bin: sha256: found [0-9a-f]{64}, its manifest says"):
+        verify(prefix, deep=True)
+
+
+def test_a_missing_end_of_document_is_found(prefix: Path) -> None:
+    change_bin(prefix, 6, 50)
+    with pytest.raises(DataError, match=r"out\.bin: 1 of 3 documents do not end with id 0"):
+        verify(prefix, deep=True)
+
+
+def test_an_end_inside_a_document_is_found_unless_text_may_spell_it(prefix: Path) -> None:
+    change_bin(prefix, 2, 0)
+    with pytest.raises(DataError, match="id 0 stands 1 times inside a document"):
+        verify(prefix, deep=True)
+    claim(prefix, special_tokens="parse")
+    verify(prefix, deep=True)
+
+
+def test_an_id_beyond_the_vocabulary_is_found(prefix: Path) -> None:
+    change_bin(prefix, 0, 288)
+    with pytest.raises(DataError, match="id 288 is not below vocab_size 288"):
+        verify(prefix, deep=True)
+
+
+def test_a_wrong_largest_id_is_found(prefix: Path) -> None:
+    claim(prefix, max_token_id=287)
+    with pytest.raises(DataError, match="max_token_id: found .*, its manifest says 287"):
+        verify(prefix, deep=True)
+
+
+@pytest.mark.parametrize(
+    ("offset", "said"),
+    [
+        (34, "an offset is not the sum of the lengths before it"),  # length of the first sequence
+        (34 + 12 + 8, "an offset is not the sum of the lengths before it"),  # offset of the second
+        (34 + 12 + 24 + 24, "the documents do not divide the sequences"),  # the last document index
+    ],
+)
+def test_an_index_that_contradicts_itself_is_found_without_reading_tokens(prefix: Path, offset: int, said: str) -> None:
+    path = Path(f"{prefix}.idx")
+    content = bytearray(path.read_bytes())
+    content[offset] += 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=said):
+        verify(prefix, deep=False)
+
+
+def test_wrong_tokens_per_block_are_found(prefix: Path) -> None:
+    claim(prefix, block_documents=2)
+    with pytest.raises(DataError, match=r"tokens_per_block: found \[5, 2\], its manifest says \[7\]"):
+        verify(prefix, deep=False)
+
+
+def test_a_prefix_that_is_no_folder_of_shards_is_one_dataset(prefix: Path) -> None:
+    assert prefixes_of(prefix) == [prefix]
