@@ -26,7 +26,7 @@ def add(verbs: Any) -> None:
     about = "Write how much of each source a blend reads, also in the forms of other trainers."
     parser = verbs.add_parser("blend", help=about, description=about)
     parser.example = (
-        "python -m data_tools blend recipes/blends/demo.yaml --tokens 1M --sequence-length 256 \\\n"
+        "python -m data_tools blend recipes/blends/demo.yaml --tokens 800K --sequence-length 256 \\\n"
         "      --out data/demo/blend --export megatron-args"
     )
     _add_blend(parser)

@@ -48,6 +48,7 @@ def _overlap(options: argparse.Namespace) -> None:
     pairs = [tuple(corpora)] if len(corpora) == 2 else []
     pairs += [(corpus, test) for corpus in corpora for test in tests]
     rows: list[list[str]] = []
+    short: dict[str, None] = {}
     with ExitStack() as stack:
         report = stack.enter_context(options.out.open("wb")) if options.out else None
         for first, second in pairs:
@@ -57,10 +58,13 @@ def _overlap(options: argparse.Namespace) -> None:
                 if report is not None:
                     write_report(overlap, report.write, progress)
             rows += _rows(overlap)
-            _warn_of_short_documents(overlap)
+            short.update(_short_documents(overlap))
+            print(f"{label}: {overlap.false_hits:.1e} false hits expected by chance; read {overlap.passes} times")
+    for warning in short:
+        warn(warning)
     print_table(
         f"documents that share {options.ngram}-grams",
-        ["documents of", "against", "documents", "too short", "duplicates", "with a hit", "hit by half"],
+        ["of", "against", "documents", "too short", "duplicates", "with a hit", "hit by half"],
         rows,
     )
     if options.out:
@@ -101,8 +105,8 @@ def _corpus_of_recipe(name: str, data_root: Path) -> Corpus:
 def _rows(overlap: Overlap) -> list[list[str]]:
     return [
         [
-            side.corpus.name,
-            other.corpus.name,
+            Path(side.corpus.name).name,
+            Path(other.corpus.name).name,
             f"{len(side.ngrams):,}",
             f"{int((side.ngrams == 0).sum()):,}",
             f"{int(side.duplicates.sum()):,}",
@@ -118,12 +122,11 @@ def _both(overlap: Overlap) -> list[tuple[Side, Side]]:
     return [(first, second), (second, first)]
 
 
-def _warn_of_short_documents(overlap: Overlap) -> None:
-    for side, _ in _both(overlap):
-        short = int((side.ngrams == 0).sum())
-        if short:
-            warn(
-                f"{side.corpus.name}: {short:,} of {len(side.ngrams):,} documents have fewer than {overlap.n} words "
-                "and can be found as exact duplicates only; lower --ngram to compare them in part"
-            )
-    print(f"false hits by chance: {overlap.false_hits:.1e} n-grams expected; read {overlap.passes} times")
+def _short_documents(overlap: Overlap) -> dict[str, None]:
+    """A sentence for each side that has documents without an n-gram."""
+    return {
+        f"{side.corpus.name}: {short:,} of {len(side.ngrams):,} documents have fewer than {overlap.n} words and can be "
+        "found as exact duplicates only; lower --ngram to compare them in part": None
+        for side in overlap.sides
+        if (short := int((side.ngrams == 0).sum()))
+    }
