@@ -20,8 +20,8 @@ import orjson
 
 from data_tools.adapters import adapter
 from data_tools.atomic_files import only_writer, write_atomically
-from data_tools.documents import texts
 from data_tools.chat_template import SHIPPED_TEMPLATE
+from data_tools.documents import texts
 from data_tools.errors import DataError, UsageError
 from data_tools.inputs import find_inputs
 from data_tools.readers import READER_VERSION, hash_file
@@ -81,6 +81,8 @@ def train_tokenizer(files: Sequence[Path], *, key: str, vocab_size: int, out: Pa
         training = _training_record(files, key, vocab_size)
         if (out / "tokenizer.json").exists():
             _refuse_another(out, training)
+            if not (out / "chat_template.jinja").exists():  # trained before templates were put there
+                write_atomically(out / "chat_template.jinja", SHIPPED_TEMPLATE.read_bytes())
             return TrainedTokenizer(facts=describe(out), documents=0, was_there=True)
         counter = _Counter()
         tokenizer_json = _train(counter.count(_training_texts(files, key)), vocab_size)

@@ -6,7 +6,8 @@ The corpus is one of corpus.py; each text becomes a conversation: its first char
 trace of thinking, its last the answer, cut at 24,000 characters. Ours is the whole job on one thread: reading,
 rendering, encoding, comparing a sample, masks, hashes and files, with loading the tokenizer. Hugging Face's
 is the calls alone. The ratio of slopes leaves loading out: it compares half of the conversations with all.
-Every id and every mask of the two is compared.
+Every id and every mask of the two is compared; texts that spell a control token are left out, as Hugging
+Face would parse it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from transformers import AutoTokenizer
 
 from data_tools.bpe import limit_threads
 from data_tools.chat import ChatJob, chat
+from data_tools.chat_encode import added_tokens
+from data_tools.chat_template import TokenFinder
 from data_tools.indexed import IndexedReader
 from data_tools.loss_mask import read_masks
 from data_tools.progress import NoProgress
@@ -49,7 +52,8 @@ def main() -> None:
     )
     options = parser.parse_args()
     limit_threads(1)
-    conversations = list(_conversations(options.corpus, options.bytes))
+    control = TokenFinder(added_tokens(options.tokenizer).control)
+    conversations = list(_conversations(options.corpus, options.bytes, control))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         half_s = _ours(folder / "half", conversations[::2], options.tokenizer)
@@ -64,11 +68,11 @@ def main() -> None:
     print(f"  ratio                 {theirs_s / ours_s:8.1f}x whole job, {slope * theirs_s / tokens:.1f}x on the slope")
 
 
-def _conversations(corpus: Path, size: int) -> Any:
+def _conversations(corpus: Path, size: int, control: TokenFinder) -> Any:
     with corpus.open() as file:
         for line in file:
             text = json.loads(line)["text"][:LONGEST]
-            if len(text) < 2 * (QUESTION + ANSWER):
+            if len(text) < 2 * (QUESTION + ANSWER) or control.find(text):
                 continue
             size -= len(text)
             if size < 0:

@@ -17,7 +17,14 @@ from data_tools.errors import DataError, UsageError
 from data_tools.indexed import IndexedReader
 from data_tools.loss_mask import read_masks
 from data_tools.pack import PackJob, PackResult, pack_dataset
-from data_tools.pack_index import index_bytes, pack_manifest_path, packs_path, read_pack_manifest, read_packs
+from data_tools.pack_index import (
+    PackManifest,
+    index_bytes,
+    pack_manifest_path,
+    packs_path,
+    read_pack_manifest,
+    read_packs,
+)
 from data_tools.packing import pack
 from data_tools.progress import NoProgress
 
@@ -149,3 +156,10 @@ def test_megatron_gets_no_cut_conversations(job: PackJob) -> None:
     with pytest.raises(UsageError, match="whole conversations only"):
         run(job, form="megatron-jsonl", overlong="truncate", length=20)
     assert list(job.output.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("field", PackManifest.model_fields)
+def test_the_reference_page_names_every_field(field: str) -> None:
+    page = (Path(__file__).parents[3] / "docs/reference/chat-and-packs.md").read_text()
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    assert any(f"`{field}`" in row for row in rows)
