@@ -1,0 +1,161 @@
+"""Several datasets into one, streamed: for readers that want few files, or one machine's worth of shards.
+
+Documents keep their order. Every part is checked in full before it is read, so a damaged one is refused.
+Memory: some bytes a document, whatever the size of the tokens.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_tools.atomic_files import beside, only_writer, sync_folder
+from data_tools.bpe import Encoded
+from data_tools.dataset_writer import DatasetWriter
+from data_tools.encode import tokens_per_block
+from data_tools.errors import DataError
+from data_tools.indexed import IndexedReader
+from data_tools.manifest import Manifest, check_files, manifest_path, read_manifest, write_manifest
+from data_tools.origin import ORIGIN, Origins
+from data_tools.progress import Progress
+from data_tools.verify import verify
+
+_TOKENS_AT_ONCE = 1 << 22
+_SAME = (
+    "dtype",
+    "append_eod",
+    "eod_id",
+    "adapter",
+    "text_key",
+    "special_tokens",
+    "compat",
+    "split",
+    "hold_out_percent",
+)
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """The finished dataset, and whether it had been finished before."""
+
+    manifest: Manifest
+    was_done: bool
+
+
+def merge(
+    prefixes: Sequence[Path], output: Path, progress: Progress, *, overwrite: bool = False, command: str = ""
+) -> MergeResult:
+    """Writes the documents of some datasets as one.
+
+    Args:
+        prefixes: PREFIX of each, in the order of the documents.
+        output: PREFIX of the whole.
+        progress: Is told of every byte of tokens.
+        overwrite: Whether whatever stands at `output` may be replaced.
+        command: The command line, for the manifest.
+
+    Raises:
+        DataError: If a part is damaged, has no origins, holds conversations, does not go with the first, or
+            something else stands at `output`.
+    """
+    parts = [read_manifest(prefix) for prefix in prefixes]
+    _refuse_strangers(prefixes, parts)
+    with only_writer(output):
+        if not overwrite and (done := _finished_before(output, parts)):
+            return MergeResult(done, was_done=True)
+        writer = DatasetWriter(output, dtype=parts[0].dtype)
+        try:
+            sources = 0
+            for prefix, part in zip(prefixes, parts, strict=True):
+                verify(prefix, deep=True)
+                for documents, origins in _pieces(prefix):
+                    origins["source"] += sources
+                    writer.add(documents, origins)
+                    progress.advance(documents.ids.nbytes)
+                sources += len(part.sources)
+            manifest = _merged(writer, parts, command=command)
+        except BaseException:
+            writer.discard()
+            raise
+        beside(manifest_path(output), ".partial").touch()
+        manifest_path(output).unlink(missing_ok=True)
+        sync_folder(output.parent)
+        writer.publish()
+        sync_folder(output.parent)
+        write_manifest(output, manifest)
+        return MergeResult(manifest, was_done=False)
+
+
+def _refuse_strangers(prefixes: Sequence[Path], parts: Sequence[Manifest]) -> None:
+    for prefix, part in zip(prefixes, parts, strict=True):
+        if part.chat or part.origin_bytes is None:
+            raise DataError(
+                f"{prefix}: holds {'conversations' if part.chat else 'no .origin'}; merge takes what tokenize wrote"
+            )
+        pairs = [(name, getattr(part, name), getattr(parts[0], name)) for name in _SAME]
+        pairs.append(("tokenizer fingerprint", part.tokenizer.fingerprint, parts[0].tokenizer.fingerprint))
+        for name, found, first in pairs:
+            if found != first:
+                raise DataError(f"{prefix}: {name}: {found}, but {prefixes[0]} has {first}; merge what one job wrote")
+
+
+def _finished_before(output: Path, parts: Sequence[Manifest]) -> Manifest | None:
+    if not manifest_path(output).exists():
+        was_interrupted = beside(manifest_path(output), ".partial").exists()
+        if beside(output, ".bin").exists() and not was_interrupted:
+            raise DataError(f"{output}: {output}.bin without a manifest; give --overwrite, or another --output")
+        return None
+    manifest = read_manifest(output)
+    if manifest.sources != [source for part in parts for source in part.sources] or manifest.tokens != sum(
+        part.tokens for part in parts
+    ):
+        raise DataError(f"{output}: holds another dataset; give --overwrite, or another --output")
+    check_files(output, manifest)
+    return manifest
+
+
+def _pieces(prefix: Path) -> Iterator[tuple[Encoded, Origins]]:
+    """Whole documents, about 16 MB of tokens at a time, and where they came from."""
+    reader = IndexedReader(prefix)
+    lengths = reader.lengths
+    ends = np.cumsum(lengths)
+    tokens = np.memmap(beside(prefix, ".bin"), reader.header.dtype, mode="r") if reader.tokens else np.zeros(0, "<u2")
+    origins = np.fromfile(beside(prefix, ".origin"), ORIGIN)
+    first = 0
+    while first < len(lengths):
+        start = int(ends[first] - lengths[first])
+        after = max(first + 1, int(np.searchsorted(ends, start + _TOKENS_AT_ONCE, "right")))
+        ids = np.asarray(tokens[start : int(ends[after - 1])])
+        yield Encoded(ids, lengths[first:after]), origins[first:after]
+        first = after
+
+
+def _merged(writer: DatasetWriter, parts: Sequence[Manifest], *, command: str) -> Manifest:
+    written = writer.finish()
+    pair, first = written.pair, parts[0]
+    rejected: Counter[str] = Counter()
+    for part in parts:
+        rejected.update(part.rejected_by_reason)
+    fields = {
+        "documents": len(pair.lengths),
+        "tokens": int(pair.lengths.sum(dtype=np.int64)),
+        "rejected": rejected.total(),
+        "rejected_by_reason": dict(sorted(rejected.items())),
+        "bin_bytes": pair.bin_bytes,
+        "idx_bytes": pair.idx_bytes,
+        "bin_sha256": pair.bin_sha256,
+        "idx_sha256": pair.idx_sha256,
+        "origin_bytes": written.origin_bytes,
+        "origin_sha256": written.origin_sha256,
+        "max_token_id": pair.max_token_id,
+        "tokens_per_block": tokens_per_block(pair.lengths, block_documents=first.block_documents),
+        "sources": [source.model_dump() for part in parts for source in part.sources],
+        "command": command,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    return Manifest.model_validate(first.model_dump() | fields)

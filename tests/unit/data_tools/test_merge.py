@@ -1,0 +1,74 @@
+"""Shards merged are what one job would have written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_tools.errors import DataError
+from data_tools.merge import merge
+from data_tools.origin import ORIGIN
+from data_tools.progress import NoProgress
+from data_tools.tokenize import TokenizeJob, tokenize
+from data_tools.verify import verify
+
+WriteLines = Callable[..., Path]
+
+
+@pytest.fixture
+def jobs(tiny_tokenizer: Path, write_lines: WriteLines) -> list[TokenizeJob]:
+    """Two jobs on a file each, done."""
+    first = write_lines({"text": "the cat", "id": "a"}, b"{", {"text": "sat", "id": "b"}, name="1.jsonl")
+    second = write_lines({"text": "mat", "id": "c"}, name="2.jsonl")
+    jobs = [
+        TokenizeJob((path,), tiny_tokenizer, path.with_suffix(""), append_eod=True, on_error="skip")
+        for path in (first, second)
+    ]
+    for job in jobs:
+        tokenize(job, NoProgress())
+    return jobs
+
+
+@pytest.mark.parametrize("at_once", [1, 1 << 22])
+def test_the_whole_is_what_one_job_writes(
+    jobs: list[TokenizeJob], monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    folder = jobs[0].output.parent
+    both = replace(jobs[0], inputs=(jobs[0].inputs[0], jobs[1].inputs[0]), output=folder / "both")
+    expected = tokenize(both, NoProgress()).manifest
+    monkeypatch.setattr("data_tools.merge._TOKENS_AT_ONCE", at_once)
+    merged = merge([job.output for job in jobs], folder / "merged", NoProgress()).manifest
+    assert merged.data_id == expected.data_id
+    assert merged.origin_sha256 == expected.origin_sha256
+    assert (merged.documents, merged.rejected_by_reason) == (3, {"malformed": 1})
+    assert merged.sources == expected.sources
+    assert np.fromfile(folder / "merged.origin", ORIGIN)["source"].tolist() == [0, 0, 1]
+    assert verify(folder / "merged", deep=True) == merged
+
+
+def test_merging_again_changes_nothing_and_another_dataset_is_not_overwritten(jobs: list[TokenizeJob]) -> None:
+    out = jobs[0].output.parent / "merged"
+    prefixes = [job.output for job in jobs]
+    assert [merge(prefixes, out, NoProgress()).was_done for _ in range(2)] == [False, True]
+    with pytest.raises(DataError, match="merged: holds another dataset; give --overwrite"):
+        merge(prefixes[:1], out, NoProgress())
+    assert merge(prefixes[:1], out, NoProgress(), overwrite=True).manifest.documents == 2
+
+
+def test_parts_of_other_jobs_are_not_mixed(jobs: list[TokenizeJob]) -> None:
+    other = replace(jobs[1], append_eod=False, output=jobs[1].output.parent / "other")
+    tokenize(other, NoProgress())
+    with pytest.raises(DataError, match="other: append_eod: False, but .*1 has True"):
+        merge([jobs[0].output, other.output], other.output.parent / "merged", NoProgress())
+
+
+def test_a_damaged_part_is_refused_and_nothing_is_left(jobs: list[TokenizeJob]) -> None:
+    path = Path(f"{jobs[1].output}.bin")
+    path.write_bytes(b"\x07" + path.read_bytes()[1:])
+    with pytest.raises(DataError, match=r"2\.bin: sha256"):
+        merge([job.output for job in jobs], path.parent / "merged", NoProgress())
+    assert not list(path.parent.glob("merged*"))
