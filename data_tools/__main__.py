@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_tools.cli import blend, chat, merge, overlap, pack, status, tokenize, verify
+from data_tools.cli import blend, chat, count, merge, overlap, pack, status, tokenize, verify
 from data_tools.cli.output import print_table, warn
 from data_tools.command_line import exit_code_of
 
@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     overlap.add(verbs)
     status.add(verbs)
     merge.add(verbs)
+    count.add(verbs)
     verify.add(verbs)
     return parser
 
