@@ -44,8 +44,11 @@ def test_the_recipe_page_holds_the_tables_of_the_schema() -> None:
 
 def test_the_recipe_tables_name_nested_keys_and_their_defaults() -> None:
     lines = recipe_tables().render_tables().splitlines()
-    assert "| `data.blend[].share` | number | required | Share of the stage's processed tokens, in (0, 1]. |" in lines
-    assert "| `precision` | `fp32`, `bf16` | `bf16` | Numbers of the forward and backward pass. |" in lines
+    assert (
+        "| `data.blend[].share` | a number such as 0.1 or 1e-4, greater than 0, at most 1 | required | "
+        in "\n".join(lines)
+    )
+    assert "| `precision` | one of: bf16, fp32 | `bf16` | Numbers of the forward and backward pass. |" in lines
 
 
 @pytest.mark.parametrize("field", sorted(Manifest.model_fields))
