@@ -93,13 +93,11 @@ def _execute(plan: StagePlan, run_root: Path, launch: Launch, ending: Ending) ->
     from megatron_ext.models.kernels import describe_layers
     from megatron_ext.runtime.parallel import process_groups
     from megatron_ext.training import walk
-    from megatron_ext.training.checkpoint_facts import require_savable
     from megatron_ext.training.metrics import check_loggers
     from megatron_ext.training.stage_folder import StageFolder
 
     folder = StageFolder(run_root, plan)
     folder.check(plan)
-    require_savable(plan)
     check_loggers(plan)
     if folder.is_finished:
         _say(launch, f"finished before: {folder.stage_file}. Nothing to do.")

@@ -75,7 +75,7 @@ def buffer_sizes(model: ModelRecipe, layout: LayoutPlan, stage: int) -> tuple[in
     """The distributed optimizer's buffer on one rank.
 
     Returns:
-        Its elements, padding included; those without the padding of bucket ends, which are what a save
+        Its elements, padding included; those without the padding at the buffer's end, which are what a save
         gathers; and the parameter elements in the fullest shard.
     """
     shards = layout.data_parallel_size * layout.context_parallel_size
@@ -88,7 +88,7 @@ def buffer_sizes(model: ModelRecipe, layout: LayoutPlan, stage: int) -> tuple[in
             start = _round_up(end, _START_MULTIPLE)
             end = start + numel
             ranges.append((start, end))
-        unpadded += end
+        unpadded = total + end
         padded = _round_up(end, math.lcm(shards, _END_MULTIPLE))
         total += padded
         width = padded // shards

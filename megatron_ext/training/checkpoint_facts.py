@@ -62,25 +62,6 @@ def differing_meaning(there: dict[str, Any], plan: StagePlan) -> list[str]:
     return [f"  {key}: there {there.get(key)!r}, here {here.get(key)!r}" for key in differing]
 
 
-def require_savable(plan: StagePlan) -> None:
-    """Refuses a run whose checkpoints could not be resumed.
-
-    Measured on megatron-core 0.19.2: tied embeddings at both ends of a pipeline come back wrong from the
-    distributed optimizer's checkpoint (loss 1.19 nats off in the first step, in the same layout too).
-
-    Raises:
-        RecipeError: The plan ties embeddings over a pipeline with the distributed optimizer.
-    """
-    layout = plan.layout
-    is_tied_over_stages = plan.model.share_embeddings_and_output_weights and layout.pipeline_model_parallel_size > 1
-    if is_tied_over_stages and layout.use_distributed_optimizer:
-        raise RecipeError(
-            f"{plan.recipe}: model.share_embeddings_and_output_weights with parallel.pipeline_model_parallel_size "
-            f"{layout.pipeline_model_parallel_size} and parallel.use_distributed_optimizer: such a run could not be "
-            "resumed.\n  Set parallel.use_distributed_optimizer: false, or parallel.pipeline_model_parallel_size: 1."
-        )
-
-
 def require_fit(path: Path, plan: StagePlan) -> None:
     """Refuses to resume what this run cannot go on from.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import Float16Module
 
@@ -79,6 +80,25 @@ def wrap_model(plan: StagePlan, model: Any, groups: ProcessGroupCollection) -> D
     ddp_config = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True, use_distributed_optimizer=plan.layout.use_distributed_optimizer
     )
-    wrapped = DistributedDataParallel(config, ddp_config, model, pg_collection=groups)
+    layout = _buffer_layout(model, ddp_config, groups) if ddp_config.use_distributed_optimizer else None
+    wrapped = DistributedDataParallel(config, ddp_config, model, pg_collection=groups, full_param_layout=layout)
     config.finalize_model_grads_func = finalize_model_grads
     return wrapped
+
+
+def _buffer_layout(model: Any, ddp_config: DistributedDataParallelConfig, groups: ProcessGroupCollection) -> Any:
+    """Core's layout of the gradient buffers, with the padding between two buckets counted as content.
+
+    An embedding tied over a pipeline is alone in its bucket, so the first stage's buffer has two. Core 0.19.2
+    gathers the optimizer's state without the padding at each bucket's end (`distrib_optimizer.py:1398`) and
+    takes the parameters out of it at their places with that padding (`:1790`): what was saved as the embedding's
+    weight and moments began too late by that padding and ended in zeros. In shards (`dp_reshardable`) the same
+    padding can reach over the end that core declares (`:1917`), and the save fails. Where no bucket but the last
+    has padding to strip, both are right. The former is mended in core after 0.19.2 (NVIDIA/Megatron-LM#5077).
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    full = DistributedOptimizer.compute_full_param_layout(parameters, None, groups.dp_cp.size(), ddp_config)
+    for layout in full.layouts.values():
+        for bucket, (start, end) in enumerate(layout.bucket_indices[:-1]):
+            layout.per_bucket_numel_unpadded[bucket] = end - start
+    return full

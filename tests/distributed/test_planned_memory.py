@@ -43,15 +43,15 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 
 def plan_of(name: str, precision: str, tied: bool) -> StagePlan:
-    # 5 Mamba channels a head and 3 heads' worth of odd sizes make every padding rule visible.
-    model = {"mamba_head_dim": 5, "mamba_state_dim": 7, "share_embeddings_and_output_weights": tied}
+    # 5 Mamba channels a head and 9 states make every padding rule visible, that between two buckets too.
+    model = {"mamba_head_dim": 5, "mamba_state_dim": 9, "share_embeddings_and_output_weights": tied}
     plan = make_plan(model=model, layout=LAYOUTS[name], precision=precision)
     execution = ExecutionPlan(optimizer_format="dp_reshardable" if "shards" in name else "fully_reshardable")
     return plan.model_copy(update={"model_size": model_size(plan.model), "execution": execution})
 
 
-def bytes_of_rank(plans: dict[str, StagePlan]) -> dict[str, tuple[int, int, int, int]]:
-    """Pipeline stage, bytes of parameters, gradients and optimizer states of this rank, by plan."""
+def bytes_of_rank(plans: dict[str, StagePlan]) -> dict[str, tuple[int, ...]]:
+    """Pipeline stage of this rank, and its bytes by plan: parameters, gradients, optimizer, saved, gathered."""
     layout = next(iter(plans.values())).layout
     sizes = {key: getattr(layout, key) for key in ("tensor_model_parallel_size", "pipeline_model_parallel_size")}
     found = {}
@@ -66,6 +66,7 @@ def bytes_of_rank(plans: dict[str, StagePlan]) -> dict[str, tuple[int, int, int,
                 storage_bytes([buffer.grad_data for buffer in model.buffers]),
                 state_bytes(optimizer),
                 saved_bytes(model, optimizer, groups, plan.execution.optimizer_format),
+                12 * sum(buffer.numel_unpadded for buffer in model.buffers),
             )
     return found
 
@@ -120,5 +121,7 @@ def test_planned_states_are_those_of_real_ranks(layout: str) -> None:
         cost = plan_cost(plan.model, plan.layout, plan.batch, plan.cadence, plan.execution, precision=plan.precision)
         saved = [rank[name][4] for rank in ranks]
         assert max(saved) == cost.busiest_rank_bytes, name
+        is_gathered = plan.layout.use_distributed_optimizer and "shards" not in layout
+        assert cost.gathered_bytes == (max(rank[name][5] for rank in ranks) if is_gathered else 0), name
         padding = 12 * (planned[0].gradients // 4 - plan.model_size.total_parameters) if "shards" in layout else 0
         assert cost.checkpoint_bytes <= sum(saved) <= cost.checkpoint_bytes + padding, name

@@ -20,6 +20,7 @@ LAYOUTS: dict[str, tuple[int | None, tuple[str, ...]]] = {
     "tp2": (2, ("parallel.tensor_model_parallel_size=2",)),
     "tp2sp": (2, ("parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=true")),
     "pp2": (2, ("parallel.pipeline_model_parallel_size=2",)),
+    "pp2dp2": (4, ("parallel.pipeline_model_parallel_size=2",)),
 }
 DISTRIBUTED = "+distributed"
 """Behind a layout: with the distributed optimizer."""
@@ -36,6 +37,7 @@ SLOW = [
     ("dp2+distributed", "dp2"),
     ("tp2", "tp2+distributed"),
 ]
+SHARDED = ("parallel.use_distributed_optimizer=true", "checkpoint.optimizer_format=dp_reshardable")
 TIED = "model.share_embeddings_and_output_weights=true"
 
 
@@ -70,7 +72,17 @@ def test_main_weights_of_bf16_carry_over(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("before", "after"), [("pp2", "one"), ("one", "pp2")])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("pp2", "one"),
+        ("one", "pp2"),
+        ("pp2+distributed", "pp2+distributed"),
+        ("pp2+distributed", "one"),
+        ("one+distributed", "pp2+distributed"),
+        ("pp2dp2+distributed", "pp2dp2+distributed"),
+    ],
+)
 def test_tied_embeddings_carry_over_to_both_ends_of_a_pipeline(
     toy_project: ToyProject, undisturbed: dict[str, Run], tmp_path: Path, before: str, after: str
 ) -> None:
@@ -79,34 +91,33 @@ def test_tied_embeddings_carry_over_to_both_ends_of_a_pipeline(
     assert resumed.losses == pytest.approx(whole.losses, abs=1e-5)
 
 
-def test_tied_embeddings_over_a_pipeline_are_refused_with_the_distributed_optimizer(
-    toy_project: ToyProject, tmp_path: Path
-) -> None:
-    refused = run_in(toy_project, tmp_path, "pp2+distributed", TIED)
-    assert "megatron_ext.run: exit code 2" in refused.output
-    assert "Set parallel.use_distributed_optimizer: false" in refused.output
-    assert not (tmp_path / "stages").exists()
+@pytest.mark.slow
+def test_tied_embeddings_over_a_pipeline_go_on_from_shards_bit_for_bit(toy_project: ToyProject, tmp_path: Path) -> None:
+    # With this state the first stage's embedding starts in its bucket behind padding of both kinds.
+    keys = (*LAYOUTS["pp2"][1], TIED, "model.mamba_state_dim=14", "precision=bf16", *SHARDED)
+    whole = toy_project.run(tmp_path / "whole", *keys, processes=2)
+    assert whole.code == 0, whole.output
+    rest = toy_project.run(cut_at_step_5(whole, tmp_path / "cut"), *keys, processes=2)
+    assert rest.code == 0, rest.output
+    assert "goes on at step 5" in rest.output
+    assert rest.losses == whole.losses
 
 
 def test_a_dp_reshardable_checkpoint_goes_on_bit_for_bit_and_in_its_layout_only(
     toy_project: ToyProject, tmp_path: Path
 ) -> None:
-    sharded = ("parallel.use_distributed_optimizer=true", "checkpoint.optimizer_format=dp_reshardable")
-    whole = toy_project.run(tmp_path / "whole", *sharded, processes=2)
+    whole = toy_project.run(tmp_path / "whole", *SHARDED, processes=2)
     assert whole.code == 0, whole.output
-    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
-    checkpoints = Run(0, "", tmp_path / "cut").stage_folder / "checkpoints"
-    (checkpoints.parent / "stage.json").unlink()
-    shutil.rmtree(checkpoints / "step_10")  # the last one is fully reshardable; step 5 was a periodic one
+    cut_at_step_5(whole, tmp_path / "cut")
 
-    other = toy_project.run(tmp_path / "cut", *sharded)
+    other = toy_project.run(tmp_path / "cut", *SHARDED)
     assert other.code == 2
     assert "step_5: its optimizer state is dp_reshardable, which loads only in the layout" in other.output
     assert "data_parallel_size 2 -> 1" in other.output
     assert "Go on there: 2 processes with --set parallel.tensor_model_parallel_size=1" in other.output
     assert "--set training.max_steps=6" in other.output
 
-    rest = toy_project.run(tmp_path / "cut", *sharded, processes=2)
+    rest = toy_project.run(tmp_path / "cut", *SHARDED, processes=2)
     assert rest.code == 0, rest.output
     assert rest.losses == whole.losses
     assert (rest.stage_folder / "stage.json").read_bytes() == (whole.stage_folder / "stage.json").read_bytes()
@@ -114,10 +125,9 @@ def test_a_dp_reshardable_checkpoint_goes_on_bit_for_bit_and_in_its_layout_only(
 
 @pytest.mark.slow
 def test_the_last_save_of_a_run_loads_anywhere(toy_project: ToyProject, tmp_path: Path) -> None:
-    sharded = ("parallel.use_distributed_optimizer=true", "checkpoint.optimizer_format=dp_reshardable")
-    cut = toy_project.run(tmp_path, *sharded, "training.max_steps=7", processes=2)
+    cut = toy_project.run(tmp_path, *SHARDED, "training.max_steps=7", processes=2)
     assert cut.code == 0, cut.output
-    rest = toy_project.run(tmp_path, *sharded)
+    rest = toy_project.run(tmp_path, *SHARDED)
     assert rest.code == 0, rest.output
     assert "data_parallel_size 2 -> 1" in rest.output
 
@@ -137,6 +147,15 @@ def cut_and_resume(project: ToyProject, run_root: Path, before: str, after: str,
     resumed = run_in(project, run_root, after, *overrides)
     assert resumed.code == 0, resumed.output
     return resumed
+
+
+def cut_at_step_5(whole: Run, run_root: Path) -> Path:
+    """Copies a finished run without its end: its last save is fully reshardable, that of step 5 a periodic one."""
+    shutil.copytree(whole.run_root, run_root)
+    stage = Run(0, "", run_root).stage_folder
+    (stage / "stage.json").unlink()
+    shutil.rmtree(stage / "checkpoints" / "step_10")
+    return run_root
 
 
 def run_in(project: ToyProject, run_root: Path, layout: str, *overrides: str) -> Run:
