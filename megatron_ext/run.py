@@ -10,12 +10,13 @@ with recipe, data or folder ends the run there.
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_tools.errors import TrainingError, UserError
+from data_tools.errors import SetupError, TrainingError, UserError
 from megatron_ext.plan.make import make_stage_plan
 from megatron_ext.plan.render import print_plan
 from megatron_ext.plan.stage_plan import StagePlan
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 _OTHER_RANK_WAIT_S = 5.0
 """Errors are mostly the same on all ranks: the others let the main rank speak, and torchrun end them."""
 
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a recipe; returns the exit code of data_tools/errors.py."""
@@ -41,9 +44,13 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         return _fail(error, launch, ending)
     except KeyboardInterrupt:
-        error = TrainingError("ended by SIGINT at once. Run again to go on from the newest checkpoint.")
+        error = TrainingError(
+            "ended by SIGINT at once. Run again to go on from the newest checkpoint, or to begin where there is none."
+        )
         return _fail(error, launch, ending)
     except Exception as bug:
+        if isinstance(bug, OSError) and bug.errno in _DISK_ERRORS:
+            return _fail(_disk_error(bug), launch, ending)
         if launch.is_main:
             ending.record(code=1, reason="crashed", message=f"{type(bug).__name__}: {bug}")
         raise
@@ -61,7 +68,17 @@ class Ending:
             return
         from megatron_ext.training.stage_folder import write_json
 
-        write_json(self.folder.exit_file, {"code": code, "reason": reason, "message": message})
+        try:
+            write_json(self.folder.exit_file, {"code": code, "reason": reason, "message": message})
+        except OSError as error:  # the disk may be what ended the run; its message must not be lost for this one
+            print(f"WARNING: {self.folder.exit_file}: not written ({error.strerror})", file=sys.stderr)
+
+
+def _disk_error(error: OSError) -> SetupError:
+    return SetupError(
+        f"{error.filename or 'a file of the run'}: {error.strerror}.\n"
+        "  The checkpoints that are there are untouched. Make room or mend the disk, and run again to go on."
+    )
 
 
 def _run(arguments: argparse.Namespace, launch: Launch, ending: Ending) -> None:

@@ -85,10 +85,9 @@ _LOCAL_FIELDS: dict[str, Any] = {
 
 
 def _te_fields(plan: StagePlan) -> dict[str, Any]:
-    """What differs with Transformer Engine: upstream's fusions.
+    """What differs with Transformer Engine: these fusions stand as Megatron-LM's `pretrain_hybrid.py` has them.
 
-    Source: the defaults of Megatron-LM's `pretrain_hybrid.py` (core 0.19, `training/arguments.py`) for the
-    fusions that concern these layers. Weight gradients are added to fp32 buffers inside the matrix product
+    Source: core 0.19, `training/arguments.py`. Weight gradients are added to fp32 buffers inside the matrix product
     only with apex's extension, without which core's embedding and output layers refuse the option.
     """
     return {

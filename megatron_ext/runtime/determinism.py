@@ -20,7 +20,7 @@ _ALLOWED = {
     "NVTE_ALLOW_NONDETERMINISTIC_ALGO": ("0",),
     "MAMBA_DETERMINISTIC": ("1",),
 }
-"""Variables and the values under which their library is deterministic; the first is set where none is."""
+"""Variables and the values, alone or listed, under which their library is deterministic; the first is the default."""
 
 
 def be_deterministic() -> None:
@@ -31,7 +31,7 @@ def be_deterministic() -> None:
     """
     for name, allowed in _ALLOWED.items():
         value = os.environ.get(name, allowed[0])
-        if value not in allowed:
+        if not set(value.split(",")) <= set(allowed):
             raise SetupError(
                 f"{name}={value}: not deterministic, and training.deterministic is true. "
                 f"Unset it, set it to {' or '.join(allowed)}, or set training.deterministic=false."

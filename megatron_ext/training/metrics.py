@@ -85,6 +85,7 @@ class MetricsLog:
         }
         if result.rank_seconds:
             line["rank_times"] = slowest(result.rank_seconds)
+            line["rank_seconds"] = {str(rank): seconds for rank, seconds in enumerate(result.rank_seconds)}
         if loss_spike is not None:
             line["loss_spike"] = loss_spike
         if result.skipped is not None:
@@ -117,12 +118,20 @@ def read_last(file: Path) -> dict[str, Any]:
 def _keep_steps_until(file: Path, step: int) -> list[float]:
     if not file.is_file():
         return []
-    # A killed run can leave a last line without its end; it belongs to a step that is done again.
-    whole = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    whole = file.read_text().splitlines(keepends=True)
+    if whole and not _is_whole(whole[-1]):  # a killed run can leave it so; it belongs to a step that is done again
+        whole.pop()
     kept = [line for number, line in enumerate(whole, 1) if _step_of(file, number, line) <= step]
     write_atomically(file, "".join(kept).encode())
     losses = [json.loads(line)["loss"] for line in kept[-WINDOW_STEPS:]]
     return [loss for loss in losses if loss is not None]
+
+
+def _is_whole(line: str) -> bool:
+    try:
+        return line.endswith("\n") and "step" in json.loads(line)
+    except ValueError:
+        return False
 
 
 def _step_of(file: Path, number: int, line: str) -> int:

@@ -42,7 +42,8 @@ class TrainingProgress:
             self._bar.update(self._task, completed=state.step, facts=facts)
         elif self._is_due(state):
             left = self._seconds_left(state)
-            self.say(f"step {state.step}/{self._last_step}  {facts}  about {left / 60:.1f} min left")
+            rest = f"{left / 60:.1f} min" if left >= 60 else f"{left:.0f} s"
+            self.say(f"step {state.step}/{self._last_step}  {facts}  about {rest} left")
         if validation:
             losses = "  ".join(f"{source} {loss:.3f}" for source, loss in validation.items())
             self.say(f"step {state.step}/{self._last_step}  held-out loss: {losses}")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from data_tools.atomic_files import write_atomically
-from data_tools.errors import RecipeError, SetupError
+from data_tools.errors import DataError, RecipeError, SetupError
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.training.checkpoint_facts import differing_meaning
 
@@ -54,9 +54,10 @@ class StageFolder:
             return
         try:
             meaning = json.loads(self.plan_file.read_text())["meaning"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise RecipeError(
-                f"{self.plan_file}: not a stage plan ({error}). Move the folder away, or give --run-root another one."
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise DataError(
+                f"{self.plan_file}: damaged: it holds no stage plan. It is written anew from the recipe, and every "
+                f"checkpoint has its own; remove it: rm {self.plan_file}"
             ) from None
         lines = differing_meaning(meaning, plan)
         if lines:

@@ -133,3 +133,32 @@ def test_a_missing_recipe_is_a_usage_error(project: ToyProject) -> None:
     code, output = refused(project)
     assert code == 2
     assert "pretrain.yaml" in output
+
+
+def test_a_full_disk_is_an_error_of_the_environment(project: ToyProject) -> None:
+    cut = project.run(project.root / "runs", "training.max_steps=1")
+    (cut.stage_folder / "plan.json.partial").symlink_to("/dev/full")
+    run = project.run(project.root / "runs", "training.max_steps=2")
+    assert run.code == 4
+    assert "No space left on device.\n  The checkpoints that are there are untouched. Make room" in run.output
+    assert "Traceback" not in run.output
+
+
+def test_an_exit_json_that_cannot_be_written_hides_nothing(project: ToyProject) -> None:
+    cut = project.run(project.root / "runs", "training.max_steps=1")
+    (cut.stage_folder / "exit.json.partial").symlink_to("/dev/full")
+    run = project.run(project.root / "runs", "training.max_steps=2")
+    assert run.code == 0, run.output
+    assert "cut at step 2 of 10" in run.output
+    assert "exit.json: not written (No space left on device)" in run.output
+
+
+def test_a_damaged_plan_json_is_named_with_its_remedy(project: ToyProject) -> None:
+    cut = project.run(project.root / "runs", "training.max_steps=1")
+    plan_file = cut.stage_folder / "plan.json"
+    plan_file.write_text('{"stage": ')
+    run = project.run(project.root / "runs", "training.max_steps=2")
+    assert run.code == 3
+    assert f"{plan_file}: damaged: it holds no stage plan." in run.output
+    plan_file.unlink()  # as it says
+    assert project.run(project.root / "runs", "training.max_steps=2").losses[:1] == cut.losses

@@ -1,10 +1,11 @@
-"""Tokens/s and model FLOPs utilisation of a training step on one GPU; prints one line of JSON.
+"""Tokens/s, model FLOPs utilisation and memory of a training step on one GPU; prints one line of JSON.
 
     python -m tests.gpu.benchmark --backend te [--steps 20]
 
 `hybrid_130m`, bf16, one process, AdamW: forward, backward, clipping, update, as `megatron_ext.run` does them.
 MFU is the model's FLOPs (`megatron_ext/plan/flops.py`) over what the same GPU reached in a bf16 matrix
-product of 8192 x 8192 x 8192, best of 20.
+product of 8192 x 8192 x 8192, best of 20. Memory is the allocator's peak beside what `plan/memory.py` counts,
+which leaves temporary buffers out.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 from data_tools.strict_yaml import load_yaml
 from megatron_ext.models.kernels import describe_layers
 from megatron_ext.plan.flops import token_flops
+from megatron_ext.plan.memory import memory_per_rank
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.runtime.device import device
 from megatron_ext.runtime.launch import Launch
@@ -47,9 +49,11 @@ def measure(plan: StagePlan, steps: int) -> dict[str, Any]:
             loss = train_step(parts, lr=1e-4, step=step).loss  # reads the loss, so the GPU has finished
             seconds.append(time.perf_counter() - began)
         median = statistics.median(seconds[WARMUP_STEPS:])
+        peak_memory = torch.accelerator.max_memory_allocated()
         peak = matmul_peak()
     tokens_per_s = plan.batch.tokens_per_step / median
     flops = sum(token_flops(plan.model, plan.batch.sequence_length).values())
+    (planned,) = memory_per_rank(plan.model, plan.layout, plan.batch, plan.execution, precision=plan.precision)
     return {
         "layers": describe_layers(plan),
         "step_ms": median * 1e3,
@@ -57,6 +61,8 @@ def measure(plan: StagePlan, steps: int) -> dict[str, Any]:
         "flops_per_token": flops,
         "matmul_peak_tflops": peak / 1e12,
         "mfu": tokens_per_s * flops / peak,
+        "peak_memory": peak_memory,
+        "planned_memory": planned.total,
         "last_loss": loss,
     }
 

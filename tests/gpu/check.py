@@ -3,7 +3,8 @@
     make gpu-check        or        python tests/gpu/check.py [--out gpu-check]
 
 Installs nothing. Writes `gpu-check/report.md` and `report.json`; says what is missing; what it does not reach in
-time is "not run: out of time". Exit codes: 0 all that could run passed, 1 something failed, 4 no GPU.
+time is "not run: out of time". Exit codes: 0 all that could run passed, 1 something failed or did not end, 4 no GPU
+(make turns any of them but 0 into its own 2).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Part:
     """One part of the check.
 
     Attributes:
-        status: passed, failed, or "not run: why".
+        status: passed, "failed…", or "not run: why".
         facts: Numbers for the report.
     """
 
@@ -70,7 +71,12 @@ def main(argv: list[str] | None = None) -> int:
         run_part("training", 240, deadline, pytest_command(["tests/gpu/test_training.py"], args.out), read_junit),
     ]
     write_report(args.out, machine(missing), parts)
-    return 1 if any(part.status == "failed" for part in parts) else 0
+    return exit_code(parts)
+
+
+def exit_code(parts: list[Part]) -> int:
+    """1 when a part failed; a part that hangs has failed too."""
+    return int(any(part.status.startswith("failed") for part in parts))
 
 
 def pytest_command(tests: list[str], out: Path) -> tuple[list[str], Path]:
@@ -111,7 +117,7 @@ def run_part(
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, 9)  # with the ranks that it started
             output, _ = process.communicate()
-            return _said(Part(name, f"not run to its end: out of time after {left:.0f} s", left, output=output))
+            return _said(Part(name, f"failed: still running after {left:.0f} s", left, output=output))
     status = "passed" if process.returncode == 0 else "failed"
     facts = read(output, file) if status == "passed" or file is not None else {}
     if facts and not facts.get("passed", 1) and status == "passed":
@@ -183,8 +189,11 @@ def markdown(facts: dict[str, Any], parts: list[Part]) -> str:
     for part in parts:
         counts = part.facts.get("passed", ""), part.facts.get("skipped", "")
         lines.append(f"| {part.name} | {part.status} | {part.seconds:.0f} | {counts[0]} | {counts[1]} |")
-    lines += ["", "| benchmark | model | rows x tokens | tokens/s | step, ms | MFU | bf16 matmul peak |"]
-    lines += ["|---|---|---|---|---|---|---|"]
+    lines += [
+        "",
+        "| benchmark | model | rows x tokens | tokens/s | step, ms | MFU | bf16 matmul peak | GB at most | planned |",
+    ]
+    lines += ["|---|---|---|---|---|---|---|---|---|"]
     lines += [_benchmark_row(part.facts) for part in parts if "mfu" in part.facts]
     reasons = sorted({reason for part in parts for reason in part.facts.get("not_run", [])})
     lines += ["", *(f"- {reason}" for reason in reasons)]
@@ -198,7 +207,8 @@ def _benchmark_row(facts: dict[str, Any]) -> str:
     return (
         f"| {facts['layers']} | {facts['model']} | {facts['rows']} x {facts['sequence_length']:,} | "
         f"{facts['tokens_per_s']:,.0f} | {facts['step_ms']:.1f} | {facts['mfu']:.1%} | "
-        f"{facts['matmul_peak_tflops']:.0f} TFLOP/s |"
+        f"{facts['matmul_peak_tflops']:.0f} TFLOP/s | {facts['peak_memory'] / 1e9:.2f} | "
+        f"{facts['planned_memory'] / 1e9:.2f} |"
     )
 
 

@@ -50,8 +50,15 @@ def test_a_part_that_is_not_reached_says_so() -> None:
     assert part("", seconds_left=-1.0).status == "not run: out of time"
 
 
-def test_a_part_that_takes_too_long_is_ended() -> None:
-    assert part("import time; time.sleep(30)", limit_s=1.0).status == "not run to its end: out of time after 1 s"
+def test_a_part_that_hangs_is_ended_and_fails_the_check() -> None:
+    hung = part("import time; time.sleep(30)", limit_s=1.0)
+    assert hung.status == "failed: still running after 1 s"
+    assert check.exit_code([check.Part("a", "passed"), hung]) == 1
+
+
+def test_what_was_not_run_fails_nothing() -> None:
+    assert check.exit_code([check.Part("a", "passed"), check.Part("b", "not run: needs mamba-ssm")]) == 0
+    assert check.exit_code([check.Part("a", "failed")]) == 1
 
 
 def test_a_part_that_lacks_a_package_is_not_run() -> None:
@@ -83,8 +90,14 @@ def test_the_report_has_a_row_for_each_part_and_benchmark() -> None:
         "missing": ["mamba-ssm"],
     }
     speed = {"layers": "backend: te", "model": "m", "rows": 8, "sequence_length": 2048, "tokens_per_s": 1000.0}
-    speed |= {"step_ms": 1.0, "mfu": 0.4, "matmul_peak_tflops": 700.0}
+    speed |= {
+        "step_ms": 1.0,
+        "mfu": 0.4,
+        "matmul_peak_tflops": 700.0,
+        "peak_memory": 5 * 10**9,
+        "planned_memory": 4 * 10**9,
+    }
     text = check.markdown(facts, [check.Part("benchmark te", "passed", 9.0, speed), check.Part("x", "not run: why")])
-    assert "| backend: te | m | 8 x 2,048 | 1,000 | 1.0 | 40.0% | 700 TFLOP/s |" in text
+    assert "| backend: te | m | 8 x 2,048 | 1,000 | 1.0 | 40.0% | 700 TFLOP/s | 5.00 | 4.00 |" in text
     assert "| x | not run: why | 0 |  |  |" in text
     assert "- missing: mamba-ssm" in text
