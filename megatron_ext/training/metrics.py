@@ -129,7 +129,7 @@ def _keep_steps_until(file: Path, step: int) -> list[float]:
 
 def _is_whole(line: str) -> bool:
     try:
-        return line.endswith("\n") and "step" in json.loads(line)
+        return line.endswith("\n") and isinstance(json.loads(line), dict)
     except ValueError:
         return False
 

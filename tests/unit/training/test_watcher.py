@@ -56,6 +56,15 @@ def test_a_resumed_run_measures_spikes_as_an_undisturbed_one(tmp_path: Path) -> 
     assert watch(tmp_path / "cut.jsonl", LOSSES[12:], from_step=12) == whole
 
 
+@pytest.mark.parametrize("torn", ['{"step": 3', '{"step": 3\n', "\0\0\0\n", "3\n"])
+def test_a_last_line_that_a_killed_run_left_is_written_again(tmp_path: Path, torn: str) -> None:
+    whole = watch(tmp_path / "whole.jsonl", LOSSES[:4])
+    watch(tmp_path / "torn.jsonl", LOSSES[:2])
+    with (tmp_path / "torn.jsonl").open("a") as file:
+        file.write(torn)
+    assert watch(tmp_path / "torn.jsonl", LOSSES[2:4], from_step=2) == whole
+
+
 def test_a_skipped_step_is_null_in_json_and_no_spike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (line,) = watch(tmp_path / "metrics.jsonl", [math.nan], skipped="step 1: loss is nan; the weights are those of 0.")
     assert line["loss"] is None
