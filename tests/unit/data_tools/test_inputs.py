@@ -45,7 +45,7 @@ def test_files_are_read_in_the_order_of_naming(tmp_path: Path) -> None:
 
 def test_a_folder_is_read_to_its_depth_in_order_and_what_is_left_out_is_listed(tmp_path: Path) -> None:
     for name in ("b.jsonl", "a/2.jsonl.gz.old", "a/1.jsonl", "c.card.json", ".cache/x.jsonl", "README.md", "d.json.gz"):
-        write(tmp_path / name, gzip.compress(LINE) if name.endswith(".gz") else LINE)
+        write(tmp_path / name, gzip.compress(LINE, mtime=0) if name.endswith(".gz") else LINE)
     inputs = find_inputs([tmp_path])
     assert [str(file.path.relative_to(tmp_path)) for file in inputs.files] == ["a/1.jsonl", "b.jsonl", "d.json.gz"]
     assert [path.name for path in inputs.left_out] == ["README.md", "2.jsonl.gz.old", "c.card.json"]
@@ -106,7 +106,7 @@ def test_a_named_pipe_is_not_sniffed_away(tmp_path: Path) -> None:
     [
         ("a.jsonl", LINE, "jsonl"),
         ("empty.jsonl", b"", "jsonl"),
-        ("a.jsonl", gzip.compress(LINE), "jsonl.gz"),
+        ("a.jsonl", gzip.compress(LINE, mtime=0), "jsonl.gz"),
         ("a.jsonl", zstandard.compress(LINE), "jsonl.zst"),
         ("a.data", b"PAR1", "parquet"),
     ],
@@ -120,7 +120,7 @@ def test_the_content_tells_the_format(tmp_path: Path, name: str, content: bytes,
     [
         ("a.jsonl.gz", LINE, "is JSON lines or empty, its name says gzip"),
         ("a.jsonl.gz", b"", "is JSON lines or empty, its name says gzip"),
-        ("a.jsonl.zst", gzip.compress(LINE), "is gzip, its name says zstd"),
+        ("a.jsonl.zst", gzip.compress(LINE, mtime=0), "is gzip, its name says zstd"),
         ("a.parquet", LINE, "is JSON lines or empty, its name says Parquet"),
         ("a.jsonl", b"BZh9", "is bzip2, not JSON lines; unpack or convert it first"),
         ("a.jsonl", b"\xfd7zXZ\x00", "is xz, not JSON lines"),
@@ -197,6 +197,6 @@ def test_texts_stop_at_the_first_bad_record_with_its_number(tmp_path: Path) -> N
 
 def test_texts_of_all_formats_are_one_stream(tmp_path: Path) -> None:
     write(tmp_path / "1.jsonl")
-    write(tmp_path / "2.jsonl.gz", gzip.compress(b'{"text": "b"}'))
+    write(tmp_path / "2.jsonl.gz", gzip.compress(b'{"text": "b"}', mtime=0))
     pq.write_table(pa.table({"text": ["c", "d"]}), tmp_path / "3.parquet")
     assert list(texts([tmp_path], adapter("text"))) == ["a", "b", "c", "d"]
