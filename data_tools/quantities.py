@@ -36,7 +36,8 @@ def parse_count(value: object) -> int:
     (1500000, 8192, 1000000000)
     """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(f"{value!r} is not a count; write a whole number such as 8192, 1.5M or 20B")
+        shown = "null" if value is None else repr(value)
+        raise ValueError(f"{shown} is not a count; write a whole number such as 8192, 1.5M or 20B")
     exact = _exact(value)
     if exact < 0:
         raise ValueError(f"{value!r} is negative; a count is 0 or more")

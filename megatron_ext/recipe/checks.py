@@ -113,7 +113,7 @@ def _message(kind: type[Section], tree: Tree, detail: ErrorDetails) -> str:
     context = detail.get("ctx", {})
     if error == "extra_forbidden":
         return _unknown_key(kind, path)
-    field = field_at(kind, path)
+    field = field_at(kind, path[:-1] if isinstance(path[-1], int) else path)
     if error == "missing":
         return f"required and not set; {field.description if field and field.description else _keys_of(kind, path)}"
     value = _written(tree, path)
@@ -127,7 +127,7 @@ def _message(kind: type[Section], tree: Tree, detail: ErrorDetails) -> str:
     if error == "string_pattern_mismatch" and field is not None:
         return f"{value} is not allowed; {field.description}"
     if error == "string_type":
-        return f"{value} is no text; put it in quotes"
+        return f"{value} is no text; put it in quotes{f'; {field.description}' if field is not None else ''}"
     if error in ("model_type", "dict_type", "model_attributes_type"):
         return f"{value} is no section; write its keys below it: {_keys_of(kind, path)}"
     if error == "tuple_type":

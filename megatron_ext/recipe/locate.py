@@ -41,7 +41,9 @@ def locate(path: str | Path) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    looked = "".join(f"\n  {os.path.abspath(candidate)}" for candidate in candidates)
+    if path.is_dir():
+        raise RecipeError(f"{path}: is a folder; name one of its files")
+    looked = "".join(dict.fromkeys(f"\n  {os.path.abspath(candidate)}" for candidate in candidates))
     siblings = {file.stem for candidate in candidates for file in candidate.parent.glob("*.yaml")}
     near = nearest(path.stem, siblings)
     meant = f"\n  Did you mean {path.with_name(f'{near}.yaml')}?" if near is not None else ""

@@ -230,7 +230,9 @@ class ProfileRecipe(Section):
     """A trace of a few steps; recorded, never hashed."""
 
     steps: str | None = Field(
-        default=None, pattern=r"^\d+-\d+$", description="First and last step of a torch profiler trace, such as 5-7."
+        default=None,
+        pattern=r"^\d+-\d+$",
+        description="First and last step of a torch profiler trace: 5-7, or 5-5 for one.",
     )
 
 

@@ -34,7 +34,7 @@ def test_a_count_is_read_exactly_in_every_human_form(written: object, count: int
     ("written", "reason"),
     [
         (True, "True is not a count"),
-        (None, "None is not a count"),
+        (None, "null is not a count"),
         ("1.5", "is not a whole number; it is 1.5"),
         (1.5, "is not a whole number; it is 1.5"),
         ("1.2345K", "is not a whole number; it is 1234.5"),

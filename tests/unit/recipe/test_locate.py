@@ -67,3 +67,8 @@ def test_a_mistyped_name_is_answered_with_the_nearest(tmp_path: Path, monkeypatc
     with pytest.raises(RecipeError) as caught:
         locate.locate("recipes/demo/pretrian.yaml")
     assert str(caught.value).endswith("\n  Did you mean recipes/demo/pretrain.yaml?")
+
+
+def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="is a folder; name one of its files"):
+        locate(tmp_path)

@@ -97,7 +97,15 @@ def test_a_boolean_is_not_made_from_a_word(project: PencilProject) -> None:
 
 
 def test_a_number_is_not_taken_for_text(project: PencilProject) -> None:
-    assert refusal(project, "logging.wandb_project=3").endswith("logging.wandb_project: 3 is no text; put it in quotes")
+    assert refusal(project, "logging.wandb_project=3").endswith(
+        "logging.wandb_project: 3 is no text; put it in quotes; Weights & Biases project; needs the wandb extra."
+    )
+
+
+def test_an_element_of_a_list_is_refused_with_what_the_list_takes(project: PencilProject) -> None:
+    assert refusal(project, "training.recompute_modules=[mlp,norm]").endswith(
+        "'norm' is not allowed; use a list, each one of: core_attn, mlp"
+    )
 
 
 def test_a_blend_that_is_no_list_is_refused(project: PencilProject) -> None:
