@@ -71,4 +71,4 @@ def test_a_mistyped_name_is_answered_with_the_nearest(tmp_path: Path, monkeypatc
 
 def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="is a folder; name one of its files"):
-        locate(tmp_path)
+        locate.locate(tmp_path)
