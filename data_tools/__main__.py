@@ -1,4 +1,4 @@
-"""Command line of `data_tools`: sample, train-tokenizer, tokenize, inspect."""
+"""Command line of `data_tools`: the verbs of one file each in `data_tools/cli/`, and the older ones here."""
 
 from __future__ import annotations
 
