@@ -75,23 +75,36 @@ def _validate(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> None:
+    _refuse_idle_options(arguments)
     if arguments.suggest:
         _suggest(arguments)
         return
-    if arguments.gpus is not None or arguments.gpu_memory is not None:
-        raise UsageError("--gpus and --gpu-memory are read with --suggest only; add it, or remove them")
-    from megatron_ext.plan.cost import gpu_time
+    from megatron_ext.plan.cost import gpu_time, with_gpu_memory
     from megatron_ext.plan.make import make_stage_plan
-    from megatron_ext.plan.render import print_plan
+    from megatron_ext.plan.render import plan_json, print_plan
     from megatron_ext.recipe.load import load_recipe
 
     loaded = load_recipe(arguments.recipe, overrides=arguments.set, site=arguments.site)
     plan = make_stage_plan(loaded, world_size=arguments.world_size, may_be_provisional=True)
+    if (time := gpu_time(plan, mfu=arguments.mfu, gpu=arguments.gpu)) is not None:
+        plan = with_gpu_memory(plan)
     if arguments.json:
-        print(plan.model_dump_json(indent=2))
+        print(plan_json(plan, time))
     else:
-        time = gpu_time(plan, mfu=arguments.mfu, gpu=arguments.gpu)
         print_plan(plan, run_root=Path(arguments.run_root or loaded.site.run_root), time=time)
+
+
+def _refuse_idle_options(arguments: argparse.Namespace) -> None:
+    """Options of `plan` that the rest of the command line would leave unread."""
+    unread: dict[str, tuple[str, ...]] = {"without --suggest": ("gpus", "gpu_memory")}
+    if arguments.suggest:
+        unread = {"with --suggest": ("world_size", "mfu", "gpu", "run_root")}
+    elif arguments.json:
+        unread["with --json"] = ("run_root",)
+    for where, names in unread.items():
+        given = [f"--{name.replace('_', '-')}" for name in names if getattr(arguments, name) is not None]
+        if given:
+            raise UsageError(f"plan: {', '.join(given)}: not read {where}; change the one or the other.")
 
 
 def _suggest(arguments: argparse.Namespace) -> None:
@@ -99,8 +112,8 @@ def _suggest(arguments: argparse.Namespace) -> None:
     from megatron_ext.plan.suggest import suggest_layouts
     from megatron_ext.recipe.load import load_recipe
 
-    if arguments.gpus is None or arguments.gpu_memory is None or arguments.world_size is not None:
-        raise UsageError("--suggest needs --gpus N and --gpu-memory SIZE, such as 80GB, and takes no --world-size")
+    if arguments.gpus is None or arguments.gpu_memory is None:
+        raise UsageError("plan: --suggest needs --gpus N and --gpu-memory SIZE, such as 80GB.")
     loaded = load_recipe(arguments.recipe, overrides=arguments.set, site=arguments.site)
     found = suggest_layouts(loaded, gpus=arguments.gpus, gpu_memory=arguments.gpu_memory)
     if arguments.json:

@@ -55,6 +55,11 @@ def plan_cost(
     )
 
 
+def counted_on_gpus(layout: LayoutPlan) -> LayoutPlan:
+    """The layout whose memory is counted where GPUs are named: backend `auto` takes `te` where te can run."""
+    return layout.model_copy(update={"backend": "te"}) if layout.backend == "auto" else layout
+
+
 def checkpoint_widths(precision: str, *, is_distributed: bool) -> tuple[int, int]:
     """Bytes a parameter on disk: its weight, and its optimizer state.
 
@@ -97,6 +102,14 @@ def _kept_checkpoints(cadence: CadencePlan, total_steps: int) -> int:
     every = cadence.checkpoint_keep_every_steps
     kept = {step for step in steps if every is not None and step % every == 0}
     return len(kept | set(steps[-cadence.checkpoint_keep_last :]))
+
+
+def with_gpu_memory(plan: StagePlan) -> StagePlan:
+    """The plan with the memory that its ranks take on GPUs, as `counted_on_gpus` has it."""
+    assert plan.cost is not None, "a plan made from a recipe has its cost"
+    layout = counted_on_gpus(plan.layout)
+    memory = memory_per_rank(plan.model, layout, plan.batch, plan.execution, precision=plan.precision)
+    return plan.model_copy(update={"cost": plan.cost.model_copy(update={"memory": memory})})
 
 
 def gpu_time(plan: StagePlan, *, mfu: float | None, gpu: str | None) -> GpuTime | None:

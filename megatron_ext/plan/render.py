@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -36,6 +37,13 @@ def print_plan(plan: StagePlan, *, run_root: Path, time: GpuTime | None = None) 
         console.print("")
     for sentence in plan.roundings:
         console.print(Text.assemble(("rounded", "yellow"), f"  {sentence}"), soft_wrap=True)
+
+
+def plan_json(plan: StagePlan, time: GpuTime | None) -> str:
+    """A plan as JSON; with `gpu_time` where GPU-hours were asked for."""
+    if time is None:
+        return plan.model_dump_json(indent=2)
+    return json.dumps(plan.model_dump(mode="json") | {"gpu_time": time._asdict()}, indent=2)
 
 
 def terminal() -> Console:

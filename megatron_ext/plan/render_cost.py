@@ -27,7 +27,11 @@ def cost_rows(plan: StagePlan, time: GpuTime | None) -> list[Row]:
     """Operations, memory of the fullest rank, checkpoints, and GPU-hours when they were asked for."""
     if plan.cost is None:
         return []
-    rows = [*_flops_rows(plan, plan.cost), *_memory_rows(plan, plan.cost), *_checkpoint_rows(plan, plan.cost)]
+    rows = [
+        *_flops_rows(plan, plan.cost),
+        *_memory_rows(plan, plan.cost, is_te=time is not None),
+        *_checkpoint_rows(plan, plan.cost),
+    ]
     if time is not None:
         hours = f"{time.gpu_hours:,.0f}" if time.gpu_hours >= 100 else f"{time.gpu_hours:.3g}"
         text = (
@@ -73,7 +77,8 @@ def _flops_rows(plan: StagePlan, cost: CostPlan) -> list[Row]:
     return rows
 
 
-def _memory_rows(plan: StagePlan, cost: CostPlan) -> list[Row]:
+def _memory_rows(plan: StagePlan, cost: CostPlan, *, is_te: bool) -> list[Row]:
+    """The fullest rank's; `is_te` says that backend `auto` was counted as te."""
     fullest = max(range(len(cost.memory)), key=lambda stage: cost.memory[stage].total)
     memory = cost.memory[fullest]
     where = f" (pipeline stage {fullest})" if len(cost.memory) > 1 else ""
@@ -81,10 +86,12 @@ def _memory_rows(plan: StagePlan, cost: CostPlan) -> list[Row]:
         ("memory", f"{format_bytes(memory.total)} on the fullest rank{where}, temporary buffers on top"),
         ("", _memory_parts(memory)),
     ]
-    if plan.layout.backend == "auto":
-        rows.append(("", "activations as backend local keeps them; training.backend=te estimates those of te"))
+    backend = plan.layout.backend
+    if backend == "auto" and not is_te:
+        rows.append(("", "activations as backend local keeps them; with --mfu and --gpu auto is counted as te"))
     elif not memory.is_calibrated:
-        rows.append(("", f"activations of backend {plan.layout.backend} are an estimate, not compared with a GPU yet"))
+        counted = "te (as auto is counted on GPUs)" if backend == "auto" else backend
+        rows.append(("", f"activations of backend {counted} are an estimate, not compared with a GPU yet"))
     return rows
 
 

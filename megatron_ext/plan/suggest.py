@@ -3,7 +3,8 @@
 Every legal tensor (TP) and pipeline (PP) parallel size is tried with every legal micro-batch and recomputation.
 TP stays inside a node of `NODE` GPUs, because it communicates in every layer. Sequence parallelism is taken wherever
 TP > 1 and the distributed optimizer wherever ranks share parameters: both move as many bytes as doing without and
-hold less. Context parallelism is left out: runs refuse it yet.
+hold less. Where the one is refused with the rest of the recipe, the other is tried. Context parallelism is left out:
+runs refuse it yet. What is suggested has been planned as it stands, up to the data: `plan` accepts it.
 
 A layout fits when the planned memory of the fullest rank leaves `RESERVE` of a GPU free for what plan/memory.py
 does not count: temporary buffers of kernels, of communication, of the allocator. Those that fit are ranked by
@@ -25,16 +26,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from data_tools.errors import RecipeError
-from megatron_ext.plan.batch import plan_batch
+from megatron_ext.plan.cost import counted_on_gpus
 from megatron_ext.plan.execution import legal_recompute_modules
 from megatron_ext.plan.flops import recomputed_token_flops, token_flops
-from megatron_ext.plan.layouts import legal_tensor_parallel_sizes, plan_layout
+from megatron_ext.plan.layouts import legal_tensor_parallel_sizes
+from megatron_ext.plan.make import Draft, draft_plan
 from megatron_ext.plan.memory import memory_per_rank
 from megatron_ext.plan.stage_plan import BatchPlan, ExecutionPlan, LayoutPlan, RankMemory
+from megatron_ext.recipe.layer_pattern import parse_pattern
 from megatron_ext.recipe.load import LoadedRecipe
-from megatron_ext.recipe.problems import Problems
 from megatron_ext.recipe.rules import divisors, listed
-from megatron_ext.recipe.schema import ParallelRecipe, Recipe
+from megatron_ext.recipe.schema import ParallelRecipe, Recipe, TrainingRecipe
 
 NODE = 8
 """GPUs that one NVLink domain joins (H100 SXM5, the paper's)."""
@@ -44,6 +46,9 @@ RESERVE = 0.1
 
 MOST = 10
 """Suggestions to look for: the order is too rough to tell more of them apart."""
+
+_RECOMPUTE = ("recompute", "recompute_modules", "recompute_num_layers")
+_PLAIN = {key: TrainingRecipe.model_fields[key].default for key in _RECOMPUTE} | {"micro_batch_size": 1}
 
 
 @dataclass(frozen=True)
@@ -103,14 +108,12 @@ def suggest_layouts(loaded: LoadedRecipe, *, gpus: int, gpu_memory: int) -> list
         Up to `MOST`, the best first.
 
     Raises:
-        RecipeError: No layout is legal, or none fits; with the smallest need.
+        RecipeError: What no layout mends; no layout is legal; or none fits, with the smallest need.
     """
-    recipe = loaded.recipe
-    if recipe.training.backend == "auto":
-        recipe = _with(recipe, training={"backend": "te"})
-    candidates = [candidate for plans in _legal_plans(loaded, recipe, gpus) for candidate in _candidates(recipe, plans)]
+    draft_plan(_smallest_layout(loaded))
+    candidates = [candidate for draft in _legal_layouts(loaded, gpus) for candidate in _candidates(loaded, draft, gpus)]
     if not candidates:
-        raise RecipeError(_nothing_legal(recipe, gpus))
+        raise RecipeError(_nothing_legal(loaded.recipe, gpus))
     most_frugal = {candidate.sizes: candidate for candidate in sorted(candidates, key=_frugality)}
     found: list[Suggestion] = []
     hopeless: list[Suggestion] = []
@@ -127,38 +130,56 @@ def suggest_layouts(loaded: LoadedRecipe, *, gpus: int, gpu_memory: int) -> list
     return found
 
 
-def _legal_plans(loaded: LoadedRecipe, recipe: Recipe, gpus: int) -> Iterator[tuple[LayoutPlan, BatchPlan]]:
-    """Every TP and PP that divides model, sequence, batch and GPUs, with a micro-batch of one sample."""
-    for tensor in legal_tensor_parallel_sizes(recipe.model):
+def _smallest_layout(loaded: LoadedRecipe) -> LoadedRecipe:
+    """The recipe as it is refused only for what is wrong in every layout."""
+    stages = len(parse_pattern(loaded.recipe.model.hybrid_layer_pattern).segments)
+    is_sharded = loaded.recipe.checkpoint.optimizer_format == "dp_reshardable"
+    return _with(loaded, parallel=_sizes(1, stages, is_sharded=is_sharded), training=_PLAIN)
+
+
+def _legal_layouts(loaded: LoadedRecipe, gpus: int) -> Iterator[tuple[dict[str, Any], Draft]]:
+    """Every TP and PP that is legal with a micro-batch of one sample and without recomputation: keys and plan."""
+    for tensor in legal_tensor_parallel_sizes(loaded.recipe.model):
         for pipeline in divisors(gpus) if tensor <= NODE else []:
-            changes = {
-                "tensor_model_parallel_size": tensor,
-                "pipeline_model_parallel_size": pipeline,
-                "context_parallel_size": 1,
-                "sequence_parallel": tensor > 1,
-                "use_distributed_optimizer": gpus > tensor * pipeline,
-            }
-            asked = _with(recipe, parallel=changes, training={"micro_batch_size": 1})
-            whole, problems = replace(loaded, recipe=asked), Problems()
-            layout = plan_layout(whole, problems, world_size=gpus)
-            batch = plan_batch(whole, layout, problems, [])
-            if not problems.found:
-                yield layout, batch
+            is_shared = gpus > tensor * pipeline
+            for is_sharded in (is_shared, not is_shared):
+                keys = _sizes(tensor, pipeline, is_sharded=is_sharded)
+                if draft := _legal_draft(_with(loaded, parallel=keys, training=_PLAIN), gpus):
+                    yield keys, draft
+                    break
 
 
-def _candidates(recipe: Recipe, plans: tuple[LayoutPlan, BatchPlan]) -> Iterator[Candidate]:
-    """Every micro-batch and recomputation of one layout."""
-    layout, batch = plans
-    length = recipe.training.sequence_length
+def _sizes(tensor: int, pipeline: int, *, is_sharded: bool) -> dict[str, Any]:
+    return {
+        "tensor_model_parallel_size": tensor,
+        "pipeline_model_parallel_size": pipeline,
+        "context_parallel_size": 1,
+        "sequence_parallel": tensor > 1,
+        "use_distributed_optimizer": is_sharded,
+    }
+
+
+def _candidates(loaded: LoadedRecipe, legal: tuple[dict[str, Any], Draft], gpus: int) -> Iterator[Candidate]:
+    """Every legal micro-batch and recomputation of one layout."""
+    keys, plain = legal
+    recipe, length = loaded.recipe, loaded.recipe.training.sequence_length
     work = sum(token_flops(recipe.model, length).values())
-    executions = [ExecutionPlan(), ExecutionPlan(recompute="full")]
+    kinds: list[dict[str, Any]] = [{}, {"recompute": "full"}]
     if modules := legal_recompute_modules(recipe):
-        executions.append(ExecutionPlan.model_validate({"recompute": "selective", "recompute_modules": tuple(modules)}))
-    for execution in executions:
-        recomputed = recomputed_token_flops(recipe.model, execution, length) / work
-        for micro in divisors(batch.num_microbatches):
-            sizes = {"micro_batch_size": micro, "num_microbatches": batch.num_microbatches // micro}
-            yield Candidate(layout, batch.model_copy(update=sizes), execution, recomputed)
+        kinds.append({"recompute": "selective", "recompute_modules": tuple(modules)})
+    for kind in kinds:
+        for micro in divisors(plain.batch.num_microbatches):
+            asked = _with(loaded, parallel=keys, training=_PLAIN | kind | {"micro_batch_size": micro})
+            if draft := _legal_draft(asked, gpus):
+                recomputed = recomputed_token_flops(recipe.model, draft.execution, length) / work
+                yield Candidate(counted_on_gpus(draft.layout), draft.batch, draft.execution, recomputed)
+
+
+def _legal_draft(loaded: LoadedRecipe, gpus: int) -> Draft | None:
+    try:
+        return draft_plan(loaded, world_size=gpus)
+    except RecipeError:
+        return None
 
 
 def _frugality(candidate: Candidate) -> tuple[float, int]:
@@ -185,7 +206,7 @@ def _overrides(recipe: Recipe, candidate: Candidate) -> tuple[str, ...]:
         for key in ParallelRecipe.model_fields
     }
     pairs["training.micro_batch_size"] = candidate.batch.micro_batch_size, training.micro_batch_size
-    for key in ("recompute", "recompute_modules", "recompute_num_layers"):
+    for key in _RECOMPUTE:
         pairs[f"training.{key}"] = getattr(execution, key), getattr(training, key)
     return tuple(f"{key}={_written(wanted)}" for key, (wanted, has) in pairs.items() if wanted != has)
 
@@ -196,17 +217,24 @@ def _written(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _with(recipe: Recipe, **changes: dict[str, Any]) -> Recipe:
-    """A recipe with other values in some sections, which are checked as a layout later."""
+def _with(loaded: LoadedRecipe, **changes: dict[str, Any]) -> LoadedRecipe:
+    """The same with other values in some sections, which the plan checks."""
+    recipe = loaded.recipe
     sections = {name: getattr(recipe, name).model_copy(update=values) for name, values in changes.items()}
-    return recipe.model_copy(update=sections)
+    return replace(loaded, recipe=recipe.model_copy(update=sections))
 
 
 def _nothing_legal(recipe: Recipe, gpus: int) -> str:
     tensor = listed([size for size in legal_tensor_parallel_sizes(recipe.model) if size <= NODE])
+    training = recipe.training
+    batch = f"global_batch_size {training.global_batch_size}"
+    if training.ramp_tokens:
+        batch += (
+            f", ramp_start_batch_size {training.ramp_start_batch_size} and ramp_increment {training.ramp_increment}"
+        )
     return (
-        f"--gpus {gpus}: no layout is legal: TP can be {tensor}, and {gpus} / (TP x PP) must divide "
-        f"global_batch_size {recipe.training.global_batch_size}; take another number of GPUs or another batch"
+        f"--gpus {gpus}: no layout is legal: TP can be {tensor}, and {gpus} / (TP x PP) must divide {batch}; "
+        "take another number of GPUs or another batch"
     )
 
 

@@ -56,6 +56,54 @@ def test_the_options_select_what_was_suggested(paper: list[Suggestion]) -> None:
         assert max(rank.total for rank in ranks) == one.memory.total
 
 
+RAMP = ("training.ramp_tokens=20B", "training.ramp_start_batch_size=96", "training.ramp_increment=96")
+IN_SHARDS = ("checkpoint.optimizer_format=dp_reshardable",)
+TIED = ("model.share_embeddings_and_output_weights=true",)
+
+
+@pytest.mark.parametrize("gpus", [8, 64])
+@pytest.mark.parametrize(
+    "awkward",
+    [
+        RAMP,
+        IN_SHARDS,
+        TIED,
+        (*RAMP, *IN_SHARDS, *TIED),
+        ("training.recompute=full", "training.recompute_num_layers=20"),
+        ("training.recompute=selective", "training.recompute_modules=[mlp]", "training.micro_batch_size=7"),
+        ("parallel.use_distributed_optimizer=false", "parallel.pipeline_model_parallel_size=9"),
+    ],
+    ids=" ".join,
+)
+def test_every_suggested_line_plans(awkward: tuple[str, ...], gpus: int) -> None:
+    found = suggest_layouts(base(*awkward), gpus=gpus, gpu_memory=640 * GB)
+    assert len(found) > 1
+    for one in found:
+        draft = draft_plan(base(*awkward, *one.overrides), world_size=gpus)
+        assert draft.batch == one.candidate.batch, one.set_line
+
+
+def test_shards_are_saved_by_the_distributed_optimizer_also_where_no_rank_shares_parameters() -> None:
+    (one,) = suggest_layouts(base(*IN_SHARDS), gpus=1, gpu_memory=640 * GB)
+    assert one.candidate.layout.use_distributed_optimizer
+    (one,) = suggest_layouts(base(), gpus=1, gpu_memory=640 * GB)
+    assert not one.candidate.layout.use_distributed_optimizer
+
+
+def test_what_no_layout_mends_is_refused_in_its_own_words() -> None:
+    with pytest.raises(RecipeError, match=r"ramp_tokens: .* does not end within budget\.tokens"):
+        suggest_layouts(base(*RAMP, "training.ramp_tokens=2T"), gpus=64, gpu_memory=640 * GB)
+
+
+def test_a_ramp_that_divides_among_no_ranks_is_named() -> None:
+    with pytest.raises(RecipeError, match="must divide global_batch_size 768, ramp_start_batch_size 1 and ramp_incr"):
+        suggest_layouts(
+            base(*RAMP, "training.ramp_start_batch_size=1", "training.ramp_increment=13"),
+            gpus=128 * 59,
+            gpu_memory=640 * GB,
+        )
+
+
 def test_less_memory_asks_for_more_ranks_or_recomputation() -> None:
     roomy = suggest_layouts(base(), gpus=8, gpu_memory=80 * GB)[0].candidate
     tight = suggest_layouts(base(), gpus=8, gpu_memory=40 * GB)[0].candidate
@@ -113,16 +161,49 @@ def test_the_table_and_the_json_say_the_same(capsys: pytest.CaptureFixture[str])
     assert any(line[:2] == ["ranked", "by"] for line in lines)
 
 
+SUGGEST = ["--suggest", "--gpus", "8", "--gpu-memory", "80GB"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--suggest"], "--suggest needs --gpus N and --gpu-memory SIZE"),
-        (["--gpus", "8"], "--gpus and --gpu-memory are read with --suggest only"),
+        (["--gpus", "8"], "--gpus: not read without --suggest"),
+        (["--gpu-memory", "8GB"], "--gpu-memory: not read without --suggest"),
+        ([*SUGGEST, "--mfu", "0.4", "--gpu", "h100"], "--mfu, --gpu: not read with --suggest"),
+        ([*SUGGEST, "--world-size", "8", "--json"], "--world-size: not read with --suggest"),
+        ([*SUGGEST, "--run-root", "x"], "--run-root: not read with --suggest"),
+        (["--json", "--run-root", "x"], "--run-root: not read with --json"),
+        (["--json", "--mfu", "7", "--gpu", "nonsense"], "--mfu 7 is no share of the peak"),
+        (["--json", "--mfu", "0.4", "--gpu", "nonsense"], "--gpu 'nonsense': use a100"),
     ],
 )
-def test_the_options_belong_together(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_that_would_not_be_read_are_refused(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["plan", str(BASE), *words]) == 2
-    assert message in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert not out
+    assert f"error: plan: {message}" in err
+
+
+def test_hours_are_in_the_json_and_auto_is_counted_as_te_where_gpus_are_named(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    time = ["--mfu", "0.5", "--gpu", "1000"]
+
+    def printed(*words: str) -> str:
+        assert main(["plan", str(BASE), *words]) == 0
+        return capsys.readouterr().out
+
+    bare, timed = json.loads(printed("--json")), json.loads(printed("--json", *time))
+    hours = timed.pop("gpu_time")
+    assert hours["gpu_hours"] == bare["cost"]["total_flops"] / (1000e12 * 0.5) / 3600
+    te = json.loads(printed("--json", "--set", "training.backend=te"))
+    assert timed["cost"]["memory"] == te["cost"]["memory"] != bare["cost"]["memory"]
+    assert timed | {"cost": None} == bare | {"cost": None}
+    assert "activations as backend local keeps them; with --mfu and --gpu auto is counted as te" in printed()
+    assert "activations of backend te (as auto is counted on GPUs) are an estimate" in printed(*time)
 
 
 def test_a_size_without_its_unit_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
