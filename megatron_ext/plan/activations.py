@@ -9,7 +9,7 @@ yet measured. A layer keeps, for each token of a microbatch (sizes of this rank)
     Mamba-2, local      in_proj's output; in fp32 the convolution before its SiLU, x, B, C, dt, y; a chunk's
                         decays [heads, q, q] and C B^T [groups, q, q] and state; the gated norm's ends
     Mamba-2, te         in_proj's output, the scan's output, the norm's ends; the rest is computed again
-    attention           linear_qkv's output, queries (a copy where heads share keys), output, log-sum-exp
+    attention           linear_qkv's output, queries (a copy where a rank has several groups), output, log-sum-exp
     MLP                 two buffers of the inner width
 
 and the last pipeline stage the fp32 softmax over its part of the vocabulary. Temporary buffers are not
@@ -111,7 +111,8 @@ def _layer(model: ModelRecipe, layout: LayoutPlan, batch: BatchPlan, symbol: str
         return stream._replace(mlp=2 * tokens * model.ffn_hidden_size // tensor * width)
     if symbol == ATTENTION:
         heads, groups = model.num_attention_heads // tensor, model.num_query_groups // tensor
-        has_own_queries = heads > groups or model.position_embedding_type == "rope"  # else views of linear_qkv's output
+        # Else views of linear_qkv's output, where a rank's queries lie between the keys of its groups.
+        has_own_queries = heads > groups > 1 or model.position_embedding_type == "rope"
         channels = (heads * (3 if has_own_queries else 2) + 2 * groups) * model.kv_channels
         if model.position_embedding_type == "rope":
             channels += groups * model.kv_channels  # rotated keys

@@ -8,6 +8,8 @@ from megatron_ext.plan.memory import memory_per_rank
 from megatron_ext.plan.stage_plan import RankMemory
 from tests.support.plans import make_plan
 
+LAYOUTS: tuple[dict[str, Any], ...] = ({}, {"tensor_model_parallel_size": 2})
+
 
 def memory_of(precision: str = "bf16", **changes: Any) -> tuple[RankMemory, ...]:
     plan = make_plan(**changes)
@@ -38,6 +40,36 @@ def test_tensor_parallelism_divides_the_layers_and_sequence_parallelism_the_stre
     assert kept == [stream + inner, stream + inner // 2]
     (memory,) = memory_of(model=model, layout=tp2 | {"sequence_parallel": True})
     assert memory.activations == (stream + inner) // 2
+
+
+STREAM = 64 * (64 + 4 + 64)
+"""What a norm keeps of 64 tokens of 32 channels in bf16."""
+
+
+def test_two_ranks_halve_attention_and_a_rank_of_one_group_copies_no_queries() -> None:
+    # 64 tokens, 4 heads and 2 groups of 8 channels of 2 bytes; 4 bytes of log-sum-exp a head.
+    kept = [memory_of(model={"hybrid_layer_pattern": "*"}, layout=layout)[0].activations for layout in LAYOUTS]
+    whole = 64 * (2 * 8 * (4 + 2 + 2 + 4 + 4) + 4 * 4)  # queries, keys, values; their copy; the output
+    half = 64 * (2 * 8 * (2 + 1 + 1 + 2) + 4 * 2)
+    assert kept == [STREAM + whole, STREAM + half]
+
+
+def test_two_ranks_halve_all_of_a_mamba_layer_but_its_stream() -> None:
+    # 4 heads of 16 channels are 64, 2 groups of 8 states; the convolution has 96 channels; 2 chunks of 32 tokens.
+    whole = {
+        "te": 64 * 2 * ((64 + 96 + 4) + 3 * 64),  # in_proj's output, the scan's, both ends of the gated norm
+        "local": 64 * (2 * (64 + 96 + 4) + 4 * 96 + 4 * 64)  # in_proj's output, before the SiLU, x in fp32
+        + 64 * 4 * (2 * 2 * 8 + 3 * 4 + 64)  # B and C, dt twice and its sums, y
+        + 64 * (2 * 2 * 64 + 4 * 2)  # both ends of the gated norm, its mean squares
+        + 4 * 2 * (32 * 32 * (4 + 2) + 64 * 8)  # decays and C B^T, a chunk's state
+        + 4 * 2 * 64 * 8,  # the first state of each of 2 samples
+    }
+    for backend, bytes_kept in whole.items():
+        one, two = (
+            memory_of(model={"hybrid_layer_pattern": "M"}, layout=layout | {"backend": backend})[0].activations
+            for layout in LAYOUTS
+        )
+        assert (one, two) == (STREAM + bytes_kept, STREAM + bytes_kept // 2), backend
 
 
 def test_only_activations_of_the_local_backend_are_calibrated() -> None:
