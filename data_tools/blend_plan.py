@@ -107,6 +107,7 @@ class Budget:
         total_samples: Samples of the budget.
         step_samples: A smaller budget is offered in multiples of these.
         most_steps: So many multiples are offered at most; 0 offers no smaller budget.
+        ramp_samples: Samples that are read before the first multiple.
         shares_are_written: Whether a share can be lowered in the file.
     """
 
@@ -115,6 +116,7 @@ class Budget:
     total_samples: int
     step_samples: int = 1
     most_steps: int = 0
+    ramp_samples: int = 0
     shares_are_written: bool = True
 
 
@@ -151,9 +153,9 @@ def _remedies(index: int, sources: Sequence[Supply], has: list[int], budget: Bud
     share = _share_below(has[index], budget.total_samples)
     if len(sources) > 1 and share is not None and budget.shares_are_written:
         remedies.insert(0, f"lower the share to {share} and raise others by as much")
-    steps = _most_steps(sources, has, budget)
-    if steps:
-        remedies.insert(0, f"lower {budget.key} to {steps * budget.step_samples * budget.sequence_length:,}")
+    samples = _most_samples(sources, has, budget)
+    if samples:
+        remedies.insert(0, f"lower {budget.key} to {samples * budget.sequence_length:,}")
     text = ", or ".join(filter(None, [", ".join(remedies[:-1]), remedies[-1]]))
     return f"{text[0].upper()}{text[1:]}."
 
@@ -164,17 +166,17 @@ def _share_below(samples: int, total: int) -> str | None:
     return f"{float(share):.4f}" if share else None
 
 
-def _most_steps(sources: Sequence[Supply], has: list[int], budget: Budget) -> int:
-    """Steps of the largest budget that all sources can supply with these shares; 0 if there is none."""
+def _most_samples(sources: Sequence[Supply], has: list[int], budget: Budget) -> int:
+    """Samples of the largest budget that all sources can supply with these shares; 0 if there is none."""
     shares = [exact(source.share) for source in sources]
-    limits = (math.ceil((can + 1) / (share * budget.step_samples)) for can, share in zip(has, shares, strict=True))
+    ramp, rows = budget.ramp_samples, budget.step_samples
+    limits = (math.ceil(((can + 1) / share - ramp) / rows) for can, share in zip(has, shares, strict=True))
     # A quota of almost one sample more may be rounded down; more than was asked is no remedy.
-    steps = min(budget.most_steps, *limits)
-    while steps and any(
-        needs > can for needs, can in zip(split_samples(shares, steps * budget.step_samples), has, strict=True)
-    ):
-        steps -= 1
-    return steps
+    for steps in range(min(budget.most_steps, *limits), 0, -1):
+        needed = split_samples(shares, ramp + steps * rows)
+        if all(needs <= can for needs, can in zip(needed, has, strict=True)):
+            return ramp + steps * rows
+    return 0
 
 
 @dataclass(frozen=True)

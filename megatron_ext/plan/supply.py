@@ -17,12 +17,14 @@ def check_supply(loaded: LoadedRecipe, sources: tuple[SourcePlan, ...], batch: B
             up to three changes of which each makes this source suffice.
     """
     problems = Problems()
+    full_steps = batch.total_steps - (batch.ramp[-1][0] - 1 if batch.ramp else 0)
     budget = Budget(
         key="budget.tokens",
         sequence_length=batch.sequence_length,
         total_samples=batch.total_samples,
         step_samples=batch.global_batch_size,
-        most_steps=batch.total_steps - 1,
+        most_steps=full_steps - 1,
+        ramp_samples=batch.total_samples - full_steps * batch.global_batch_size,
     )
     for index, message in shortages(sources, budget):
         key: KeyPath = ("data", "blend", index, "share")

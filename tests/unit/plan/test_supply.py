@@ -56,6 +56,22 @@ def test_the_lower_budget_makes_the_plan_pass_and_one_step_more_does_not(project
     assert "cannot supply" in refusal(project, f"budget.tokens={budget + 64}", shorter)
 
 
+def test_the_lower_budget_makes_the_plan_pass_behind_a_ramp_too(project: PencilProject) -> None:
+    # 7 steps of 2 samples, then 7 full ones: 42 samples; b has 6, as many as 3 full steps want.
+    ramp = ("training.ramp_tokens=224", "training.ramp_start_batch_size=2", "training.ramp_increment=2")
+    shorter = "schedule={warmup_tokens: 64, decay_tokens: 64}"
+    budget = int(remedies(project, *ramp)["budget"].replace(",", ""))
+    assert budget == (7 * 2 + 3 * 4) * 16
+    plan = project.plan(*ramp, f"budget.tokens={budget}", shorter)
+    assert (plan.batch.total_tokens, plan.data.sources[1].samples) == (budget, 6)
+    assert "cannot supply" in refusal(project, *ramp, f"budget.tokens={budget + 64}", shorter)
+
+
+def test_a_ramp_that_reads_too_much_leaves_no_budget_to_lower(project: PencilProject) -> None:
+    long = ("training.ramp_tokens=448", "training.ramp_start_batch_size=2", "training.ramp_increment=2")
+    assert "budget" not in remedies(project, *long)
+
+
 def test_the_lower_share_makes_the_plan_pass(project: PencilProject) -> None:
     share = float(remedies(project)["share"])
     plan = project.plan(f"data.blend[1].share={share}", f"data.blend[0].share={1 - share}")
