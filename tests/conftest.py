@@ -1,9 +1,12 @@
-"""Fixtures that are dear to build, shared by a whole test session."""
+"""Projects for tests: one that runs, dear to build and shared by a session, and one that only plans."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from tests.support.pencil_project import PencilProject, make_pencil_project
 from tests.support.toy_project import ToyProject, make_toy_project
 
 
@@ -11,3 +14,10 @@ from tests.support.toy_project import ToyProject, make_toy_project
 def toy_project(tmp_path_factory: pytest.TempPathFactory) -> ToyProject:
     """A tokenizer, two sources and a recipe of 10 steps; runs go to run roots of their own."""
     return make_toy_project(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PencilProject:
+    """A project at the default site, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    return make_pencil_project(Path())

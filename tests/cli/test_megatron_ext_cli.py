@@ -14,16 +14,9 @@ import pytest
 
 from megatron_ext.__main__ import VERBS, build_parser, main
 from megatron_ext.plan.stage_plan import StagePlan
-from tests.support.pencil_project import PencilProject, make_pencil_project
+from tests.support.pencil_project import PencilProject
 
 REPOSITORY = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PencilProject:
-    """A project at the default site."""
-    monkeypatch.chdir(tmp_path)
-    return make_pencil_project(Path())
 
 
 def started(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:

@@ -13,18 +13,15 @@ from typing import Any
 
 import pytest
 import torch
-from megatron.core.models.hybrid.hybrid_model import HybridModel
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from megatron_ext.models.config import transformer_config
-from megatron_ext.models.specs import local_hybrid_stack_spec
 from megatron_ext.plan.flops import PASSES, layer_flops, recomputed_token_flops, token_flops
 from megatron_ext.plan.sizes import model_size
-from megatron_ext.plan.stage_plan import ExecutionPlan, StagePlan
+from megatron_ext.plan.stage_plan import ExecutionPlan
 from megatron_ext.recipe.load import load_file
 from megatron_ext.recipe.schema import ModelRecipe
-from tests.support.one_process import one_process
+from tests.support.one_process import bare_model, one_process
 from tests.support.plans import make_plan
 
 ROWS, LENGTH = 2, 256
@@ -53,24 +50,12 @@ def executed_products(model: ModelRecipe, execution: ExecutionPlan) -> int:
     plan = make_plan(model=model.model_dump(), batch={"sequence_length": LENGTH})
     plan = plan.model_copy(update={"execution": execution, "model_size": model_size(model)})
     with one_process() as groups, FakeTensorMode():
-        built = build_without_data(plan, groups)
+        built = bare_model(plan, groups)
         tokens = torch.zeros(ROWS, LENGTH, dtype=torch.long)
         positions = torch.arange(LENGTH).expand_as(tokens)
         with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.baddbmm_: products_in_place}) as counter:
             built(tokens, positions, None).sum().backward()
         return counter.get_total_flops()
-
-
-def build_without_data(plan: StagePlan, groups: Any) -> HybridModel:
-    return HybridModel(
-        transformer_config(plan),
-        local_hybrid_stack_spec,
-        vocab_size=plan.model_size.padded_vocab_size,
-        max_sequence_length=LENGTH,
-        hybrid_layer_pattern=plan.model.hybrid_layer_pattern,
-        share_embeddings_and_output_weights=plan.model.share_embeddings_and_output_weights,
-        pg_collection=groups,
-    )
 
 
 @pytest.mark.parametrize("name", MODELS)

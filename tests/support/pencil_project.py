@@ -11,11 +11,14 @@ tokens, a step 4 samples, the budget 10 steps: 40 samples, 30 of `a` and 10 of `
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from data_tools.errors import RecipeError, UserError
 from data_tools.indexed import IndexedWriter
 from data_tools.manifest import Manifest, TokenizerRecord, write_manifest
 from data_tools.tokenizer import fingerprint
@@ -147,6 +150,13 @@ def make_pencil_project(root: Path) -> PencilProject:
     project.write_source("a", tokens=1_000)
     project.write_source("b", tokens=400)
     return project
+
+
+def refused(call: Callable[[], object], kind: type[UserError] = RecipeError) -> str:
+    """The message with which a call refuses."""
+    with pytest.raises(kind) as caught:
+        call()
+    return str(caught.value)
 
 
 def write_tokenizer(folder: Path, *, vocab_size: int = VOCAB_SIZE) -> None:

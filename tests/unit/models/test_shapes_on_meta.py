@@ -8,12 +8,10 @@ import pytest
 import torch
 from megatron.core.models.hybrid.hybrid_model import HybridModel
 
-from megatron_ext.models.config import transformer_config
-from megatron_ext.models.specs import local_hybrid_stack_spec
 from megatron_ext.plan.sizes import model_size
 from megatron_ext.recipe.load import load_file
 from megatron_ext.recipe.schema import ModelRecipe
-from tests.support.one_process import one_process
+from tests.support.one_process import bare_model, one_process
 from tests.support.plans import make_plan
 
 FOLDER = Path(__file__).parents[3] / "recipes" / "models"
@@ -26,17 +24,7 @@ def on_meta(model: ModelRecipe) -> HybridModel:
     """The whole model with shapes and no storage; core writes some small vectors to the CPU."""
     plan = make_plan(model=model.model_dump(), model_size=model_size(model), precision="bf16")
     with one_process() as groups, torch.device("meta"):
-        return HybridModel(
-            transformer_config(plan),
-            local_hybrid_stack_spec,
-            vocab_size=plan.model_size.padded_vocab_size,
-            max_sequence_length=plan.batch.sequence_length,
-            hybrid_layer_pattern=plan.layout.hybrid_layer_pattern,
-            share_embeddings_and_output_weights=model.share_embeddings_and_output_weights,
-            position_embedding_type=model.position_embedding_type,
-            rotary_base=model.rotary_base,
-            pg_collection=groups,
-        )
+        return bare_model(plan, groups)
 
 
 def load(name: str) -> ModelRecipe:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,13 +11,7 @@ from hypothesis import strategies as st
 from data_tools.blend_plan import nearest_multiple, split_samples
 from data_tools.errors import RecipeError
 from megatron_ext.plan.make import Draft, draft_plan
-from tests.support.pencil_project import PencilProject, make_pencil_project
-
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PencilProject:
-    monkeypatch.chdir(tmp_path)
-    return make_pencil_project(Path())
+from tests.support.pencil_project import PencilProject
 
 
 def draft(project: PencilProject, *overrides: str, world_size: int | None = None) -> Draft:

@@ -7,13 +7,7 @@ from pathlib import Path
 import pytest
 
 from megatron_ext.plan.compare import print_comparison
-from tests.support.pencil_project import PencilProject, make_pencil_project
-
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PencilProject:
-    monkeypatch.chdir(tmp_path)
-    return make_pencil_project(Path())
+from tests.support.pencil_project import PencilProject
 
 
 def compared(project: PencilProject, capsys: pytest.CaptureFixture[str], *overrides: str) -> list[str]:

@@ -12,16 +12,14 @@ from megatron_ext.plan.make import make_stage_plan
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.plan.validate import validate_file
 from megatron_ext.recipe.load import load_recipe
-from tests.support.pencil_project import PencilProject, make_pencil_project
+from tests.support.pencil_project import PencilProject
 
 BASE = Path(__file__).parents[3] / "recipes/front_loading/pretrain/base.yaml"
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PencilProject:
+def project(project: PencilProject) -> PencilProject:
     """Source `a` is declared with 2,000 tokens and not built; it has 1,000 when it is."""
-    monkeypatch.chdir(tmp_path)
-    project = make_pencil_project(Path())
     project.edit("a.yaml", "domain: math", "domain: math\ndeclared_tokens: 2K")
     Path("data/a.manifest.json").rename("data/hidden")
     return project

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from data_tools.errors import RecipeError
 from megatron_ext.plan.make import draft_plan
-from tests.support.pencil_project import PencilProject, make_pencil_project
+from tests.support.pencil_project import PencilProject, refused
 
 SELECTIVE = "training.recompute=selective"
 FULL = "training.recompute=full"
 
 
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PencilProject:
-    monkeypatch.chdir(tmp_path)
-    return make_pencil_project(Path())
-
-
 def refusal(project: PencilProject, *overrides: str) -> str:
-    with pytest.raises(RecipeError) as caught:
-        draft_plan(project.load(*overrides))
-    return str(caught.value)
+    return refused(lambda: draft_plan(project.load(*overrides)))
 
 
 def test_the_plan_records_what_is_computed_again(project: PencilProject) -> None:

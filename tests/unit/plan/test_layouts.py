@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_tools.errors import RecipeError
 from megatron_ext.plan.cuts import cut_by_parameters, place_cuts
 from megatron_ext.plan.layouts import legal_tensor_parallel_sizes
 from megatron_ext.plan.make import draft_plan
@@ -17,17 +16,11 @@ from megatron_ext.plan.stage_plan import LayoutPlan
 from megatron_ext.recipe.layer_pattern import LayerPattern
 from megatron_ext.recipe.load import load_file
 from megatron_ext.recipe.schema import ModelRecipe
-from tests.support.pencil_project import PencilProject, make_pencil_project
+from tests.support.pencil_project import PencilProject, refused
 
 REPOSITORY = Path(__file__).parents[3]
 TP = "parallel.tensor_model_parallel_size"
 PP = "parallel.pipeline_model_parallel_size"
-
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PencilProject:
-    monkeypatch.chdir(tmp_path)
-    return make_pencil_project(Path())
 
 
 def layout(project: PencilProject, *overrides: str, world_size: int | None = None) -> LayoutPlan:
@@ -35,9 +28,7 @@ def layout(project: PencilProject, *overrides: str, world_size: int | None = Non
 
 
 def refusal(project: PencilProject, *overrides: str, world_size: int | None = None) -> str:
-    with pytest.raises(RecipeError) as caught:
-        layout(project, *overrides, world_size=world_size)
-    return str(caught.value)
+    return refused(lambda: layout(project, *overrides, world_size=world_size))
 
 
 def test_without_a_world_size_the_layout_takes_the_fewest_ranks(project: PencilProject) -> None:

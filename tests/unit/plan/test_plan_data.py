@@ -8,21 +8,13 @@ from pathlib import Path
 import pytest
 
 from data_tools.errors import DataError, RecipeError
-from tests.support.pencil_project import PencilProject, make_pencil_project
+from tests.support.pencil_project import PencilProject, refused
 
 NOT_BUILT = "not built yet (data_root './data' is relative to the working directory)"
 
 
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PencilProject:
-    monkeypatch.chdir(tmp_path)
-    return make_pencil_project(Path())
-
-
 def refusal(project: PencilProject, *overrides: str) -> str:
-    with pytest.raises(DataError) as caught:
-        project.plan(*overrides)
-    return str(caught.value)
+    return refused(lambda: project.plan(*overrides), DataError)
 
 
 def test_the_plan_says_what_each_source_gives(project: PencilProject) -> None:

@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
 from data_tools.blend_plan import available_samples
-from data_tools.errors import RecipeError
-from tests.support.pencil_project import PencilProject, make_pencil_project
+from tests.support.pencil_project import PencilProject, refused
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PencilProject:
+def project(project: PencilProject) -> PencilProject:
     """Source `b` has 100 tokens: 6 samples of 16, where 10 are needed."""
-    monkeypatch.chdir(tmp_path)
-    made = make_pencil_project(Path())
-    made.write_dataset("b", tokens=100)
-    return made
+    project.write_dataset("b", tokens=100)
+    return project
 
 
 def refusal(project: PencilProject, *overrides: str) -> str:
-    with pytest.raises(RecipeError) as caught:
-        project.plan(*overrides)
-    return str(caught.value)
+    return refused(lambda: project.plan(*overrides))
 
 
 def remedies(project: PencilProject, *overrides: str) -> dict[str, str]:

@@ -8,14 +8,7 @@ import pytest
 
 from data_tools.errors import DataError, RecipeError
 from megatron_ext.plan.validate import validate_file
-from tests.support.pencil_project import PencilProject, make_pencil_project
-
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PencilProject:
-    """A project at the default site."""
-    monkeypatch.chdir(tmp_path)
-    return make_pencil_project(Path())
+from tests.support.pencil_project import PencilProject
 
 
 def test_a_recipe_with_its_data_has_an_id(project: PencilProject) -> None:

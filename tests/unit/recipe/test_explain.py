@@ -9,13 +9,7 @@ import pytest
 from data_tools.errors import RecipeError
 from megatron_ext.recipe.explain import differences, resolved_yaml
 from megatron_ext.recipe.load import load_recipe
-from tests.support.pencil_project import PencilProject, make_pencil_project
-
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PencilProject:
-    monkeypatch.chdir(tmp_path)
-    return make_pencil_project(Path())
+from tests.support.pencil_project import PencilProject
 
 
 def test_the_resolved_recipe_loads_to_the_same_recipe(project: PencilProject) -> None:

@@ -8,13 +8,7 @@ import pytest
 
 from megatron_ext.recipe.load import LoadedRecipe, load_file, load_recipe
 from megatron_ext.recipe.schema import ModelRecipe, Recipe, Section, SiteRecipe, SourceRecipe
-from tests.support.pencil_project import PencilProject, make_pencil_project
-
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PencilProject:
-    monkeypatch.chdir(tmp_path)
-    return make_pencil_project(Path())
+from tests.support.pencil_project import PencilProject
 
 
 def test_sources_stand_in_the_order_of_the_blend(project: PencilProject) -> None:

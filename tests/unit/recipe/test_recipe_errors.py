@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from data_tools.errors import RecipeError
 from megatron_ext.recipe.checks import ELSEWHERE, RENAMED
 from megatron_ext.recipe.keys import field_at, parse_key
 from megatron_ext.recipe.schema import Recipe
-from tests.support.pencil_project import PencilProject, make_pencil_project
-
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PencilProject:
-    monkeypatch.chdir(tmp_path)
-    return make_pencil_project(Path())
+from tests.support.pencil_project import PencilProject, refused
 
 
 def refusal(project: PencilProject, *overrides: str) -> str:
-    with pytest.raises(RecipeError) as caught:
-        project.load(*overrides)
-    return str(caught.value)
+    return refused(lambda: project.load(*overrides))
 
 
 def test_an_unknown_key_names_the_nearest_and_the_allowed_ones(project: PencilProject) -> None:
