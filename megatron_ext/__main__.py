@@ -124,14 +124,14 @@ def _suggest(arguments: argparse.Namespace) -> None:
 
 def _show(arguments: argparse.Namespace) -> None:
     from megatron_ext.plan.data import is_declared
-    from megatron_ext.recipe.explain import resolved_yaml
+    from megatron_ext.recipe.explain import explain, resolved_yaml
     from megatron_ext.recipe.load import load_recipe
 
     loaded = load_recipe(arguments.recipe, overrides=arguments.set, site=arguments.site)
     for key in arguments.explain:
-        print(loaded.explain(key))
+        print(explain(loaded, key))
     if not arguments.explain:
-        print(resolved_yaml(loaded.recipe, loaded.origins), end="")
+        print(resolved_yaml(loaded), end="")
         for index, source in enumerate(loaded.sources):
             if is_declared(loaded, index):
                 print(f"# {source.source}: {source.declared_tokens:,} tokens declared, data not built yet")

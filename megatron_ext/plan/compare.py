@@ -21,7 +21,7 @@ def print_comparison(first: LoadedRecipe, second: LoadedRecipe) -> None:
         RecipeError: One of the two cannot be planned.
     """
     console = terminal()
-    found = differences((first.recipe, first.origins), (second.recipe, second.origins))
+    found = differences(first, second)
     if found:
         table = frame("key", "part of", first.path, "from", second.path, "from")
         for difference in found:

@@ -124,7 +124,7 @@ def _read_tokenizer(loaded: LoadedRecipe, problems: Problems, *, may_be_missing:
     if facts.vocab_size > vocab_size:
         message = (
             f"{folder} has {facts.vocab_size:,} ids, model.vocab_size is {vocab_size:,} "
-            f"({loaded.where(('model', 'vocab_size'))}); raise that to at least {facts.vocab_size:,}, "
+            f"({loaded.origin(('model', 'vocab_size'))}); raise that to at least {facts.vocab_size:,}, "
             "or take a smaller tokenizer"
         )
         problems.add(loaded.origin(key), key, message)
@@ -183,7 +183,7 @@ def _misfits(
     if manifest.max_token_id >= vocab_size:
         found.append(
             f"holds token id {manifest.max_token_id:,}, model.vocab_size {vocab_size:,} allows ids below it "
-            f"({loaded.where(('model', 'vocab_size'))}); raise that to at least {manifest.max_token_id + 1:,}, "
+            f"({loaded.origin(('model', 'vocab_size'))}); raise that to at least {manifest.max_token_id + 1:,}, "
             "or tokenize again"
         )
     if not manifest.append_eod:

@@ -39,10 +39,7 @@ ELSEWHERE = {
     "train_iters": "budget.tokens",
     "train_samples": "budget.tokens",
 }
-"""Words of Megatron's command line and of Hugging Face configs, and the key that means it here."""
-
-RENAMED: dict[str, str] = {}
-"""Keys of earlier versions (full path) and their names now; an old name fails and says the new one."""
+"""Words of Megatron's command line, of Hugging Face configs and of earlier versions, and the key that means it here."""
 
 _BOUNDS = {
     "greater_than": ("gt", "greater than"),
@@ -158,9 +155,6 @@ def _unknown_key(kind: type[Section], path: KeyPath) -> str:
 def _meant(kind: type[Section], path: KeyPath, allowed: list[str]) -> str:
     """What the writer of an unknown key probably meant."""
     name = str(path[-1])
-    full = key_name(path)
-    if full in RENAMED:
-        return f"it is now {RENAMED[full]}; "
     if (near := nearest(name, allowed)) is not None:
         return f"did you mean {near}? "
     everywhere = {str(leaf[-1]): key_name(leaf) for leaf in leaf_keys(kind)}

@@ -18,7 +18,7 @@ from data_tools.errors import RecipeError
 from data_tools.strict_yaml import KeyPath, load_yaml, parse_scalar, parse_yaml
 from megatron_ext.recipe.keys import key_name, parse_key
 from megatron_ext.recipe.locate import beside, locate, shown
-from megatron_ext.recipe.problems import Origin
+from megatron_ext.recipe.problems import Origin, origin_of
 
 MAX_LEVELS_ABOVE = 2
 """Files above a recipe; a longer chain hides from its reader what a value is."""
@@ -42,9 +42,7 @@ class Tree:
 
     def origin(self, path: KeyPath) -> Origin:
         """The place of a key, or of the nearest key around it."""
-        while path not in self.origins:
-            path = path[:-1]
-        return self.origins[path]
+        return origin_of(path, self.origins)
 
 
 def compose(path: str | Path, *, overrides: Sequence[str] = ()) -> Tree:

@@ -10,6 +10,7 @@ from typing import Any
 from data_tools.errors import RecipeError
 from data_tools.strict_yaml import KeyPath, nearest, parse_yaml
 from megatron_ext.recipe.keys import field_at, key_name, leaf_keys, parse_key, role_of, section_at, type_name
+from megatron_ext.recipe.load import LoadedRecipe
 from megatron_ext.recipe.problems import Origin
 from megatron_ext.recipe.schema import Recipe, Section
 
@@ -24,23 +25,22 @@ class Difference:
 
     key: str
     role: str  # see keys.role_of
-    values: tuple[str, str]
-    origins: tuple[str, str]
+    values: tuple[str, ...]  # the first recipe's, the second's
+    origins: tuple[str, ...]
 
 
-def resolved_yaml(recipe: Recipe, origins: Origins) -> str:
+def resolved_yaml(loaded: LoadedRecipe) -> str:
     """The complete recipe as YAML that loads to the same recipe, with the origin of each line as a comment."""
-    lines = list(_yaml_lines(recipe.model_dump(), (), origins))
+    lines = list(_yaml_lines(loaded.recipe.model_dump(), (), loaded.origins))
     width = max(len(text) for text, _ in lines)
     return "".join(f"{text:<{width}}  # {origin}\n" if origin else f"{text}\n" for text, origin in lines)
 
 
-def explain(recipe: Recipe, origins: Origins, key: str) -> str:
+def explain(loaded: LoadedRecipe, key: str) -> str:
     """One key in words: what it means, its value, where that comes from, what it may be.
 
     Args:
-        recipe: A checked recipe.
-        origins: Where its values were written.
+        loaded: A checked recipe.
         key: For example `optimizer.lr`, or a section.
 
     Raises:
@@ -48,18 +48,19 @@ def explain(recipe: Recipe, origins: Origins, key: str) -> str:
     """
     path = _known_path(key)
     section = section_at(Recipe, path)
-    values = dict(_values(recipe))
     if section is not None:
         return _section_text(section, path)
-    if not any(known[: len(path)] == path for known in values):
+    values = dict(_values(loaded.recipe))
+    inside = [known for known in values if known[: len(path)] == path]
+    if not inside:
         raise RecipeError(f"--explain {key}: the recipe has no such list element")
     field = field_at(Recipe, path)
     assert field is not None, f"{key} is neither a section nor a field"
-    shown = yaml_scalar(values[path]) if path in values else f"{len(_value_at(recipe, path))} elements"
+    shown = yaml_scalar(values[path]) if path in values else f"{len({known[len(path)] for known in inside})} elements"
     rows = {
         "meaning": field.description or "",
         "value": shown,
-        "origin": _origin(origins, path),
+        "origin": _origin(loaded.origins, path),
         "type": type_name(field),
         "default": "none, it must be set" if field.is_required() else yaml_scalar(field.default),
         "hashed": _HASHED[role_of(path)],
@@ -74,30 +75,23 @@ _HASHED = {
 }
 
 
-def differences(first: tuple[Recipe, Origins], second: tuple[Recipe, Origins]) -> list[Difference]:
+def differences(first: LoadedRecipe, second: LoadedRecipe) -> list[Difference]:
     """The keys whose values differ, in the schema's order."""
-    values = dict(_values(first[0])), dict(_values(second[0]))
-    keys = list(values[0]) + [key for key in values[1] if key not in values[0]]
+    sides = [(dict(_values(loaded.recipe)), loaded.origins) for loaded in (first, second)]
+    (before, _), (after, _) = sides
     return [
         Difference(
             key=key_name(key),
             role=role_of(key),
-            values=(_shown(values[0], key), _shown(values[1], key)),
-            origins=(
-                _origin(first[1], key) if key in values[0] else "",
-                _origin(second[1], key) if key in values[1] else "",
-            ),
+            values=tuple(yaml_scalar(values[key]) if key in values else "(not there)" for values, _ in sides),
+            origins=tuple(_origin(origins, key) if key in values else "" for values, origins in sides),
         )
-        for key in keys
-        if values[0].get(key, _ABSENT) != values[1].get(key, _ABSENT)
+        for key in before | after
+        if before.get(key, _ABSENT) != after.get(key, _ABSENT)
     ]
 
 
 _ABSENT = object()
-
-
-def _shown(values: Mapping[KeyPath, Any], key: KeyPath) -> str:
-    return yaml_scalar(values[key]) if key in values else "(not there)"
 
 
 def _section_text(section: type[Section], path: KeyPath) -> str:
@@ -138,13 +132,6 @@ def _values(recipe: Recipe) -> Iterator[tuple[KeyPath, Any]]:
 
 def _is_section_list(value: Any) -> bool:
     return isinstance(value, tuple) and any(isinstance(element, dict) for element in value)
-
-
-def _value_at(recipe: Recipe, path: KeyPath) -> Any:
-    value: Any = recipe.model_dump()
-    for step in path:
-        value = value[step]
-    return value
 
 
 def _origin(origins: Origins, path: KeyPath) -> str:

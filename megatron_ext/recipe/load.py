@@ -10,8 +10,7 @@ from data_tools.errors import RecipeError
 from data_tools.strict_yaml import KeyPath
 from megatron_ext.recipe.checks import checked
 from megatron_ext.recipe.compose import Tree, compose
-from megatron_ext.recipe.explain import explain
-from megatron_ext.recipe.problems import Origin, Problems
+from megatron_ext.recipe.problems import Origin, Problems, origin_of
 from megatron_ext.recipe.schema import BlendRecipe, ModelRecipe, Recipe, SiteRecipe, SourceRecipe
 
 DEFAULT_SITE = Path("recipes/sites/laptop.yaml")
@@ -49,21 +48,7 @@ class LoadedRecipe:
 
     def origin(self, path: KeyPath) -> Origin:
         """The place of a key, or of the nearest key around it."""
-        while path not in self.origins:
-            path = path[:-1]
-        return self.origins[path]
-
-    def where(self, path: KeyPath) -> str:
-        """`file:line` of a key, or of the nearest key around it."""
-        return str(self.origin(path))
-
-    def explain(self, key: str) -> str:
-        """What a key means, holds, and where it was written.
-
-        Raises:
-            RecipeError: The schema has no such key.
-        """
-        return explain(self.recipe, self.origins, key)
+        return origin_of(path, self.origins)
 
 
 def load_recipe(path: str | Path, *, overrides: Sequence[str] = (), site: str | Path | None = None) -> LoadedRecipe:

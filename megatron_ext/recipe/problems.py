@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from data_tools.errors import DataError, RecipeError, UserError
@@ -23,6 +24,13 @@ class Origin:
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}" if self.line else self.file
+
+
+def origin_of(path: KeyPath, origins: Mapping[KeyPath, Origin]) -> Origin:
+    """The place of a key, or of the nearest key around it."""
+    while path not in origins:
+        path = path[:-1]
+    return origins[path]
 
 
 @dataclass(frozen=True, order=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data_tools.errors import RecipeError
-from megatron_ext.recipe.explain import differences, resolved_yaml
+from megatron_ext.recipe.explain import differences, explain, resolved_yaml
 from megatron_ext.recipe.load import load_recipe
 from tests.support.pencil_project import PencilProject
 
@@ -15,13 +15,13 @@ from tests.support.pencil_project import PencilProject
 def test_the_resolved_recipe_loads_to_the_same_recipe(project: PencilProject) -> None:
     project.edit("model.yaml", '"M-M*M-"', '"*M-M"')
     loaded = project.load("logging.wandb_project='12: #x'")
-    Path("resolved.yaml").write_text(resolved_yaml(loaded.recipe, loaded.origins))
+    Path("resolved.yaml").write_text(resolved_yaml(loaded))
     assert load_recipe("resolved.yaml", site=project.site).recipe == loaded.recipe
 
 
 def test_every_line_says_where_its_value_comes_from(project: PencilProject) -> None:
     loaded = project.load("seed=7")
-    lines = [line.split("  # ") for line in resolved_yaml(loaded.recipe, loaded.origins).splitlines()]
+    lines = [line.split("  # ") for line in resolved_yaml(loaded).splitlines()]
     origins = {text.strip(): origin for text, origin in lines}
     assert origins["lr: 0.003"] == "pretrain.yaml:14"
     assert origins["hidden_size: 64"] == "model.yaml:3"
@@ -30,7 +30,7 @@ def test_every_line_says_where_its_value_comes_from(project: PencilProject) -> N
 
 
 def test_a_key_is_explained_with_value_origin_type_and_meaning(project: PencilProject) -> None:
-    assert project.load().explain("optimizer.lr").splitlines() == [
+    assert explain(project.load(), "optimizer.lr").splitlines() == [
         "optimizer.lr",
         "  meaning  Peak learning rate.",
         "  value    0.003",
@@ -42,14 +42,14 @@ def test_a_key_is_explained_with_value_origin_type_and_meaning(project: PencilPr
 
 
 def test_a_section_is_explained_by_its_keys(project: PencilProject) -> None:
-    assert project.load().explain("budget").splitlines() == [
+    assert explain(project.load(), "budget").splitlines() == [
         "budget: How much is read.",
         "  budget.tokens: Processed tokens of this stage; rounded to whole steps as the plan states.",
     ]
 
 
 def test_a_list_is_explained_by_its_length(project: PencilProject) -> None:
-    assert "  value    2 elements\n" in project.load().explain("data.blend")
+    assert "  value    2 elements\n" in explain(project.load(), "data.blend")
 
 
 @pytest.mark.parametrize(
@@ -63,13 +63,13 @@ def test_a_list_is_explained_by_its_length(project: PencilProject) -> None:
 )
 def test_a_key_that_is_not_there_is_refused(project: PencilProject, key: str, said: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        project.load().explain(key)
+        explain(project.load(), key)
     assert said in str(caught.value)
 
 
 def test_differences_hold_both_values_and_where_they_stand(project: PencilProject) -> None:
     first, second = project.load(), project.load("seed=7", "training.micro_batch_size=2")
-    found = differences((first.recipe, first.origins), (second.recipe, second.origins))
+    found = differences(first, second)
     assert [(one.key, one.role, one.values, one.origins) for one in found] == [
         ("training.micro_batch_size", "placement", ("1", "2"), ("default", "--set training.micro_batch_size=2")),
         ("seed", "meaning", ("1234", "7"), ("default", "--set seed=7")),
@@ -78,6 +78,6 @@ def test_differences_hold_both_values_and_where_they_stand(project: PencilProjec
 
 def test_a_list_element_of_one_recipe_only_is_a_difference(project: PencilProject) -> None:
     first, second = project.load(), project.load("data.blend=[{source: a.yaml, share: 1}]")
-    found = {one.key: one for one in differences((first.recipe, first.origins), (second.recipe, second.origins))}
+    found = {one.key: one for one in differences(first, second)}
     assert found["data.blend[1].share"].values == ("0.25", "(not there)")
     assert found["data.blend[1].share"].origins == ("pretrain.yaml:7", "")

@@ -24,9 +24,9 @@ def test_quantities_in_human_form_become_numbers(project: PencilProject) -> None
 
 def test_the_place_of_a_key_of_recipe_source_and_site_is_known(project: PencilProject) -> None:
     loaded = project.load()
-    assert loaded.where(("budget", "tokens")) == "pretrain.yaml:8"
-    assert loaded.where(("sources", 1, "prefix")) == "b.yaml:2"
-    assert loaded.where(("site", "run_root")) == "site.yaml:2"
+    assert str(loaded.origin(("budget", "tokens"))) == "pretrain.yaml:8"
+    assert str(loaded.origin(("sources", 1, "prefix"))) == "b.yaml:2"
+    assert str(loaded.origin(("site", "run_root"))) == "site.yaml:2"
 
 
 def test_the_default_site_is_the_laptop(project: PencilProject) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_ext.recipe.checks import ELSEWHERE, RENAMED
+from megatron_ext.recipe.checks import ELSEWHERE
 from megatron_ext.recipe.keys import field_at, parse_key
 from megatron_ext.recipe.schema import Recipe
 from tests.support.pencil_project import PencilProject, refused
@@ -34,11 +34,6 @@ def test_a_word_of_megatrons_command_line_is_translated(project: PencilProject) 
 @pytest.mark.parametrize("key", ELSEWHERE.values())
 def test_a_translation_leads_to_a_key_that_is_there(key: str) -> None:
     assert field_at(Recipe, parse_key(key)) is not None
-
-
-def test_a_renamed_key_says_its_new_name(project: PencilProject, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(RENAMED, "optimizer.peak", "optimizer.lr")
-    assert "optimizer.peak: unknown key; it is now optimizer.lr; allowed here: " in refusal(project, "optimizer.peak=1")
 
 
 def test_the_name_of_a_source_has_plain_characters(project: PencilProject) -> None:

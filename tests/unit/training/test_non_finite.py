@@ -77,6 +77,7 @@ def test_a_skipped_step_keeps_weights_and_optimizer_and_counts_its_data(parts: P
     assert any(not torch.equal(*pair) for pair in zip(before, parts.model.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_a_run_skips_as_often_as_it_may_says_so_and_stops(toy_project: ToyProject, tmp_path: Path) -> None:
     # The first update of this size makes every later loss NaN.
     overrides = ("optimizer.lr=1e30", "optimizer.min_lr=1e30", "schedule={style: constant, warmup_tokens: 0}")
