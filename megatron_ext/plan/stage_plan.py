@@ -96,7 +96,7 @@ class SourcePlan(PlanPart):
     samples: int  # of total_samples; the samples of all sources sum to it
     epochs: float
     max_epochs: float
-    is_declared: bool = False  # tokens as the source file says; not built yet, so the ids are made up of name and size
+    is_declared: bool  # tokens as the source file says; not built yet, so the ids are made up of name and size
 
 
 class DataPlan(PlanPart):

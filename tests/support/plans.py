@@ -58,6 +58,7 @@ def make_source(**changes: Any) -> SourcePlan:
         "samples": 40,
         "epochs": 0.128,
         "max_epochs": 1.0,
+        "is_declared": False,
     }
     return SourcePlan(**(values | changes))
 

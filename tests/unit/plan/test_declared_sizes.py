@@ -93,6 +93,35 @@ def test_every_command_says_declared(project: PencilProject, capsys: pytest.Capt
     assert capsys.readouterr().out.endswith(" (sizes declared, data not built yet)\n")
 
 
+@pytest.mark.parametrize(
+    "missing", [["a"], ["a.validation"], ["a", "a.validation"], ["a", "a.validation", "tokenizer"]]
+)
+def test_no_half_built_data_loses_the_mark(
+    missing: list[str], project: PencilProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("data/hidden").rename("data/a.manifest.json")
+    for name in missing:
+        there = Path("data", name if name == "tokenizer" else f"{name}.manifest.json")
+        there.rename(f"data/hidden-{name}")
+    assert main(["plan", "pretrain.yaml"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("pretrain-provisional-")
+    (row,) = [line for line in lines if line.rstrip().endswith(" data/a")]
+    assert "2,000 declared   not built" in row
+
+
+def test_from_another_folder_nothing_is_built_and_the_mark_is_there(
+    project: PencilProject, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("data/hidden").rename("data/a.manifest.json")
+    project.edit("b.yaml", "domain: math", "domain: math\ndeclared_tokens: 400")
+    recipe, site = project.recipe.absolute(), project.site.absolute()
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    plan = make_stage_plan(load_recipe(recipe, site=site), may_be_provisional=True)
+    assert [(source.is_declared, source.documents) for source in plan.data.sources] == [(True, 0), (True, 0)]
+    assert "-provisional-" in plan.stage_id
+
+
 def test_the_paper_s_run_is_planned_on_its_512_gpus() -> None:
     plan = make_stage_plan(load_recipe(BASE), world_size=512, may_be_provisional=True)
     assert plan.model_size.total_parameters == 8_100_852_736
