@@ -8,7 +8,6 @@ them (of an override: to the working directory) and leave here relative to the w
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -180,11 +179,11 @@ def _apply(tree: Tree, override: str) -> None:
     path, value = _parsed(override, origin)
     origins = dict.fromkeys((path[:length] for length in range(len(path))), origin)
     origins |= dict.fromkeys(_paths(value, path), origin)
-    list_path = next((path[:place] for place, step in enumerate(path) if isinstance(step, int)), None)
-    if list_path is not None:
-        kept = {at: place for at, place in tree.origins.items() if at[: len(path)] != path}
-        value = _changed_list(tree, list_path, path[len(list_path) :], value, origin)
-        path, origins = list_path, {**origins, **kept}
+    if any(isinstance(step, int) for step in path):
+        _require_element(tree, path, origin)
+        _put(tree, path, value, origins)
+        _resolve_paths(tree, written_in="")
+        return
     layer = Tree({}, origins)
     _set(layer.data, path, value)
     _resolve_paths(layer, written_in="")
@@ -204,21 +203,15 @@ def _parsed(override: str, origin: Origin) -> tuple[KeyPath, Any]:
     return path, parse_scalar(text)
 
 
-def _changed_list(tree: Tree, list_path: KeyPath, inside: KeyPath, value: Any, origin: Origin) -> list[Any]:
-    """A copy of one list of the tree with one element, or one key of it, changed."""
-    before = _value_at(tree.data, list_path)
-    index = inside[0]
-    if not isinstance(before, list) or not isinstance(index, int) or index >= len(before):
-        has = f"has elements 0 to {len(before) - 1}" if isinstance(before, list) else "is no list"
-        raise RecipeError(f"{origin}: {key_name(list_path)} {has}")
-    changed = copy.deepcopy(before)
-    if len(inside) == 1:
-        changed[index] = value
-    elif len(inside) == 2 and isinstance(changed[index], dict):
-        changed[index][inside[1]] = value
-    else:
-        raise RecipeError(f"{origin}: no key stands there; replace {key_name((*list_path, index))} as a whole")
-    return changed
+def _require_element(tree: Tree, path: KeyPath, origin: Origin) -> None:
+    """Refuses a path whose first list has no such element, or whose last key has nothing to stand in."""
+    at, index = next((place, step) for place, step in enumerate(path) if isinstance(step, int))
+    elements = _value_at(tree.data, path[:at])
+    if not isinstance(elements, list) or index >= len(elements):
+        has = f"has elements 0 to {len(elements) - 1}" if isinstance(elements, list) else "is no list"
+        raise RecipeError(f"{origin}: {key_name(path[:at])} {has}")
+    if len(path) > at + 1 and not isinstance(_value_at(tree.data, path[:-1]), dict):
+        raise RecipeError(f"{origin}: no key stands there; replace {key_name(path[: at + 1])} as a whole")
 
 
 def _set(data: dict[Any, Any], path: KeyPath, value: Any) -> None:
