@@ -2,7 +2,8 @@
 
     {"__0_0.distcp": {"bytes": 8721345, "sha256": "9f2c…"}, "state.json": {…}, …}
 
-A folder without it is half written; a file that differs from it was changed behind our back. Names
+A folder without it is half written; a file that differs from it was changed behind our back, and so was
+a list that leaves out a file without which no checkpoint is written, or a `.distcp` that lies there. Names
 are relative to the checkpoint, the list does not name itself. docs/how-to/resume-in-another-layout.md
 has what hashing costs.
 """
@@ -20,6 +21,8 @@ from data_tools.atomic_files import write_atomically
 from data_tools.errors import DataError
 
 FILE_LIST = "files.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+ALWAYS_LISTED = ("plan.json", "state.json", "metadata.json", ".metadata", *(f"tokenizer/{n}" for n in TOKENIZER_FILES))
 _SHOWN = 5
 
 
@@ -62,11 +65,14 @@ def damage_of(path: Path, *, rank: int = 0, world_size: int = 1) -> list[str]:
         One line for each file of this rank's share that is not as written.
     """
     try:
-        listed: dict[str, FileFacts] = json.loads((path / FILE_LIST).read_text())
+        listed: dict[str, FileFacts] = dict(json.loads((path / FILE_LIST).read_text()))
         by_size = sorted(listed, key=lambda name: (-listed[name]["bytes"], name))
-        return [line for name in by_size[rank::world_size] if (line := _damage_of_file(path / name, listed[name]))]
+        lines = [_damage_of_file(path / name, listed[name]) for name in by_size[rank::world_size]]
+        return [*(line for line in lines if line), *(_left_out(path, listed) if rank == 0 else [])]
     except FileNotFoundError:
         return [f"{FILE_LIST}: missing; it is written last, so the checkpoint is half written"]
+    except OSError as error:
+        return [f"{FILE_LIST}: cannot be read ({error})"]
     except (ValueError, KeyError, TypeError, AttributeError):
         return [f"{FILE_LIST}: not a list of files"]
 
@@ -100,14 +106,24 @@ def require_whole(path: Path, *, look: Callable[[Path], list[str]] = damage_of) 
     )
 
 
+def _left_out(path: Path, listed: dict[str, FileFacts]) -> list[str]:
+    """Files that every list names, and this one does not."""
+    expected = {*ALWAYS_LISTED, *(file.name for file in path.glob("*.distcp"))}
+    return [f"{name}: not named in {FILE_LIST}, so nothing vouches for it" for name in sorted(expected - listed.keys())]
+
+
 def _damage_of_file(file: Path, listed: FileFacts) -> str | None:
-    if not file.is_file():
-        return f"{file.name}: missing"
-    size = file.stat().st_size
-    if size != listed["bytes"]:
-        return f"{file.name}: {size:,} bytes, was written with {listed['bytes']:,}"
-    if _sha256(file) != listed["sha256"]:
-        return f"{file.name}: of the right size, but its content changed since it was written (sha256)"
+    """What is wrong with one file; an error of the disk too, as a rank that raised would leave the others waiting."""
+    try:
+        if not file.is_file():
+            return f"{file.name}: missing"
+        size = file.stat().st_size
+        if size != listed["bytes"]:
+            return f"{file.name}: {size:,} bytes, was written with {listed['bytes']:,}"
+        if _sha256(file) != listed["sha256"]:
+            return f"{file.name}: of the right size, but its content changed since it was written (sha256)"
+    except OSError as error:
+        return f"{file.name}: cannot be read ({error})"
     return None
 
 

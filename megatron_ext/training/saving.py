@@ -33,12 +33,16 @@ from megatron_ext.runtime.agreement import raise_on_all_ranks
 from megatron_ext.runtime.device import device
 from megatron_ext.training.checkpoint import sharded_random_state, sharding_metadata
 from megatron_ext.training.checkpoint_facts import layout_of
-from megatron_ext.training.file_list import FileFacts, checkpoints_of, describe_files, write_file_list
+from megatron_ext.training.file_list import (
+    TOKENIZER_FILES,
+    FileFacts,
+    checkpoints_of,
+    describe_files,
+    write_file_list,
+)
 from megatron_ext.training.optimizer_state import OptimizerFormat, count_updates
 from megatron_ext.training.parts import Parts
 from megatron_ext.training.state import TrainState
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 class Saver:
