@@ -39,7 +39,7 @@ from megatron_ext.models.weights import put_weights, sharded_weights
 from megatron_ext.runtime.seed import random_state, restore_random_state, seed_everything
 from megatron_ext.training.checkpoint_facts import layout_of, read_facts, read_plan, require_fit
 from megatron_ext.training.file_list import damage_of
-from megatron_ext.training.optimizer_state import ask_as_written, fill_states, load_optimizer_state
+from megatron_ext.training.optimizer_state import ask_as_written, load_optimizer_state
 from megatron_ext.training.parts import Parts
 from megatron_ext.training.state import TrainState
 
@@ -65,7 +65,6 @@ def load_checkpoint(path: Path, parts: Parts) -> TrainState:
     facts = read_facts(path)
     state, updated = TrainState(**facts["state"]), facts["optimizer"]
     load_weights(path, parts.model.module, parts.groups)
-    fill_states(parts.optimizer)
     model = parts.model.module.sharded_state_dict(metadata=sharding_metadata(parts, updated["format"]))
     wanted = parts.optimizer.sharded_state_dict(
         model, is_loading=True, metadata=sharding_metadata(parts, updated["format"])

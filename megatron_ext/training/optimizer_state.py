@@ -22,6 +22,10 @@ one step counter for each parameter. Measured on megatron-core 0.19.2:
 - `dp_reshardable` leaves the fresh counter, 0, in place (`:1942` keeps it out of the checkpoint).
 
 So the counters step aside while core loads, and each parameter gets its own from the number of updates.
+
+The fused Adams of Transformer Engine and apex keep one counter in each parameter group. The first `step()`
+makes it, so a fresh optimizer has none: without ours a resumed run would correct the bias of its moments as
+in the first update. A counter among the moments is what Transformer Engine's `load_state_dict` stops at.
 """
 
 from __future__ import annotations
@@ -38,20 +42,22 @@ _SHARDED_WEIGHT, _PLAIN_WEIGHT = "optimizer.state.param.", "optimizer.state.fp32
 
 
 def fill_states(optimizer: MegatronOptimizer) -> None:
-    """Gives a fresh AdamW the states that loading expects to find."""
+    """Gives a fresh Adam the states that saving before the first update, and loading, expect to find."""
     for adam, parameter in _adam_parameters(optimizer):
         state = adam.state[parameter]
         if "exp_avg" not in state:
-            state["step"] = torch.tensor(0.0)
             state["exp_avg"] = torch.zeros_like(parameter.data)
             state["exp_avg_sq"] = torch.zeros_like(parameter.data)
+            if _counts_by_parameter(adam):
+                state["step"] = torch.tensor(0.0)
 
 
 def count_updates(optimizer: MegatronOptimizer) -> int:
-    """How many updates AdamW has made, by its own counters."""
+    """How many updates Adam has made, by its own counters."""
     (inner,) = optimizer.chained_optimizers
     adam = inner.optimizer
-    counters = [*adam.state.values(), *adam.param_groups]  # the fused Adams count in the group
+    # A group without parameters on this rank is not counted up.
+    counters = [*adam.state.values(), *(group for group in adam.param_groups if group["params"])]
     counts = {int(counter["step"]) for counter in counters if "step" in counter}
     assert len(counts) <= 1, f"parameters with different numbers of updates: {sorted(counts)}"
     return max(counts, default=0)
@@ -89,13 +95,13 @@ def load_optimizer_state(
     Args:
         optimizer: With states filled.
         state: What was loaded for its `sharded_state_dict`.
-        updates: Number of updates that AdamW had made.
+        updates: Number of updates that Adam had made.
         written_as: Format of the checkpoint.
     """
     (inner,) = optimizer.chained_optimizers
     adam = inner.optimizer
     for _, parameter in _adam_parameters(optimizer):
-        adam.state[parameter].pop("step")
+        adam.state[parameter].pop("step", None)
     if "param_state" in state:
         getattr(inner, f"load_parameter_state_from_{written_as}")(state["param_state"])
     else:
@@ -104,21 +110,33 @@ def load_optimizer_state(
         # Core would pair saved groups with ours by their settings; ours are the plan's already.
         plain = {"state": plain["state"], "param_groups": adam.state_dict()["param_groups"]}
         plain["state"].pop("common_step", None)
-        for moments in plain["state"].values():
-            moments["step"] = torch.tensor(float(updates))
+        if _counts_by_parameter(adam):
+            for moments in plain["state"].values():
+                moments["step"] = torch.tensor(float(updates))
         inner.load_state_dict(dict(state, optimizer=plain) if is_nested else plain)
-    for _, parameter in _adam_parameters(optimizer):
-        adam.state[parameter]["step"] = torch.tensor(float(updates))
-    for group in adam.param_groups:
-        # Core's distributed optimizer leaves a counter here that torch's AdamW neither reads nor counts up.
-        if group.pop("step", None) is not None and not isinstance(adam, torch.optim.AdamW):
-            group["step"] = updates
+    _set_counters(optimizer, updates)
+
+
+def _set_counters(optimizer: MegatronOptimizer, updates: int) -> None:
+    for adam, parameter in _adam_parameters(optimizer):
+        if _counts_by_parameter(adam):
+            adam.state[parameter]["step"] = torch.tensor(float(updates))
+    for inner in optimizer.chained_optimizers:
+        for group in inner.optimizer.param_groups:
+            if _counts_by_parameter(inner.optimizer):
+                # Core's distributed optimizer leaves a counter here that AdamW neither reads nor counts up.
+                group.pop("step", None)
+            else:
+                group["step"] = updates
+
+
+def _counts_by_parameter(adam: torch.optim.Optimizer) -> bool:
+    """Whether each parameter has a counter, as in torch; the fused Adams count in the group."""
+    return isinstance(adam, torch.optim.AdamW)
 
 
 def _adam_parameters(optimizer: MegatronOptimizer) -> Iterator[tuple[torch.optim.Optimizer, torch.Tensor]]:
     for inner in optimizer.chained_optimizers:
-        adam = inner.optimizer
-        if isinstance(adam, torch.optim.AdamW):  # the fused Adams count steps once for each group, and need no help
-            for group in adam.param_groups:
-                for parameter in group["params"]:
-                    yield adam, parameter
+        for group in inner.optimizer.param_groups:
+            for parameter in group["params"]:
+                yield inner.optimizer, parameter

@@ -16,6 +16,7 @@ from megatron_ext.models.build import build_model
 from megatron_ext.objectives.pretrain import PretrainObjective
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.training.optimizer import make_optimizer
+from megatron_ext.training.optimizer_state import fill_states
 from megatron_ext.training.rank_times import StepClock
 
 
@@ -55,11 +56,13 @@ def make_parts(plan: StagePlan, groups: ProcessGroupCollection) -> Parts:
     model = wrap_model(plan, build_model(plan, groups), groups)
     clock = StepClock(is_on=plan.logging.rank_times)
     model.config.finalize_model_grads_func = clock.stopping_before(finalize_model_grads)
+    optimizer = make_optimizer(plan, model, groups)
+    fill_states(optimizer)  # the first checkpoint may come before the first update, when that was skipped
     return Parts(
         plan=plan,
         groups=groups,
         model=model,
-        optimizer=make_optimizer(plan, model, groups),
+        optimizer=optimizer,
         cursor=BlendedCursor(plan, data_parallel_rank=groups.dp.rank(), data_parallel_size=groups.dp.size()),
         objective=PretrainObjective(len(plan.data.sources)),
         clock=clock,

@@ -18,6 +18,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
 from data_tools.manifest import BLOCK_DOCUMENTS, Manifest, TokenizerRecord, read_manifest, write_manifest
 from megatron_ext.plan.stage_plan import StagePlan
+from megatron_ext.training.file_list import TOKENIZER_FILES
 from tests.support.plans import make_plan, make_source
 
 EOD = 0
@@ -68,8 +69,21 @@ def describe_source(
     return manifest
 
 
+def write_tokenizer(folder: Path) -> Path:
+    """Writes the files that a checkpoint copies; nobody can read text with them."""
+    folder.mkdir(parents=True)
+    for name in TOKENIZER_FILES:
+        (folder / name).write_text("{}")
+    return folder
+
+
 def plan_reading(
-    sources: Mapping[str, tuple[Path, int]], *, global_batch_size: int, micro_batch_size: int = 1, **changes: Any
+    sources: Mapping[str, tuple[Path, int]],
+    *,
+    global_batch_size: int,
+    micro_batch_size: int = 1,
+    tokenizer: Path = Path("data/tokenizer"),
+    **changes: Any,
 ) -> StagePlan:
     """Builds a plan over written sources.
 
@@ -77,6 +91,7 @@ def plan_reading(
         sources: Prefix and planned samples by name; the samples sum to whole steps.
         global_batch_size: Samples of a step.
         micro_batch_size: Samples of a microbatch.
+        tokenizer: Folder that checkpoints copy the tokenizer from; nothing else reads it.
         **changes: Fields of `StagePlan`; `batch` and `layout` merge as in `make_plan`.
     """
     total = sum(samples for _, samples in sources.values())
@@ -105,4 +120,4 @@ def plan_reading(
                 max_epochs=1e9,
             )
         )
-    return make_plan(batch=batch, data={"sources": tuple(planned)}, **changes)
+    return make_plan(batch=batch, data={"sources": tuple(planned), "tokenizer": str(tokenizer)}, **changes)

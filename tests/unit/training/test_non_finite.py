@@ -11,10 +11,12 @@ import torch
 from data_tools.errors import TrainingError
 from megatron_ext.runtime.launch import Launch
 from megatron_ext.runtime.parallel import process_groups
+from megatron_ext.training.checkpoint import load_checkpoint
 from megatron_ext.training.parts import Parts, make_parts
+from megatron_ext.training.saving import CheckpointWrite
 from megatron_ext.training.state import TrainState
 from megatron_ext.training.step import train_step
-from tests.support.sources import plan_reading, write_source
+from tests.support.sources import plan_reading, write_source, write_tokenizer
 from tests.support.toy_project import ToyProject
 
 
@@ -27,7 +29,8 @@ def parts(tmp_path: Path) -> Iterator[Parts]:
 
 
 def parameter_of(parts: Parts, name: str) -> torch.nn.Parameter:
-    return dict(parts.model.module.named_parameters())[name]
+    names = {key.removeprefix("module."): parameter for key, parameter in parts.model.module.named_parameters()}
+    return names[name]
 
 
 def test_a_nan_weight_stops_the_step_and_is_named(parts: Parts) -> None:
@@ -75,6 +78,33 @@ def test_a_skipped_step_keeps_weights_and_optimizer_and_counts_its_data(parts: P
     third = train_step(parts, lr=0.1, step=3)
     assert third.skipped is None
     assert any(not torch.equal(*pair) for pair in zip(before, parts.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("distributed_optimizer", [False, True])
+def test_a_checkpoint_before_the_first_update_is_resumed(
+    tmp_path: Path, distributed_optimizer: bool, precision: str
+) -> None:
+    write_source(tmp_path / "toy", [[1, 2, 3, 4, 5, 6, 7, 0]] * 9)
+    plan = plan_reading(
+        {"toy": (tmp_path / "toy", 16)},
+        global_batch_size=4,
+        micro_batch_size=2,
+        tokenizer=write_tokenizer(tmp_path / "tokenizer"),
+        layout={"use_distributed_optimizer": distributed_optimizer},
+        precision=precision,
+    )
+    with process_groups(Launch(rank=0, local_rank=0, world_size=1)) as groups:
+        parts = make_parts(plan, groups)
+        handle = parameter_of(parts, "output_layer.weight").register_hook(lambda gradient: gradient * float("inf"))
+        state = TrainState().advance(train_step(parts, lr=0.1, step=1, may_skip=True))
+        handle.remove()
+        path = CheckpointWrite(tmp_path, parts, state).finish()
+        resumed = make_parts(plan, groups)
+        assert load_checkpoint(path, resumed) == state
+        assert state.skipped_steps == 1
+        for step in (2, 3):
+            assert train_step(resumed, lr=0.1, step=step).loss == train_step(parts, lr=0.1, step=step).loss
 
 
 @pytest.mark.slow

@@ -105,6 +105,13 @@ def test_a_fresh_distributed_optimizer_describes_its_state_once_filled(groups: P
     assert described["param_state_sharding_type"] == "fully_reshardable"
 
 
+def test_a_group_without_parameters_counts_no_updates(groups: ProcessGroupCollection) -> None:
+    model, optimizer = make(groups, distributed=False)
+    update(model, optimizer, value=0.1)
+    adam_of(optimizer).param_groups.append({"params": [], "step": 7})
+    assert count_updates(optimizer) == 1
+
+
 @pytest.mark.parametrize(("written_as", "distributed"), FORMATS)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_each_parameter_counts_its_own_steps_after_loading(
