@@ -61,7 +61,7 @@ def load_checkpoint(path: Path, parts: Parts) -> TrainState:
         RecipeError: The checkpoint is of a stage with another meaning, or of a layout that its format is bound to.
         DataError: Its weights have other shapes.
     """
-    require_fit(path, parts.plan)
+    require_fit(path, parts.plan, look=damage_seen_by_all_ranks)
     facts = read_facts(path)
     state, updated = TrainState(**facts["state"]), facts["optimizer"]
     load_weights(path, parts.model.module, parts.groups)

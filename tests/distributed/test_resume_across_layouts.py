@@ -1,7 +1,8 @@
 """A run that goes on in another layout loses nothing: its losses are those of a run that was never interrupted.
 
 Sums are taken in another order in another layout, so losses agree to 1e-5 and not to the last bit (measured:
-at most 5e-7 over five steps of resumed fp32 training, and 2e-5 in bf16, whose tolerance is its own rounding).
+at most 5e-7 over five steps of resumed fp32 training). In bf16 the layout alone makes more: against one process an
+undisturbed run of tp2 was off by 7.8e-4, of pp2 by 1.2e-4, resumed ones by 8.8e-4 (tp2) and 1.3e-4 (others).
 Step 5 is cut and step 6 to 10 are compared: moments, main weights, counters and the data position all show there.
 """
 
@@ -62,13 +63,15 @@ def test_losses_are_those_of_no_interruption(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("before", "after"), [("tp2", "one+distributed"), ("dp2+distributed", "pp2")])
+@pytest.mark.parametrize(
+    ("before", "after", "tolerance"), [("tp2", "one+distributed", 2e-3), ("dp2+distributed", "pp2", 3e-4)]
+)
 def test_main_weights_of_bf16_carry_over(
-    toy_project: ToyProject, undisturbed: dict[str, Run], tmp_path: Path, before: str, after: str
+    toy_project: ToyProject, undisturbed: dict[str, Run], tmp_path: Path, before: str, after: str, tolerance: float
 ) -> None:
     whole = run_whole(toy_project, undisturbed, tmp_path / "whole", "precision=bf16")
     resumed = cut_and_resume(toy_project, tmp_path, before, after, "precision=bf16")
-    assert resumed.losses == pytest.approx(whole.losses, abs=4e-3)
+    assert resumed.losses == pytest.approx(whole.losses, abs=tolerance)
 
 
 @pytest.mark.slow
@@ -121,6 +124,30 @@ def test_a_dp_reshardable_checkpoint_goes_on_bit_for_bit_and_in_its_layout_only(
     assert rest.code == 0, rest.output
     assert rest.losses == whole.losses
     assert (rest.stage_folder / "stage.json").read_bytes() == (whole.stage_folder / "stage.json").read_bytes()
+
+
+@pytest.mark.slow
+def test_other_pipeline_cuts_carry_over_whole_state_and_refuse_slices(toy_project: ToyProject, tmp_path: Path) -> None:
+    keys = ("parallel.pipeline_model_parallel_size=2", "parallel.use_distributed_optimizer=true")
+    before, after = (f'model.hybrid_layer_pattern="{pattern}"' for pattern in ("M-M|*M-", "M-|M*M-"))
+    sharded = ("checkpoint.optimizer_format=dp_reshardable", "training.max_steps=6")
+    cut = toy_project.run(tmp_path, *keys, before, *sharded, processes=2)
+    assert cut.code == 0, cut.output
+    checkpoints = cut.stage_folder / "checkpoints"
+    shutil.copytree(checkpoints / "step_6", tmp_path / "step_6")
+    shutil.rmtree(checkpoints / "step_6")  # the last one is fully reshardable; step 5 was a periodic one
+    refused = toy_project.run(tmp_path, *keys, after, processes=2)
+    assert "megatron_ext.run: exit code 2" in refused.output
+    assert "hybrid_layer_pattern M-M|*M- -> M-|M*M-" in refused.output
+    assert "Traceback" not in refused.output
+
+    shutil.copytree(tmp_path / "step_6", checkpoints / "step_6")
+    resumed = toy_project.run(tmp_path, *keys, after, processes=2)
+    assert resumed.code == 0, resumed.output
+    assert "goes on at step 6" in resumed.output
+    assert "not bit for bit (hybrid_layer_pattern M-M|*M- -> M-|M*M-)" in resumed.output
+    whole = toy_project.run(tmp_path / "whole", *keys, before, processes=2)
+    assert resumed.losses == pytest.approx(whole.losses, abs=1e-5)
 
 
 @pytest.mark.slow
