@@ -11,12 +11,15 @@ Parameters, initial weights and checkpoint keys are the same, so a checkpoint of
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import torch.distributed as dist
 
 from data_tools.errors import SetupError
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.recipe.layer_pattern import MAMBA
 from megatron_ext.recipe.schema import ModelRecipe
+from megatron_ext.runtime.agreement import raise_on_all_ranks
 from megatron_ext.runtime.extensions import missing_for_te
 
 BackendName = Literal["local", "te"]
@@ -43,7 +46,7 @@ def choose_backend(plan: StagePlan) -> Backend:
         SetupError: `te` was asked for, or is needed, and cannot run here.
     """
     asked, ranks = plan.layout.backend, plan.layout.context_parallel_size
-    lacks = missing_for_te() if asked != "local" else []
+    lacks = missing_for_te() if asked != "local" else ()
     wrong = _other_maths(plan.model) if asked != "local" else None
     if asked == "te" and lacks:
         raise SetupError(
@@ -73,6 +76,39 @@ def choose_backend(plan: StagePlan) -> Backend:
     return Backend(
         "local", "as asked" if asked == "local" else f"te cannot run here: {wrong or f'it needs {", ".join(lacks)}'}"
     )
+
+
+def backend_of_all_ranks(plan: StagePlan) -> BackendName:
+    """The layers that every rank gets.
+
+    All ranks must call this.
+
+    Raises:
+        SetupError: The ranks' machines differ, or one of them cannot run what was asked for. The backends order
+            parameters differently: gradients of different parameters would be added without a word.
+    """
+    mine, error = None, None
+    try:
+        mine = choose_backend(plan)
+    except SetupError as caught:
+        error = caught
+    raise_on_all_ranks(error)
+    found: list[Any] = [mine] * dist.get_world_size()
+    dist.all_gather_object(found, mine)
+    if len({backend.name for backend in found}) > 1:
+        ranks_of = {backend: [rank for rank, other in enumerate(found) if other == backend] for backend in found}
+        lines = "".join(f"  {b.name:<5} because {b.reason}: {_ranks(ranks)}\n" for b, ranks in ranks_of.items())
+        raise SetupError(
+            f"training.backend: {plan.layout.backend}: the ranks' machines take different layers.\n{lines}"
+            "  Give all machines the same packages, or set training.backend=local."
+        )
+    name: BackendName = found[0].name
+    return name
+
+
+def _ranks(ranks: list[int]) -> str:
+    more = f" and {len(ranks) - 8} more" if len(ranks) > 8 else ""
+    return f"rank {', '.join(map(str, ranks[:8]))}{more}"
 
 
 def _other_maths(model: ModelRecipe) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 
@@ -15,10 +16,11 @@ TE_NEEDS = {
 """Package and the module of it that core 0.19 imports; a package whose extension does not load is missing."""
 
 
-def missing_for_te() -> list[str]:
+@functools.cache  # a package that is missing is looked for on the whole path, and every save asks
+def missing_for_te() -> tuple[str, ...]:
     """What this machine lacks for `te`; empty where it can run."""
-    missing = [] if has_gpu() else ["a GPU"]
-    return missing + [lack for package, module in TE_NEEDS.items() if (lack := _lack(package, module))]
+    missing = () if has_gpu() else ("a GPU",)
+    return (*missing, *(lack for package, module in TE_NEEDS.items() if (lack := _lack(package, module))))
 
 
 def _lack(package: str, module: str) -> str | None:

@@ -12,6 +12,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import Float16Module
 
 from megatron_ext.datasets.blended import BlendedCursor
+from megatron_ext.models.backends import backend_of_all_ranks
 from megatron_ext.models.build import build_model
 from megatron_ext.objectives.pretrain import PretrainObjective
 from megatron_ext.plan.stage_plan import StagePlan
@@ -52,8 +53,11 @@ def make_parts(plan: StagePlan, groups: ProcessGroupCollection) -> Parts:
     """Builds model, optimizer, cursor and objective.
 
     All ranks must call this, inside a device scope.
+
+    Raises:
+        SetupError: The ranks' machines would build different layers.
     """
-    model = wrap_model(plan, build_model(plan, groups), groups)
+    model = wrap_model(plan, build_model(plan, groups, backend=backend_of_all_ranks(plan)), groups)
     clock = StepClock(is_on=plan.logging.rank_times)
     model.config.finalize_model_grads_func = clock.stopping_before(finalize_model_grads)
     optimizer = make_optimizer(plan, model, groups)

@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     from megatron_ext.runtime.device import has_gpu
     from megatron_ext.runtime.extensions import missing_for_te
 
-    missing = missing_for_te()
+    missing = list(missing_for_te())
     for what in missing:
         print(f"missing: {what}")
     if not has_gpu():
