@@ -68,7 +68,7 @@ def walk(plan: StagePlan, folder: StageFolder, groups: ProcessGroupCollection, *
         with (
             watcher or contextlib.nullcontext(),
             Saver(parts, folder.checkpoints, say=say) as saver,
-            StepTrace(parts, folder.path / "profile") as trace,
+            StepTrace(parts, folder.path / "profile", say=say) as trace,
         ):
             outcome = train(parts, state, saver=saver, watcher=watcher, trace=trace, stop=stop)
         if outcome.reason == "finished" and is_main:

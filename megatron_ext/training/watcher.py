@@ -12,7 +12,6 @@ from megatron_ext.training.metrics import MetricsLog
 from megatron_ext.training.progress import TrainingProgress
 from megatron_ext.training.spikes import WINDOW_STEPS, SpikeWatch
 from megatron_ext.training.state import StepResult, TrainState
-from megatron_ext.training.trace import describe_traces
 
 
 class Watcher:
@@ -30,7 +29,6 @@ class Watcher:
         self._progress = TrainingProgress(plan.stage, from_step=state.step, last_step=last_step)
         self._spikes = SpikeWatch(plan.logging.loss_spike_nats, self._metrics.recent_losses)
         self._max_skipped_steps = plan.execution.max_skipped_steps
-        self._profile_steps, self._profile = plan.execution.profile_steps, metrics_file.parent / "profile"
 
     def __enter__(self) -> Self:
         return self
@@ -39,8 +37,6 @@ class Watcher:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.close()
-        if self._profile_steps is not None:
-            self._progress.say(describe_traces(self._profile, self._profile_steps))
         self._metrics.close()
 
     def say(self, text: str) -> None:
