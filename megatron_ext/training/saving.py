@@ -6,11 +6,12 @@ written. *Write* (each rank alone) writes and hashes this rank's files; it calls
 runs in a thread when training goes on meanwhile. *Finish* (all ranks) agrees on errors, writes core's
 metadata and `files.json`, and renames the folder to its final name.
 
-A thread of this process and not core's `AsyncCallsQueue`: docs/explanation/decisions/async-save.md.
+A thread of this process and not core's `AsyncCallsQueue`: docs/explanation/decisions/0006-async-save.md.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import queue
 import shutil
@@ -133,7 +134,7 @@ class CheckpointWrite:
         in_background: Whether training goes on before `finish`.
 
     Raises:
-        SetupError: The folder cannot be written.
+        SetupError: The folder cannot be written, or the tokenizer's files cannot be read.
     """
 
     def __init__(
@@ -150,8 +151,8 @@ class CheckpointWrite:
         self._writing = folder / f".writing_step_{state.step}"
         self._error: SetupError | None = None
         self._described: dict[str, FileFacts] = {}
-        self._facts = _facts(parts, state, optimizer_format)
-        self._on_main_rank(lambda: _start_folder(self._writing))
+        self._small_files: dict[str, bytes] = {}
+        self._on_main_rank(lambda: self._begin(parts, state, optimizer_format))
         self._request = _plan_files(self._writing, parts, optimizer_format)
         self._buckets = _snapshot(self._request, is_copied=in_background)
         self._thread = threading.Thread(target=self._write, name=f"save step {state.step}")
@@ -185,8 +186,12 @@ class CheckpointWrite:
         of_ranks: list[dict[str, FileFacts]] = [{} for _ in range(dist.get_world_size())]
         dist.all_gather_object(of_ranks, self._described)
         described = {name: facts for of_rank in of_ranks for name, facts in of_rank.items()}
-        self._on_main_rank(lambda: _complete_folder(self._writing, self._final, self._facts, described))
+        self._on_main_rank(lambda: _complete_folder(self._writing, self._final, self._small_files, described))
         return self._final
+
+    def _begin(self, parts: Parts, state: TrainState, optimizer_format: OptimizerFormat) -> None:
+        self._small_files = _small_files(parts, state, optimizer_format)
+        _start_folder(self._writing)
 
     def _write(self) -> None:
         """Writes and hashes this rank's files; keeps an error for `finish`, which tells all ranks."""
@@ -209,6 +214,8 @@ class CheckpointWrite:
         if dist.get_rank() == 0:
             try:
                 act()
+            except SetupError as caught:
+                error = caught
             except OSError as caught:
                 error = _cannot_write(self._writing, caught)
         raise_on_all_ranks(error)
@@ -236,8 +243,8 @@ def _start_folder(folder: Path) -> None:
     folder.mkdir(parents=True)
 
 
-def _facts(parts: Parts, state: TrainState, optimizer_format: OptimizerFormat) -> dict[str, bytes]:
-    """The small files of the checkpoint, as they are now."""
+def _small_files(parts: Parts, state: TrainState, optimizer_format: OptimizerFormat) -> dict[str, bytes]:
+    """The files that the main rank writes for all, as they are now."""
     facts = {
         "state": state.to_json(),
         "cursor": parts.cursor.state_dict(),
@@ -245,12 +252,22 @@ def _facts(parts: Parts, state: TrainState, optimizer_format: OptimizerFormat) -
         "backend": choose_backend(parts.plan).name,
         "optimizer": {"format": optimizer_format, "updates": count_updates(parts.optimizer)},
     }
-    tokenizer = Path(parts.plan.data.tokenizer)
     return {
         "state.json": json.dumps(facts, indent=1).encode(),
         "plan.json": parts.plan.model_dump_json(indent=1).encode(),
-        **{f"tokenizer/{name}": (tokenizer / name).read_bytes() for name in TOKENIZER_FILES},
+        **_tokenizer_files(parts.plan.data.tokenizer),
     }
+
+
+@functools.cache  # read at the first save; later ones do not depend on the folder any more
+def _tokenizer_files(folder: str) -> dict[str, bytes]:
+    try:
+        return {f"tokenizer/{name}": (Path(folder) / name).read_bytes() for name in TOKENIZER_FILES}
+    except OSError as error:
+        raise SetupError(
+            f"{folder}: the tokenizer cannot be read ({error}), and no checkpoint is written without it.\n"
+            "  Put its files back, and run again to go on from the newest checkpoint."
+        ) from None
 
 
 def _plan_files(folder: Path, parts: Parts, optimizer_format: OptimizerFormat) -> Any:
@@ -290,9 +307,11 @@ def _snapshot(request: Any, *, is_copied: bool) -> list[Any]:
     ]
 
 
-def _complete_folder(writing: Path, final: Path, facts: dict[str, bytes], described: dict[str, FileFacts]) -> None:
+def _complete_folder(
+    writing: Path, final: Path, small_files: dict[str, bytes], described: dict[str, FileFacts]
+) -> None:
     (writing / "tokenizer").mkdir()
-    for name, content in facts.items():
+    for name, content in small_files.items():
         write_atomically(writing / name, content)
     of_main_rank = [path for path in writing.rglob("*") if path.is_file() and path.suffix != ".distcp"]
     write_file_list(writing, described | describe_files(writing, of_main_rank))
