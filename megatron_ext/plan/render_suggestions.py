@@ -38,7 +38,7 @@ def print_suggestions(found: Sequence[Suggestion], loaded: LoadedRecipe, *, gpus
             format_exact(batch.num_microbatches),
             one.candidate.execution.recompute,
             f"{one.memory.total / 1e9:,.1f}",
-            f"{one.candidate.bubble:.1%}",
+            f"{one.candidate.idle:.1%}",
             f"{one.candidate.recomputed:.1%}",
         )
     console.print(table, "", sep="\n")
@@ -50,7 +50,7 @@ def print_suggestions(found: Sequence[Suggestion], loaded: LoadedRecipe, *, gpus
 
 def _notes(found: Sequence[Suggestion], loaded: LoadedRecipe) -> list[str]:
     notes = [
-        "ranked by   idle + done again (shares of a step's work), then least tensor, least pipeline, "
+        "ranked by   idle + done again (shares of a step without them), then least tensor, least pipeline, "
         "largest micro-batch; a rule of thumb that predicts no speed: time a few steps of the first ones",
     ]
     if loaded.recipe.training.backend == "auto":
@@ -70,7 +70,7 @@ def suggestions_json(found: Sequence[Suggestion]) -> str:
                 "num_microbatches": one.candidate.batch.num_microbatches,
                 "recompute": one.candidate.execution.recompute,
                 "memory": one.memory.model_dump() | {"total": one.memory.total},
-                "bubble": one.candidate.bubble,
+                "idle": one.candidate.idle,
                 "recomputed": one.candidate.recomputed,
                 "set": one.overrides,
             }

@@ -9,8 +9,9 @@ runs refuse it yet. What is suggested has been planned as it stands, up to the d
 A layout fits when the planned memory of the fullest rank leaves `RESERVE` of a GPU free for what plan/memory.py
 does not count: temporary buffers of kernels, of communication, of the allocator. Those that fit are ranked by
 
-1. extra work: the pipeline's idle share (PP - 1) / microbatches (Narayanan et al., arXiv 2104.04473 section 2.2)
-   and the operations done again, as a share of a step's;
+1. extra time, as a share of a step without any: what the pipeline idles and the operations done again. A pipeline
+   of equal stages idles (PP - 1) / microbatches (Narayanan et al., arXiv 2104.04473 section 2.2); of unequal ones
+   all wait for the slowest: (microbatches + PP - 1) / microbatches x slowest / mean - 1, in operations;
 2. the least TP;
 3. the least PP;
 4. the largest micro-batch: fewer and larger kernels.
@@ -28,7 +29,7 @@ from typing import Any
 from data_tools.errors import RecipeError
 from megatron_ext.plan.cost import counted_on_gpus
 from megatron_ext.plan.execution import legal_recompute_modules
-from megatron_ext.plan.flops import recomputed_token_flops, token_flops
+from megatron_ext.plan.flops import recomputed_token_flops, stage_token_flops, token_flops
 from megatron_ext.plan.layouts import legal_tensor_parallel_sizes
 from megatron_ext.plan.make import Draft, draft_plan
 from megatron_ext.plan.memory import memory_per_rank
@@ -59,11 +60,14 @@ class Candidate:
     batch: BatchPlan
     execution: ExecutionPlan
     recomputed: float  # share of a step's operations that is done again
+    imbalance: float  # operations of the slowest pipeline stage over the mean
 
     @property
-    def bubble(self) -> float:
-        """Idle share of the pipeline."""
-        return (self.layout.pipeline_model_parallel_size - 1) / self.batch.num_microbatches
+    def idle(self) -> float:
+        """What the pipeline waits, as a share of the time that it works."""
+        microbatches = self.batch.num_microbatches
+        filled = (microbatches + self.layout.pipeline_model_parallel_size - 1) / microbatches
+        return filled * self.imbalance - 1
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -73,7 +77,7 @@ class Candidate:
     @property
     def rank(self) -> tuple[float, int, int, int]:
         """The order of this module's docstring; less is better."""
-        return self.bubble + self.recomputed, *self.sizes, -self.batch.micro_batch_size
+        return self.idle + self.recomputed, *self.sizes, -self.batch.micro_batch_size
 
 
 @dataclass(frozen=True)
@@ -164,6 +168,8 @@ def _candidates(loaded: LoadedRecipe, legal: tuple[dict[str, Any], Draft], gpus:
     keys, plain = legal
     recipe, length = loaded.recipe, loaded.recipe.training.sequence_length
     work = sum(token_flops(recipe.model, length).values())
+    stages = stage_token_flops(recipe.model, plain.layout, length)
+    imbalance = max(stages) * len(stages) / sum(stages)
     kinds: list[dict[str, Any]] = [{}, {"recompute": "full"}]
     if modules := legal_recompute_modules(recipe):
         kinds.append({"recompute": "selective", "recompute_modules": tuple(modules)})
@@ -172,7 +178,7 @@ def _candidates(loaded: LoadedRecipe, legal: tuple[dict[str, Any], Draft], gpus:
             asked = _with(loaded, parallel=keys, training=_PLAIN | kind | {"micro_batch_size": micro})
             if draft := _legal_draft(asked, gpus):
                 recomputed = recomputed_token_flops(recipe.model, draft.execution, length) / work
-                yield Candidate(counted_on_gpus(draft.layout), draft.batch, draft.execution, recomputed)
+                yield Candidate(counted_on_gpus(draft.layout), draft.batch, draft.execution, recomputed, imbalance)
 
 
 def _legal_draft(loaded: LoadedRecipe, gpus: int) -> Draft | None:

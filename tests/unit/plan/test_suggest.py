@@ -10,6 +10,7 @@ import pytest
 
 from data_tools.errors import RecipeError
 from megatron_ext.__main__ import main
+from megatron_ext.plan.flops import stage_token_flops
 from megatron_ext.plan.make import draft_plan
 from megatron_ext.plan.memory import memory_per_rank
 from megatron_ext.plan.suggest import RESERVE, Suggestion, suggest_layouts
@@ -114,7 +115,10 @@ def test_less_memory_asks_for_more_ranks_or_recomputation() -> None:
 def test_idle_and_repeated_work_are_shares_of_a_step() -> None:
     pipeline = suggest_layouts(base("training.backend=local"), gpus=7, gpu_memory=640 * GB)[0].candidate
     assert (pipeline.sizes, pipeline.batch.num_microbatches) == ((1, 7), 768)
-    assert pipeline.bubble == 6 / 768
+    assert pipeline.idle == pytest.approx((768 + 6) / 768 * pipeline.imbalance - 1)
+    stages = stage_token_flops(base().recipe.model, pipeline.layout, 8192)
+    assert pipeline.imbalance == pytest.approx(max(stages) / (sum(stages) / 7))
+    assert 1.0 < pipeline.imbalance < 1.5
     full = suggest_layouts(base("training.backend=local"), gpus=2, gpu_memory=95 * GB)[0].candidate
     assert full.execution.recompute == "full"
     assert 0.25 < full.recomputed < 1 / 3  # a forward of the layers; the output layer is not computed again
