@@ -90,20 +90,28 @@ def require_whole(path: Path, *, look: Callable[[Path], list[str]] = damage_of) 
     damage = look(path)
     if not damage:
         return
-    siblings = checkpoints_of(path.parent)
-    older = siblings[: siblings.index(path)] if path in siblings else []
-    whole = next((other for other in reversed(older) if not look(other)), None)
-    then = (
-        f"The newest whole checkpoint before it is {whole} (every file verified): the next run goes on from there."
-        if whole
-        else "There is no whole checkpoint before it: the next run begins at step 1."
-    )
     more = [f"… and {len(damage) - _SHOWN} files more"] if len(damage) > _SHOWN else []
     lines = "".join(f"  {line}\n" for line in [*damage[:_SHOWN], *more])
-    raise DataError(
-        f"{path}: this checkpoint is damaged; nothing was loaded.\n{lines}"
-        f"  Move it away:  mv {path} {path.with_name(f'damaged_{path.name}')}\n  {then}"
-    )
+    raise DataError(f"{path}: this checkpoint is damaged; nothing was loaded.\n{lines}{_way_out(path, look)}")
+
+
+def _way_out(path: Path, look: Callable[[Path], list[str]]) -> str:
+    """The newest checkpoint that is whole, and the commands that give way to it."""
+    siblings = checkpoints_of(path.parent)
+    is_one_of_them = path in siblings
+    others = siblings[: siblings.index(path)] if is_one_of_them else siblings
+    whole = next((other for other in reversed(others) if not look(other)), None)
+    if not is_one_of_them:
+        return f"  Take a whole one: {whole}" if whole else "  There is no whole checkpoint beside it."
+    in_the_way = [*others[others.index(whole) + 1 if whole else 0 :], path]
+    moves = "".join(f"    mv {other} {other.with_name(f'damaged_{other.name}')}\n" for other in in_the_way)
+    if whole:
+        then = (
+            f"The newest whole checkpoint before it is {whole} (every file verified): the next run goes on from there."
+        )
+    else:
+        then = "There is no whole checkpoint before it: the next run begins at step 1, and what was trained is lost."
+    return f"  Move away what is damaged:\n{moves}  {then}"
 
 
 def _left_out(path: Path, listed: dict[str, FileFacts]) -> list[str]:

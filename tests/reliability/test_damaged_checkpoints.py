@@ -84,11 +84,20 @@ def test_each_damage_is_found_and_the_whole_checkpoint_before_it_named(checkpoin
     assert f"The newest whole checkpoint before it is {checkpoints}/step_2 (every file verified)" in message
 
 
-def test_a_damaged_one_before_it_is_not_recommended(checkpoints: Path) -> None:
+def test_damaged_ones_before_it_are_moved_away_too(checkpoints: Path) -> None:
     for step in (2, 3):
         flip_a_byte(checkpoints / f"step_{step}")
-    with pytest.raises(DataError, match="There is no whole checkpoint before it: the next run begins at step 1"):
+    with pytest.raises(DataError, match="There is no whole checkpoint before it: the next run begins at step 1") as no:
         require_whole(checkpoints / "step_3")
+    moves = [line.split()[1:] for line in str(no.value).splitlines() if line.startswith("    mv ")]
+    assert moves == [[f"{checkpoints}/step_{step}", f"{checkpoints}/damaged_step_{step}"] for step in (2, 3)]
+
+
+def test_beside_a_damaged_one_that_was_moved_away_the_newest_whole_one_is_named(checkpoints: Path) -> None:
+    away = (checkpoints / "step_3").rename(checkpoints / "damaged_step_3")
+    flip_a_byte(away)
+    with pytest.raises(DataError, match=f"  Take a whole one: {checkpoints}/step_2$"):
+        require_whole(away)
 
 
 def test_ranks_that_share_the_work_see_every_file_once(checkpoints: Path) -> None:
@@ -111,8 +120,8 @@ def test_the_command_in_the_message_lets_the_run_go_on(toy_project: ToyProject, 
     assert "step_3: this checkpoint is damaged; nothing was loaded" in refused.output
     assert "Traceback" not in refused.output
     assert json.loads((stage / "exit.json").read_text())["code"] == 3
-    (command,) = [line for line in refused.output.splitlines() if "Move it away:" in line]
-    _, source, target = command.split("Move it away:")[1].split()
+    (command,) = [line for line in refused.output.splitlines() if line.startswith("    mv ")]
+    _, source, target = command.split()
     shutil.move(source, target)
     rest = toy_project.run(tmp_path / "runs", "precision=bf16")
     assert rest.code == 0, rest.output
@@ -127,7 +136,7 @@ def test_generate_reads_a_bf16_runs_checkpoint(cut: Run, capsys: pytest.CaptureF
 
 def test_generate_refuses_a_damaged_checkpoint_in_the_same_words(checkpoints: Path) -> None:
     scribble("plan.json")(checkpoints / "step_3")
-    with pytest.raises(DataError, match=r"step_3: this checkpoint is damaged; nothing was loaded(.|\n)*Move it away"):
+    with pytest.raises(DataError, match=r"step_3: this checkpoint is damaged; nothing was loaded(.|\n)*Move away"):
         main_generate(arguments(checkpoints / "step_3"))
 
 
