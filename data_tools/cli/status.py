@@ -14,7 +14,7 @@ def add(verbs: Any) -> None:
     """Registers the verb."""
     about = "Show which shards are done, damaged, failed or missing; exit 3 unless all are done."
     parser = verbs.add_parser("status", help=about, description=about)
-    parser.example = "python -m data_tools status data/demo/tokens/base"
+    parser.example = "python -m data_tools status data/mine/all"
     parser.add_argument(
         "output", type=Path, metavar="PREFIX", help="folder of plan.json, as given to tokenize --output"
     )
