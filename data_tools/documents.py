@@ -8,9 +8,10 @@ from pathlib import Path
 from data_tools.adapters.adapter import Adapter
 from data_tools.errors import DataError
 from data_tools.inputs import find_inputs, open_part
-from data_tools.parts import Part, place_of
+from data_tools.parts import InputFile, Part, place_of
+from data_tools.progress import NoProgress, Progress
 from data_tools.readers import BadRecord
-from data_tools.records import Conversation, as_document
+from data_tools.records import Conversation, Document, as_document
 
 
 def texts(names: Sequence[str | Path], adapter: Adapter) -> Iterator[str]:
@@ -25,11 +26,22 @@ def texts(names: Sequence[str | Path], adapter: Adapter) -> Iterator[str]:
             reason and remedy.
     """
     for file in find_inputs(names).files:
-        part, convert = Part(file), adapter.for_file(file.path)
-        for block in open_part(part, adapter.columns).blocks():
-            for row, raw in enumerate(block.records, start=block.first_row):
-                try:
-                    item = convert(raw)
-                except BadRecord as error:
-                    raise DataError(f"{place_of(part, row)}: {error}; mend or remove the line") from None
-                yield as_document(item).text if isinstance(item, Conversation) else item.text
+        for _, document in documents_of(file, adapter, NoProgress()):
+            yield document.text
+
+
+def documents_of(file: InputFile, adapter: Adapter, progress: Progress) -> Iterator[tuple[int, Document]]:
+    """The documents of one input with their rows, counted from 1.
+
+    Raises:
+        DataError: As `texts`.
+    """
+    part, convert = Part(file), adapter.for_file(file.path)
+    for block in open_part(part, adapter.columns).blocks():
+        for row, raw in enumerate(block.records, start=block.first_row):
+            try:
+                item = convert(raw)
+            except BadRecord as error:
+                raise DataError(f"{place_of(part, row)}: {error}; mend or remove the line") from None
+            yield row, as_document(item) if isinstance(item, Conversation) else item
+        progress.advance(block.size)

@@ -34,13 +34,11 @@ import numpy.typing as npt
 import orjson
 
 from data_tools.adapters.adapter import Adapter
-from data_tools.errors import DataError
-from data_tools.inputs import find_inputs, open_part
+from data_tools.documents import documents_of
+from data_tools.inputs import find_inputs
 from data_tools.ngrams import Counts, Hashed, Hashes, expected_false_hits, hash_documents
-from data_tools.parts import InputFile, Part, place_of
+from data_tools.parts import InputFile
 from data_tools.progress import NoProgress, Progress
-from data_tools.readers import BadRecord
-from data_tools.records import Conversation, as_document
 
 MAX_HASHES = 32_000_000
 """1.3 GB in all (measured); the n-grams of some 200 MB of English text."""
@@ -102,16 +100,8 @@ class Corpus:
 
 
 def _documents(file: InputFile, adapter: Adapter, progress: Progress) -> Iterator[tuple[Place, str]]:
-    part, convert = Part(file), adapter.for_file(file.path)
-    for block in open_part(part, adapter.columns).blocks():
-        for row, raw in enumerate(block.records, start=block.first_row):
-            try:
-                item = convert(raw)
-            except BadRecord as error:
-                raise DataError(f"{place_of(part, row)}: {error}; mend or remove the line") from None
-            text = as_document(item).text if isinstance(item, Conversation) else item.text
-            yield Place(str(file.path), row, item.id), text
-        progress.advance(block.size)
+    for row, document in documents_of(file, adapter, progress):
+        yield Place(str(file.path), row, document.id), document.text
 
 
 @dataclass(frozen=True)

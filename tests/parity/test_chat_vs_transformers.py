@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import transformers
 
 from data_tools.chat_template import SHIPPED_TEMPLATE
 from data_tools.chat_write import ChatMaker
 from data_tools.records import Conversation, Turn
 from data_tools.speech import TRAINABLE, messages_of, tools_of
 from data_tools.tokenizer import Tokenizer, train
-
-transformers = pytest.importorskip("transformers")
 
 TOOLS = json.dumps([{"name": "add", "description": "Adds — numbers", "parameters": {"a": "int", "b": "int"}}])
 CALL = json.dumps([{"name": "add", "arguments": {"a": 1, "b": "zwei ☃"}}])

@@ -9,34 +9,18 @@ Core's own `hybrid_stack_spec` is built and run on the CPU, on stand-ins for Tra
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.toy_project import REPOSITORY, environment
+from tests.support.toy_project import REPOSITORY, report_of
 
 RECORD = REPOSITORY / "tests" / "data" / "stock_hybrid_keys.json"
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    file = tmp_path_factory.mktemp("stock") / "report.json"
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.stock_spec", str(file)],
-        cwd=REPOSITORY,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    found: dict[str, Any] = json.loads(Path(file).read_text())
-    return found
+    return report_of("tests.support.stock_spec", tmp_path_factory.mktemp("stock") / "report.json", timeout_s=120)
 
 
 def test_both_have_the_recorded_keys_shapes_and_cuts(report: dict[str, Any]) -> None:

@@ -6,35 +6,18 @@ a counter that begins anew shows at once. Also a checkpoint before any update, a
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.toy_project import REPOSITORY, environment
+from tests.support.toy_project import report_of
 
 CASES = ("plain fp32", "plain bf16", "distributed fp32", "distributed bf16", "distributed bf16, a slice each")
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    file = tmp_path_factory.mktemp("fused") / "report.json"
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.fused_adam", str(file)],
-        cwd=REPOSITORY,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=150,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    found: dict[str, Any] = json.loads(Path(file).read_text())
-    return found
+    return report_of("tests.support.fused_adam", tmp_path_factory.mktemp("fused") / "report.json", timeout_s=150)
 
 
 @pytest.mark.parametrize("steps", [0, 3])

@@ -144,6 +144,23 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
 
 
+def report_of(module: str, file: Path, *, timeout_s: float) -> dict[str, Any]:
+    """What a program of tests/support, in a process of its own, writes to `file` as JSON."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, str(file)],
+        cwd=REPOSITORY,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found
+
+
 def make_toy_project(root: Path) -> ToyProject:
     """Writes the project below `root`."""
     data = root / "data"

@@ -118,7 +118,10 @@ def test_a_manifest_that_contradicts_itself_is_refused(tmp_path: Path, changes: 
 
 def test_the_pair_that_the_manifest_describes_is_accepted(tmp_path: Path) -> None:
     write_pair(tmp_path / "base")
-    check_files(tmp_path / "base", make_manifest())
+    manifest = make_manifest()
+    check_files(tmp_path / "base", manifest)
+    assert (tmp_path / "base.bin").stat().st_size == manifest.bin_bytes
+    assert (tmp_path / "base.idx").stat().st_size == manifest.idx_bytes
 
 
 def test_a_shortened_bin_is_refused_with_both_sizes(tmp_path: Path) -> None:

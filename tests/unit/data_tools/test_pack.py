@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pyarrow import parquet
 
 from data_tools.chat import ChatJob, chat
 from data_tools.errors import DataError, UsageError
@@ -124,7 +125,6 @@ def test_concat_leaves_nothing_out_so_it_takes_no_rule_for_that(job: PackJob) ->
 
 @pytest.mark.parametrize("pad", [1, 4])
 def test_bridge_gets_ids_and_a_mask_of_next_tokens(job: PackJob, data: Path, pad: int) -> None:
-    parquet = pytest.importorskip("pyarrow.parquet")
     length = -(-job.length // pad) * pad
     manifest = run(job, form="bridge-parquet", length=length, pad_multiple=pad).manifest
     rows = parquet.read_table(job.output.with_suffix(".parquet")).to_pylist()

@@ -266,10 +266,10 @@ def test_two_writers_of_one_prefix_are_kept_apart(tiny_tokenizer: Path, write_li
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_a_full_disk_leaves_neither_dataset_nor_partial_files(tiny_tokenizer: Path, write_lines: WriteLines) -> None:
-    resource = pytest.importorskip("resource")
     source = write_lines(*({"text": "the cat sat " * 50} for _ in range(200)))
     child = os.fork()
     if child == 0:  # a limit on file sizes stands for a disk without room, in a process of its own
+        import resource
         import signal
 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
