@@ -70,8 +70,8 @@ def train_pairs(plan: ResolvedBlend) -> Pairs:
 
 
 def valid_pairs(plan: ResolvedBlend) -> Pairs:
-    """The same for held-out datasets: each source's samples, once for each of its held-out shards."""
-    return [(source.samples, prefix) for source in plan.sources for prefix in source.validation]
+    """The same for held-out datasets: each source weighs as much as in training."""
+    return [(shard.samples, shard.prefix) for source in plan.sources for shard in source.validation if shard.samples]
 
 
 def warnings(plan: ResolvedBlend) -> list[str]:

@@ -172,7 +172,7 @@ class Encoder:
         """
         written = [writer.finish() for writer in self.writers]
         documents = sum(len(one.pair.lengths) for one in written)
-        if not documents:
+        if not documents and self._job.part is None:  # a shard may be that of an empty file
             names = ", ".join(source.path for source in sources)
             raise DataError(
                 f"{names}: no document has text ({self._rejects.by_reason.total():,} lines rejected); "

@@ -27,7 +27,7 @@ and of a source:
 | samples, tokens  | that it gives; samples sum to the whole's |
 | epochs, max_epochs | passes over it that this makes, and that are permitted |
 | shards           | prefix, data_id, has_tokens and samples of each dataset; their samples sum to the source's, in proportion to has_tokens. Empty where declared |
-| validation       | prefixes of its held-out datasets that are built |
+| validation       | the same of its held-out dataset; its samples too sum to the source's. Empty where it is not built |
 
 Worked size: 640 tokens at sequence_length 16 are 40 samples; of shares 0.75 and 0.25 they are 30 and 10;
 shards of 300 and 100 tokens give 23 and 7 of the 30 (22.5 and 7.5: the first gets the odd one).
@@ -48,8 +48,9 @@ from pydantic import BaseModel, ConfigDict
 from data_tools.atomic_files import write_atomically
 from data_tools.blend_files import BlendFile, SourceFile, read_blend
 from data_tools.blend_plan import Allotment, Blend, Entry, Source, resolve, split_samples
+from data_tools.dataset import Shard, find_dataset, refuse_two_tokenizers
 from data_tools.errors import DataError
-from data_tools.source_sizes import SourceSize, find_shards, refuse_two_tokenizers, source_size
+from data_tools.source_sizes import SourceSize, source_size
 
 FORMAT_VERSION = 1
 FILE_NAME = "blend_plan.json"
@@ -82,7 +83,7 @@ class BlendSource(_Part):
     epochs: float
     max_epochs: float
     shards: tuple[ShardPlan, ...]
-    validation: tuple[str, ...]
+    validation: tuple[ShardPlan, ...]
 
 
 class ResolvedBlend(_Part):
@@ -180,8 +181,7 @@ def _source(
     file: SourceFile, allotment: Allotment, size: SourceSize, sequence_length: int, data_root: str | Path
 ) -> BlendSource:
     tokens = allotment.samples * sequence_length
-    weights = [Fraction(shard.manifest.tokens) for shard in size.shards]
-    samples = split_samples(weights, allotment.samples) if weights else ()
+    held_out = find_dataset(Path(data_root) / file.recipe.validation_prefix)
     return BlendSource(
         source=allotment.source,
         file=file.path,
@@ -193,13 +193,18 @@ def _source(
         tokens=tokens,
         epochs=tokens / size.tokens,
         max_epochs=allotment.max_epochs,
-        shards=tuple(
-            ShardPlan(
-                prefix=shard.prefix, data_id=shard.manifest.data_id, has_tokens=shard.manifest.tokens, samples=count
-            )
-            for shard, count in zip(size.shards, samples, strict=True)
-        ),
-        validation=tuple(shard.prefix for shard in find_shards(Path(data_root) / file.recipe.validation_prefix)),
+        shards=_spread(size.shards, allotment.samples),
+        validation=_spread(held_out.shards, allotment.samples) if held_out else (),
+    )
+
+
+def _spread(shards: tuple[Shard, ...], samples: int) -> tuple[ShardPlan, ...]:
+    """A source's samples over its shards, in proportion to their tokens."""
+    tokens = [Fraction(shard.manifest.tokens) for shard in shards]
+    counts = split_samples(tokens, samples) if any(tokens) else [0] * len(tokens)
+    return tuple(
+        ShardPlan(prefix=shard.prefix, data_id=shard.manifest.data_id, has_tokens=shard.manifest.tokens, samples=count)
+        for shard, count in zip(shards, counts, strict=True)
     )
 
 

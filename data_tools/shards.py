@@ -27,23 +27,17 @@ from typing import Any
 import orjson
 
 from data_tools.atomic_files import beside, write_atomically
+from data_tools.dataset import PLAN_FORMAT_VERSION, open_shard, read_plan, shard_prefix
 from data_tools.errors import DataError, UsageError, UserError
 from data_tools.formats import STDIN
 from data_tools.inputs import find_inputs
 from data_tools.job import TokenizeJob
-from data_tools.manifest import Manifest, check_files, manifest_path, read_manifest
+from data_tools.manifest import Manifest, manifest_path
 from data_tools.parts import Part, parts_of_task, split_inputs
 from data_tools.progress import Progress
 from data_tools.readers import READER_VERSION
 from data_tools.tokenize import TokenizeResult, tokenize
 from data_tools.tokenizer import Tokenizer, describe
-
-FORMAT_VERSION = 1
-
-
-def shard_prefix(output: Path, number: int) -> Path:
-    """PREFIX of a shard."""
-    return output / f"shard-{number:05d}"
 
 
 @dataclass(frozen=True)
@@ -114,7 +108,7 @@ def make_plan(job: TokenizeJob, *, shard_bytes: int) -> ShardPlan:
         "hold_out_percent": job.hold_out_percent,
     }
     fields = {
-        "format_version": FORMAT_VERSION,
+        "format_version": PLAN_FORMAT_VERSION,
         "shard_bytes": shard_bytes,
         "settings": settings,
         "files": [
@@ -126,13 +120,27 @@ def make_plan(job: TokenizeJob, *, shard_bytes: int) -> ShardPlan:
 
 
 def freeze_plan(output: Path, plan: ShardPlan, *, overwrite: bool) -> None:
-    """Writes PREFIX/plan.json, or finds it there.
+    """Writes PREFIX/plan.json, or finds it there; PREFIX.validation gets the same where documents are held out.
+
+    Args:
+        output: The folder of the shards.
+        plan: Of the whole job.
+        overwrite: Whether finished shards and another plan are removed first.
 
     Raises:
         DataError: If another plan is there and must not be replaced.
     """
-    path = output / "plan.json"
-    output.mkdir(parents=True, exist_ok=True)
+    folders = [output, beside(output, ".validation")][: 2 if plan.fields["settings"]["hold_out_percent"] else 1]
+    if overwrite:  # a shard that is left from before would count as one of this plan
+        for stale in [path for folder in folders for path in folder.glob("shard-*.manifest.json")]:
+            stale.unlink()
+    for folder in reversed(folders):
+        _freeze(folder, plan, overwrite=overwrite)
+
+
+def _freeze(folder: Path, plan: ShardPlan, *, overwrite: bool) -> None:
+    path = folder / "plan.json"
+    folder.mkdir(parents=True, exist_ok=True)
     content = orjson.dumps(plan.fields, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
     if overwrite:
         write_atomically(path, content)
@@ -148,7 +156,7 @@ def freeze_plan(output: Path, plan: ShardPlan, *, overwrite: bool) -> None:
 
 
 def _refuse_another_plan(path: Path, fields: dict[str, Any]) -> None:
-    there = read_plan(path)
+    there = read_plan(path.parent)
     changes = [key for key in fields if there.get(key) != fields[key]]
     if "settings" in changes:
         settings = fields["settings"]
@@ -158,23 +166,6 @@ def _refuse_another_plan(path: Path, fields: dict[str, Any]) -> None:
             f"{path}: is the plan of another job, or its input was changed: {', '.join(changes)} differ; "
             "give --overwrite, or another --output"
         )
-
-
-def read_plan(path: Path) -> dict[str, Any]:
-    """The fields of a plan.json.
-
-    Raises:
-        DataError: If there is none, or it is damaged.
-    """
-    try:
-        fields = orjson.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}; make it with tokenize --shard-bytes") from None
-    except orjson.JSONDecodeError as error:
-        raise DataError(f"{path}: not JSON ({error})") from None
-    if not isinstance(fields, dict) or fields.get("format_version") != FORMAT_VERSION:
-        raise DataError(f"{path}: is no plan of format_version {FORMAT_VERSION}")
-    return fields
 
 
 def tokenize_shards(
@@ -228,7 +219,7 @@ class ShardStatus:
 
     Attributes:
         prefix: PREFIX of the shard.
-        state: done; damaged (its files do not fit its manifest); failed; missing.
+        state: done; damaged (its files do not fit its manifest, or that not the plan); failed; missing.
         said: What went wrong.
         manifest: Of a shard that is done.
     """
@@ -245,22 +236,21 @@ def status(output: Path) -> list[ShardStatus]:
     Raises:
         DataError: If there is no plan.
     """
-    shards = read_plan(output / "plan.json")["shards"]
-    return [_status(shard_prefix(output, number)) for number in range(len(shards))]
+    plan = read_plan(output)
+    return [_status(output, plan, number) for number in range(len(plan["shards"]))]
 
 
-def _status(prefix: Path) -> ShardStatus:
+def _status(output: Path, plan: dict[str, Any], number: int) -> ShardStatus:
+    prefix = shard_prefix(output, number)
     if not manifest_path(prefix).exists():
         error = beside(prefix, ".error")
         if error.exists():
             return ShardStatus(prefix, "failed", error.read_text().strip())
         return ShardStatus(prefix, "missing")
     try:
-        manifest = read_manifest(prefix)
-        check_files(prefix, manifest)
+        return ShardStatus(prefix, "done", manifest=open_shard(output, plan, number).manifest)
     except DataError as error_there:
         return ShardStatus(prefix, "damaged", str(error_there))
-    return ShardStatus(prefix, "done", manifest=manifest)
 
 
 def totals(shards: Sequence[ShardStatus]) -> dict[str, int]:

@@ -22,11 +22,11 @@ import numpy as np
 import numpy.typing as npt
 
 from data_tools.atomic_files import beside
+from data_tools.dataset import read_plan, shard_prefix
 from data_tools.encode import tokens_per_block
 from data_tools.errors import DataError
 from data_tools.index_header import HEADER_BYTES, ITEM_BYTES, read_index_header
 from data_tools.manifest import Manifest, check_files, read_manifest
-from data_tools.shards import read_plan, shard_prefix
 
 _REMEDY = "the files were changed after they were written; tokenize again with --overwrite"
 _TOKENS_AT_ONCE = 1 << 22
@@ -36,7 +36,7 @@ def prefixes_of(output: Path) -> list[Path]:
     """PREFIX itself, or those of all shards where it is the folder of a plan."""
     if not (output / "plan.json").exists():
         return [output]
-    return [shard_prefix(output, number) for number in range(len(read_plan(output / "plan.json")["shards"]))]
+    return [shard_prefix(output, number) for number in range(len(read_plan(output)["shards"]))]
 
 
 def verify(prefix: Path, *, deep: bool) -> Manifest:

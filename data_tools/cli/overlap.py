@@ -84,20 +84,20 @@ def _corpus_of_recipe(name: str, data_root: Path) -> Corpus:
     """The text from which the datasets of a source or blend were made, as their manifests name it."""
     from data_tools.adapters import adapter
     from data_tools.blend_files import SourceFile, read_file
+    from data_tools.dataset import find_dataset
     from data_tools.overlap import Corpus
-    from data_tools.source_sizes import find_shards
 
     file = read_file(name)
     sources = [file] if isinstance(file, SourceFile) else list(file.sources())
     parts = []
     for source in {source.recipe.source: source for source in sources}.values():
-        shards = find_shards(data_root / source.recipe.prefix)
-        if not shards:
+        dataset = find_dataset(data_root / source.recipe.prefix)
+        if dataset is None:
             raise DataError(f"{source.path}: {source.recipe.source!r} is not built; name its text files instead")
-        keys = {shard.manifest.text_key for shard in shards}
+        keys = {shard.manifest.text_key for shard in dataset.shards}
         chosen = source.recipe.adapter
         reader = adapter(chosen) if chosen else adapter("text", key=min(keys))
-        paths = dict.fromkeys(text.path for shard in shards for text in shard.manifest.sources)
+        paths = dict.fromkeys(text.path for shard in dataset.shards for text in shard.manifest.sources)
         parts.append(([Path(path) for path in paths], reader))
     return Corpus(name, tuple(parts))
 

@@ -155,11 +155,14 @@ def _tokenize(options: argparse.Namespace) -> None:
 
 
 def _tokenize_shards(job: TokenizeJob, options: argparse.Namespace) -> None:
+    from data_tools.errors import UsageError
     from data_tools.parts import parts_of_task
     from data_tools.progress import shown
     from data_tools.shards import freeze_plan, make_plan, parse_task, tokenize_shards
 
     task = parse_task(options.task)
+    if job.overwrite and task.of > 1:
+        raise UsageError("--overwrite: would remove what other tasks have written; remove PREFIX instead")
     plan = make_plan(job, shard_bytes=_bytes(options.shard_bytes))
     own = parts_of_task(plan.parts, task=task.number, num_tasks=task.of)
     freeze_plan(job.output, plan, overwrite=job.overwrite)

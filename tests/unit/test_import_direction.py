@@ -46,6 +46,7 @@ PURE_DATA_TOOLS = {
     "strict_yaml",
     "quantities",
     "manifest",
+    "dataset",
     "tokenizer",
     "blend_plan",
     "packing",

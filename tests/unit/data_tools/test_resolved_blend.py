@@ -144,3 +144,15 @@ def test_the_union_holds_shq_by_its_size() -> None:
 def test_the_parts_of_ldq_sum_to_the_papers_336_billion() -> None:
     made = plan_blend(BLENDS / "ldq.yaml", tokens=80_000_000_000, sequence_length=8192, data_root="nowhere")
     assert sum(source.has_tokens for source in made.sources) == 336_400_000_000
+
+
+def test_held_out_shards_share_the_weight_of_their_source(project: PencilProject) -> None:
+    for path in Path("data").glob("a.validation.*"):
+        path.unlink()
+    for number, tokens in enumerate((48, 0, 16)):
+        project.write_dataset(f"a.validation-0000{number}", tokens=tokens)
+    assert valid_pairs(plan()) == [
+        (23, "data/a.validation-00000"),
+        (7, "data/a.validation-00002"),
+        (10, "data/b.validation"),
+    ]
