@@ -58,10 +58,10 @@ def _blend(options: argparse.Namespace) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     written = [export(plan, form, options.out) for form in dict.fromkeys(options.export)]
     written.append(write_plan(options.out, plan))
-    _show(plan)
     for warning in warnings(plan) if options.export else []:
         warn(warning)
     print("wrote " + ", ".join(map(str, written)))
+    _show(plan)
 
 
 def _resolved(options: argparse.Namespace) -> ResolvedBlend:
@@ -87,15 +87,15 @@ def _count(option: str, text: str) -> int:
 
 
 def _show(plan: ResolvedBlend) -> None:
+    for note in plan.notes:
+        warn(note)
+    print("domains: " + ", ".join(f"{name} {100 * share:.1f} %" for name, share in plan.domain_shares.items()))
     state = ", sizes declared: provisional" if plan.provisional else ""
     print_table(
         f"{plan.file}: {plan.tokens:,} tokens, {plan.samples:,} samples of {plan.sequence_length:,}{state}",
-        ["source", "share", "tokens", "samples", "epochs of max", "has tokens", "domain"],
+        ["source", "share", "tokens", "samples", "epochs", "max", "has tokens", "domain"],
         [_row(source) for source in plan.sources],
     )
-    print("domains: " + ", ".join(f"{name} {100 * share:.1f} %" for name, share in plan.domain_shares.items()))
-    for note in plan.notes:
-        warn(note)
 
 
 def _row(source: BlendSource) -> list[str]:
@@ -105,7 +105,8 @@ def _row(source: BlendSource) -> list[str]:
         f"{100 * source.share:.2f} %",
         format_count(source.tokens),
         f"{source.samples:,}",
-        f"{source.epochs:.3g} of {source.max_epochs:g}",
+        f"{source.epochs:.3g}",
+        f"{source.max_epochs:g}",
         f"{format_count(source.has_tokens)}{state}",
         max(source.domains, key=lambda name: source.domains[name]),
     ]

@@ -13,7 +13,9 @@ def add(verbs: Any) -> None:
     """Registers the verb."""
     about = "Write the documents of several datasets, or of all shards of a plan, as one dataset."
     parser = verbs.add_parser("merge", help=about, description=about)
-    parser.example = "python -m data_tools merge data/mine/all --output data/mine/all-in-one"
+    parser.example = (
+        "python -m data_tools merge data/demo/tokens/ldq data/demo/tokens/shq --output data/demo/tokens/reasoning"
+    )
     parser.add_argument(
         "prefixes",
         type=Path,

@@ -62,13 +62,13 @@ def _overlap(options: argparse.Namespace) -> None:
             print(f"{label}: {overlap.false_hits:.1e} false hits expected by chance; read {overlap.passes} times")
     for warning in short:
         warn(warning)
+    if options.out:
+        print(f"wrote {options.out}")
     print_table(
         f"documents that share {options.ngram}-grams",
         ["of", "against", "documents", "too short", "duplicates", "with a hit", "hit by half"],
         rows,
     )
-    if options.out:
-        print(f"wrote {options.out}")
 
 
 def _corpus(name: str, options: argparse.Namespace) -> Corpus:

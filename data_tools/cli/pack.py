@@ -16,7 +16,11 @@ def add(verbs: Any) -> None:
     """Registers the verb."""
     about = "Decide which conversations share a row of fixed length: OUT.packs and OUT.packs.json, no tokens."
     parser = verbs.add_parser("pack", help=about, description=about)
-    parser.example = "python -m data_tools pack data/demo/chat/shq --length 4096 --output data/demo/packs/shq"
+    parser.example = (
+        "python -m data_tools chat --input data/demo/raw/shq.jsonl --adapter openthoughts3 \\\n"
+        "      --tokenizer data/demo/tokenizer --output data/demo/chat/shq\n"
+        "  python -m data_tools pack data/demo/chat/shq --length 4096 --output data/demo/packs/shq"
+    )
     parser.add_argument("data", type=Path, metavar="PREFIX", help="prefix of a dataset, as from chat")
     parser.add_argument("--length", required=True, metavar="N", help="tokens of a row: 4096, 32K")
     parser.add_argument("--output", type=Path, required=True, metavar="OUT", help="prefix of the files")

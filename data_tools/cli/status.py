@@ -14,7 +14,11 @@ def add(verbs: Any) -> None:
     """Registers the verb."""
     about = "Show which shards are done, damaged, failed or missing; exit 3 unless all are done."
     parser = verbs.add_parser("status", help=about, description=about)
-    parser.example = "python -m data_tools status data/mine/all"
+    parser.example = (
+        "python -m data_tools tokenize --input data/demo/raw/base.jsonl --tokenizer data/demo/tokenizer \\\n"
+        "      --output data/demo/shards/base --append-eod --shard-bytes 2M\n"
+        "  python -m data_tools status data/demo/shards/base"
+    )
     parser.add_argument(
         "output", type=Path, metavar="PREFIX", help="folder of plan.json, as given to tokenize --output"
     )

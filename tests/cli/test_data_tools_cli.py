@@ -27,25 +27,6 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_examples_of_the_help_run_on_the_sample_data(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for verb in ("sample", "train-tokenizer", "tokenize", "inspect"):
-        capsys.readouterr()
-        with pytest.raises(SystemExit):
-            main([verb, "--help"])
-        help_text = capsys.readouterr().out
-        assert help_text.startswith("Example:\n  python -m data_tools ")
-        example = help_text.split("\n\n")[0].removeprefix("Example:\n").replace("\\\n", " ")
-        arguments = shlex.split(example)[3:]
-        small = ["--scale", "0.01"] if verb == "sample" else []
-        assert main([*arguments, *small]) == 0
-    shown = capsys.readouterr().out
-    assert "<think>" in shown  # inspect decodes a trace of shq
-    assert read_manifest("data/demo/tokens/shq").append_eod
-
-
 def test_the_program_help_starts_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["--help"])
@@ -101,9 +82,9 @@ def test_inspect_shows_lengths_and_a_document(data: Path, capsys: pytest.Capture
     assert main(shlex.split("inspect out --document 2 --tokenizer tok")) == 0
     shown = capsys.readouterr().out
     assert "tokens         documents" in shown
-    assert shown.endswith("document 2:\n1 + 1?\n\n<think>\n</think>\n2<|endoftext|>\n")
+    assert shown.startswith("document 2:\n1 + 1?\n\n<think>\n</think>\n2<|endoftext|>\n")
     assert main(shlex.split("inspect out --document 2")) == 0
-    assert capsys.readouterr().out.endswith(" 0\n")
+    assert capsys.readouterr().out.splitlines()[1].endswith(" 0")
 
 
 def test_inspect_refuses_another_tokenizer_and_a_document_that_is_not_there(
@@ -153,7 +134,7 @@ def test_a_sample_too_small_to_hold_out_rows_is_warned_of(tmp_path: Path, capsys
     assert main(["sample", "--out", str(tmp_path), "--only", "shq", "--scale", "0.001"]) == 0
     captured = capsys.readouterr()
     assert "WARNING: shq: none of 2 rows is held out; raise --scale to validate\n" in captured.err
-    assert re.search(r"shq\s+│ 2 ", captured.out)
+    assert re.search(r"shq\s+2 ", captured.out)
 
 
 def test_the_module_runs_as_a_command_and_wrong_usage_exits_2() -> None:

@@ -1,0 +1,93 @@
+"""What holds of every verb of data_tools: its options, its example, its summary."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from data_tools.__main__ import command_parser, main
+
+REPOSITORY = Path(__file__).parents[2]
+BOX = set("─│┌┐└┘├┤┬┴┼")
+
+OPTIONS = {
+    "sample": "--out --seed --only --scale",
+    "train-tokenizer": "--input --key --vocab-size --out",
+    "tokenize": "--input --adapter --key --on-error --max-bad --rejects --tokenizer --append-eod --special-tokens "
+    "--compat --bpe --verify-sample --workers --output --hold-out --shard-bytes --task --overwrite",
+    "inspect": "prefix --document --tokenizer",
+    "chat": "--input --adapter --tokenizer --chat-template --output --train-on --thinking --on-error --rejects "
+    "--overwrite",
+    "pack": "data --length --output --algo --overlong --pad-multiple --seed --out --overwrite",
+    "plan": "file --tokens --sequence-length --data-root",
+    "blend": "file --tokens --sequence-length --data-root --out --export",
+    "overlap": "a b --against --out --ngram --adapter --key --data-root",
+    "status": "output",
+    "merge": "prefixes --output --overwrite",
+    "count": "--input --tokenizer --adapter --key --append-eod",
+    "verify": "prefix --deep",
+}
+"""Every argument of every verb. Whoever adds one says it here, in the verb's documentation and in CHANGELOG.md."""
+
+
+def verbs() -> dict[str, argparse.ArgumentParser]:
+    actions = command_parser()._actions
+    (subparsers,) = (action for action in actions if isinstance(action, argparse._SubParsersAction))
+    return dict(subparsers.choices)
+
+
+def examples(verb: str) -> list[list[str]]:
+    """The commands that a verb's help starts with, as arguments of `main`."""
+    text = verbs()[verb].format_help()
+    assert text.startswith("Example:\n  python -m data_tools "), f"{verb}: help starts with: {text[:60]!r}"
+    commands = text.split("\n\n")[0].removeprefix("Example:\n").replace("\\\n", " ").splitlines()
+    return [shlex.split(command.strip().removeprefix("python -m data_tools")) for command in commands]
+
+
+def test_the_command_line_grows_only_where_this_file_says_so() -> None:
+    found = {
+        verb: " ".join(action.option_strings[0] if action.option_strings else action.dest for action in parser._actions)
+        for verb, parser in verbs().items()
+    }
+    assert found == {verb: f"-h {options}" for verb, options in OPTIONS.items()}
+
+
+@pytest.mark.parametrize("verb", OPTIONS)
+def test_a_verb_explains_each_argument_and_its_example_ends_with_the_verb_itself(verb: str) -> None:
+    assert [action.dest for action in verbs()[verb]._actions if not action.help] == []
+    assert examples(verb)[-1][0] == verb
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in the state in which steps 1 to 3 of `make demo` leave it."""
+    folder = tmp_path_factory.mktemp("demo")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for verb in ("sample", "train-tokenizer"):
+            assert main(examples(verb)[0]) == 0
+        for path in sorted(Path("data/demo/raw").glob("*.jsonl")):
+            command = f"tokenize --input {path} --tokenizer data/demo/tokenizer --append-eod"
+            assert main(shlex.split(f"{command} --output data/demo/tokens/{path.stem}")) == 0
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", OPTIONS)
+def test_the_example_of_a_verb_runs_on_the_demo_and_ends_with_a_table(
+    verb: str, demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(demo / "data", tmp_path / "data")
+    (tmp_path / "recipes").symlink_to(REPOSITORY / "recipes")
+    monkeypatch.chdir(tmp_path)
+    for command in examples(verb):
+        capfd.readouterr()
+        assert main(command) == 0, capfd.readouterr().err
+    said = capfd.readouterr().out.rstrip("\n").splitlines()
+    last_rule = max(number for number, line in enumerate(said) if set(line.strip()) <= BOX and line.strip())
+    assert len(said[last_rule + 1 :]) < 10, "a long text follows the table"
+    assert all(line.count("  ") for line in said[last_rule + 1 :]), f"no rows of a table: {said[last_rule + 1 :]}"
