@@ -93,7 +93,7 @@ def _show(plan: ResolvedBlend) -> None:
     state = ", sizes declared: provisional" if plan.provisional else ""
     print_table(
         f"{plan.file}: {plan.tokens:,} tokens, {plan.samples:,} samples of {plan.sequence_length:,}{state}",
-        ["source", "share", "tokens", "samples", "epochs", "max", "has tokens", "domain"],
+        ["source", "share %", "tokens", "samples", "epochs", "max", "has tokens", "domain"],
         [_row(source) for source in plan.sources],
     )
 
@@ -102,7 +102,7 @@ def _row(source: BlendSource) -> list[str]:
     state = " declared" if source.declared else f" in {len(source.shards)} shards" if source.shards[1:] else ""
     return [
         source.source,
-        f"{100 * source.share:.2f} %",
+        f"{100 * source.share:.2f}",
         format_count(source.tokens),
         f"{source.samples:,}",
         f"{source.epochs:.3g}",

@@ -51,8 +51,8 @@ def test_the_example_of_plan_runs_on_the_shipped_blend(
 def test_plan_shows_samples_and_epochs(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("plan blend.yaml --tokens 640 --sequence-length 16") == 0
     assert [line.split() for line in capsys.readouterr().out.splitlines()[-2:]] == [
-        ["a", "75.00", "%", "480", "30", "0.48", "1", "1K", "math"],
-        ["b", "25.00", "%", "160", "10", "0.4", "1", "400", "math"],
+        ["a", "75.00", "480", "30", "0.48", "1", "1K", "math"],
+        ["b", "25.00", "160", "10", "0.4", "1", "400", "math"],
     ]
 
 
