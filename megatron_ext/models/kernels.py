@@ -117,10 +117,15 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def fused_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`causal_conv1d_silu` through causal-conv1d; [b, l, d] in x's dtype."""
-    channels = x.contiguous().transpose(1, 2)  # [b, d, l], channels last: strides must be multiples of 8
+    """`causal_conv1d_silu` through causal-conv1d; [b, l, d] in x's dtype.
+
+    The kernel reads the layout off the strides, and `contiguous` keeps any strides of a lone token: `clone` does not.
+    """
+    fresh = torch.contiguous_format
     if x.shape[-1] % 8:
-        channels = channels.contiguous()
+        channels = x.transpose(1, 2).clone(memory_format=fresh)
+    else:
+        channels = x.clone(memory_format=fresh).transpose(1, 2)  # [b, d, l], channels last: strides divide by 8
     return _conv_package().causal_conv1d_fn(channels, weight[:, 0], bias, activation="silu").transpose(1, 2)
 
 

@@ -1,11 +1,12 @@
 """Tokens/s, model FLOPs utilisation and memory of a training step on one GPU; prints one line of JSON.
 
-    python -m tests.gpu.benchmark --backend te [--steps 20]
+    python -m tests.gpu.benchmark --backend te [--steps 20] [--kernels]
 
 `hybrid_130m`, bf16, one process, AdamW: forward, backward, clipping, update, as `megatron_ext.run` does them.
 MFU is the model's FLOPs (`megatron_ext/plan/flops.py`) over what the same GPU reached in a bf16 matrix
 product of 8192 x 8192 x 8192, best of 20. Memory is the allocator's peak beside what `plan/memory.py` counts,
-which leaves temporary buffers out.
+which leaves temporary buffers out. `--kernels` adds shares of the GPU's time by kind of kernel, of three more
+steps, and tokens/s of one cached text.
 """
 
 from __future__ import annotations
@@ -31,26 +32,32 @@ from megatron_ext.runtime.parallel import process_groups
 from megatron_ext.runtime.seed import seed_everything
 from megatron_ext.training.parts import make_parts
 from megatron_ext.training.step import train_step
+from tests.gpu.kernel_times import generated_tokens_per_s, kernel_times
 from tests.support.plans import make_plan
 from tests.support.sources import plan_reading, write_source
 
 MODEL = Path(__file__).parents[2] / "recipes" / "models" / "hybrid_130m.yaml"
 WARMUP_STEPS = 5
+KERNEL_STEPS = 3
 
 
-def measure(plan: StagePlan, steps: int) -> dict[str, Any]:
-    """Times `steps` training steps after the warmup."""
+def measure(plan: StagePlan, steps: int, *, warmup: int, with_kernels: bool) -> dict[str, Any]:
+    """Times `steps` training steps after `warmup` others."""
     with process_groups(Launch(0, 0, 1)) as groups:
         seed_everything(plan.seed)
         parts = make_parts(plan, groups)
         seconds = []
-        for step in range(1, steps + WARMUP_STEPS + 1):
+        for step in range(1, steps + warmup + 1):
             began = time.perf_counter()
             loss = train_step(parts, lr=1e-4, step=step).loss  # reads the loss, so the GPU has finished
             seconds.append(time.perf_counter() - began)
-        median = statistics.median(seconds[WARMUP_STEPS:])
+        median = statistics.median(seconds[warmup:])
         peak_memory = torch.accelerator.max_memory_allocated()
         peak = matmul_peak()
+        more = {}
+        if with_kernels:
+            times = kernel_times(lambda: train_step(parts, lr=1e-4, step=1), steps=KERNEL_STEPS)
+            more = {"kernels": times, "generated_tokens_per_s": generated_tokens_per_s(parts.model.module)}
     tokens_per_s = plan.batch.tokens_per_step / median
     flops = sum(token_flops(plan.model, plan.batch.sequence_length).values())
     (planned,) = memory_per_rank(plan.model, plan.layout, plan.batch, plan.execution, precision=plan.precision)
@@ -63,7 +70,9 @@ def measure(plan: StagePlan, steps: int) -> dict[str, Any]:
         "mfu": tokens_per_s * flops / peak,
         "peak_memory": peak_memory,
         "planned_memory": planned.total,
+        "first_step_s": seconds[0],
         "last_loss": loss,
+        **more,
     }
 
 
@@ -79,12 +88,13 @@ def _seconds_of_product(a: torch.Tensor) -> float:
     return time.perf_counter() - began
 
 
-def make_benchmark_plan(folder: Path, backend: str, steps: int, rows: int, length: int, model: Path) -> StagePlan:
+def make_benchmark_plan(
+    folder: Path, backend: str, steps: int, rows: int, length: int, recipe: dict[str, Any]
+) -> StagePlan:
     """A plan that reads random tokens."""
-    samples = (steps + WARMUP_STEPS) * rows
+    samples = (steps + WARMUP_STEPS + KERNEL_STEPS) * rows
     tokens = torch.randint(1, 4000, (samples + 1, length), generator=torch.Generator().manual_seed(0))
     write_source(folder / "toy", tokens.tolist())
-    recipe = load_yaml(model).data
     plan = plan_reading(
         {"toy": (folder / "toy", samples)},
         global_batch_size=rows,
@@ -105,10 +115,16 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8, help="rows of a step")
     parser.add_argument("--sequence-length", type=int, default=2048)
     parser.add_argument("--model", type=Path, default=MODEL)
+    parser.add_argument("--kernels", action="store_true", help="shares of the GPU's time, and generation")
+    parser.add_argument("--only-mamba", action="store_true", help="one step of one Mamba-2 layer, to compile it")
     args = parser.parse_args()
+    recipe, steps, warmup = load_yaml(args.model).data, args.steps, WARMUP_STEPS
+    if args.only_mamba:
+        recipe |= {"hybrid_layer_pattern": "M", "vocab_size": 4096}
+        steps, warmup = 1, 0
     with tempfile.TemporaryDirectory() as folder:
-        plan = make_benchmark_plan(Path(folder), args.backend, args.steps, args.rows, args.sequence_length, args.model)
-        found = measure(plan, args.steps)
+        plan = make_benchmark_plan(Path(folder), args.backend, steps, args.rows, args.sequence_length, recipe)
+        found = measure(plan, steps, warmup=warmup, with_kernels=args.kernels)
     shape = {"model": args.model.stem, "rows": args.rows, "sequence_length": args.sequence_length}
     print(json.dumps({"backend": args.backend, **shape, **found}))
 

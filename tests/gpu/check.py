@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).parents[2]
+SHARE = Path(__file__).parent / "triton_share"
 TOTAL_S = 480.0
 SPARE_S = 10.0
 """Kept back for the report."""
@@ -63,15 +64,26 @@ def main(argv: list[str] | None = None) -> int:
         print("no GPU: nothing was run. requirements/gpu.md says what to install where there is one.")
         return 4
     args.out.mkdir(parents=True, exist_ok=True)
-    kernels = ["tests/gpu/test_kernels.py", "tests/gpu/test_backends_agree.py"]
+    # The tests let Triton try one configuration of each kernel; the benchmarks choose among all, compiled before.
     parts = [
-        run_part("kernels and backends", 150, deadline, pytest_command(kernels, args.out), read_junit),
-        run_part("benchmark te", 60, deadline, benchmark("te"), read_json, unless=missing),
-        run_part("benchmark local", 60, deadline, benchmark("local"), read_json),
-        run_part("training", 240, deadline, pytest_command(["tests/gpu/test_training.py"], args.out), read_junit),
+        run_part(
+            "kernels", 150, deadline, pytest_run("test_kernels", args.out, "-n", "6"), read_junit, first_only=True
+        ),
+        run_part("backends", 120, deadline, pytest_run("test_backends_agree", args.out), read_junit, first_only=True),
+        run_part("compile te", 90, deadline, module_run("compile_kernels", "te"), read_json, unless=missing),
+        run_part("benchmark te", 90, deadline, module_run("benchmark", "te"), read_json, unless=missing),
+        run_part("compile local", 90, deadline, module_run("compile_kernels", "local"), read_json),
+        run_part("benchmark local", 90, deadline, module_run("benchmark", "local"), read_json),
+        run_part("training", 240, deadline, pytest_run("test_training", args.out), read_junit, first_only=True),
     ]
     write_report(args.out, machine(missing), parts)
     return exit_code(parts)
+
+
+def share(first: int, step: int) -> dict[str, str]:
+    """The environment in which Triton tries every `step`-th configuration from `first` (triton_share)."""
+    path = os.pathsep.join(filter(None, [str(SHARE), os.environ.get("PYTHONPATH")]))
+    return os.environ | {"PYTHONPATH": path, "TRITON_SHARE": f"{first}/{step}"}
 
 
 def exit_code(parts: list[Part]) -> int:
@@ -79,15 +91,16 @@ def exit_code(parts: list[Part]) -> int:
     return int(any(part.status.startswith("failed") for part in parts))
 
 
-def pytest_command(tests: list[str], out: Path) -> tuple[list[str], Path]:
-    """A command and the file that it writes."""
-    junit = out / f"{Path(tests[-1]).stem}.xml"
-    return [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junit-xml={junit}", *tests], junit
+def pytest_run(name: str, out: Path, *options: str) -> tuple[list[str], Path]:
+    """A pytest command and the file that it writes."""
+    junit = out / f"{name}.xml"
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junit-xml={junit}", *options]
+    return [*words, f"tests/gpu/{name}.py"], junit
 
 
-def benchmark(backend: str) -> tuple[list[str], None]:
+def module_run(name: str, backend: str) -> tuple[list[str], None]:
     """A command that prints a line of JSON."""
-    return [sys.executable, "-m", "tests.gpu.benchmark", "--backend", backend], None
+    return [sys.executable, "-m", f"tests.gpu.{name}", "--backend", backend], None
 
 
 def run_part(
@@ -98,8 +111,9 @@ def run_part(
     read: Callable[[str, Path | None], dict[str, Any]],
     *,
     unless: list[str] | None = None,
+    first_only: bool = False,
 ) -> Part:
-    """Runs one command within its own limit and the whole check's."""
+    """Runs one command within its own limit and the whole check's; `first_only`: Triton takes what it has first."""
     if unless:
         return _said(Part(name, f"not run: needs {' and '.join(unless)}"))
     left = min(limit_s, deadline - time.monotonic())
@@ -107,10 +121,11 @@ def run_part(
         return _said(Part(name, "not run: out of time"))
     began = time.monotonic()
     words, file = command
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    environment = (share(0, 1000) if first_only else dict(os.environ)) | {"TRITON_CACHE_AUTOTUNING": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), environment.get("PYTHONPATH")]))
     with subprocess.Popen(
-        words, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True,
+        words, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, start_new_session=True,
     ) as process:  # fmt: skip
         try:
             output, _ = process.communicate(timeout=left)

@@ -99,6 +99,15 @@ def test_convolution_values_and_gradients(length: int, dtype: torch.dtype, chann
 
 
 @needs_conv
+@pytest.mark.parametrize("channels", [768, 20])
+def test_a_lone_token_out_of_a_wider_row_is_convolved(channels: int) -> None:
+    x = draw(1, 1, channels + 3, seed=0).bfloat16()[..., :channels]  # as the mixer cuts it out of its projection
+    weight, bias = draw(channels, 1, 4, seed=1).bfloat16(), draw(channels, seed=2).bfloat16()
+    exact = causal_conv1d_silu(x.double(), weight.double(), bias.double())
+    assert_close([kernels.fused_conv(x, weight, bias)], [exact], PLAIN[torch.bfloat16])
+
+
+@needs_conv
 @pytest.mark.parametrize("dtype", PLAIN)
 def test_one_convolution_step_shifts_the_state(dtype: torch.dtype) -> None:
     window, x = (draw(*shape, seed=seed).to(dtype) for seed, shape in enumerate([(ROWS, 768, 4), (ROWS, 768)]))

@@ -141,7 +141,8 @@ class ToyProject:
 
 def environment() -> dict[str, str]:
     """The environment of every process that a test starts: the repository first, one thread."""
-    return os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
 def report_of(module: str, file: Path, *, timeout_s: float) -> dict[str, Any]:
