@@ -2,7 +2,8 @@
 
 Megatron-Core's `SelfAttention` does the projections, RoPE and the key/value cache; only the product of
 queries, keys and values is ours, through torch's scaled dot product attention (core's own
-`DotProductAttention` needs its fused CUDA softmax here).
+`DotProductAttention` needs its fused CUDA softmax here). In a packed row every document attends to itself
+alone: one product a document, so memory grows with the longest document and never with the row's square.
 """
 
 from __future__ import annotations
@@ -16,8 +17,14 @@ from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
 
-from megatron_ext.models.limits import refuse_context_parallel, refuse_dynamic_batching, refuse_packed_sequences
+from megatron_ext.models.limits import (
+    refuse_context_parallel,
+    refuse_dynamic_batching,
+    refuse_packed_decoding,
+    refuse_unlike_row,
+)
 
 
 class CausalSelfAttention(SelfAttention):
@@ -26,21 +33,23 @@ class CausalSelfAttention(SelfAttention):
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """Attends within every row.
+        """Attends within every row, or every document of a packed row.
 
         Args:
             hidden_states: [s, b, h].
             attention_mask: Ignored by the core attention: the mask is causal.
             *args: Passed on.
-            **kwargs: Passed on; the core attention refuses `packed_seq_params`.
+            **kwargs: Passed on; with `packed_seq_params` RoPE starts anew at every document.
 
         Returns:
             [s, b, h] and the bias that the caller adds, None here.
 
         Raises:
-            UnsupportedError: For packed sequences and continuous batching.
+            UnsupportedError: For continuous batching, and packed rows that are decoded from a cache.
         """
         refuse_dynamic_batching(kwargs.get("inference_context"))
+        if kwargs.get("inference_context") is not None:
+            refuse_packed_decoding(kwargs.get("packed_seq_params"))
         return super().forward(hidden_states, attention_mask, *args, **kwargs)
 
     def _allocate_memory(
@@ -86,22 +95,31 @@ class ScaledDotProductAttention(MegatronModule):
         attention_bias: Tensor | None = None,
         packed_seq_params: Any = None,
     ) -> Tensor:
-        """Attends from the last s_q of s_k tokens.
+        """Attends from the last s_q of s_k tokens, or within each document of a packed row.
 
         Args:
-            query: [s_q, b, heads, d].
-            key: [s_k, b, groups, d], s_k >= s_q: earlier tokens come from the cache.
-            value: [s_k, b, groups, d].
+            query: [s_q, b, heads, d]; of a packed row [s, heads, d].
+            key: [s_k, b, groups, d], s_k >= s_q: earlier tokens come from the cache; packed [s, groups, d].
+            value: As key.
             attention_mask: Ignored: the mask is causal.
             attn_mask_type: Ignored for the same reason; core passes `no_mask` while it decodes one token.
             attention_bias: Must be None.
-            packed_seq_params: Must be None.
+            packed_seq_params: Where the documents of a packed row begin.
 
         Returns:
-            [s_q, b, heads * d].
+            [s_q, b, heads * d]; of a packed row [s, 1, heads * d].
         """
         assert attention_bias is None, "the local backend has no attention bias"
-        refuse_packed_sequences(packed_seq_params)
+        if packed_seq_params is None:
+            return self._attend(query, key, value)
+        refuse_unlike_row(packed_seq_params, tokens=query.shape[0], rows=1 if query.dim() == 3 else query.shape[1])
+        if self._has_varlen(query):
+            return self._attend_varlen(query, key, value, packed_seq_params)
+        lengths = packed_seq_params.cu_seqlens_q.diff().tolist()
+        documents = zip(*(t[:, None].split(lengths) for t in (query, key, value)), strict=True)
+        return torch.cat([self._attend(*document) for document in documents])
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         q, k, v = (t.permute(1, 2, 0, 3) for t in (query, key, value))
         num_queries, num_keys = q.shape[2], k.shape[2]
         mask = None
@@ -119,3 +137,24 @@ class ScaledDotProductAttention(MegatronModule):
             enable_gqa=q.shape[1] != k.shape[1],
         )
         return out.permute(2, 0, 1, 3).flatten(2)
+
+    def _has_varlen(self, query: Tensor) -> bool:
+        """Whether torch's variable-length flash attention takes it: half precision, a GPU, no dropout."""
+        is_half = query.dtype in (torch.bfloat16, torch.float16)
+        return is_half and query.device.type != "cpu" and not (self.training and self.dropout)
+
+    def _attend_varlen(self, query: Tensor, key: Tensor, value: Tensor, packed_seq_params: Any) -> Tensor:
+        bounds, longest = packed_seq_params.cu_seqlens_q, packed_seq_params.max_seqlen_q
+        out = varlen_attn(
+            query,
+            key,
+            value,
+            bounds,
+            bounds,
+            longest,
+            longest,
+            scale=self.softmax_scale,
+            window_size=(-1, 0),  # all tokens before, none after: causal
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        return out.flatten(1)[:, None]

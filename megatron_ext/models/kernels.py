@@ -54,12 +54,20 @@ def describe_kernels(precision: Precision) -> str:
 
 
 def ssd(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *, D: Tensor, initial_state: Tensor | None = None
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    D: Tensor,
+    initial_state: Tensor | None = None,
+    seq_idx: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`ssd_chunked` on the device of x [b, l, h, p], with the chunk size that suits it."""
     if _is_half_on_gpu(x) and _ssd_kernel() is not None:
-        return triton_ssd(x, dt, A, B, C, D=D, initial_state=initial_state)
-    return ssd_chunked(x, dt, A, B, C, D=D, initial_state=initial_state)
+        return triton_ssd(x, dt, A, B, C, D=D, initial_state=initial_state, seq_idx=seq_idx)
+    return ssd_chunked(x, dt, A, B, C, D=D, initial_state=initial_state, seq_idx=seq_idx)
 
 
 def triton_ssd(
@@ -72,10 +80,24 @@ def triton_ssd(
     D: Tensor,
     chunk_size: int = KERNEL_CHUNK_SIZE,
     initial_state: Tensor | None = None,
+    seq_idx: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`ssd_chunked` through mamba-ssm; the final state is float32, states between chunks are in C's dtype."""
+    """`ssd_chunked` through mamba-ssm; the final state is float32, states between chunks are in C's dtype.
+
+    `seq_idx` [b, l] is int32.
+    """
     y, state = _ssd_kernel()(
-        x, dt, A, B, C, chunk_size, D=D, initial_states=initial_state, dt_softplus=False, return_final_states=True
+        x,
+        dt,
+        A,
+        B,
+        C,
+        chunk_size,
+        D=D,
+        initial_states=initial_state,
+        seq_idx=seq_idx,
+        dt_softplus=False,
+        return_final_states=True,
     )
     return y, state
 
@@ -109,15 +131,16 @@ def triton_ssd_step(
     return y, state
 
 
-def conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def conv(x: Tensor, weight: Tensor, bias: Tensor, seq_idx: Tensor | None = None) -> Tensor:
     """`causal_conv1d_silu` on the device of x [b, l, d]."""
-    if _is_half_on_gpu(x) and _conv_package() is not None:
-        return fused_conv(x, weight, bias)
-    return causal_conv1d_silu(x, weight, bias)
+    takes_index = seq_idx is None or x.shape[-1] % 8 == 0  # causal-conv1d reads it channels last only
+    if _is_half_on_gpu(x) and _conv_package() is not None and takes_index:
+        return fused_conv(x, weight, bias, seq_idx)
+    return causal_conv1d_silu(x, weight, bias, seq_idx)
 
 
-def fused_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`causal_conv1d_silu` through causal-conv1d; [b, l, d] in x's dtype.
+def fused_conv(x: Tensor, weight: Tensor, bias: Tensor, seq_idx: Tensor | None = None) -> Tensor:
+    """`causal_conv1d_silu` through causal-conv1d; [b, l, d] in x's dtype; `seq_idx` [b, l] is int32.
 
     The kernel reads the layout off the strides, and `contiguous` keeps any strides of a lone token: `clone` does not.
     """
@@ -126,7 +149,8 @@ def fused_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         channels = x.transpose(1, 2).clone(memory_format=fresh)
     else:
         channels = x.clone(memory_format=fresh).transpose(1, 2)  # [b, d, l], channels last: strides divide by 8
-    return _conv_package().causal_conv1d_fn(channels, weight[:, 0], bias, activation="silu").transpose(1, 2)
+    out = _conv_package().causal_conv1d_fn(channels, weight[:, 0], bias, seq_idx=seq_idx, activation="silu")
+    return out.transpose(1, 2)
 
 
 def conv_step(conv_state: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -11,12 +11,25 @@ class UnsupportedError(RecipeError, NotImplementedError):
     """Something that Megatron-Core can ask for and the local backend cannot do yet."""
 
 
-def refuse_packed_sequences(packed_seq_params: Any) -> None:
-    """Raises UnsupportedError for packed rows: attention and state would run across document ends."""
+def refuse_unlike_row(packed_seq_params: Any, *, tokens: int, rows: int) -> None:
+    """Raises UnsupportedError for packed parameters that do not describe one whole row of `tokens`.
+
+    Without `total_tokens` core builds no `seq_idx`, and state would run across document ends without a word.
+    """
+    total = packed_seq_params.total_tokens
+    if packed_seq_params.qkv_format != "thd" or (total, rows) != (tokens, 1):
+        raise UnsupportedError(
+            f"packed_seq_params: qkv_format {packed_seq_params.qkv_format}, total_tokens {total}, for {rows} row(s) "
+            f"of {tokens} tokens; they must describe one whole row. Build them with datasets.packed_params, and "
+            "lay several rows end to end."
+        )
+
+
+def refuse_packed_decoding(packed_seq_params: Any) -> None:
+    """Raises UnsupportedError: a cache holds one document a row."""
     if packed_seq_params is not None:
         raise UnsupportedError(
-            "packed_seq_params: the local backend cannot keep documents of one row apart yet; "
-            "pass rows without packed_seq_params (document_isolation: none)."
+            "packed_seq_params: several documents of one row cannot be decoded from a cache; give each a row."
         )
 
 

@@ -32,9 +32,10 @@ from megatron_ext.models.limits import (
     UnsupportedError,
     refuse_context_parallel,
     refuse_dynamic_batching,
-    refuse_packed_sequences,
+    refuse_packed_decoding,
+    refuse_unlike_row,
 )
-from megatron_ext.models.norm import GatedRMSNorm
+from megatron_ext.models.norm import GatedRMSNorm, wide
 from megatron_ext.runtime.device import device
 
 CONV_WIDTH = 4
@@ -169,32 +170,48 @@ class LocalMambaMixer(MambaMixer):
     ) -> tuple[Tensor, Tensor | None]:
         """Mixes the tokens of every row, [s, b, hidden] to [s, b, hidden] and no bias.
 
+        With `packed_seq_params` the states are those of one document each, if they carry `seq_idx`.
+
         Raises:
-            UnsupportedError: For packed sequences and continuous batching.
+            UnsupportedError: For continuous batching, and packed rows that are decoded from a cache.
         """
-        refuse_packed_sequences(packed_seq_params)
         refuse_dynamic_batching(inference_context)
-        return super().forward(hidden_states, inference_context, **kwargs)
+        if inference_context is not None:
+            refuse_packed_decoding(packed_seq_params)
+        return super().forward(hidden_states, inference_context, packed_seq_params=packed_seq_params, **kwargs)
 
     def _ssm_training(self, zxBCdt: Tensor, packed_seq_params: Any = None) -> Tensor:
-        """[s, b, in_proj] to [s, b, w]; `forward` has refused packed rows."""
-        return self._ssm_prefill(zxBCdt)
+        """[s, b, in_proj] to [s, b, w]; the whole row, also where the sequence is split between the layers."""
+        if packed_seq_params is None:
+            return self._ssm_prefill(zxBCdt)
+        refuse_unlike_row(packed_seq_params, tokens=zxBCdt.shape[0], rows=zxBCdt.shape[1])
+        return self._ssm_prefill(zxBCdt, seq_idx=packed_seq_params.seq_idx)
 
-    def _ssm_prefill(self, zxBCdt: Tensor, conv_state: Tensor | None = None, ssm_state: Tensor | None = None) -> Tensor:
-        """[s, b, in_proj] to [s, b, w]; fills the states (conv [b, w + 2 g n, 4], SSM [b, h, p, n]) when given."""
+    def _ssm_prefill(
+        self,
+        zxBCdt: Tensor,
+        conv_state: Tensor | None = None,
+        ssm_state: Tensor | None = None,
+        seq_idx: Tensor | None = None,
+    ) -> Tensor:
+        """[s, b, in_proj] to [s, b, w]; fills the states (conv [b, w + 2 g n, 4], SSM [b, h, p, n]) when given.
+
+        `seq_idx` [b, s] numbers the documents of a row; states are zero before the first token of each.
+        """
         z, xBC, dt = self._split(zxBCdt)
         tokens, rows = z.shape[:2]
         xBC = xBC.transpose(0, 1)  # [b, s, w + 2 g n]
         if conv_state is not None:
             conv_state.copy_(F.pad(xBC.transpose(1, 2), (self.d_conv - tokens, 0)))
-        x, B, C = self._split_conv(kernels.conv(xBC, self.conv1d_weight, self.conv1d_bias))
+        x, B, C = self._split_conv(kernels.conv(xBC, self.conv1d_weight, self.conv1d_bias, seq_idx=seq_idx))
         y, final_state = kernels.ssd(
             x,
-            F.softplus(dt.transpose(0, 1).float() + self.dt_bias.float()),
-            -torch.exp(self.A_log.float()),
+            F.softplus(wide(dt.transpose(0, 1)) + wide(self.dt_bias)),
+            -torch.exp(wide(self.A_log)),
             B,
             C,
             D=self.D,
+            seq_idx=seq_idx,
         )
         if ssm_state is not None:
             ssm_state.copy_(final_state)

@@ -90,31 +90,31 @@ class _GatedRMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, z: Tensor | None, weight: Tensor, eps: float, group_size: int) -> Tensor:
-        h = _wide(x) if z is None else F.silu(_wide(z)).mul_(_wide(x))
+        h = wide(x) if z is None else F.silu(wide(z)).mul_(wide(x))
         groups = h.unflatten(-1, (-1, group_size))
         mean_square = torch.linalg.vector_norm(groups, dim=-1, keepdim=True).square_().div_(group_size)
         scale = mean_square.add_(eps).rsqrt_()
         ctx.save_for_backward(x, z, weight, scale)
         ctx.group_size = group_size
-        return (groups * scale).flatten(-2).mul_(_wide(weight)).to(x.dtype)
+        return (groups * scale).flatten(-2).mul_(wide(weight)).to(x.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         x, z, weight, scale = ctx.saved_tensors
-        xs, dout = _wide(x), _wide(dout)
-        gate = None if z is None else F.silu(_wide(z))
+        xs, dout = wide(x), wide(dout)
+        gate = None if z is None else F.silu(wide(z))
         normal = (xs if gate is None else xs * gate).unflatten(-1, (-1, ctx.group_size)) * scale
         dweight = (dout * normal.flatten(-2)).flatten(0, -2).sum(0).to(weight.dtype)
-        dh = (dout * _wide(weight)).unflatten(-1, (-1, ctx.group_size))
+        dh = (dout * wide(weight)).unflatten(-1, (-1, ctx.group_size))
         share = (dh * normal).mean(-1, keepdim=True)
         dh = dh.addcmul_(normal, share, value=-1).mul_(scale).flatten(-2)
         if gate is None:
             return dh.to(x.dtype), None, dweight, None, None
-        dz = torch.ops.aten.silu_backward(dh * xs, _wide(z))
+        dz = torch.ops.aten.silu_backward(dh * xs, wide(z))
         return dh.mul_(gate).to(x.dtype), dz.to(z.dtype), dweight, None, None
 
 
-def _wide(t: Tensor) -> Tensor:
+def wide(t: Tensor) -> Tensor:
     """Float32 at least."""
     return t.to(torch.promote_types(t.dtype, torch.float32))

@@ -7,6 +7,9 @@ For every head, with a state S of shape [p, n]:
 `ssd_scan_ref` computes that token by token in float64; `ssd_chunked` computes the same for training
 (Source: Mamba-2, arXiv 2405.21060, section 6 and listing 1); `ssd_step` decodes one token.
 
+Where a row holds several documents, `seq_idx` [b, l] numbers them, and the state is zero before the first
+token of each, as with the argument of that name in mamba-ssm.
+
 Shapes:
     b batch   l length   h heads   p head width   g groups   n state width
     x, y [b, l, h, p]   dt [b, l, h]   A, D [h]   B, C [b, l, g, n]   state [b, h, p, n]
@@ -33,6 +36,7 @@ def ssd_chunked(
     D: Tensor | None = None,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
     initial_state: Tensor | None = None,
+    seq_idx: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Runs the SSD over whole sequences; differentiable once in every tensor argument.
 
@@ -47,6 +51,7 @@ def ssd_chunked(
         D: Skip weights, [h].
         chunk_size: Tokens of a chunk: changes speed and rounding, not the result.
         initial_state: State before the first token, [b, h, p, n]; zero when None.
+        seq_idx: Document of each token, [b, l], equal numbers side by side; one document a row when None.
 
     Returns:
         y [b, l, h, p] in x's dtype, and the state after the last token [b, h, p, n] in the dtype of
@@ -65,9 +70,12 @@ def ssd_chunked(
     if initial_state is None:
         initial_state = x.new_zeros(batch, num_heads, head_dim, state_dim, dtype=dtype)
     chunk = min(chunk_size, length)
-    xs, dts, Bs, Cs = (_pad_tokens(t.to(dtype), -length % chunk) for t in (x, dt, B, C))
+    padding = -length % chunk
+    xs, dts, Bs, Cs = (_pad_tokens(t.to(dtype), padding) for t in (x, dt, B, C))
+    if seq_idx is not None and padding:
+        seq_idx = torch.cat([seq_idx, seq_idx[:, -1:].expand(batch, padding)], dim=1)
     skip = torch.zeros_like(A, dtype=dtype) if D is None else D.to(dtype)
-    y, state = ChunkedSSD.apply(xs, dts, A.to(dtype), Bs, Cs, skip, initial_state.to(dtype), chunk)
+    y, state = ChunkedSSD.apply(xs, dts, A.to(dtype), Bs, Cs, skip, initial_state.to(dtype), seq_idx, chunk)
     return y[:, :length].to(x.dtype), state
 
 
@@ -109,6 +117,7 @@ def ssd_scan_ref(
     D: Tensor | None = None,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
     initial_state: Tensor | None = None,
+    seq_idx: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The sequential float64 twin of `ssd_chunked`: same arguments; `chunk_size` is ignored; autograd backward.
 
@@ -121,6 +130,8 @@ def ssd_scan_ref(
     state = initial_state.double()
     ys = []
     for t in range(x.shape[1]):
+        if seq_idx is not None and t > 0:
+            state = state * (seq_idx[:, t] == seq_idx[:, t - 1])[:, None, None, None]
         y, state = ssd_step(state, xs[:, t], dts[:, t], A.double(), Bs[:, t], Cs[:, t], D)
         ys.append(y)
     return torch.stack(ys, dim=1), state

@@ -13,6 +13,11 @@ replace the row and column sums of a [q, q] matrix a head. With a token's own pa
 terms would be large and their difference small under strong decay: the float32 gradient of A was ten
 times less exact.
 
+With `seq_idx`, what a token gives stops where the index changes: the decays between tokens of different
+documents are zero, and nothing else differs. They are multiplied by zero, not pushed down in the exponent,
+so nothing at all crosses a boundary. The identity above holds as it stands, because every pair of tokens
+that it sums over lies within one document.
+
 Shapes: those of ssd.py, and
     c chunks   q tokens of a chunk   r = h / g heads of a group
     tokens first [c, b, q, g, r, p]   heads first [c, b, g, r, q, p]   groups first [c, b, g, q, r, p]
@@ -41,19 +46,36 @@ def _scaled(t: Tensor, weight: Tensor, order: tuple[int, ...]) -> Tensor:
     return torch.mul(t.permute(order), weight[..., None].permute(order), out=out)
 
 
-def _decays(s: Tensor) -> tuple[Tensor, Tensor]:
-    """Decay from the chunk's start to each token, and from each token to the chunk's end: [c, b, q, g, r]."""
-    return s.clamp(min=_SMALLEST_EXPONENT).exp_(), (s[:, :, -1:] - s).clamp_(min=_SMALLEST_EXPONENT).exp_()
+def _decays(s: Tensor, seq: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Decay from the state before the chunk to each token, and from each token to the chunk's end.
+
+    Args:
+        s: Sums of dt A, [c, b, q, g, r].
+        seq: Document of each token, [c, b, q]; a state before a chunk is that of the token before it.
+
+    Returns:
+        Two of [c, b, q, g, r].
+    """
+    growth = s.clamp(min=_SMALLEST_EXPONENT).exp_()
+    remaining = (s[:, :, -1:] - s).clamp_(min=_SMALLEST_EXPONENT).exp_()
+    if seq is not None:
+        before = torch.cat([seq[:1, :, 0], seq[:-1, :, -1]])  # the initial state belongs to the first document
+        growth *= (seq == before[..., None])[..., None, None]
+        remaining *= (seq == seq[:, :, -1:])[..., None, None]
+    return growth, remaining
 
 
-def _decay_matrices(s: Tensor) -> Tensor:
-    """exp(s_i - s_j) where i > j, else 0. s falls along q: [c, b, q, g, r] -> [c, b, g, r, q, q].
+def _decay_matrices(s: Tensor, seq: Tensor | None) -> Tensor:
+    """exp(s_i - s_j) where i > j within a document, else 0: [c, b, q, g, r] -> [c, b, g, r, q, q].
 
     Above the diagonal the exponent is clamped, then dropped: masking it with -inf made exp 15 times slower.
     """
     s = s.permute(0, 1, 3, 4, 2).contiguous()
     exponent = s[..., :, None] - s[..., None, :]
-    return exponent.clamp_(_SMALLEST_EXPONENT, 0.0).exp_().tril_(-1)
+    matrices = exponent.clamp_(_SMALLEST_EXPONENT, 0.0).exp_().tril_(-1)
+    if seq is not None:
+        matrices *= seq[:, :, None, None, :, None] == seq[:, :, None, None, None, :]
+    return matrices
 
 
 def _own_products(CB: Tensor) -> Tensor:
@@ -66,7 +88,16 @@ class ChunkedSSD(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, initial_state: Tensor, q: int
+        ctx: Any,
+        x: Tensor,
+        dt: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor,
+        initial_state: Tensor,
+        seq_idx: Tensor | None,
+        q: int,
     ) -> tuple[Tensor, Tensor]:
         """Returns y [b, l, h, p] and the final state [b, h, p, n]."""
         b, length, h, p = x.shape
@@ -75,10 +106,11 @@ class ChunkedSSD(torch.autograd.Function):
         xs = x.reshape(b, c, q, g, r, p).transpose(0, 1)
         dts = dt.reshape(b, c, q, g, r).transpose(0, 1)
         Bs, Cs = (t.reshape(b, c, q, g, n).permute(1, 0, 3, 2, 4).reshape(c * b * g, q, n) for t in (B, C))
+        seq = None if seq_idx is None else seq_idx.reshape(b, c, q).transpose(0, 1)
 
         s = (dts * A.view(g, r)).cumsum(2)  # [c, b, q, g, r]
-        growth, remaining = _decays(s)
-        L = _decay_matrices(s)
+        growth, remaining = _decays(s, seq)
+        L = _decay_matrices(s, seq)
         CB = torch.bmm(Cs, Bs.transpose(1, 2)).view(c, b, g, 1, q, q)
         inside = torch.bmm((L * CB).view(-1, q, q), _scaled(xs, dts, _HEADS_FIRST).view(-1, q, p))
 
@@ -98,7 +130,7 @@ class ChunkedSSD(torch.autograd.Function):
         own_weight = torch.addcmul(D.view(g, r), dts, _own_products(CB))
         torch.addcmul(y.transpose(0, 1), xs, own_weight[..., None], out=out.transpose(0, 1))
         final_state = states[c].permute(0, 1, 3, 4, 2).reshape(b, h, p, n)
-        ctx.save_for_backward(x, dt, A, Bs, Cs, D, s, L, CB, states, y)
+        ctx.save_for_backward(x, dt, A, Bs, Cs, D, s, L, CB, states, y, seq)
         ctx.sizes = (b, c, q, g, r, p, n)
         return out.view(x.shape), final_state
 
@@ -106,11 +138,11 @@ class ChunkedSSD(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dout: Tensor, dfinal: Tensor) -> tuple[Tensor | None, ...]:
         """Returns the gradients of forward's arguments."""
-        x, dt, A, Bs, Cs, D, s, L, CB, states, y = ctx.saved_tensors
+        x, dt, A, Bs, Cs, D, s, L, CB, states, y, seq = ctx.saved_tensors
         b, c, q, g, r, p, n = ctx.sizes
         xs, dys = (t.reshape(b, c, q, g, r, p).transpose(0, 1) for t in (x, dout))
         dts = dt.reshape(b, c, q, g, r).transpose(0, 1)
-        growth, remaining = _decays(s)
+        growth, remaining = _decays(s, seq)
 
         # Inside chunks: inside = M (dt x) with M = L * CB.
         dy_heads = dys.permute(_HEADS_FIRST).reshape(-1, q, p)
@@ -151,4 +183,4 @@ class ChunkedSSD(torch.autograd.Function):
         ddt = ddt.transpose(0, 1).reshape(dt.shape)
         dB, dC = (t.view(c, b, g, q, n).permute(1, 0, 3, 2, 4).reshape(b, c * q, g, n) for t in (dB, dC))
         dinitial = dstates[0].permute(0, 1, 3, 4, 2).reshape(b, g * r, p, n)
-        return dx.transpose(0, 1).reshape(x.shape), ddt, dA, dB, dC, dD, dinitial, None
+        return dx.transpose(0, 1).reshape(x.shape), ddt, dA, dB, dC, dD, dinitial, None, None

@@ -7,9 +7,7 @@ from typing import Any
 from megatron.core.models.hybrid.hybrid_block import HybridStack, HybridStackSubmodules
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer import TransformerConfig
-from torch import Tensor
 
-from megatron_ext.models.limits import refuse_packed_sequences
 from megatron_ext.models.norm import RMSNorm
 
 
@@ -35,8 +33,3 @@ class LocalHybridStack(HybridStack):
         self.post_layer_norm = post_layer_norm
         if post_process and post_layer_norm:
             self.final_norm = RMSNorm(config, config.hidden_size, eps=config.layernorm_epsilon)
-
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
-        """Runs the layers of this pipeline stage on [s, b, h]; refuses packed sequences (UnsupportedError)."""
-        refuse_packed_sequences(kwargs.get("packed_seq_params"))
-        return super().forward(hidden_states, attention_mask, *args, **kwargs)

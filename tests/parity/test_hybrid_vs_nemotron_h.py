@@ -9,6 +9,7 @@ is not agreement of two chunked algorithms.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import accumulate
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from megatron.core.models.hybrid.hybrid_model import HybridModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 import megatron_ext.models.kernels
+from megatron_ext.datasets.packed_params import packed_params
 from megatron_ext.models.build import build_model
 from megatron_ext.models.ssd import ssd_scan_ref
 from tests.support.nemotron_h import copy_weights, nemotron_h
@@ -58,6 +60,19 @@ def test_logits_equal_transformers(pair: tuple[HybridModel, torch.nn.Module], le
         expected = theirs(tokens).logits
     assert expected.abs().max() > 1  # flat logits would agree whatever the layers do
     torch.testing.assert_close(logits_of(ours, tokens), expected, rtol=0, atol=TOLERANCE)
+
+
+def test_a_packed_row_equals_transformers_on_each_document_alone(
+    pair: tuple[HybridModel, torch.nn.Module],
+) -> None:
+    ours, theirs = pair
+    tokens, lengths = random_tokens(1, 150), (1, 40, 3, 70, 36)
+    places = [0, *accumulate(lengths)]
+    packed = packed_params(places, total_tokens=150, reset="full")
+    with torch.no_grad():
+        logits = ours(tokens, torch.arange(150)[None], None, packed_seq_params=packed)
+        expected = torch.cat([theirs(document).logits for document in tokens.split(lengths, dim=1)], dim=1)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=TOLERANCE)
 
 
 def test_logits_equal_the_sequential_scan(

@@ -42,7 +42,7 @@ def make_inputs(
     return {name: value.to(dtype).requires_grad_() for name, value in inputs.items()}
 
 
-def outputs_and_gradients(function: object, inputs: dict[str, Tensor], **options: int) -> dict[str, Tensor]:
+def outputs_and_gradients(function: object, inputs: dict[str, Tensor], **options: object) -> dict[str, Tensor]:
     """y, the final state, and the gradients of a fixed weighted sum of both."""
     y, state = function(**inputs, **options)  # type: ignore[operator]
     generator = torch.Generator().manual_seed(0)
@@ -54,9 +54,9 @@ def outputs_and_gradients(function: object, inputs: dict[str, Tensor], **options
     }
 
 
-def assert_equal(inputs: dict[str, Tensor], **options: int) -> None:
-    ours = outputs_and_gradients(ssd_chunked, inputs, **options)
-    scan = outputs_and_gradients(ssd_scan_ref, inputs)
+def assert_equal(inputs: dict[str, Tensor], *, seq_idx: Tensor | None = None, **options: int) -> None:
+    ours = outputs_and_gradients(ssd_chunked, inputs, seq_idx=seq_idx, **options)
+    scan = outputs_and_gradients(ssd_scan_ref, inputs, seq_idx=seq_idx)
     for name, expected in scan.items():
         tolerance = GRADIENT_TOLERANCE if name.startswith("d") else VALUE_TOLERANCE
         assert ours[name].dtype == torch.float64
@@ -99,3 +99,47 @@ def test_bfloat16_inputs_are_accumulated_in_float32() -> None:
     assert (y.dtype, state.dtype) == (torch.bfloat16, torch.float32)
     torch.testing.assert_close(state.double(), expected_state, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(y.double(), expected_y, rtol=2**-8, atol=1e-4)  # half of bfloat16's spacing
+
+
+def documents(*lengths: int, rows: int = 2) -> Tensor:
+    """Document of each token, [rows, tokens], the same in all rows."""
+    return torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).int().expand(rows, -1)
+
+
+@pytest.mark.parametrize("offset", range(CHUNK))
+def test_states_are_reset_at_every_offset_of_a_chunk(offset: int) -> None:
+    first = CHUNK + offset
+    assert_equal(make_inputs(3 * CHUNK + 5), seq_idx=documents(first, 2 * CHUNK + 5 - offset), chunk_size=CHUNK)
+
+
+@pytest.mark.parametrize(
+    "lengths", [(1,) * 40, (3, 1, 2, 1, 30, 1, 1), (CHUNK, CHUNK, CHUNK), (1, 2 * CHUNK, 1), (CHUNK - 1, 1, 1, CHUNK)]
+)
+def test_states_are_reset_for_any_lengths_of_documents(lengths: tuple[int, ...]) -> None:
+    assert_equal(make_inputs(sum(lengths)), seq_idx=documents(*lengths), chunk_size=CHUNK)
+
+
+def test_rows_may_hold_different_documents() -> None:
+    seq_idx = torch.cat([documents(5, 32, rows=1), documents(20, 1, 16, rows=1)])
+    assert_equal(make_inputs(37), seq_idx=seq_idx, chunk_size=CHUNK)
+
+
+def test_the_scan_of_a_packed_row_is_the_scan_of_each_document() -> None:
+    lengths = (4, 1, 7)
+    inputs = {name: t.detach() for name, t in make_inputs(sum(lengths)).items()}
+    y, state = ssd_scan_ref(**inputs, seq_idx=documents(*lengths))
+    shared = {name: inputs[name] for name in ("A", "D")}
+    cut = {name: inputs[name].split(lengths, dim=1) for name in ("x", "dt", "B", "C")}
+    alone = [ssd_scan_ref(**shared, **{name: parts[i] for name, parts in cut.items()}) for i in range(3)]
+    first, _ = ssd_scan_ref(**shared, **{n: p[0] for n, p in cut.items()}, initial_state=inputs["initial_state"])
+    torch.testing.assert_close(y, torch.cat([first, alone[1][0], alone[2][0]], dim=1), rtol=0, atol=0)
+    torch.testing.assert_close(state, alone[2][1], rtol=0, atol=0)
+
+
+def test_nothing_at_all_crosses_a_boundary() -> None:
+    inputs = {name: t.detach() for name, t in make_inputs(37, decay=0.01).items()}
+    seq_idx = documents(18, 19)
+    before, _ = ssd_chunked(**inputs, seq_idx=seq_idx, chunk_size=CHUNK)
+    inputs["x"][:, :18] *= 1e6
+    after, _ = ssd_chunked(**inputs, seq_idx=seq_idx, chunk_size=CHUNK)
+    assert torch.equal(before[:, 18:], after[:, 18:])

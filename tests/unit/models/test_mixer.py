@@ -11,6 +11,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
+from megatron_ext.datasets.packed_params import packed_params
 from megatron_ext.models.build import build_model
 from megatron_ext.models.limits import UnsupportedError
 from tests.support.one_process import logits_of, random_tokens, strengthen
@@ -22,15 +23,29 @@ def model(groups: ProcessGroupCollection) -> HybridModel:
     return strengthen(build_model(make_plan(), groups))
 
 
-def test_packed_sequences_are_refused_by_the_model(model: HybridModel) -> None:
-    tokens = random_tokens(1, 8)
-    with pytest.raises(UnsupportedError, match="packed_seq_params"):
-        model(tokens, torch.arange(8)[None], None, packed_seq_params=PackedSeqParams(qkv_format="thd"))
+@pytest.mark.parametrize("layer", [0, 2])
+def test_packed_parameters_without_total_tokens_are_refused(model: HybridModel, layer: int) -> None:
+    places = torch.tensor([0, 3, 8], dtype=torch.int32)
+    leaky = PackedSeqParams(qkv_format="thd", cu_seqlens_q=places, cu_seqlens_kv=places)
+    assert leaky.seq_idx is None, "what core builds without total_tokens resets no state"
+    with pytest.raises(UnsupportedError, match="total_tokens None, for 1 row.s. of 8 tokens"):
+        model.decoder.layers[layer](torch.zeros(8, 1, 32), attention_mask=None, packed_seq_params=leaky)
 
 
-def test_packed_sequences_are_refused_by_the_mixer(model: HybridModel) -> None:
-    with pytest.raises(UnsupportedError, match="packed_seq_params"):
-        model.decoder.layers[0].mixer(torch.zeros(8, 1, 32), packed_seq_params=PackedSeqParams(qkv_format="thd"))
+def test_several_packed_rows_are_refused(model: HybridModel) -> None:
+    packed = packed_params([0, 3, 8], total_tokens=8, reset="full")
+    with pytest.raises(UnsupportedError, match="for 2 row.s. of 8 tokens"):
+        model(random_tokens(2, 8), torch.arange(8).expand(2, 8), None, packed_seq_params=packed)
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_a_packed_row_is_not_decoded_from_a_cache(model: HybridModel, layer: int) -> None:
+    context = StaticInferenceContext(max_batch_size=1, max_sequence_length=8)
+    packed = packed_params([0, 3, 8], total_tokens=8, reset="full")
+    with pytest.raises(UnsupportedError, match="cannot be decoded from a cache"):
+        model.decoder.layers[layer](
+            torch.zeros(8, 1, 32), attention_mask=None, inference_context=context, packed_seq_params=packed
+        )
 
 
 def test_later_tokens_change_nothing_earlier(model: HybridModel) -> None:
