@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import platform
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from types import TracebackType
@@ -29,6 +28,7 @@ from data_tools.progress import Progress
 from data_tools.readers import READER_VERSION, BadRecord, Block
 from data_tools.records import Conversation, Document, as_document
 from data_tools.rejects import Rejects
+from data_tools.selection import Where, answer_lengths, no_answer
 from data_tools.split import held_out_below
 from data_tools.tokenizer import Tokenizer, tokenizer_name
 
@@ -76,6 +76,7 @@ class Encoder:
         self._held_out_below = held_out_below(job.hold_out_percent)
         self._rejects_partial = beside(job.rejects_path, ".partial")
         self._rejects = Rejects(self._rejects_partial, skips=job.on_error == "skip", max_bad=job.max_bad)
+        self._left_out = 0
         self.writers = [DatasetWriter(prefix, dtype=self._dtype) for prefix in job.outputs]
 
     def __enter__(self) -> Self:
@@ -118,7 +119,8 @@ class Encoder:
                     self._rejects.add(part, row, error)
                     continue
                 item = Document(id=f"{part.file.path.name}:{row}", text="")
-            found.documents.append(as_document(item) if isinstance(item, Conversation) else item)
+            document = as_document(item) if isinstance(item, Conversation) else item
+            found.documents.append(self._job.answer_rule.applied(document) if self._job.answer_rule else document)
             found.rows.append(row)
         return found
 
@@ -127,8 +129,10 @@ class Encoder:
         encoded = self._tokenizer.encode_batch(texts)
         self._check.check(texts, size, found.place)
         origins = origins_of(found.documents, found.rows, source=source)
-        self._count_answers(found.documents, origins)
+        origins["answer_tokens"] = answer_lengths(found.documents, self._tokenizer)
         keep = self._kept(found, encoded)
+        if self._job.where:
+            keep &= self._selected(self._job.where, found, encoded, origins, keep)
         if not keep.all():
             encoded, origins = chosen(encoded, keep), origins[keep]
         if self._job.append_eod:
@@ -140,11 +144,6 @@ class Encoder:
         origins["split"] = is_held_out
         for writer, takes in zip(self.writers, (~is_held_out, is_held_out), strict=True):
             writer.add(chosen(encoded, takes), origins[takes])
-
-    def _count_answers(self, documents: Sequence[Document], origins: Origins) -> None:
-        answers = {number: said for number, document in enumerate(documents) if (said := document.answer) is not None}
-        if answers:
-            origins["answer_tokens"][list(answers)] = self._tokenizer.encode_batch(list(answers.values())).lengths
 
     def _kept(self, found: _Documents, encoded: Encoded) -> npt.NDArray[np.bool_]:
         """Which documents are written: those with a token, and without a control token where that is asked for."""
@@ -164,6 +163,16 @@ class Encoder:
             keep[numbers] = False
         return keep
 
+    def _selected(
+        self, where: Where, found: _Documents, encoded: Encoded, origins: Origins, keep: npt.NDArray[np.bool_]
+    ) -> npt.NDArray[np.bool_]:
+        """Which documents the filter takes; of those that are kept so far it counts the others, or refuses them."""
+        selected = where.select(text_tokens=encoded.lengths, answer_tokens=origins["answer_tokens"])
+        for number in np.flatnonzero(keep & selected.unknown):
+            self._rejects.add(found.part, found.rows[number], no_answer())
+        self._left_out += int((keep & ~selected.taken & ~selected.unknown).sum())
+        return selected.taken
+
     def finish(self, sources: list[SourceFile]) -> list[Manifest]:
         """Completes the partial files and describes them, a dataset each.
 
@@ -174,11 +183,14 @@ class Encoder:
         documents = sum(len(one.pair.lengths) for one in written)
         if not documents and self._job.part is None:  # a shard may be that of an empty file
             names = ", ".join(source.path for source in sources)
-            raise DataError(
-                f"{names}: no document has text ({self._rejects.by_reason.total():,} lines rejected); "
-                "nothing was written"
-            )
-        self._rejects.check(documents)
+            rejected = f"{self._rejects.by_reason.total():,} lines rejected"
+            if self._left_out:
+                raise DataError(
+                    f"{names}: --where '{self._job.where}' takes none of {self._left_out:,} documents ({rejected}); "
+                    "nothing was written"
+                )
+            raise DataError(f"{names}: no document has text ({rejected}); nothing was written")
+        self._rejects.check(documents + self._left_out)
         return [self._manifest(one, sources, held_out=number > 0) for number, one in enumerate(written)]
 
     def _manifest(self, written: WrittenDataset, sources: list[SourceFile], *, held_out: bool) -> Manifest:
@@ -189,6 +201,7 @@ class Encoder:
             tokens=int(pair.lengths.sum(dtype=np.int64)),
             rejected=sum(rejected.values()),
             rejected_by_reason=rejected,
+            left_out=0 if held_out else self._left_out,
             bin_bytes=pair.bin_bytes,
             idx_bytes=pair.idx_bytes,
             bin_sha256=pair.bin_sha256,
@@ -202,6 +215,8 @@ class Encoder:
             eod_id=tokenizer.eod_id,
             text_key=job.text_key,
             adapter=job.adapter,
+            where=str(job.where or ""),
+            answer_rule=job.answer_rule.text if job.answer_rule else "",
             special_tokens=job.special_tokens,
             compat=job.compat,
             hold_out_percent=job.hold_out_percent,

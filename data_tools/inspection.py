@@ -46,6 +46,7 @@ def summary(manifest: Manifest) -> list[tuple[str, str]]:
         ("tokens", f"{format_exact(manifest.tokens)} ({format_count(manifest.tokens)})"),
         ("tokens per document", f"{mean:,.1f} on average"),
         ("rejected lines", format_exact(manifest.rejected) + (f" ({reasons})" if reasons else "")),
+        *([("left out by --where", f"{manifest.left_out:,} ({manifest.where})")] if manifest.where else []),
         ("token type", f"{manifest.dtype}, largest id {manifest.max_token_id:,}"),
         ("end of document", f"id {manifest.eod_id} appended" if manifest.append_eod else "not appended"),
         ("tokenizer", f"{manifest.tokenizer.name}, {manifest.tokenizer.vocab_size:,} ids"),

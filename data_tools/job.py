@@ -13,6 +13,7 @@ from data_tools.bpe import EngineName, SpecialTokens
 from data_tools.errors import UsageError
 from data_tools.parts import Part
 from data_tools.rejects import parse_max_bad
+from data_tools.selection import AnswerRule, Where
 
 VERIFY_SAMPLE = 1_000
 
@@ -28,6 +29,8 @@ class TokenizeJob:
         key: Key of the text, for the adapter `text`; None: its default.
         adapter: Reads the records.
         append_eod: Whether each document ends with the end-of-document id.
+        where: Takes some documents and leaves the others out; None: all are taken.
+        answer_rule: Says where the answer starts in texts that mark none.
         special_tokens: What text that spells a control token gives; see `data_tools.bpe`.
         compat: `megatron`: what preprocess_data.py writes. It parses control tokens and keeps empty
             texts as documents without a token.
@@ -49,6 +52,8 @@ class TokenizeJob:
     key: str | None = None
     adapter: str = "text"
     append_eod: bool = False
+    where: Where | None = None
+    answer_rule: AnswerRule | None = None
     special_tokens: SpecialTokens = "literal"
     compat: Literal["", "megatron"] = ""
     hold_out_percent: float = 0.0
@@ -106,6 +111,11 @@ class TokenizeJob:
         if self.compat and self.special_tokens != "parse":
             raise UsageError(
                 f"--special-tokens {self.special_tokens}: preprocess_data.py parses control tokens; "
+                "leave it out, or leave out --compat megatron"
+            )
+        if self.compat and (self.where or self.answer_rule):
+            raise UsageError(
+                f"{'--where' if self.where else '--answer-rule'}: preprocess_data.py takes every document; "
                 "leave it out, or leave out --compat megatron"
             )
         if not 0 <= self.hold_out_percent < 100:

@@ -10,6 +10,7 @@ of one. JSON, UTF-8, these fields:
 | tokens               | tokens in the pair, end-of-document tokens included |
 | rejected             | input records that are not in the pair |
 | rejected_by_reason   | the same, by reason; sums to `rejected` |
+| left_out             | documents that --where leaves out; no rejects |
 | bin_bytes, idx_bytes | sizes of the two files; bin_bytes = tokens x 2 (uint16) or 4 (int32) |
 | bin_sha256, idx_sha256 | sha256 of the two files |
 | origin_bytes, origin_sha256 | the same of `.origin` (see `origin.py`); null where there is none |
@@ -20,6 +21,7 @@ of one. JSON, UTF-8, these fields:
 | append_eod, eod_id   | whether each document ends with the end-of-document id, and that id |
 | text_key             | key of the records that was read |
 | adapter              | what read the records |
+| where, answer_rule   | which documents were taken, and where the answer starts; empty: all, as the adapter says |
 | special_tokens       | what text that spells a control token gave: literal, parse, reject |
 | compat               | `megatron`, or empty |
 | split, hold_out_percent | train or validation; part of the documents that is held out, by the hash of their id |
@@ -126,6 +128,7 @@ class Manifest(_Part):
     tokens: int = Field(ge=0)
     rejected: int = Field(ge=0)
     rejected_by_reason: dict[str, int]
+    left_out: int = Field(default=0, ge=0)
     bin_bytes: int = Field(ge=0)
     idx_bytes: int = Field(ge=0)
     bin_sha256: str
@@ -140,6 +143,8 @@ class Manifest(_Part):
     eod_id: int = Field(ge=0)
     text_key: str = "text"
     adapter: str = "text"
+    where: str = ""
+    answer_rule: str = ""
     special_tokens: str = "literal"
     compat: str = ""
     split: str = "train"

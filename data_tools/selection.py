@@ -6,10 +6,11 @@ r"""Which records of a source are taken: `--where 'answer_tokens > 4096'`, with 
     operator   = > | >= | < | <= | == | !=
     number     = digits, which may hold "_" or "," between them
 
-`answer_tokens` counts the tokens of the answer: the part that the adapter, or else the answer rule,
-takes for it; of a conversation the assistant's last turn, its trace of thinking included. Where nothing
-marks the answer its length is unknown, and the record is refused with the reason `no answer`, neither
-taken nor left out.
+`answer_tokens` counts the tokens of the answer, encoded alone: the part that the adapter, or else the
+answer rule, takes for it; of a conversation the assistant's last turn, its trace of thinking included.
+`text_tokens` counts those of the text, without an end-of-document token; of a conversation made by `chat`
+all that its template renders. Where nothing marks the answer its length is unknown, and the record is
+refused with the reason `no answer`, neither taken nor left out.
 
 An answer rule says where the answer starts in texts that mark none: `after:REGEX` takes all that
 follows the first match of a regular expression (Python's `re`) in the text. It is never applied to an
@@ -23,17 +24,24 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
 
 from data_tools.errors import UsageError
 from data_tools.readers import BadRecord
 from data_tools.records import Document
+from data_tools.tokenizer import Tokenizer
 
 Field = Literal["answer_tokens", "text_tokens"]
+Lengths = npt.NDArray[np.integer[Any]]
+NO_ANSWER = -1
+"""Length of an answer that nothing marks, as in `PREFIX.origin`."""
 
-_OPERATORS: dict[str, Callable[[int, int], bool]] = {
+_OPERATORS: dict[str, Callable[[Lengths, int], npt.NDArray[np.bool_]]] = {
     ">=": operator.ge,
     "<=": operator.le,
     "==": operator.eq,
@@ -53,17 +61,14 @@ class Comparison:
     operator: str
     number: int
 
+    def __str__(self) -> str:
+        return f"{self.field} {self.operator} {self.number}"
+
 
 @dataclass(frozen=True)
 class Where:
-    """A filter of documents.
+    """A filter of documents: all comparisons must hold."""
 
-    Attributes:
-        text: As it was written.
-        comparisons: All must hold.
-    """
-
-    text: str
     comparisons: tuple[Comparison, ...]
 
     @classmethod
@@ -73,24 +78,61 @@ class Where:
         Raises:
             UsageError: If it is not of the form at the top of this file.
 
-        >>> Where.parse("answer_tokens > 4096 and text_tokens <= 32_768").comparisons[1]
-        Comparison(field='text_tokens', operator='<=', number=32768)
+        >>> str(Where.parse("answer_tokens>4,096 and text_tokens <= 32_768"))
+        'answer_tokens > 4096 and text_tokens <= 32768'
         """
-        return cls(text, tuple(_comparison(part, text) for part in re.split(r"\band\b", text)))
+        return cls(tuple(_comparison(part, text) for part in re.split(r"\band\b", text)))
 
-    def takes(self, *, text_tokens: int, answer_tokens: int | None) -> bool:
-        """Whether a document of these lengths is taken; whoever encodes it knows them.
+    def __str__(self) -> str:
+        return " and ".join(map(str, self.comparisons))
+
+    def select(self, *, text_tokens: Lengths, answer_tokens: Lengths) -> Selected:
+        """Which documents of these lengths are taken; whoever encodes them knows the lengths.
 
         Args:
-            text_tokens: Tokens of the text, without an end-of-document token.
-            answer_tokens: Tokens of the answer; None where nothing marks it.
+            text_tokens: [documents] tokens of each text, without an end-of-document token.
+            answer_tokens: [documents] tokens of each answer; `NO_ANSWER` where nothing marks it.
 
-        Raises:
-            BadRecord: If the answer's length is asked for and not known.
+        >>> lengths = np.array([9, 2, 9]), np.array([5, 1, -1])
+        >>> chosen = Where.parse("answer_tokens > 4").select(text_tokens=lengths[0], answer_tokens=lengths[1])
+        >>> chosen.taken.tolist(), chosen.unknown.tolist()
+        ([True, False, False], [False, False, True])
         """
         lengths = {"text_tokens": text_tokens, "answer_tokens": answer_tokens}
-        held = [_holds(comparison, lengths[comparison.field]) for comparison in self.comparisons]
-        return all(held)  # after all were asked: an unknown length is told whatever the others are
+        taken = np.ones(len(text_tokens), bool)
+        unknown = np.zeros(len(text_tokens), bool)
+        for comparison in self.comparisons:
+            of_field = lengths[comparison.field]
+            taken &= _OPERATORS[comparison.operator](of_field, comparison.number)
+            unknown |= of_field == NO_ANSWER  # told whatever the other comparisons say
+        return Selected(taken & ~unknown, unknown)
+
+
+@dataclass(frozen=True)
+class Selected:
+    """What a filter makes of some documents.
+
+    Attributes:
+        taken: [documents] whether each is taken.
+        unknown: [documents] whether each asks for a length that is not known; such a one is not taken.
+    """
+
+    taken: npt.NDArray[np.bool_]
+    unknown: npt.NDArray[np.bool_]
+
+
+def no_answer() -> BadRecord:
+    """Why a document of unknown length is refused."""
+    return BadRecord("no answer", "answer_tokens is null: nothing marks the answer; give --answer-rule after:REGEX")
+
+
+def answer_lengths(documents: Sequence[Document], tokenizer: Tokenizer) -> npt.NDArray[np.int32]:
+    """Tokens of each document's answer, encoded alone; `NO_ANSWER` where nothing marks it, [documents]."""
+    lengths = np.full(len(documents), NO_ANSWER, np.int32)
+    answers = {number: said for number, document in enumerate(documents) if (said := document.answer) is not None}
+    if answers:
+        lengths[list(answers)] = tokenizer.encode_batch(list(answers.values())).lengths
+    return lengths
 
 
 def _comparison(part: str, text: str) -> Comparison:
@@ -103,12 +145,6 @@ def _comparison(part: str, text: str) -> Comparison:
         raise UsageError(f"--where: {text!r}: no field {match['field']!r}; there are: {', '.join(get_args(Field))}")
     number = int(match["number"].replace(",", "").replace("_", ""))
     return Comparison(match["field"], match["operator"], number)  # type: ignore[arg-type]  # checked above
-
-
-def _holds(comparison: Comparison, length: int | None) -> bool:
-    if length is None:
-        raise BadRecord("no answer", "answer_tokens is null: nothing marks the answer; give --answer-rule after:REGEX")
-    return _OPERATORS[comparison.operator](length, comparison.number)
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,8 @@ def make_plan(job: TokenizeJob, *, shard_bytes: int) -> ShardPlan:
         "adapter": job.adapter,
         "key": job.text_key,
         "append_eod": job.append_eod,
+        "where": str(job.where or ""),
+        "answer_rule": job.answer_rule.text if job.answer_rule else "",
         "special_tokens": job.special_tokens,
         "compat": job.compat,
         "hold_out_percent": job.hold_out_percent,
@@ -260,4 +262,5 @@ def totals(shards: Sequence[ShardStatus]) -> dict[str, int]:
         "documents": sum(manifest.documents for manifest in manifests),
         "tokens": sum(manifest.tokens for manifest in manifests),
         "rejected": sum(manifest.rejected for manifest in manifests),
+        "left out by --where": sum(manifest.left_out for manifest in manifests),
     }

@@ -137,6 +137,8 @@ def _differences(job: TokenizeJob, parts: list[Part], facts: TokenizerFacts, man
         ("--append-eod", manifest.append_eod, job.append_eod),
         ("--key", manifest.text_key, job.text_key),
         ("--adapter", manifest.adapter, job.adapter),
+        ("--where", manifest.where or "all", str(job.where or "all")),
+        ("--answer-rule", manifest.answer_rule or "none", job.answer_rule.text if job.answer_rule else "none"),
         ("--special-tokens", manifest.special_tokens, job.special_tokens),
         ("--compat", manifest.compat, job.compat),
         ("--hold-out", f"{manifest.hold_out_percent:g}%", f"{job.hold_out_percent:g}%"),

@@ -6,6 +6,7 @@
 | lengths, offsets, documents of the index; tokens, tokens per block | always |
 | sha256 of each file                | deep |
 | largest id, below the vocabulary   | deep |
+| every document passes the filter that `where` names | deep |
 | an end of document at the end of each document, and nowhere else unless text may spell it | deep |
 
 The deep check reads the files once or twice, a few megabytes at a time.
@@ -27,6 +28,8 @@ from data_tools.encode import tokens_per_block
 from data_tools.errors import DataError
 from data_tools.index_header import HEADER_BYTES, ITEM_BYTES, read_index_header
 from data_tools.manifest import Manifest, check_files, read_manifest
+from data_tools.origin import ORIGIN
+from data_tools.selection import Where
 
 _REMEDY = "the files were changed after they were written; tokenize again with --overwrite"
 _TOKENS_AT_ONCE = 1 << 22
@@ -58,6 +61,7 @@ def verify(prefix: Path, *, deep: bool) -> Manifest:
     if deep:
         _check_hashes(prefix, manifest)
         _check_tokens(prefix, manifest, lengths)
+        _check_filter(prefix, manifest, lengths)
     return manifest
 
 
@@ -114,6 +118,18 @@ def _check_tokens(prefix: Path, manifest: Manifest, lengths: npt.NDArray[np.int6
         raise DataError(f"{path}: {len(last) - ends:,} of {len(last):,} documents do not end with id {manifest.eod_id}")
     if manifest.special_tokens != "parse" and eods != ends:
         raise DataError(f"{path}: id {manifest.eod_id} stands {eods - ends:,} times inside a document; {_REMEDY}")
+
+
+def _check_filter(prefix: Path, manifest: Manifest, lengths: npt.NDArray[np.int64]) -> None:
+    if not manifest.where or manifest.origin_bytes is None:
+        return
+    answers = np.fromfile(beside(prefix, ".origin"), ORIGIN)["answer_tokens"]
+    taken = Where.parse(manifest.where).select(text_tokens=lengths - manifest.append_eod, answer_tokens=answers).taken
+    if not taken.all():
+        raise DataError(
+            f"{prefix}: {int((~taken).sum()):,} of {len(taken):,} documents do not pass where = {manifest.where!r}, "
+            f"document {int(np.argmin(taken))} the first; {_REMEDY}"
+        )
 
 
 def _pieces(path: Path, dtype: str) -> Iterator[npt.NDArray[Any]]:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.cli.output import print_table
+from data_tools.cli.selection import add_answer_rule, add_where, answer_rule_of, where_of
 
 
 def add(verbs: Any) -> None:
     """Registers the verb."""
-    about = "Count the tokens of inputs without writing them; records without text are counted, not refused."
+    about = "Count the tokens of inputs without writing them; records that would be refused are counted too."
     parser = verbs.add_parser("count", help=about, description=about)
     parser.example = "python -m data_tools count --input data/demo/raw/shq.jsonl --tokenizer data/demo/tokenizer"
     parser.add_argument(
@@ -21,6 +22,8 @@ def add(verbs: Any) -> None:
     parser.add_argument("--adapter", default="text", metavar="NAME", help="how the records are read (default text)")
     parser.add_argument("--key", help="key of the text, for the adapter text")
     parser.add_argument("--append-eod", action="store_true", help="count an end-of-document id for each document")
+    add_where(parser)
+    add_answer_rule(parser)
     parser.set_defaults(verb=_count)
 
 
@@ -37,6 +40,8 @@ def _count(options: argparse.Namespace) -> None:
         key=options.key,
         adapter=options.adapter,
         append_eod=options.append_eod,
+        where=where_of(options),
+        answer_rule=answer_rule_of(options),
     )
     with shown("count", find_inputs(job.inputs).size) as progress:
         counted = count(job, progress)
@@ -44,6 +49,7 @@ def _count(options: argparse.Namespace) -> None:
     rows = [
         ["documents", f"{counted.documents:,}"],
         ["tokens", f"{counted.tokens:,}"],
-        ["without text", f"{counted.rejected.total():,}" + (f" ({reasons})" if reasons else "")],
+        *([["left out by --where", f"{counted.left_out:,} ({job.where})"]] if job.where else []),
+        ["would be rejected", f"{counted.rejected.total():,}" + (f" ({reasons})" if reasons else "")],
     ]
     print_table("counted, not written", ["", ""], rows)

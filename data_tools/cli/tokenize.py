@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_tools.cli.output import print_table, warn
+from data_tools.cli.selection import add_answer_rule, add_where, answer_rule_of, where_of
 
 if TYPE_CHECKING:
     from data_tools.job import TokenizeJob
@@ -39,6 +40,8 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--adapter", default="text", metavar="NAME", help="how the records are read (default text)")
     parser.add_argument("--key", help="key of the text, for the adapter text (default text; else conversations)")
+    add_where(parser)
+    add_answer_rule(parser)
     parser.add_argument(
         "--on-error",
         choices=("fail", "skip"),
@@ -102,6 +105,8 @@ def _job(options: argparse.Namespace) -> TokenizeJob:
         key=options.key,
         adapter=options.adapter,
         append_eod=options.append_eod,
+        where=where_of(options),
+        answer_rule=answer_rule_of(options),
         special_tokens=options.special_tokens or ("parse" if options.compat else "literal"),
         compat=options.compat,
         hold_out_percent=_percent(options.hold_out),
@@ -171,10 +176,12 @@ def _tokenize_shards(job: TokenizeJob, options: argparse.Namespace) -> None:
     manifests = [result.manifest for _, result in results]
     if rejected := sum(manifest.rejected for manifest in manifests):
         warn(f"{rejected:,} lines were rejected; each shard lists its own in .rejects.jsonl")
+    left_out = sum(manifest.left_out for manifest in manifests)
     rows = [
         ["shards", f"{len(plan.parts):,}, of which {len(results):,} are this task's"],
         ["written now", f"{sum(not result.was_done for _, result in results):,}"],
         ["documents", f"{sum(manifest.documents for manifest in manifests):,}"],
+        *([["left out by --where", f"{left_out:,} ({job.where})"]] if job.where else []),
         ["tokens", f"{sum(manifest.tokens for manifest in manifests):,}"],
     ]
     print_table(f"{job.output}: task {task.number} of {task.of} is done", ["", ""], rows)

@@ -23,10 +23,12 @@ def _verify(options: argparse.Namespace) -> None:
     from data_tools.verify import prefixes_of, verify
 
     manifests = [verify(prefix, deep=options.deep) for prefix in prefixes_of(options.prefix)]
+    left_out = sum(manifest.left_out for manifest in manifests)
     rows = [
         ["datasets", f"{len(manifests):,}"],
         ["documents", f"{sum(manifest.documents for manifest in manifests):,}"],
         ["tokens", f"{sum(manifest.tokens for manifest in manifests):,}"],
+        *([["left out by --where", f"{left_out:,}"]] if left_out else []),
         ["read", "every byte" if options.deep else "sizes and indices; --deep reads every byte"],
     ]
     print_table(f"{options.prefix}: all that its manifest says is so", ["", ""], rows)

@@ -17,8 +17,9 @@ BOX = set("─│┌┐└┘├┤┬┴┼")
 OPTIONS = {
     "sample": "--out --seed --only --scale",
     "train-tokenizer": "--input --key --vocab-size --out",
-    "tokenize": "--input --adapter --key --on-error --max-bad --rejects --tokenizer --append-eod --special-tokens "
-    "--compat --bpe --verify-sample --workers --output --hold-out --shard-bytes --task --overwrite",
+    "tokenize": "--input --adapter --key --where --answer-rule --on-error --max-bad --rejects --tokenizer "
+    "--append-eod --special-tokens --compat --bpe --verify-sample --workers --output --hold-out --shard-bytes --task "
+    "--overwrite",
     "inspect": "prefix --document --tokenizer",
     "chat": "--input --adapter --tokenizer --chat-template --output --train-on --thinking --on-error --rejects "
     "--overwrite",
@@ -28,7 +29,7 @@ OPTIONS = {
     "overlap": "a b --against --out --ngram --adapter --key --data-root",
     "status": "output",
     "merge": "prefixes --output --overwrite",
-    "count": "--input --tokenizer --adapter --key --append-eod",
+    "count": "--input --tokenizer --adapter --key --append-eod --where --answer-rule",
     "verify": "prefix --deep",
 }
 """Every argument of every verb. Whoever adds one says it here, in the verb's documentation and in CHANGELOG.md."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from data_tools.errors import UsageError
-from data_tools.readers import BadRecord
 from data_tools.records import Document
-from data_tools.selection import AnswerRule, Where
+from data_tools.selection import NO_ANSWER, AnswerRule, Where
 
 
-def takes(where: str, *, text_tokens: int, answer_tokens: int | None) -> bool:
-    return Where.parse(where).takes(text_tokens=text_tokens, answer_tokens=answer_tokens)
+def select(where: str, *, text_tokens: int, answer_tokens: int) -> tuple[bool, bool]:
+    """Whether a document of these lengths is taken, and whether its length is unknown."""
+    selected = Where.parse(where).select(text_tokens=np.array([text_tokens]), answer_tokens=np.array([answer_tokens]))
+    return bool(selected.taken[0]), bool(selected.unknown[0])
 
 
 @pytest.mark.parametrize(
@@ -32,14 +34,22 @@ def takes(where: str, *, text_tokens: int, answer_tokens: int | None) -> bool:
     ],
 )
 def test_a_document_of_five_tokens_and_an_answer_of_three(where: str, taken: bool) -> None:
-    assert takes(where, text_tokens=5, answer_tokens=3) is taken
+    assert select(where, text_tokens=5, answer_tokens=3) == (taken, False)
 
 
 def test_an_unknown_answer_is_neither_taken_nor_left_out() -> None:
     for where in ("answer_tokens > 4096", "answer_tokens < 4096", "text_tokens > 9 and answer_tokens > 4096"):
-        with pytest.raises(BadRecord, match="no answer: answer_tokens is null: .* give --answer-rule after:REGEX"):
-            takes(where, text_tokens=2, answer_tokens=None)
-    assert takes("text_tokens == 2", text_tokens=2, answer_tokens=None)
+        assert select(where, text_tokens=2, answer_tokens=NO_ANSWER) == (False, True)
+    assert select("text_tokens == 2", text_tokens=2, answer_tokens=NO_ANSWER) == (True, False)
+
+
+def test_two_spellings_of_one_filter_are_equal_and_write_alike() -> None:
+    one, other = (
+        Where.parse("answer_tokens>4_096 and text_tokens<9"),
+        Where.parse(" answer_tokens > 4096  and text_tokens < 9 "),
+    )
+    assert one == other
+    assert str(one) == str(other) == "answer_tokens > 4096 and text_tokens < 9"
 
 
 @pytest.mark.parametrize(
