@@ -8,6 +8,7 @@ alone: one product a document, so memory grows with the longest document and nev
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -25,6 +26,9 @@ from megatron_ext.models.limits import (
     refuse_packed_decoding,
     refuse_unlike_row,
 )
+
+_VARLEN_TAKES_GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters
+"""Not yet in torch 2.11."""
 
 
 class CausalSelfAttention(SelfAttention):
@@ -113,7 +117,7 @@ class ScaledDotProductAttention(MegatronModule):
         if packed_seq_params is None:
             return self._attend(query, key, value)
         refuse_unlike_row(packed_seq_params, tokens=query.shape[0], rows=1 if query.dim() == 3 else query.shape[1])
-        if self._has_varlen(query):
+        if self._has_varlen(query, key):
             return self._attend_varlen(query, key, value, packed_seq_params)
         lengths = packed_seq_params.cu_seqlens_q.diff().tolist()
         documents = zip(*(t[:, None].split(lengths) for t in (query, key, value)), strict=True)
@@ -138,10 +142,11 @@ class ScaledDotProductAttention(MegatronModule):
         )
         return out.permute(2, 0, 1, 3).flatten(2)
 
-    def _has_varlen(self, query: Tensor) -> bool:
+    def _has_varlen(self, query: Tensor, key: Tensor) -> bool:
         """Whether torch's variable-length flash attention takes it: half precision, a GPU, no dropout."""
         is_half = query.dtype in (torch.bfloat16, torch.float16)
-        return is_half and query.device.type != "cpu" and not (self.training and self.dropout)
+        takes_heads = _VARLEN_TAKES_GROUPS or query.shape[1] == key.shape[1]
+        return takes_heads and is_half and query.device.type != "cpu" and not (self.training and self.dropout)
 
     def _attend_varlen(self, query: Tensor, key: Tensor, value: Tensor, packed_seq_params: Any) -> Tensor:
         bounds, longest = packed_seq_params.cu_seqlens_q, packed_seq_params.max_seqlen_q
@@ -155,6 +160,6 @@ class ScaledDotProductAttention(MegatronModule):
             longest,
             scale=self.softmax_scale,
             window_size=(-1, 0),  # all tokens before, none after: causal
-            enable_gqa=query.shape[1] != key.shape[1],
+            **({"enable_gqa": True} if query.shape[1] != key.shape[1] else {}),
         )
         return out.flatten(1)[:, None]

@@ -11,15 +11,18 @@ Logits have a standard deviation of 0.9 and reach 4.5. Tolerances:
 
 from __future__ import annotations
 
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 
+from megatron_ext.datasets.packed_params import packed_params
 from megatron_ext.models.backends import BackendName
 from megatron_ext.models.kernels import describe_kernels
 from megatron_ext.rollout.generate import next_token_logits
+from megatron_ext.runtime.device import device
 from megatron_ext.runtime.extensions import missing_for_te
 from tests.gpu.models import loaded, logits_and_loss, make_reference, plan_of, tokens_of_the_test
 
@@ -71,6 +74,26 @@ def test_cached_decoding_is_the_whole_texts(
         appended.append(token)
     whole, _ = logits_and_loss(model, torch.tensor([tokens]))
     torch.testing.assert_close(torch.stack(cached), whole[0, 39:], rtol=0, atol=largest)
+
+
+@pytest.mark.parametrize(("backend", "precision"), [case for case in CASES if case != ("te", "fp32")])
+def test_a_packed_row_is_its_documents_alone(
+    groups: ProcessGroupCollection, reference: Path, backend: BackendName, precision: str
+) -> None:
+    require(backend, precision)  # te attends to packed rows in half precision only
+    model = loaded(groups, reference / "weights", backend=backend, precision=precision)
+    lengths = (33, 200, 67)
+    tokens = tokens_of_the_test()[:1, : sum(lengths)].to(device())
+    bounds = [0, *accumulate(lengths)]
+    packed = packed_params(bounds, total_tokens=sum(lengths), reset="full", device=device())
+    places = torch.arange(sum(lengths), device=device())[None]
+    with torch.no_grad():
+        together = model(tokens, places, None, packed_seq_params=packed)
+        mixed = model(tokens, places, None)
+        alone = [model(part, places[:, : part.shape[1]], None) for part in tokens.split(lengths, dim=1)]
+    largest, _ = TOLERANCES.get((backend, precision), BF16)
+    torch.testing.assert_close(together, torch.cat(alone, dim=1), rtol=0, atol=largest)
+    assert (mixed - together)[:, lengths[0] :].abs().max() > 5 * largest, "documents that mix would pass as well"
 
 
 def test_one_seed_starts_both_backends_alike(groups: ProcessGroupCollection) -> None:

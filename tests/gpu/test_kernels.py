@@ -63,6 +63,41 @@ def test_ssd_values_and_gradients(length: int, dtype: torch.dtype) -> None:
     assert_close(results[0], results[1], SSD[dtype])
 
 
+def documents(length: int) -> Tensor:
+    """[ROWS, length] int32: a new document at 1, 70, the chunk's end 256 and 300; half as far in the second row."""
+    places = torch.arange(length, device=device())
+    bounds = torch.tensor([1, 70, 256, 300], device=device())
+    return torch.stack([(places[:, None] >= each).sum(1) for each in (bounds, bounds // 2 + 1)]).to(torch.int32)
+
+
+@needs_ssd
+@pytest.mark.parametrize("dtype", SSD)
+def test_ssd_keeps_documents_apart(dtype: torch.dtype) -> None:
+    inputs = [t.requires_grad_() for t in ssd_inputs(600, dtype)[:6]]
+    exact_inputs = [t.detach().double().requires_grad_() for t in inputs]
+    weights = draw(ROWS, 600, HEADS, WIDTH, seed=7)
+    results = []
+    for function, (x, dt, A, B, C, D) in ((kernels.triton_ssd, inputs), (ssd_chunked, exact_inputs)):
+        y, state = function(x, dt, A, B, C, D=D, seq_idx=documents(600))
+        gradients = torch.autograd.grad((y.double() * weights).sum(), [x, dt, A, B, C, D])
+        results.append([y.detach(), state.detach(), *gradients])
+    assert_close(results[0], results[1], SSD[dtype])
+
+
+@needs_conv
+@pytest.mark.parametrize("dtype", PLAIN)
+def test_convolution_keeps_documents_apart(dtype: torch.dtype) -> None:
+    shapes = [(ROWS, 600, 768), (768, 1, 4), (768,)]
+    inputs = [draw(*shape, seed=seed).to(dtype).requires_grad_() for seed, shape in enumerate(shapes)]
+    exact_inputs = [t.detach().double().requires_grad_() for t in inputs]
+    weights = draw(ROWS, 600, 768, seed=7)
+    results = []
+    for function, arguments in ((kernels.fused_conv, inputs), (causal_conv1d_silu, exact_inputs)):
+        y = function(*arguments, documents(600))
+        results.append([y.detach(), *torch.autograd.grad((y.double() * weights).sum(), arguments)])
+    assert_close(results[0], results[1], PLAIN[dtype])
+
+
 @needs_ssd
 @pytest.mark.parametrize("dtype", SSD)
 def test_ssd_goes_on_from_a_state(dtype: torch.dtype) -> None:
