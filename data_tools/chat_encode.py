@@ -1,12 +1,14 @@
 """Rendered conversations into ids and trained ranges, by position.
 
-Two ways, one result:
+Three ways, one result:
 
-- `SegmentEncoder`: the text is cut at added tokens, the pieces between go through the fast tokenizer in
-  one batch, and each edge of a trained range becomes a token's position: inside a piece by the bytes that
-  its tokens stand for, or, where these are not the bytes of the text, by the slow tokenizer's offsets.
-- `WholeEncoder`: the whole text through `tokenizers`, with offsets, as Hugging Face does it; some thirty
-  times slower. Every job checks the first way against it (see `chat.py`).
+- `BatchEncoder`: whole texts through the fast library, many at once. Each edge of a range becomes a
+  token's position by the bytes that tokens stand for; where these are not the bytes of the text (a
+  normalizer changed it) the conversation goes the next way.
+- `WholeEncoder`: the whole text through `tokenizers`, with offsets, as Hugging Face does it; some fifty
+  times slower. Every job checks the first way against it (see `chat_write.py`).
+- `PieceEncoder`: for text that spells a control token of its own: the text is cut at the tokens that the
+  template wrote, and the pieces between are encoded as plain characters.
 
 A token that holds both a trained and an untrained character is trained, as in `transformers`.
 
@@ -16,21 +18,23 @@ in tests/parity/test_chat_vs_transformers.py.
 
 from __future__ import annotations
 
+import unicodedata
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 
+from data_tools.bpe import Encoded
 from data_tools.chat_template import TokenFinder, plain
-from data_tools.readers import BadRecord
+from data_tools.loss_mask import LossMasks
 from data_tools.tokenizer import Tokenizer
 
 Ranges = list[tuple[int, int]]
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -41,60 +45,102 @@ class Marked:
         text: As `Rendered.text`.
         trained: Ranges of characters, ascending.
         thinking: Ranges of characters inside the tags of thinking.
+        answer: Range of the assistant's last turn.
+        is_protected: Whether control tokens that the conversation itself spells carry marks; see `plain`.
     """
 
     text: str
     trained: Ranges
     thinking: Ranges
+    answer: tuple[int, int]
+    is_protected: bool = False
 
 
 @dataclass(frozen=True)
-class EncodedChat:
-    """One conversation in tokens.
+class EncodedChats:
+    """Some conversations in tokens.
 
     Attributes:
-        ids: [tokens].
-        trained: Ranges of tokens, ascending.
-        thinking: Range of the longest trace of thinking, (0, 0) for none.
+        documents: Their ids.
+        masks: What is trained on.
+        answer_tokens: [conversations] tokens of the assistant's last turn, without the token that ends it.
     """
 
-    ids: npt.NDArray[np.int64]
-    trained: Ranges
-    thinking: tuple[int, int]
+    documents: Encoded
+    masks: LossMasks
+    answer_tokens: Ints
+
+    def one(self, number: int) -> EncodedChats:
+        """One of them."""
+        keep = np.arange(len(self.documents)) == number
+        start = int(self.documents.lengths[:number].sum())
+        length = self.documents.lengths[number]
+        documents = Encoded(self.documents.ids[start : start + length], self.documents.lengths[keep])
+        return EncodedChats(documents, self.masks.chosen(keep), self.answer_tokens[keep])
+
+    def equals(self, other: EncodedChats) -> bool:
+        """Whether ids and masks are the same."""
+        pairs = [(self.documents.ids, other.documents.ids), (self.documents.lengths, other.documents.lengths)]
+        pairs += [(self.masks.runs, other.masks.runs), (self.masks.thinking, other.masks.thinking)]
+        return all(np.array_equal(one, another) for one, another in pairs)
+
+    @staticmethod
+    def joined(parts: Sequence[EncodedChats]) -> EncodedChats:
+        """All of some."""
+        return EncodedChats(
+            Encoded(
+                np.concatenate([part.documents.ids for part in parts]),
+                np.concatenate([part.documents.lengths for part in parts]),
+            ),
+            LossMasks.joined([part.masks for part in parts]),
+            np.concatenate([part.answer_tokens for part in parts]),
+        )
 
 
 @dataclass(frozen=True)
 class AddedTokens:
-    """The added tokens of a tokenizer.json.
+    """What a tokenizer.json says beside its merges.
 
     Attributes:
-        ids: Of all of them.
+        ids: Of all added tokens.
         control: Those that text must not forge.
-        segments_are_safe: Whether text cut at them gives the same ids as text encoded whole: no token takes
-            white space with it, and nothing is put before the first piece only.
+        is_exact: Whether the tokens of a text stand for its bytes, one after the other, and text cut at
+            added tokens gives the same ids as text encoded whole: no token takes white space with it, and
+            nothing is put before the first piece only.
+        normalizes: Whether text is brought to its composed form (NFC) first.
         token_bytes: [ids] bytes that each token of a byte-level vocabulary stands for.
+        is_control: [ids] whether text must not forge it.
     """
 
     ids: dict[str, int]
     control: tuple[str, ...]
-    segments_are_safe: bool
-    token_bytes: npt.NDArray[np.int64]
+    is_exact: bool
+    normalizes: bool
+    token_bytes: Ints
+    is_control: npt.NDArray[np.bool_]
 
 
-def added_tokens(tokenizer: Path) -> AddedTokens:
-    """Reads the added tokens of a tokenizer folder."""
-    content = orjson.loads((tokenizer / "tokenizer.json").read_bytes())
-    tokens: list[dict[str, Any]] = content.get("added_tokens") or []
-    greedy = any(token.get(flag) for token in tokens for flag in ("lstrip", "rstrip", "single_word", "normalized"))
-    normalizer = (content.get("normalizer") or {}).get("type")
-    vocabulary: dict[str, int] = content["model"]["vocab"]
-    token_bytes = np.zeros(max(vocabulary.values()) + 1, np.int64)
+def added_tokens(tokenizer: Tokenizer) -> AddedTokens:
+    """Looks at a loaded tokenizer."""
+    backend = tokenizer.reference.backend
+    tokens = backend.get_added_tokens_decoder()
+    greedy = any(t.lstrip or t.rstrip or t.single_word or t.normalized for t in tokens.values())
+    normalizer = orjson.loads(backend.normalizer.__getstate__())["type"] if backend.normalizer else None
+    splitting = orjson.loads(backend.pre_tokenizer.__getstate__()) if backend.pre_tokenizer else None
+    vocabulary = backend.get_vocab(with_added_tokens=False)
+    token_bytes = np.zeros(tokenizer.vocab_size, np.int64)
     token_bytes[list(vocabulary.values())] = list(map(len, vocabulary))  # a byte is a character there
+    is_control = np.zeros(tokenizer.vocab_size, bool)
+    for number, token in tokens.items():
+        token_bytes[number] = len(token.content.encode())
+        is_control[number] = token.special
     return AddedTokens(
-        ids={token["content"]: token["id"] for token in tokens},
-        control=tuple(token["content"] for token in tokens if token.get("special")),
-        segments_are_safe=not greedy and normalizer in (None, "NFC") and _splits_alike(content.get("pre_tokenizer")),
+        ids={token.content: number for number, token in tokens.items()},
+        control=tuple(token.content for token in tokens.values() if token.special),
+        is_exact=not greedy and normalizer in (None, "NFC") and _splits_alike(splitting),
+        normalizes=normalizer is not None,
         token_bytes=token_bytes,
+        is_control=is_control,
     )
 
 
@@ -118,7 +164,7 @@ class Offsets:
         """Ids and the characters [start, stop) of each; control tokens spelled in it are parsed, or plain text."""
         self._backend.encode_special_tokens = not parses_control  # named backwards
         encoding = self._backend.encode(text, add_special_tokens=False)
-        self._backend.encode_special_tokens = True  # as `Tokenizer.load` left it
+        self._backend.encode_special_tokens = False  # as `ChatJob.load_tokenizer` left it
         return encoding.ids, encoding.offsets
 
 
@@ -149,139 +195,174 @@ def _joined(ranges: Ranges) -> Ranges:
 class WholeEncoder:
     """Encodes a conversation as one text."""
 
-    def __init__(self, offsets: Offsets, tokens: AddedTokens) -> None:
-        self._offsets = offsets
+    def __init__(self, tokenizer: Tokenizer, tokens: AddedTokens) -> None:
+        self._offsets = Offsets(tokenizer)
+        self._tokens = tokens
         self._control = TokenFinder(tokens.control)
 
     def can_encode(self, chat: Marked) -> bool:
         """Whether the text spells no control token of its own: encoded whole, it would become one."""
-        return len(self._control.find(plain(chat.text))) == len(self._control.find(chat.text))
+        return not chat.is_protected or len(self._control.find(plain(chat.text))) == len(self._control.find(chat.text))
 
-    def encode(self, chat: Marked) -> EncodedChat:
-        """Ids and ranges of one conversation.
-
-        Raises:
-            BadRecord: If its text spells a control token.
-        """
-        if not self.can_encode(chat):
-            raise BadRecord(
-                "control token", "the text spells a control token, and this tokenizer would take it for one"
-            )
+    def encode(self, chat: Marked) -> EncodedChats:
+        """Ids and ranges of one conversation."""
         ids, offsets = self._offsets.encode(plain(chat.text), parses_control=True)
-
-        def tokens(ranges: Ranges, *, outward: bool) -> Ranges:
-            edges = [(len(plain(chat.text[:start])), len(plain(chat.text[:stop]))) for start, stop in ranges]
-            return [
-                (_token_of(offsets, a, up=not outward), _token_of(offsets, b, up=outward)) for a, b in edges if a < b
-            ]
-
-        return EncodedChat(
-            ids=np.array(ids, np.int64),
-            trained=_joined(tokens(chat.trained, outward=True)),
-            thinking=_longest(tokens(chat.thinking, outward=False)),
-        )
+        return _placed(chat, ids, offsets, self._tokens)
 
 
-@dataclass
-class _Segments:
-    """Conversations cut at added tokens.
+class PieceEncoder:
+    """Encodes a conversation whose text spells control tokens, which stay text."""
+
+    def __init__(self, tokenizer: Tokenizer, tokens: AddedTokens) -> None:
+        self._offsets = Offsets(tokenizer)
+        self._tokens = tokens
+        self._anchors = TokenFinder(list(tokens.ids))
+
+    def encode(self, chat: Marked) -> EncodedChats:
+        """Ids and ranges of one conversation."""
+        ids: list[int] = []
+        offsets: Ranges = []
+        at = begin = 0  # in the text with marks, and without
+        for start, stop in [*self._anchors.find(chat.text), (len(chat.text), len(chat.text))]:
+            piece = plain(chat.text[at:start])
+            more, spans = self._offsets.encode(piece, parses_control=False)
+            ids += more
+            offsets += [(begin + a, begin + b) for a, b in spans]
+            begin += len(piece)
+            if stop > start:
+                ids.append(self._tokens.ids[chat.text[start:stop]])
+                offsets.append((begin, begin + stop - start))
+                begin += stop - start
+            at = stop
+        return _placed(chat, ids, offsets, self._tokens)
+
+
+def _placed(chat: Marked, ids: list[int], offsets: Sequence[tuple[int, int]], tokens: AddedTokens) -> EncodedChats:
+    """One conversation with the token positions of its ranges, by the characters that each token covers."""
+
+    def place(ranges: Ranges, *, outward: bool) -> Ranges:
+        edges = [(len(plain(chat.text[:start])), len(plain(chat.text[:stop]))) for start, stop in ranges]
+        return [(_token_of(offsets, a, up=not outward), _token_of(offsets, b, up=outward)) for a, b in edges if a < b]
+
+    runs = _joined(place(chat.trained, outward=True))
+    answer = place([chat.answer], outward=True)
+    spoken = sum(stop - start - int(tokens.is_control[ids[stop - 1]]) for start, stop in answer if stop > start)
+    return EncodedChats(
+        documents=Encoded(np.array(ids, np.uint32), np.array([len(ids)], np.int64)),
+        masks=LossMasks(
+            first_run=np.array([0, len(runs)], np.int64),
+            thinking=np.array([_longest(place(chat.thinking, outward=False))], np.int32),
+            runs=np.array(runs, np.int32).reshape(-1, 2),
+        ),
+        answer_tokens=np.array([spoken], np.int64),
+    )
+
+
+class BatchEncoder:
+    """Encodes many conversations at once."""
+
+    def __init__(self, tokenizer: Tokenizer, tokens: AddedTokens) -> None:
+        self._tokenizer = tokenizer
+        self._tokens = tokens
+
+    def encode(self, chats: Sequence[Marked]) -> tuple[EncodedChats, npt.NDArray[np.bool_]]:
+        """Ids and ranges of all, and [conversations] whether they are right; of the others nothing is."""
+        encoded = self._tokenizer.encode_batch(["" if chat.is_protected else chat.text for chat in chats])
+        edges = [_byte_edges(chat) for chat in chats]
+        places = _BytePlaces(encoded, self._tokens.token_bytes)
+        sizes = np.fromiter((edge[-1] for edge in edges), np.int64, len(chats))
+        is_right = places.bytes_of_documents == sizes
+        for number, chat in enumerate(chats):
+            if chat.is_protected or (self._tokens.normalizes and not unicodedata.is_normalized("NFC", chat.text)):
+                is_right[number] = False
+        kinds = [(chat.trained, chat.thinking, [chat.answer]) for chat in chats]
+        owner, kind = _owners(kinds)
+        pairs = np.fromiter((at for edge in edges for at in edge[:-1]), np.int64).reshape(-1, 2)
+        filled = (pairs[:, 0] < pairs[:, 1]) & is_right[owner]
+        owner, kind, pairs = owner[filled], kind[filled], pairs[filled]
+        outward = places.ranges(owner, pairs, outward=True)
+        inward = places.ranges(owner[kind == 1], pairs[kind == 1], outward=False)
+        trained = kind == 0
+        masks = _masks(len(chats), owner[trained], outward[trained], owner[kind == 1], inward)
+        return EncodedChats(encoded, masks, self._answers(places, owner[kind == 2], outward[kind == 2])), is_right
+
+    def _answers(self, places: _BytePlaces, owner: Ints, answer: Ints) -> Ints:
+        counts = np.zeros(len(places.first), np.int64)
+        last = places.encoded.ids[places.first[owner] + answer[:, 1] - 1]
+        counts[owner] = answer[:, 1] - answer[:, 0] - self._tokens.is_control[last]
+        return counts
+
+
+class _BytePlaces:
+    """Where the bytes of some texts are in their tokens.
 
     Attributes:
-        pieces: Texts to encode, in order.
-        ids: Of each segment: its id, -1 for a piece.
+        encoded: The tokens of all texts.
+        first: [texts] position of the first token of each.
+        bytes_of_documents: [texts] bytes that their tokens stand for.
     """
 
-    pieces: list[str] = field(default_factory=list)
-    ids: list[int] = field(default_factory=list)
+    def __init__(self, encoded: Encoded, token_bytes: Ints) -> None:
+        sizes = token_bytes[encoded.ids]
+        bounds = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
+        last = np.cumsum(encoded.lengths)
+        self.encoded = encoded
+        self.first = last - encoded.lengths
+        self.bytes_of_documents = bounds[last] - bounds[self.first]
+        self._starts, self._ends = bounds[:-1], bounds[1:]
+        self._base = bounds[self.first]
 
-    def cut(self, text: str, anchors: Ranges, id_of: dict[str, int]) -> list[int]:
-        """Adds a conversation; gives the character at which each of its segments starts."""
-        starts, at = [], 0
-        for start, stop in [*anchors, (len(text), len(text))]:
-            if start > at:
-                starts.append(at)
-                self.pieces.append(plain(text[at:start]))
-                self.ids.append(-1)
-            if stop > start:
-                starts.append(start)
-                self.ids.append(id_of[text[start:stop]])
-            at = stop
-        return starts
+    def ranges(self, owner: Ints, ranges: Ints, *, outward: bool) -> Ints:
+        """Ranges of bytes as ranges of tokens, [ranges, 2].
 
-
-class SegmentEncoder:
-    """Encodes conversations in batches, piece by piece."""
-
-    def __init__(self, tokenizer: Tokenizer, offsets: Offsets, tokens: AddedTokens) -> None:
-        self._tokenizer = tokenizer
-        self._offsets = offsets
-        self._ids = tokens.ids
-        self._anchors = TokenFinder(list(tokens.ids))
-        self._token_bytes = tokens.token_bytes
-
-    def encode(self, chats: Sequence[Marked]) -> list[EncodedChat]:
-        """Ids and ranges of each conversation."""
-        segments = _Segments()
-        firsts, starts = [0], []
-        for chat in chats:
-            starts.append(segments.cut(chat.text, self._anchors.find(chat.text), self._ids))
-            firsts.append(len(segments.ids))
-        ids, begins = self._encode(segments)
-        encoded = []
-        for number, chat in enumerate(chats):
-            first = firsts[number]
-            place = _Place(self, chat.text, starts[number], begins[first : firsts[number + 1] + 1], ids)
-            base = place.begins[0]
-            trained = [(place.token(a, up=False) - base, place.token(b, up=True) - base) for a, b in chat.trained]
-            thinking = [(place.token(a, up=True) - base, place.token(b, up=False) - base) for a, b in chat.thinking]
-            encoded.append(EncodedChat(ids[base : place.begins[-1]], _joined(trained), _longest(thinking)))
-        return encoded
-
-    def _encode(self, segments: _Segments) -> tuple[npt.NDArray[np.int64], list[int]]:
-        """All ids in a row, and where each segment begins; a last entry is their number."""
-        encoded = self._tokenizer.encode_batch(segments.pieces)
-        given = np.array(segments.ids, np.int64)
-        lengths = np.ones(len(given), np.int64)
-        lengths[given < 0] = encoded.lengths
-        ends = np.cumsum(lengths)
-        is_token = np.repeat(given >= 0, lengths)
-        ids = np.empty(len(is_token), np.int64)
-        ids[is_token] = given[given >= 0]
-        ids[~is_token] = encoded.ids
-        return ids, [0, *ends.tolist()]
-
-    def tokens_before(self, piece: str, head: str, ids: npt.NDArray[np.int64], *, up: bool) -> int:
-        """How many of a piece's tokens stand before the character at which `head` ends.
-
-        A character may be split over tokens: the first of them holds its start.
+        Args:
+            owner: [ranges] number of the text.
+            ranges: [ranges, 2] bytes of the text.
+            outward: Whether all tokens that touch them are meant, or only those that lie inside.
         """
-        sizes = self._token_bytes[ids]
-        ends = np.cumsum(sizes)
-        if int(ends[-1]) != len(piece.encode()):
-            return _token_of(self._offsets.encode(piece, parses_control=False)[1], len(head), up=up)
-        at = len(head.encode())
-        return int(np.searchsorted(ends - sizes, at) if up else np.searchsorted(ends, at, side="right"))
+        places = ranges + self._base[owner][:, None]
+        start, stop = places[:, 0], places[:, 1]
+        if outward:
+            found = np.searchsorted(self._ends, start, "right"), np.searchsorted(self._starts, stop, "left")
+        else:
+            found = np.searchsorted(self._starts, start, "left"), np.searchsorted(self._ends, stop, "right")
+        tokens: Ints = np.stack(found, axis=1) - self.first[owner][:, None]
+        return tokens
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where the characters of one conversation are in the ids of a batch."""
+def _byte_edges(chat: Marked) -> list[int]:
+    """The edges of all ranges (trained, thinking, the answer) in bytes of UTF-8, and the size of the text."""
+    ranges = [*chat.trained, *chat.thinking, chat.answer]
+    edges = [edge for pair in ranges for edge in pair] + [len(chat.text)]
+    if chat.text.isascii():
+        return edges
+    places, size, at = {}, 0, 0
+    for edge in sorted(set(edges)):
+        size += len(chat.text[at:edge].encode())
+        places[edge], at = size, edge
+    return [places[edge] for edge in edges]
 
-    encoder: SegmentEncoder
-    text: str
-    starts: list[int]
-    begins: list[int]
-    ids: npt.NDArray[np.int64]
 
-    def token(self, character: int, *, up: bool) -> int:
-        """The token at a character; inside a token the token itself, or (`up`) the one after it."""
-        segment = bisect_right(self.starts, character) - 1
-        start = self.starts[segment]
-        if character == start:
-            return self.begins[segment]
-        end = self.starts[segment + 1] if segment + 1 < len(self.starts) else len(self.text)
-        if character == end:
-            return self.begins[segment + 1]
-        ids = self.ids[self.begins[segment] : self.begins[segment + 1]]
-        piece, head = plain(self.text[start:end]), plain(self.text[start:character])
-        return self.begins[segment] + self.encoder.tokens_before(piece, head, ids, up=up)
+def _owners(kinds: Sequence[Sequence[Ranges]]) -> tuple[Ints, Ints]:
+    """[ranges] the conversation of each, and which of its kinds."""
+    counts = np.array([[len(ranges) for ranges in of] for of in kinds], np.int64).reshape(-1, 3)
+    owner = np.repeat(np.arange(len(kinds)), counts.sum(axis=1))
+    return owner, np.repeat(np.tile(np.arange(3), len(kinds)), counts.ravel())
+
+
+def _masks(count: int, owner: Ints, runs: Ints, thinker: Ints, thinking: Ints) -> LossMasks:
+    """Masks of trained ranges, those that touch made one, and of the longest trace of each conversation."""
+    opens = np.ones(len(runs), bool)
+    opens[1:] = (owner[1:] != owner[:-1]) | (runs[1:, 0] > runs[:-1, 1])
+    closes = np.append(opens[1:], True)[: len(runs)]
+    counts = np.bincount(owner[opens], minlength=count)
+    longest = np.zeros((count, 2), np.int32)
+    length = thinking[:, 1] - thinking[:, 0]
+    order = np.lexsort((-np.arange(len(length)), length, thinker))  # the last of each thinker is the longest
+    order = order[length[order] > 0]
+    longest[thinker[order]] = thinking[order]
+    return LossMasks(
+        first_run=np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)]),
+        thinking=longest,
+        runs=np.stack([runs[opens, 0], runs[closes, 1]], axis=1).astype(np.int32),
+    )

@@ -4,10 +4,11 @@ A template is a program that a stranger wrote, so it runs in jinja2's sandbox, w
 functions that `transformers` gives it, save `strftime_now`: what a template makes of a conversation
 must not depend on the day (templates that ask for the date bring a fixed one for its absence).
 
-Text that spells a control token must not become one. Before rendering, a mark is put inside such text
-(`<` mark `|im_end|>`); after rendering every control token left whole is the template's own, and the
-marks are taken out again. The marks are noncharacters of Unicode (U+FDD0 to U+FDD5); text that holds
-these is escaped, so it comes out as it was.
+Text that spells a control token must not become one. A conversation with such text is rendered
+protected: a mark is put inside (`<` mark `|im_end|>`), so every control token left whole is the
+template's own, and the marks are taken out again. The marks are noncharacters of Unicode; generation
+blocks are marked by two control characters that no text has a use for, since those keep a text of one
+byte a character. Text that holds any of these is rendered protected too and comes out as it was.
 
 Where the assistant speaks is known by position: by `{% generation %}` blocks; in a template without
 them a turn starts where the rendered prompt before it ends, and ends with the last control token of
@@ -21,9 +22,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +42,8 @@ from data_tools.readers import BadRecord
 SHIPPED_TEMPLATE = Path(__file__).parent / "chat_templates" / "chatml.jinja"
 """For tokenizers of `train-tokenizer`, which puts it into their folder."""
 
-_INSIDE, _OPEN, _CLOSE, _ESCAPED_INSIDE, _ESCAPED_OPEN, _ESCAPED_CLOSE = map(chr, range(0xFDD0, 0xFDD6))
+_INSIDE, _ESCAPED_INSIDE, _ESCAPED_OPEN, _ESCAPED_CLOSE = map(chr, range(0xFDD0, 0xFDD4))
+_OPEN, _CLOSE = "\x81", "\x8d"
 _MARKS = re.compile(f"[{_INSIDE}{_OPEN}{_CLOSE}]")
 _ESCAPES = {
     _INSIDE: _INSIDE + _ESCAPED_INSIDE,
@@ -49,14 +53,14 @@ _ESCAPES = {
 _UNESCAPES = {escape: mark for mark, escape in _ESCAPES.items()} | {_INSIDE: ""}
 _ESCAPED = re.compile(f"{_INSIDE}[{_ESCAPED_INSIDE}{_ESCAPED_OPEN}{_ESCAPED_CLOSE}]?")
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_EDGES = re.compile(f"[{_OPEN}{_CLOSE}]")
 
 
 class TokenFinder:
     """Finds some tokens in text; fast where they are rare."""
 
     def __init__(self, tokens: Sequence[str]) -> None:
-        self._starts = sorted({token[:2] for token in tokens})
+        alike = groupby(sorted(tokens), key=lambda token: token[:2])
+        self._starts = [os.path.commonprefix(list(group)) for _, group in alike]  # noqa: RUF071 - of characters
         longest_first = sorted(tokens, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first))) if tokens else None
 
@@ -106,20 +110,23 @@ class ChatTemplate:
         self._control = TokenFinder(control_tokens)
         try:
             self._template = _environment().from_string(source, globals=variables)
+            self._template.globals = dict(self._template.globals)  # each rendering copies it; jinja2's map is slow
         except jinja2.TemplateSyntaxError as error:
             raise DataError(f"chat template, line {error.lineno}: {error.message}") from None
 
-    def render(self, messages: list[dict[str, Any]], tools: list[Any] | None) -> Rendered:
+    def render(self, messages: list[dict[str, Any]], tools: list[Any] | None, *, protects: bool = True) -> Rendered:
         """Renders a conversation.
 
         Args:
             messages: `{"role", "content"}` each, and `tool_calls` where there are any.
             tools: Definitions of tools.
+            protects: Whether control tokens that the conversation itself spells get marks.
 
         Raises:
             BadRecord: If the template refuses it, or where the assistant speaks cannot be told.
         """
-        messages, tools = self._protected(messages), self._protected(tools)
+        if protects:
+            messages, tools = self._protected(messages), self._protected(tools)
         text = self._render(messages, tools, prompt=False)
         if self.marks_generation:
             return _without_edges(text)
@@ -137,11 +144,11 @@ class ChatTemplate:
             if message["role"] != "assistant":
                 continue
             start = len(self._prefix(text, messages[:number], tools, prompt=True))
-            tokens = [stop for at, stop in self._control.find(text) if at >= start]
+            end = len(text)
             if number + 1 < len(messages):
                 end = len(self._prefix(text, messages[: number + 1], tools, prompt=False))
-                tokens = [stop for stop in tokens if stop <= end]
-            spans.append((start, tokens[-1] if tokens else len(text)))
+            tokens = self._control.find(text[start:end])
+            spans.append((start, start + tokens[-1][1] if tokens else end))
         return spans
 
     def _prefix(self, text: str, messages: list[dict[str, Any]], tools: list[Any] | None, *, prompt: bool) -> str:
@@ -172,11 +179,32 @@ class ChatTemplate:
 
 
 def _without_edges(text: str) -> Rendered:
-    parts = _EDGES.split(text)
-    ends = [0]
-    for part in parts:
-        ends.append(ends[-1] + len(part))
-    return Rendered("".join(parts), list(zip(ends[1:-1:2], ends[2:-1:2], strict=True)))
+    before, *blocks = text.split(_OPEN)
+    parts, spans, size = [before], [], len(before)
+    for block in blocks:
+        said, _, rest = block.partition(_CLOSE)
+        spans.append((size, size + len(said)))
+        size += len(block) - 1
+        parts += [said, rest]
+    return Rendered("".join(parts), spans)
+
+
+def strings_of(value: Any) -> Iterator[str]:
+    """All strings in some messages or tools, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield key
+            yield from strings_of(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from strings_of(item)
+
+
+def holds_marks(text: str) -> bool:
+    """Whether text holds a mark of ours, so that it must be rendered protected."""
+    return not text.isascii() and any(mark in text for mark in (_INSIDE, _OPEN, _CLOSE))
 
 
 class _Generation(jinja2.ext.Extension):

@@ -1,250 +1,263 @@
-"""Conversations, one after the other, into partial files: the part of `chat` that takes the time.
+"""Conversations into ids, masks and origins, a block at a time: the part of `chat` that takes the time.
 
-Ids are made piece by piece where the tokenizer allows it. The first `CHECK_FIRST` conversations of a job,
-and one in `CHECK_EVERY` after them, are made a second time from the whole text: ids and masks must be
-equal, or the job ends. Conversations whose text spells a control token cannot be compared (the whole text
-would turn it into one); with a tokenizer that must see whole texts they are rejected.
+The first `CHECK_FIRST` conversations of a job, and one in `CHECK_EVERY` after them, are made a second time
+by `tokenizers`, with its offsets: ids and masks must be equal, or the job ends. Conversations whose text
+spells a control token cannot be compared: the whole text would turn it into one.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import orjson
 
 from data_tools.adapters.adapter import FileAdapter
-from data_tools.chat_encode import EncodedChat, Marked, Offsets, SegmentEncoder, WholeEncoder, added_tokens
-from data_tools.chat_template import ChatTemplate, special_tokens
+from data_tools.bpe import Encoded
+from data_tools.chat_encode import BatchEncoder, EncodedChats, Marked, PieceEncoder, WholeEncoder, added_tokens
+from data_tools.chat_template import ChatTemplate, holds_marks, special_tokens, strings_of
+from data_tools.dataset_writer import Batch, WrittenDataset
+from data_tools.encode import BlockEncoder, Read
 from data_tools.errors import DataError
-from data_tools.indexed import IndexedWriter, WrittenPair, dtype_for
 from data_tools.loss_mask import LossMasks
-from data_tools.parts import Part, place_of
+from data_tools.manifest import ChatRecord
+from data_tools.origin import origins_of
+from data_tools.parts import Part
 from data_tools.readers import BadRecord, Raw
 from data_tools.records import Conversation
 from data_tools.speech import Thinking, marked, messages_of, tools_of
 from data_tools.tokenizer import Tokenizer
 
+CHAT_VERSION = "2"
+"""Raised when the same conversation would give other ids or another mask; recorded in every manifest."""
 CHECK_FIRST = 8
 CHECK_EVERY = 1_000
-_BATCH_CHARACTERS = 1 << 21
 
 
 @dataclass(frozen=True)
-class ChatFiles:
-    """The files of a dataset of conversations, its manifest left out."""
+class Chat:
+    """A conversation on its way.
 
-    bin: Path
-    idx: Path
-    mask: Path
-    rejects: Path
+    Attributes:
+        conversation: As it was read.
+        marked: As it was rendered.
+        strings: What it says, without the template's words.
+    """
 
-    @property
-    def data(self) -> tuple[Path, Path, Path]:
-        """Those that hold the data."""
-        return self.bin, self.idx, self.mask
-
-    @property
-    def all(self) -> tuple[Path, Path, Path, Path]:
-        """All four."""
-        return *self.data, self.rejects
+    conversation: Conversation
+    marked: Marked
+    strings: tuple[str, ...]
 
 
 class ChatMaker:
-    """Makes ids and ranges of conversations, and can make them a second way."""
+    """Makes ids and masks of conversations, and can make them a second way."""
 
-    def __init__(self, tokenizer: Path, *, template: str, thinking: Thinking, train_on: frozenset[str]) -> None:
-        """Loads what is needed.
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        folder: Path,
+        template: str,
+        thinking: Thinking = "keep",
+        train_on: frozenset[str],
+        rejects_control: bool = False,
+    ) -> None:
+        """Compiles the template.
 
         Args:
-            tokenizer: A tokenizer folder.
+            tokenizer: Loaded so that it parses control tokens.
+            folder: Where it came from; names its tokens for the template.
             template: The chat template.
             thinking: Which traces stay.
             train_on: Some of `speech.TRAINABLE`.
+            rejects_control: Whether text that spells a control token is refused.
 
         Raises:
-            DataError: If the tokenizer or the template cannot be read.
+            DataError: If the template cannot be read.
         """
-        self.tokenizer = Tokenizer.load(tokenizer)
-        tokens = added_tokens(tokenizer)
-        self.uses_segments = tokens.segments_are_safe
+        self._tokens = added_tokens(tokenizer)
+        self.is_exact = self._tokens.is_exact
         self._thinking, self._train_on = thinking, train_on
-        self._template = ChatTemplate(template, control_tokens=tokens.control, variables=special_tokens(tokenizer))
-        offsets = Offsets(self.tokenizer)
-        self._whole = WholeEncoder(offsets, tokens)
-        self._segments = SegmentEncoder(self.tokenizer, offsets, tokens)
+        self._rejects_control = rejects_control
+        self._template = ChatTemplate(template, control_tokens=self._tokens.control, variables=special_tokens(folder))
+        self._batch = BatchEncoder(tokenizer, self._tokens)
+        self._whole = WholeEncoder(tokenizer, self._tokens)
+        self._pieces = PieceEncoder(tokenizer, self._tokens)
+        self._control_of = {self._tokens.ids[token]: token for token in self._tokens.control}
 
-    def mark(self, conversation: Conversation) -> Marked:
+    def make(self, conversation: Conversation) -> Chat:
         """Renders a conversation.
 
         Raises:
-            BadRecord: If it cannot be rendered or encoded, or nothing of it is trained on.
+            BadRecord: If it cannot be rendered, or nothing of it is trained on.
         """
-        messages = messages_of(conversation, thinking=self._thinking)
-        rendered = self._template.render(messages, tools_of(conversation))
-        chat = marked(rendered, conversation, train_on=self._train_on)
-        if not self.uses_segments and not self.can_check(chat):
-            raise BadRecord(
-                "control token", "the text spells a control token, and this tokenizer would take it for one"
-            )
-        return chat
+        messages, tools = messages_of(conversation, thinking=self._thinking), tools_of(conversation)
+        has_calls = tools is not None or any(turn.tool_calls for turn in conversation.turns)
+        said: Iterable[str] = (
+            strings_of([messages, tools]) if has_calls else (message["content"] for message in messages)
+        )
+        strings = tuple(said)
+        protects = any(map(holds_marks, strings))
+        return Chat(conversation, self._marked(conversation, messages, tools, protects=protects), strings)
 
-    def can_check(self, chat: Marked) -> bool:
-        """Whether a conversation may be encoded whole."""
-        return self._whole.can_encode(chat)
+    def _marked(self, conversation: Conversation, messages: Any, tools: Any, *, protects: bool) -> Marked:
+        rendered = self._template.render(messages, tools, protects=protects)
+        return marked(rendered, conversation, train_on=self._train_on, is_protected=protects)
 
-    def encode(self, chats: list[Marked]) -> list[EncodedChat]:
-        """Ids and ranges of each conversation, the fast way if that is safe."""
-        return self._segments.encode(chats) if self.uses_segments else [self.encode_whole(chat) for chat in chats]
-
-    def encode_whole(self, chat: Marked) -> EncodedChat:
-        """Ids and ranges of one conversation, the slow way."""
-        return self._whole.encode(chat)
-
-
-class ChatWriter:
-    """One job while it runs: open partial files and counts.
-
-    As a context manager it removes the partial files when the job fails.
-
-    Attributes:
-        rejected: Records that gave no conversation, by reason.
-    """
-
-    def __init__(self, maker: ChatMaker, partial: ChatFiles, *, skips_bad_records: bool) -> None:
-        """Opens the partial files."""
-        self.rejected: Counter[str] = Counter()
-        self._maker = maker
-        self._partial = partial
-        self._skips = skips_bad_records
-        self._waiting: list[tuple[Marked, Part, int]] = []
-        self._characters = 0
-        self._written = self._checked = 0
-        self._run_counts: list[npt.NDArray[np.int64]] = [np.zeros(1, np.int64)]
-        self._runs: list[npt.NDArray[np.int32]] = []
-        self._thinking: list[npt.NDArray[np.int32]] = []
-        partial.rejects.parent.mkdir(parents=True, exist_ok=True)
-        self._writer = IndexedWriter(partial.bin, dtype=dtype_for(maker.tokenizer.vocab_size))
-        self._rejects = partial.rejects.open("wb")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._rejects.close()
-        self._writer.close()
-        if error is not None:
-            for path in self._partial.all:
-                path.unlink(missing_ok=True)
-
-    def add(self, raw: Raw, convert: FileAdapter, part: Part, row: int) -> None:
-        """Takes the conversation of one record.
+    def encode(self, chats: Sequence[Chat]) -> tuple[EncodedChats, dict[int, BadRecord]]:
+        """Ids and masks of conversations; of those that are refused, by number, nothing is right.
 
         Args:
-            raw: The record.
-            convert: Makes a conversation of it.
-            part: Where it stands, for messages.
-            row: Its number in the part, from 1.
-
-        Raises:
-            DataError: If it has none and bad records are not skipped, or a check fails.
+            chats: At least one.
         """
-        try:
-            item = convert(raw)
-            if not isinstance(item, Conversation):
-                raise BadRecord("no conversation", "the record is a text without turns; tokenize takes it")
-            chat = self._maker.mark(item)
-        except BadRecord as error:
-            self._reject(error, part, row)
-            return
-        self._waiting.append((chat, part, row))
-        self._characters += len(chat.text)
-        if self._characters >= _BATCH_CHARACTERS:
-            self._encode()
+        if not self.is_exact:
+            return self._all_whole(chats)
+        encoded, is_right = self._batch.encode([chat.marked for chat in chats])
+        spelling = self._spelling(chats, encoded.documents)
+        slow = sorted(spelling.union(np.flatnonzero(~is_right).tolist()))
+        if not slow:
+            return encoded, {}
+        parts = {number: encoded.one(number) for number in set(range(len(chats))).difference(slow)}
+        refused = {}
+        for number in slow:
+            if self._rejects_control and self._spells(chats[number]):
+                refused[number] = _spelled("--special-tokens reject leaves it out")
+                parts[number] = _none()
+            else:
+                parts[number] = self._slowly(chats[number], spells=number in spelling)
+        return EncodedChats.joined([parts[number] for number in range(len(chats))]), refused
 
-    def _reject(self, error: BadRecord, part: Part, row: int) -> None:
-        if not self._skips:
-            raise DataError(
-                f"{place_of(part, row)}: {error}; mend the record, or give --on-error skip to leave out such records "
-                "and list them"
-            )
-        self.rejected[error.reason] += 1
-        fields = {"file": str(part.file.path), "line": row, "reason": error.reason, "detail": error.detail}
-        self._rejects.write(orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE))
-
-    def _encode(self) -> None:
-        waiting, self._waiting, self._characters = self._waiting, [], 0
-        if not waiting:
-            return
-        encoded = self._maker.encode([chat for chat, _, _ in waiting])
-        for (chat, part, row), made in zip(waiting, encoded, strict=True):
-            if self._maker.uses_segments and (self._written < CHECK_FIRST or self._written % CHECK_EVERY == 0):
-                self._check(chat, made, part, row)
-            self._written += 1
-        self._run_counts.append(np.array([len(made.trained) for made in encoded], np.int64))
-        self._runs.append(np.array([run for made in encoded for run in made.trained], np.int32))
-        self._thinking.append(np.array([made.thinking for made in encoded], np.int32))
-        lengths = np.array([len(made.ids) for made in encoded], np.int64)
-        self._writer.add_documents(np.concatenate([made.ids for made in encoded]), lengths)
-
-    def _check(self, chat: Marked, made: EncodedChat, part: Part, row: int) -> None:
-        if not self._maker.can_check(chat):
-            return
-        self._checked += 1
-        whole = self._maker.encode_whole(chat)
-        if np.array_equal(whole.ids, made.ids) and (whole.trained, whole.thinking) == (made.trained, made.thinking):
-            return
-        size = min(len(whole.ids), len(made.ids))
-        differ = np.flatnonzero(whole.ids[:size] != made.ids[:size])
-        raise DataError(
-            f"{place_of(part, row)}: encoded by pieces and as a whole it differs"
-            f"{f' from token {differ[0]:,} on' if len(differ) else ': trained tokens'}: "
-            f"whole {len(whole.ids):,} tokens, trained {whole.trained[:4]}; "
-            f"pieces {len(made.ids):,} tokens, trained {made.trained[:4]}; "
-            "nothing was written; please report the tokenizer and this record"
-        )
-
-    def finish(self, *, files: str) -> tuple[WrittenPair, dict[str, Any]]:
-        """Completes the partial files.
-
-        Args:
-            files: The inputs, for the message.
-
-        Returns:
-            The pair, and what was found out about the conversations, with the names of `manifest.ChatRecord`.
-
-        Raises:
-            DataError: If no record had a conversation, or a check fails.
-        """
-        self._encode()
-        pair = self._writer.finish(self._partial.idx)
-        if not self._written:
-            raise DataError(
-                f"{files}: no conversation ({self.rejected.total():,} records rejected); nothing was written"
-            )
-        masks = LossMasks(
-            first_run=np.cumsum(np.concatenate(self._run_counts)),
-            thinking=np.concatenate(self._thinking),
-            runs=np.concatenate(self._runs),
-        )
-        content = masks.to_bytes()
-        with self._partial.mask.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        return pair, {
-            "trained_tokens": int((masks.runs[:, 1] - masks.runs[:, 0]).sum(dtype=np.int64)),
-            "mask_bytes": len(content),
-            "mask_sha256": hashlib.sha256(content).hexdigest(),
-            "encoded_by": "segments" if self._maker.uses_segments else "whole",
-            "checked": self._checked,
+    def _all_whole(self, chats: Sequence[Chat]) -> tuple[EncodedChats, dict[int, BadRecord]]:
+        refused = {
+            number: _spelled("this tokenizer must see whole texts, so it would take it for one")
+            for number, chat in enumerate(chats)
+            if self._spells(chat)
         }
+        parts = [_none() if number in refused else self._whole.encode(chat.marked) for number, chat in enumerate(chats)]
+        return EncodedChats.joined(parts), refused
+
+    def _slowly(self, chat: Chat, *, spells: bool) -> EncodedChats:
+        if not spells and self._whole.can_encode(chat.marked):
+            return self._whole.encode(chat.marked)
+        conversation = chat.conversation
+        messages = messages_of(conversation, thinking=self._thinking)
+        protected = self._marked(conversation, messages, tools_of(conversation), protects=True)
+        return self._pieces.encode(protected)
+
+    def _spelling(self, chats: Sequence[Chat], documents: Encoded) -> set[int]:
+        """Those that spell a control token themselves; only a token that is in the ids can be spelled."""
+        present = np.unique(documents.ids[self._tokens.is_control[documents.ids]])
+        every = "\0".join(chain.from_iterable(chat.strings for chat in chats))
+        tokens = [token for number in present.tolist() if (token := self._control_of[number]) in every]
+        return {
+            number
+            for number, chat in enumerate(chats)
+            if tokens and any(token in said for token in tokens for said in chat.strings)
+        }
+
+    def _spells(self, chat: Chat) -> bool:
+        return any(token in said for said in chat.strings for token in self._tokens.control)
+
+    def can_check(self, chat: Chat) -> bool:
+        """Whether a conversation may be encoded whole, and was not."""
+        return self.is_exact and not self._spells(chat)
+
+    def encode_whole(self, chat: Chat) -> EncodedChats:
+        """Ids and ranges of one conversation, the slow way."""
+        return self._whole.encode(chat.marked)
+
+
+def _spelled(why: str) -> BadRecord:
+    return BadRecord("control token", f"the text spells a control token; {why}")
+
+
+def _none() -> EncodedChats:
+    """Stands for a conversation that is refused."""
+    masks = LossMasks(np.zeros(2, np.int64), np.zeros((1, 2), np.int32), np.zeros((0, 2), np.int32))
+    return EncodedChats(Encoded(np.zeros(0, np.uint32), np.zeros(1, np.int64)), masks, np.zeros(1, np.int64))
+
+
+class ChatEncoder(BlockEncoder):
+    """Conversations, with a mask beside the ids."""
+
+    def __init__(self, tokenizer: Tokenizer, job: Any, *, total_bytes: int) -> None:
+        """As in `BlockEncoder`."""
+        self._maker = ChatMaker(
+            tokenizer,
+            folder=job.tokenizer,
+            template=job.template,
+            thinking=job.thinking,
+            train_on=job.train_on,
+            rejects_control=job.special_tokens == "reject",
+        )
+        self._seen = self._checked = 0
+        super().__init__(tokenizer, job, total_bytes=total_bytes)
+
+    def item_of(self, raw: Raw, convert: FileAdapter, part: Part, row: int) -> Chat:
+        """The conversation of a record, rendered."""
+        item = convert(raw)
+        if not isinstance(item, Conversation):
+            raise BadRecord("no conversation", "the record is a text without turns; tokenize takes it")
+        return self._maker.make(item)
+
+    def encode(self, read: Read) -> Batch | None:
+        """As in `BlockEncoder`."""
+        chats: list[Chat] = read.items
+        if not chats:
+            return None
+        encoded, refused = self._maker.encode(chats)
+        for number, error in refused.items():
+            self.rejects.add(read.part, read.rows[number], error)
+        self._check_some(chats, encoded, read)
+        origins = origins_of([chat.conversation for chat in chats], read.rows, source=read.source)
+        origins["answer_tokens"] = encoded.answer_tokens
+        keep = np.array([number not in refused for number in range(len(chats))])
+        keep = self.selected(read, encoded.documents, origins, keep)
+        batch = Batch(encoded.documents, origins, encoded.masks)
+        return batch if keep.all() else batch.chosen(keep)
+
+    def _check_some(self, chats: Sequence[Chat], encoded: EncodedChats, read: Read) -> None:
+        for number, chat in enumerate(chats):
+            due = self._seen < CHECK_FIRST or self._seen % CHECK_EVERY == 0
+            self._seen += 1
+            if due and self._maker.can_check(chat):
+                self._checked += 1
+                whole = self._maker.encode_whole(chat)
+                made = encoded.one(number)
+                if not whole.equals(made):
+                    raise DataError(f"{read.place(number)}: {_difference(whole, made)}")
+
+    def record(self, written: WrittenDataset) -> dict[str, Any]:
+        """As in `BlockEncoder`."""
+        job = self.job
+        return {
+            "append_eod": False,
+            "text_key": "",
+            "engine": self.engine_record(compared=self._checked),
+            "chat": ChatRecord(
+                version=CHAT_VERSION,
+                template=job.template_path.name,
+                template_sha256=job.template_sha256,
+                train_on=sorted(job.train_on),
+                thinking=job.thinking,
+                trained_tokens=written.trained_tokens,
+                mask_bytes=written.mask_bytes,
+                mask_sha256=written.mask_sha256,
+            ),
+        }
+
+
+def _difference(whole: EncodedChats, made: EncodedChats) -> str:
+    ids, expected = made.documents.ids, whole.documents.ids
+    size = min(len(ids), len(expected))
+    differ = np.flatnonzero(ids[:size] != expected[:size])
+    return (
+        "encoded in a batch and by tokenizers as a whole it differs"
+        f"{f' from token {differ[0]:,} on' if len(differ) else ': trained tokens'}: "
+        f"whole {len(expected):,} tokens, trained {whole.masks.runs[:4].tolist()}; "
+        f"in a batch {len(ids):,} tokens, trained {made.masks.runs[:4].tolist()}; "
+        "nothing was written; give --bpe tokenizers, and please report the tokenizer and this record"
+    )

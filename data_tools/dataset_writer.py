@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,32 @@ from data_tools.atomic_files import beside
 from data_tools.bpe import Encoded
 from data_tools.index_header import DTypeName
 from data_tools.indexed import IndexedWriter, WrittenPair
+from data_tools.loss_mask import LossMasks
 from data_tools.origin import Origins
 
-SUFFIXES = (".bin", ".idx", ".origin")
-"""Files of a dataset beside its manifest."""
+
+@dataclass(frozen=True)
+class Batch:
+    """Whole documents.
+
+    Attributes:
+        documents: Their ids.
+        origins: [documents] where each came from.
+        masks: Of conversations, what of each is trained on.
+    """
+
+    documents: Encoded
+    origins: Origins
+    masks: LossMasks | None = None
+
+    def chosen(self, keep: npt.NDArray[np.bool_]) -> Batch:
+        """Some of the documents.
+
+        Args:
+            keep: [documents] which.
+        """
+        masks = None if self.masks is None else self.masks.chosen(keep)
+        return Batch(chosen(self.documents, keep), self.origins[keep], masks)
 
 
 @dataclass(frozen=True)
@@ -28,67 +51,88 @@ class WrittenDataset:
         pair: The `.bin` and `.idx`.
         origin_bytes: Size of the `.origin` file.
         origin_sha256: Its hash, hex.
+        mask_bytes: Size of the `.mask` file, 0 where there is none.
+        mask_sha256: Its hash, hex.
+        trained_tokens: Tokens that the mask marks.
     """
 
     pair: WrittenPair
     origin_bytes: int
     origin_sha256: str
+    mask_bytes: int = 0
+    mask_sha256: str = ""
+    trained_tokens: int = 0
 
 
 class DatasetWriter:
-    """Writes documents to `PREFIX.*.partial`."""
+    """Writes documents to `PREFIX.*.partial`; masks are held in memory until the end, some 24 bytes a document."""
 
-    def __init__(self, prefix: Path, *, dtype: DTypeName) -> None:
+    def __init__(self, prefix: Path, *, dtype: DTypeName, suffixes: Sequence[str]) -> None:
         """Opens the files.
 
         Args:
             prefix: PREFIX.
             dtype: Of a token on the disk.
+            suffixes: Of the files; `.mask` among them for conversations.
         """
         self.prefix = prefix
+        self._suffixes = suffixes
         prefix.parent.mkdir(parents=True, exist_ok=True)
         self._pair = IndexedWriter(self._partial(".bin"), dtype=dtype)
         self._origin = self._partial(".origin").open("wb")
         self._hash = hashlib.sha256()
         self._bytes = 0
+        self._masks: list[LossMasks] = []
 
     def _partial(self, suffix: str) -> Path:
         return beside(self.prefix, f"{suffix}.partial")
 
-    def add(self, documents: Encoded, origins: Origins) -> None:
+    def add(self, batch: Batch) -> None:
         """Appends whole documents.
-
-        Args:
-            documents: Their ids.
-            origins: [documents] where each came from.
 
         Raises:
             DataError: If an id does not fit the type on disk or a document the index.
         """
-        self._pair.add_documents(documents.ids, documents.lengths)
-        raw = origins.tobytes()
+        self._pair.add_documents(batch.documents.ids, batch.documents.lengths)
+        raw = batch.origins.tobytes()
         self._origin.write(raw)
         self._hash.update(raw)
         self._bytes += len(raw)
+        if batch.masks is not None:
+            self._masks.append(batch.masks)
 
     def finish(self) -> WrittenDataset:
         """Closes the files; all that they hold is on the disk when it returns."""
         self._origin.flush()
         os.fsync(self._origin.fileno())
         self._origin.close()
-        pair = self._pair.finish(self._partial(".idx"))
-        return WrittenDataset(pair=pair, origin_bytes=self._bytes, origin_sha256=self._hash.hexdigest())
+        written = WrittenDataset(self._pair.finish(self._partial(".idx")), self._bytes, self._hash.hexdigest())
+        return self._with_mask(written) if ".mask" in self._suffixes else written
+
+    def _with_mask(self, written: WrittenDataset) -> WrittenDataset:
+        masks = LossMasks.joined(self._masks)
+        content = masks.to_bytes()
+        with self._partial(".mask").open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        return replace(
+            written,
+            mask_bytes=len(content),
+            mask_sha256=hashlib.sha256(content).hexdigest(),
+            trained_tokens=masks.trained_tokens,
+        )
 
     def publish(self) -> None:
         """Gives the files their names; until the manifest is written they are no dataset."""
-        for suffix in SUFFIXES:
+        for suffix in self._suffixes:
             os.replace(self._partial(suffix), beside(self.prefix, suffix))
 
     def discard(self) -> None:
         """Removes the partial files of a job that failed."""
         self._pair.close()
         self._origin.close()
-        for suffix in SUFFIXES:
+        for suffix in self._suffixes:
             self._partial(suffix).unlink(missing_ok=True)
 
 

@@ -1,4 +1,4 @@
-"""Records into token ids on the disk: the part of `tokenize` that takes the time."""
+"""Records into token ids on the disk: the part of `tokenize` that takes the time, and what `chat` shares of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import platform
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from data_tools.adapters.adapter import FileAdapter
 from data_tools.atomic_files import beside
 from data_tools.bpe import Encoded
-from data_tools.dataset_writer import DatasetWriter, WrittenDataset, chosen, with_eod
+from data_tools.dataset_writer import Batch, DatasetWriter, WrittenDataset, chosen, with_eod
 from data_tools.engine_check import EngineCheck
 from data_tools.errors import DataError
 from data_tools.indexed import dtype_for
@@ -25,40 +25,44 @@ from data_tools.manifest import BLOCK_DOCUMENTS, EngineRecord, Manifest, SourceF
 from data_tools.origin import Origins, origins_of
 from data_tools.parts import Part, place_of
 from data_tools.progress import Progress
-from data_tools.readers import READER_VERSION, BadRecord, Block
+from data_tools.readers import READER_VERSION, BadRecord, Raw
 from data_tools.records import Conversation, Document, as_document
 from data_tools.rejects import Rejects
-from data_tools.selection import Where, answer_lengths, no_answer
+from data_tools.selection import answer_lengths, no_answer
 from data_tools.split import held_out_below
 from data_tools.tokenizer import Tokenizer, tokenizer_name
 
 
 @dataclass
-class _Documents:
+class Read:
     """What one block says.
 
     Attributes:
         part: Where the block is from.
-        documents: Of the records that gave one.
-        rows: Of each document, its row.
+        source: Number of its file among the sources of the manifest.
+        size: Bytes of input that it took.
+        items: Of the records that gave one.
+        rows: Of each item, its row.
     """
 
     part: Part
-    documents: list[Document] = field(default_factory=list)
+    source: int
+    size: int
+    items: list[Any] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
 
     def place(self, number: int) -> str:
-        """`file:row` of a document."""
+        """`file:row` of an item."""
         return place_of(self.part, self.rows[number])
 
 
-class Encoder:
+class BlockEncoder:
     """One job while it runs: open partial files and counts.
 
     As a context manager it removes the partial files when the job fails.
     """
 
-    def __init__(self, tokenizer: Tokenizer, job: TokenizeJob, *, total_bytes: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, job: Any, *, total_bytes: int) -> None:
         """Opens the partial files.
 
         Args:
@@ -66,18 +70,17 @@ class Encoder:
             job: What to do.
             total_bytes: Of the input; 0 where it is not known.
         """
-        self._tokenizer = tokenizer
-        self._job = job
+        self.tokenizer = tokenizer
+        self.job = job
         self._adapter = job.reads
         self._dtype = dtype_for(tokenizer.vocab_size)
-        self._check = EngineCheck(tokenizer, documents=job.verify_sample, total_bytes=total_bytes)
-        self._is_control = np.zeros(tokenizer.vocab_size, bool)
-        self._is_control[tokenizer.control_ids] = True
+        self.is_control = np.zeros(tokenizer.vocab_size, bool)
+        self.is_control[tokenizer.control_ids] = True
         self._held_out_below = held_out_below(job.hold_out_percent)
         self._rejects_partial = beside(job.rejects_path, ".partial")
-        self._rejects = Rejects(self._rejects_partial, skips=job.on_error == "skip", max_bad=job.max_bad)
+        self.rejects = Rejects(self._rejects_partial, skips=job.on_error == "skip", max_bad=job.max_bad)
         self._left_out = 0
-        self.writers = [DatasetWriter(prefix, dtype=self._dtype) for prefix in job.outputs]
+        self.writers = [DatasetWriter(prefix, dtype=self._dtype, suffixes=job.suffixes) for prefix in job.outputs]
 
     def __enter__(self) -> Self:
         return self
@@ -85,7 +88,7 @@ class Encoder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._rejects.close()
+        self.rejects.close()
         if error is not None:
             self._rejects_partial.unlink(missing_ok=True)
             for writer in self.writers:
@@ -105,73 +108,55 @@ class Encoder:
         convert = self._adapter.for_file(part.file.path)
         reader = open_part(part, self._adapter.columns)
         for block in reader.blocks():
-            self._write(self._documents_of(part, block, convert), source, block.size)
+            read = Read(part, source, block.size)
+            for row, raw in enumerate(block.records, start=block.first_row):
+                try:
+                    read.items.append(self.item_of(raw, convert, part, row))
+                    read.rows.append(row)
+                except BadRecord as error:
+                    self.rejects.add(part, row, error)
+            if (batch := self.encode(read)) is not None:
+                self._write(batch)
             progress.advance(block.size)
         return reader.seen()
 
-    def _documents_of(self, part: Part, block: Block, convert: FileAdapter) -> _Documents:
-        found = _Documents(part)
-        for row, raw in enumerate(block.records, start=block.first_row):
-            try:
-                item = convert(raw)
-            except BadRecord as error:
-                if not (self._job.compat and error.reason == "empty"):
-                    self._rejects.add(part, row, error)
-                    continue
-                item = Document(id=f"{part.file.path.name}:{row}", text="")
-            document = as_document(item) if isinstance(item, Conversation) else item
-            found.documents.append(self._job.answer_rule.applied(document) if self._job.answer_rule else document)
-            found.rows.append(row)
-        return found
+    def item_of(self, raw: Raw, convert: FileAdapter, part: Part, row: int) -> Any:
+        """What is encoded of a record.
 
-    def _write(self, found: _Documents, source: int, size: int) -> None:
-        texts = [document.text for document in found.documents]
-        encoded = self._tokenizer.encode_batch(texts)
-        self._check.check(texts, size, found.place)
-        origins = origins_of(found.documents, found.rows, source=source)
-        origins["answer_tokens"] = answer_lengths(found.documents, self._tokenizer)
-        keep = self._kept(found, encoded)
-        if self._job.where:
-            keep &= self._selected(self._job.where, found, encoded, origins, keep)
-        if not keep.all():
-            encoded, origins = chosen(encoded, keep), origins[keep]
-        if self._job.append_eod:
-            encoded = with_eod(encoded, self._tokenizer.eod_id, dtype=self._dtype)
-        if len(self.writers) == 1:
-            self.writers[0].add(encoded, origins)
-            return
-        is_held_out = origins["id_hash"] < np.uint64(self._held_out_below)
-        origins["split"] = is_held_out
-        for writer, takes in zip(self.writers, (~is_held_out, is_held_out), strict=True):
-            writer.add(chosen(encoded, takes), origins[takes])
+        Raises:
+            BadRecord: If there is nothing.
+        """
+        raise NotImplementedError
 
-    def _kept(self, found: _Documents, encoded: Encoded) -> npt.NDArray[np.bool_]:
-        """Which documents are written: those with a token, and without a control token where that is asked for."""
-        keep = np.full(len(encoded), bool(self._job.compat)) | (encoded.lengths > 0)
-        for number in np.flatnonzero(~keep):
-            error = BadRecord("empty", "the tokenizer makes no token of its text")
-            self._rejects.add(found.part, found.rows[number], error)
-        if self._job.special_tokens == "reject":
-            places = np.flatnonzero(self._is_control[encoded.ids])
-            numbers, first = np.unique(np.searchsorted(np.cumsum(encoded.lengths), places, "right"), return_index=True)
-            for number, token in zip(numbers, encoded.ids[places[first]], strict=True):
-                spelled = self._tokenizer.decode([int(token)])
-                error = BadRecord(
-                    "control token", f"the text spells {spelled!r}; --special-tokens reject leaves it out"
-                )
-                self._rejects.add(found.part, found.rows[number], error)
-            keep[numbers] = False
-        return keep
+    def encode(self, read: Read) -> Batch | None:
+        """The documents of a block, None for none; those that are left out are told to `rejects`."""
+        raise NotImplementedError
 
-    def _selected(
-        self, where: Where, found: _Documents, encoded: Encoded, origins: Origins, keep: npt.NDArray[np.bool_]
+    def selected(
+        self, read: Read, encoded: Encoded, origins: Origins, keep: npt.NDArray[np.bool_]
     ) -> npt.NDArray[np.bool_]:
-        """Which documents the filter takes; of those that are kept so far it counts the others, or refuses them."""
-        selected = where.select(text_tokens=encoded.lengths, answer_tokens=origins["answer_tokens"])
+        """Which of the documents that are kept so far the filter takes; it counts the others, or refuses them."""
+        if not self.job.where:
+            return keep
+        selected = self.job.where.select(text_tokens=encoded.lengths, answer_tokens=origins["answer_tokens"])
         for number in np.flatnonzero(keep & selected.unknown):
-            self._rejects.add(found.part, found.rows[number], no_answer())
+            self.rejects.add(read.part, read.rows[number], no_answer())
         self._left_out += int((keep & ~selected.taken & ~selected.unknown).sum())
-        return selected.taken
+        taken: npt.NDArray[np.bool_] = keep & selected.taken
+        return taken
+
+    def record(self, written: WrittenDataset) -> dict[str, Any]:
+        """Fields of the manifest that tell how the tokens were made."""
+        raise NotImplementedError
+
+    def _write(self, batch: Batch) -> None:
+        if len(self.writers) == 1:
+            self.writers[0].add(batch)
+            return
+        is_held_out = batch.origins["id_hash"] < np.uint64(self._held_out_below)
+        batch.origins["split"] = is_held_out
+        for writer, takes in zip(self.writers, (~is_held_out, is_held_out), strict=True):
+            writer.add(batch.chosen(takes))
 
     def finish(self, sources: list[SourceFile]) -> list[Manifest]:
         """Completes the partial files and describes them, a dataset each.
@@ -181,21 +166,21 @@ class Encoder:
         """
         written = [writer.finish() for writer in self.writers]
         documents = sum(len(one.pair.lengths) for one in written)
-        if not documents and self._job.part is None:  # a shard may be that of an empty file
+        if not documents and self.job.part is None:  # a shard may be that of an empty file
             names = ", ".join(source.path for source in sources)
-            rejected = f"{self._rejects.by_reason.total():,} lines rejected"
+            rejected = f"{self.rejects.by_reason.total():,} lines rejected"
             if self._left_out:
                 raise DataError(
-                    f"{names}: --where '{self._job.where}' takes none of {self._left_out:,} documents ({rejected}); "
+                    f"{names}: --where '{self.job.where}' takes none of {self._left_out:,} documents ({rejected}); "
                     "nothing was written"
                 )
             raise DataError(f"{names}: no document has text ({rejected}); nothing was written")
-        self._rejects.check(documents + self._left_out)
+        self.rejects.check(documents + self._left_out)
         return [self._manifest(one, sources, held_out=number > 0) for number, one in enumerate(written)]
 
     def _manifest(self, written: WrittenDataset, sources: list[SourceFile], *, held_out: bool) -> Manifest:
-        job, tokenizer, pair = self._job, self._tokenizer, written.pair
-        rejected = {} if held_out else dict(sorted(self._rejects.by_reason.items()))
+        job, tokenizer, pair = self.job, self.tokenizer, written.pair
+        rejected = {} if held_out else dict(sorted(self.rejects.by_reason.items()))
         return Manifest(
             documents=len(pair.lengths),
             tokens=int(pair.lengths.sum(dtype=np.int64)),
@@ -211,14 +196,10 @@ class Encoder:
             dtype=self._dtype,
             max_token_id=pair.max_token_id,
             tokens_per_block=tokens_per_block(pair.lengths, block_documents=BLOCK_DOCUMENTS),
-            append_eod=job.append_eod,
             eod_id=tokenizer.eod_id,
-            text_key=job.text_key,
             adapter=job.adapter,
             where=str(job.where or ""),
-            answer_rule=job.answer_rule.text if job.answer_rule else "",
             special_tokens=job.special_tokens,
-            compat=job.compat,
             hold_out_percent=job.hold_out_percent,
             split="validation" if held_out else "train",
             tokenizer=TokenizerRecord(
@@ -226,17 +207,81 @@ class Encoder:
                 vocab_size=tokenizer.vocab_size,
                 name=tokenizer_name(job.tokenizer),
             ),
-            engine=EngineRecord(
-                name=tokenizer.chosen.engine.name,
-                version=tokenizer.chosen.engine.version,
-                reason=tokenizer.chosen.reason,
-                compared=self._check.compared,
-            ),
+            **self.record(written),
             sources=sources,
             command=job.command,
             versions=_versions(),
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
+
+    def engine_record(self, *, compared: int) -> EngineRecord:
+        """The library that made the ids, and how many documents the other one was asked about."""
+        chosen = self.tokenizer.chosen
+        return EngineRecord(
+            name=chosen.engine.name, version=chosen.engine.version, reason=chosen.reason, compared=compared
+        )
+
+
+class Encoder(BlockEncoder):
+    """Documents of text."""
+
+    def __init__(self, tokenizer: Tokenizer, job: TokenizeJob, *, total_bytes: int) -> None:
+        """As in `BlockEncoder`."""
+        super().__init__(tokenizer, job, total_bytes=total_bytes)
+        self._check = EngineCheck(tokenizer, documents=job.verify_sample, total_bytes=total_bytes)
+
+    def item_of(self, raw: Raw, convert: FileAdapter, part: Part, row: int) -> Document:
+        """The document of a record."""
+        try:
+            item = convert(raw)
+        except BadRecord as error:
+            if not (self.job.compat and error.reason == "empty"):
+                raise
+            item = Document(id=f"{part.file.path.name}:{row}", text="")
+        document = as_document(item) if isinstance(item, Conversation) else item
+        return self.job.answer_rule.applied(document) if self.job.answer_rule else document
+
+    def encode(self, read: Read) -> Batch:
+        """As in `BlockEncoder`."""
+        texts = [document.text for document in read.items]
+        encoded = self.tokenizer.encode_batch(texts)
+        self._check.check(texts, read.size, read.place)
+        origins = origins_of(read.items, read.rows, source=read.source)
+        origins["answer_tokens"] = answer_lengths(read.items, self.tokenizer)
+        keep = self.selected(read, encoded, origins, self._kept(read, encoded))
+        if not keep.all():
+            encoded, origins = chosen(encoded, keep), origins[keep]
+        if self.job.append_eod:
+            encoded = with_eod(encoded, self.tokenizer.eod_id, dtype=self._dtype)
+        return Batch(encoded, origins)
+
+    def record(self, written: WrittenDataset) -> dict[str, Any]:
+        """As in `BlockEncoder`."""
+        return {
+            "append_eod": self.job.append_eod,
+            "text_key": self.job.text_key,
+            "answer_rule": self.job.answer_rule.text if self.job.answer_rule else "",
+            "compat": self.job.compat,
+            "engine": self.engine_record(compared=self._check.compared),
+        }
+
+    def _kept(self, read: Read, encoded: Encoded) -> npt.NDArray[np.bool_]:
+        """Which documents are written: those with a token, and without a control token where that is asked for."""
+        keep = np.full(len(encoded), bool(self.job.compat)) | (encoded.lengths > 0)
+        for number in np.flatnonzero(~keep):
+            error = BadRecord("empty", "the tokenizer makes no token of its text")
+            self.rejects.add(read.part, read.rows[number], error)
+        if self.job.special_tokens == "reject":
+            places = np.flatnonzero(self.is_control[encoded.ids])
+            numbers, first = np.unique(np.searchsorted(np.cumsum(encoded.lengths), places, "right"), return_index=True)
+            for number, token in zip(numbers, encoded.ids[places[first]], strict=True):
+                spelled = self.tokenizer.decode([int(token)])
+                error = BadRecord(
+                    "control token", f"the text spells {spelled!r}; --special-tokens reject leaves it out"
+                )
+                self.rejects.add(read.part, read.rows[number], error)
+            keep[numbers] = False
+        return keep
 
 
 def tokens_per_block(lengths: npt.NDArray[np.int32] | npt.NDArray[np.int64], *, block_documents: int) -> list[int]:

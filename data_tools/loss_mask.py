@@ -20,6 +20,7 @@ nothing is: 40 + 16*2 + 8*1 = 80 bytes; first runs 0 1 1, thinking (4, 7) (0, 0)
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,11 @@ class LossMasks:
         """Number of conversations."""
         return len(self.thinking)
 
+    def between(self, first: int, end: int) -> LossMasks:
+        """The masks of the conversations first..end."""
+        bounds = self.first_run[first : end + 1]
+        return LossMasks(bounds - bounds[0], self.thinking[first:end], self.runs[bounds[0] : bounds[-1]])
+
     def mask(self, conversation: int, *, tokens: int) -> npt.NDArray[np.bool_]:
         """The mask of one conversation, [tokens].
 
@@ -66,6 +72,37 @@ class LossMasks:
         edges[runs[:, 0]] = 1
         edges[runs[:, 1]] -= 1
         return np.cumsum(edges[:-1]).astype(np.bool_)
+
+    @property
+    def trained_tokens(self) -> int:
+        """Tokens that are marked, of all conversations."""
+        return int((self.runs[:, 1] - self.runs[:, 0]).sum(dtype=np.int64))
+
+    def chosen(self, keep: npt.NDArray[np.bool_]) -> LossMasks:
+        """The masks of some of the conversations.
+
+        Args:
+            keep: [conversations] which.
+
+        >>> runs = np.array([[1, 2], [3, 5], [0, 4]], np.int32)
+        >>> masks = LossMasks(np.array([0, 2, 3]), np.zeros((2, 2), np.int32), runs)
+        >>> masks.chosen(np.array([False, True])).runs.tolist()
+        [[0, 4]]
+        """
+        counts = np.diff(self.first_run)
+        first_run = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts[keep])])
+        return LossMasks(first_run, self.thinking[keep], self.runs[np.repeat(keep, counts)])
+
+    @staticmethod
+    def joined(masks: Sequence[LossMasks]) -> LossMasks:
+        """The masks of some datasets as those of one."""
+        counts = [np.zeros(1, np.int64), *(np.diff(part.first_run) for part in masks)]
+        none = np.zeros((0, 2), np.int32)
+        return LossMasks(
+            first_run=np.cumsum(np.concatenate(counts)),
+            thinking=np.concatenate([none, *(part.thinking for part in masks)]),
+            runs=np.concatenate([none, *(part.runs for part in masks)]),
+        )
 
     def trained_before(self, conversations: npt.NDArray[Any], tokens: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
         """Trained tokens among the first `tokens[i]` tokens of `conversations[i]`.

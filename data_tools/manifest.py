@@ -96,7 +96,7 @@ class ChatRecord(_Part):
     """How conversations became tokens, and the `PREFIX.mask` beside them.
 
     Attributes:
-        adapter: Name of the adapter that read them.
+        version: Of what makes ids and masks of a conversation.
         template: File of the chat template.
         template_sha256: Of the template's text.
         train_on: What of an assistant's turn is trained on.
@@ -104,11 +104,9 @@ class ChatRecord(_Part):
         trained_tokens: Tokens that the mask marks.
         mask_bytes: Size of `PREFIX.mask`.
         mask_sha256: Hash of it, hex.
-        encoded_by: `segments`, or `whole` where the tokenizer must see whole texts.
-        checked: Conversations that were encoded both ways and compared; with `whole` there is but one way.
     """
 
-    adapter: str
+    version: str
     template: str
     template_sha256: str
     train_on: list[str]
@@ -116,8 +114,6 @@ class ChatRecord(_Part):
     trained_tokens: int = Field(ge=0)
     mask_bytes: int = Field(ge=0)
     mask_sha256: str
-    encoded_by: str
-    checked: int = Field(ge=0)
 
 
 class Manifest(_Part):

@@ -16,12 +16,13 @@ import numpy as np
 
 from data_tools.atomic_files import beside, only_writer, sync_folder
 from data_tools.bpe import Encoded
-from data_tools.dataset_writer import DatasetWriter
+from data_tools.dataset_writer import Batch, DatasetWriter, WrittenDataset
 from data_tools.encode import tokens_per_block
 from data_tools.errors import DataError
 from data_tools.indexed import IndexedReader
+from data_tools.loss_mask import read_masks
 from data_tools.manifest import Manifest, check_files, manifest_path, read_manifest, write_manifest
-from data_tools.origin import ORIGIN, Origins
+from data_tools.origin import ORIGIN
 from data_tools.progress import Progress
 from data_tools.verify import verify
 
@@ -39,6 +40,7 @@ _SAME = (
     "split",
     "hold_out_percent",
 )
+_SAME_CHAT = ("version", "template_sha256", "train_on", "thinking")
 
 
 @dataclass(frozen=True)
@@ -62,25 +64,26 @@ def merge(
         command: The command line, for the manifest.
 
     Raises:
-        DataError: If a part is damaged, has no origins, holds conversations, does not go with the first, or
-            something else stands at `output`.
+        DataError: If a part is damaged, has no origins, does not go with the first, or something
+             else stands at `output`.
     """
     parts = [read_manifest(prefix) for prefix in prefixes]
     _refuse_strangers(prefixes, parts)
     with only_writer(output):
         if not overwrite and (done := _finished_before(output, parts)):
             return MergeResult(done, was_done=True)
-        writer = DatasetWriter(output, dtype=parts[0].dtype)
+        suffixes = (".bin", ".idx", ".origin", *([".mask"] if parts[0].chat else []))
+        writer = DatasetWriter(output, dtype=parts[0].dtype, suffixes=suffixes)
         try:
             sources = 0
             for prefix, part in zip(prefixes, parts, strict=True):
                 verify(prefix, deep=True)
-                for documents, origins in _pieces(prefix):
-                    origins["source"] += sources
-                    writer.add(documents, origins)
-                    progress.advance(documents.ids.nbytes)
+                for batch in _pieces(prefix, part):
+                    batch.origins["source"] += sources
+                    writer.add(batch)
+                    progress.advance(batch.documents.ids.nbytes)
                 sources += len(part.sources)
-            manifest = _merged(writer, parts, command=command)
+            manifest = _merged(writer.finish(), parts, command=command)
         except BaseException:
             writer.discard()
             raise
@@ -95,11 +98,12 @@ def merge(
 
 def _refuse_strangers(prefixes: Sequence[Path], parts: Sequence[Manifest]) -> None:
     for prefix, part in zip(prefixes, parts, strict=True):
-        if part.chat or part.origin_bytes is None:
-            raise DataError(
-                f"{prefix}: holds {'conversations' if part.chat else 'no .origin'}; merge takes what tokenize wrote"
-            )
+        if part.origin_bytes is None:
+            raise DataError(f"{prefix}: holds no .origin; make it again with this version")
         pairs = [(name, getattr(part, name), getattr(parts[0], name)) for name in _SAME]
+        pairs += [
+            (f"chat.{name}", getattr(part.chat, name, None), getattr(parts[0].chat, name, None)) for name in _SAME_CHAT
+        ]
         pairs.append(("tokenizer fingerprint", part.tokenizer.fingerprint, parts[0].tokenizer.fingerprint))
         for name, found, first in pairs:
             if found != first:
@@ -121,24 +125,25 @@ def _finished_before(output: Path, parts: Sequence[Manifest]) -> Manifest | None
     return manifest
 
 
-def _pieces(prefix: Path) -> Iterator[tuple[Encoded, Origins]]:
-    """Whole documents, about 16 MB of tokens at a time, and where they came from."""
+def _pieces(prefix: Path, part: Manifest) -> Iterator[Batch]:
+    """Whole documents, about 16 MB of tokens at a time, and what is known of them."""
     reader = IndexedReader(prefix)
     lengths = reader.lengths
     ends = np.cumsum(lengths)
     tokens = np.memmap(beside(prefix, ".bin"), reader.header.dtype, mode="r") if reader.tokens else np.zeros(0, "<u2")
     origins = np.fromfile(beside(prefix, ".origin"), ORIGIN)
+    masks = read_masks(prefix) if part.chat else None
     first = 0
     while first < len(lengths):
         start = int(ends[first] - lengths[first])
         after = max(first + 1, int(np.searchsorted(ends, start + _TOKENS_AT_ONCE, "right")))
         ids = np.asarray(tokens[start : int(ends[after - 1])])
-        yield Encoded(ids, lengths[first:after]), origins[first:after]
+        marked = None if masks is None else masks.between(first, after)
+        yield Batch(Encoded(ids, lengths[first:after]), origins[first:after], marked)
         first = after
 
 
-def _merged(writer: DatasetWriter, parts: Sequence[Manifest], *, command: str) -> Manifest:
-    written = writer.finish()
+def _merged(written: WrittenDataset, parts: Sequence[Manifest], *, command: str) -> Manifest:
     pair, first = written.pair, parts[0]
     rejected: Counter[str] = Counter()
     for part in parts:
@@ -161,4 +166,7 @@ def _merged(writer: DatasetWriter, parts: Sequence[Manifest], *, command: str) -
         "command": command,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+    if first.chat:
+        names = ("trained_tokens", "mask_bytes", "mask_sha256")
+        fields["chat"] = first.chat.model_dump() | {name: getattr(written, name) for name in names}
     return Manifest.model_validate(first.model_dump() | fields)

@@ -10,7 +10,8 @@
 | 21     | 1     | split, uint8: 0 train, 1 validation |
 | 22     | 2     | zero |
 
-Little-endian, no header, in the order of the documents. Worked size: 3 documents make 72 bytes.
+Of a conversation that `chat` wrote, answer_tokens counts the assistant's last turn where it stands, without
+the token that ends it. Little-endian, no header, in the order of the documents. Worked size: 3 documents make 72 bytes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import get_args
 import numpy as np
 import numpy.typing as npt
 
-from data_tools.records import Document, Domain
+from data_tools.records import Conversation, Document, Domain
 from data_tools.split import id_hash
 
 ORIGIN = np.dtype(
@@ -42,7 +43,7 @@ Origins = npt.NDArray[np.void]
 _NUMBER_OF = {domain: number for number, domain in enumerate(DOMAINS)}
 
 
-def origins_of(documents: Sequence[Document], rows: Sequence[int], *, source: int) -> Origins:
+def origins_of(documents: Sequence[Document | Conversation], rows: Sequence[int], *, source: int) -> Origins:
     """The records of some documents; no answer is counted yet, and all are for training.
 
     Args:

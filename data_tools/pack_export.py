@@ -142,7 +142,7 @@ def _spool(spool: BinaryIO, manifest: Manifest) -> list[int]:
 
 def _messages(manifest: Manifest) -> Iterator[list[dict[str, Any]]]:
     assert manifest.chat is not None, "checked by the caller"
-    adapter = adapter_named(manifest.chat.adapter)
+    adapter = adapter_named(manifest.adapter)
     for source, file in zip(
         manifest.sources, find_inputs([source.path for source in manifest.sources]).files, strict=True
     ):

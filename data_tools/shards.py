@@ -28,15 +28,16 @@ import orjson
 
 from data_tools.atomic_files import beside, write_atomically
 from data_tools.dataset import PLAN_FORMAT_VERSION, open_shard, read_plan, shard_prefix
+from data_tools.encode import BlockEncoder, Encoder
 from data_tools.errors import DataError, UsageError, UserError
 from data_tools.formats import STDIN
 from data_tools.inputs import find_inputs
-from data_tools.job import TokenizeJob
+from data_tools.job import DatasetJob
 from data_tools.manifest import Manifest, manifest_path
 from data_tools.parts import Part, parts_of_task, split_inputs
 from data_tools.progress import Progress
 from data_tools.readers import READER_VERSION
-from data_tools.tokenize import TokenizeResult, tokenize
+from data_tools.tokenize import TokenizeResult, write_dataset
 from data_tools.tokenizer import Tokenizer, describe
 
 
@@ -80,7 +81,7 @@ class ShardPlan:
     parts: tuple[Part, ...]
 
 
-def make_plan(job: TokenizeJob, *, shard_bytes: int) -> ShardPlan:
+def make_plan(job: DatasetJob, *, shard_bytes: int) -> ShardPlan:
     """The plan of a job, from its inputs alone.
 
     Raises:
@@ -97,18 +98,7 @@ def make_plan(job: TokenizeJob, *, shard_bytes: int) -> ShardPlan:
     files = find_inputs(job.inputs).files
     parts = tuple(split_inputs(files, part_bytes=shard_bytes))
     numbers = {file.path: number for number, file in enumerate(files)}
-    settings = {
-        "tokenizer": describe(job.tokenizer).fingerprint,
-        "reader": READER_VERSION,
-        "adapter": job.adapter,
-        "key": job.text_key,
-        "append_eod": job.append_eod,
-        "where": str(job.where or ""),
-        "answer_rule": job.answer_rule.text if job.answer_rule else "",
-        "special_tokens": job.special_tokens,
-        "compat": job.compat,
-        "hold_out_percent": job.hold_out_percent,
-    }
+    settings = {"tokenizer": describe(job.tokenizer).fingerprint, "reader": READER_VERSION, **job.settings}
     fields = {
         "format_version": PLAN_FORMAT_VERSION,
         "shard_bytes": shard_bytes,
@@ -171,7 +161,12 @@ def _refuse_another_plan(path: Path, fields: dict[str, Any]) -> None:
 
 
 def tokenize_shards(
-    job: TokenizeJob, plan: ShardPlan, task: Task, progress: Progress
+    job: DatasetJob,
+    plan: ShardPlan,
+    task: Task,
+    progress: Progress,
+    *,
+    make_encoder: type[BlockEncoder] = Encoder,
 ) -> list[tuple[int, TokenizeResult]]:
     """Writes the shards of one task that are missing.
 
@@ -180,6 +175,7 @@ def tokenize_shards(
         plan: Frozen.
         task: Which of the processes this is.
         progress: Is told of every byte, those of finished shards included.
+        make_encoder: As in `write_dataset`.
 
     Returns:
         The results by number of shard.
@@ -192,7 +188,7 @@ def tokenize_shards(
 
     def load() -> Tokenizer:  # once, and not at all where nothing is missing
         if not tokenizer:
-            tokenizer.append(Tokenizer.load(job.tokenizer, special_tokens=job.special_tokens, engine=job.bpe))
+            tokenizer.append(job.load_tokenizer())
         return tokenizer[0]
 
     results, failed = [], []
@@ -201,7 +197,7 @@ def tokenize_shards(
         held_out = shard_prefix(beside(job.output, ".validation"), number)
         shard = replace(job, inputs=(part.file.path,), part=part, output=prefix, validation=held_out)
         try:
-            result = tokenize(shard, progress, load=load)
+            result = write_dataset(shard, make_encoder, progress, load=load)
         except UserError as error:
             beside(prefix, ".error").write_text(f"{error}\n")
             failed.append(f"{prefix.name}: {error}")
@@ -256,7 +252,7 @@ def _status(output: Path, plan: dict[str, Any], number: int) -> ShardStatus:
 
 
 def totals(shards: Sequence[ShardStatus]) -> dict[str, int]:
-    """Documents, tokens and rejected records of the shards that are done."""
+    """Documents, tokens, rejected records and what a filter leaves out, of the shards that are done."""
     manifests = [shard.manifest for shard in shards if shard.manifest]
     return {
         "documents": sum(manifest.documents for manifest in manifests),

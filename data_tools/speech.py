@@ -59,13 +59,16 @@ def tools_of(conversation: Conversation) -> list[Any] | None:
     return orjson.loads(conversation.tools) if conversation.tools else None
 
 
-def marked(rendered: Rendered, conversation: Conversation, *, train_on: frozenset[str]) -> Marked:
+def marked(
+    rendered: Rendered, conversation: Conversation, *, train_on: frozenset[str], is_protected: bool = False
+) -> Marked:
     """What of a rendered conversation is trained on.
 
     Args:
         rendered: The conversation.
         conversation: Where it comes from.
         train_on: Some of `TRAINABLE`.
+        is_protected: Whether it was rendered protected.
 
     Raises:
         BadRecord: If nothing is, or turns that call tools cannot be told from others.
@@ -83,7 +86,7 @@ def marked(rendered: Rendered, conversation: Conversation, *, train_on: frozense
             trained.append((start if "thinking" in train_on else answer_start, stop))
     if not any(start < stop for start, stop in trained):
         raise BadRecord("nothing trained", f"no turn has anything of {', '.join(sorted(train_on))}")
-    return Marked(rendered.text, trained, thinking)
+    return Marked(rendered.text, trained, thinking, rendered.spans[-1], is_protected)
 
 
 def _trace(text: str, start: int, stop: int) -> tuple[int, tuple[int, int] | None]:

@@ -1,4 +1,4 @@
-"""Records into `PREFIX.bin/.idx/.origin` and, last of all, `PREFIX.manifest.json`.
+"""Records into the files of a dataset and, last of all, `PREFIX.manifest.json`; `chat` runs here too.
 
 What a kill leaves, by the moment at which it strikes:
 
@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_tools.atomic_files import beside, only_writer, sync_folder
-from data_tools.dataset_writer import SUFFIXES
-from data_tools.encode import Encoder
+from data_tools.encode import BlockEncoder, Encoder
 from data_tools.errors import DataError, UsageError
 from data_tools.formats import STDIN
 from data_tools.inputs import find_inputs
+from data_tools.job import DatasetJob
 from data_tools.job import TokenizeJob as TokenizeJob
 from data_tools.manifest import Manifest, SourceFile, check_files, manifest_path, read_manifest, write_manifest
 from data_tools.parts import Part
@@ -53,18 +53,30 @@ class TokenizeResult:
 
 
 def tokenize(job: TokenizeJob, progress: Progress, *, load: Callable[[], Tokenizer] | None = None) -> TokenizeResult:
-    """Tokenises the inputs into a dataset, unless it is there already.
+    """Tokenises the inputs into a dataset, unless it is there already; see `write_dataset`."""
+    return write_dataset(job, Encoder, progress, load=load)
+
+
+def write_dataset(
+    job: DatasetJob,
+    make_encoder: type[BlockEncoder],
+    progress: Progress,
+    *,
+    load: Callable[[], Tokenizer] | None = None,
+) -> TokenizeResult:
+    """Makes a dataset of the inputs, unless it is there already.
 
     Args:
         job: What to do.
+        make_encoder: Makes what turns records into tokens.
         progress: Is told of every byte of input.
         load: Gives the job's tokenizer, if something is to be written; None: it is loaded.
 
     Raises:
         UsageError: If the command contradicts itself.
         SetupError: If a library that was chosen cannot do it.
-        DataError: If an input or the tokenizer cannot be read, a record has no text and `on_error` is
-            `fail`, no document is left, the two libraries disagree, or PREFIX holds something else and
+        DataError: If an input or the tokenizer cannot be read, a record has no document and `on_error` is
+            `fail`, no document is left, two ways of encoding disagree, or PREFIX holds something else and
             `overwrite` is not given.
     """
     job.check()
@@ -75,16 +87,15 @@ def tokenize(job: TokenizeJob, progress: Progress, *, load: Callable[[], Tokeniz
     with only_writer(job.output):
         if not job.overwrite and (done := _finished_before(job, parts, facts)):
             return TokenizeResult(done[0], was_done=True, held_out=done[1] if len(done) > 1 else None)
-        load = load or (lambda: Tokenizer.load(job.tokenizer, special_tokens=job.special_tokens, engine=job.bpe))
-        tokenizer = load()
-        with Encoder(tokenizer, job, total_bytes=sum(part.size for part in parts)) as encoder:
+        tokenizer = (load or job.load_tokenizer)()
+        with make_encoder(tokenizer, job, total_bytes=sum(part.size for part in parts)) as encoder:
             sources = [_read(encoder, part, number, progress) for number, part in enumerate(parts)]
             manifests = encoder.finish(sources)
         _publish(job, encoder, manifests)
         return TokenizeResult(manifests[0], was_done=False, held_out=manifests[1] if len(manifests) > 1 else None)
 
 
-def _read(encoder: Encoder, part: Part, number: int, progress: Progress) -> SourceFile:
+def _read(encoder: BlockEncoder, part: Part, number: int, progress: Progress) -> SourceFile:
     mtime_ns = _mtime_ns(part.file.path)  # before it is read: a later change shows
     return encoder.read(part, number, progress).model_copy(update={"mtime_ns": mtime_ns, "start": part.start})
 
@@ -97,19 +108,19 @@ def _mtime_ns(path: Path) -> int:
     return changed if time.time_ns() - changed > _SETTLED_NS else 0
 
 
-def _refuse_to_write_an_input(job: TokenizeJob, parts: list[Part]) -> None:
+def _refuse_to_write_an_input(job: DatasetJob, parts: list[Part]) -> None:
     inputs = {part.file.path.resolve() for part in parts}
-    written = [beside(prefix, suffix) for prefix in job.outputs for suffix in (*SUFFIXES, ".manifest.json")]
+    written = [beside(prefix, suffix) for prefix in job.outputs for suffix in (*job.suffixes, ".manifest.json")]
     for path in (*written, job.rejects_path):
         if path.resolve() in inputs:
             raise UsageError(f"{path}: is an input and would be written too; choose another --output or --rejects")
 
 
-def _finished_before(job: TokenizeJob, parts: list[Part], facts: TokenizerFacts) -> list[Manifest]:
+def _finished_before(job: DatasetJob, parts: list[Part], facts: TokenizerFacts) -> list[Manifest]:
     """The manifests of the job's datasets if they are of this very job; none if it is not finished."""
     if not manifest_path(job.output).exists():
         was_interrupted = beside(manifest_path(job.output), ".partial").exists()
-        there = [str(path) for prefix in job.outputs for path in _files(prefix) if path.exists()]
+        there = [str(path) for prefix in job.outputs for path in _files(job, prefix) if path.exists()]
         if there and not was_interrupted:
             raise DataError(
                 f"{job.output}: {' and '.join(there)} without a manifest; give --overwrite, or another --output"
@@ -126,22 +137,16 @@ def _finished_before(job: TokenizeJob, parts: list[Part], facts: TokenizerFacts)
     return manifests
 
 
-def _files(prefix: Path) -> list[Path]:
-    return [beside(prefix, suffix) for suffix in SUFFIXES]
+def _files(job: DatasetJob, prefix: Path) -> list[Path]:
+    return [beside(prefix, suffix) for suffix in job.suffixes]
 
 
-def _differences(job: TokenizeJob, parts: list[Part], facts: TokenizerFacts, manifest: Manifest) -> list[str]:
+def _differences(job: DatasetJob, parts: list[Part], facts: TokenizerFacts, manifest: Manifest) -> list[str]:
     """What would make this job's dataset another one, a line each."""
+    had, asked_for = job.settings_of(manifest), job.settings
     pairs: list[tuple[str, object, object]] = [
         ("--tokenizer (fingerprint)", manifest.tokenizer.fingerprint, facts.fingerprint),
-        ("--append-eod", manifest.append_eod, job.append_eod),
-        ("--key", manifest.text_key, job.text_key),
-        ("--adapter", manifest.adapter, job.adapter),
-        ("--where", manifest.where or "all", str(job.where or "all")),
-        ("--answer-rule", manifest.answer_rule or "none", job.answer_rule.text if job.answer_rule else "none"),
-        ("--special-tokens", manifest.special_tokens, job.special_tokens),
-        ("--compat", manifest.compat, job.compat),
-        ("--hold-out", f"{manifest.hold_out_percent:g}%", f"{job.hold_out_percent:g}%"),
+        *((_option(name), _said(name, had[name]), _said(name, asked_for[name])) for name in asked_for),
         ("reader version", manifest.versions.get("reader"), READER_VERSION),
         ("number of --input files", len(manifest.sources), len(parts)),
     ]
@@ -150,6 +155,15 @@ def _differences(job: TokenizeJob, parts: list[Part], facts: TokenizerFacts, man
     for part, source in zip(parts, manifest.sources, strict=False):
         pairs += _changes(part, source)
     return [f"{name}: it has {there}, asked for {asked}" for name, there, asked in pairs if there != asked]
+
+
+def _option(setting: str) -> str:
+    return "--" + setting.removesuffix("_percent").replace("_", "-")
+
+
+def _said(setting: str, value: object) -> object:
+    nothing = {"where": "all", "answer_rule": "none"}
+    return f"{value:g}%" if setting.endswith("_percent") else value or nothing.get(setting, value)
 
 
 def _changes(part: Part, source: SourceFile) -> list[tuple[str, object, object]]:
@@ -168,7 +182,7 @@ def _changes(part: Part, source: SourceFile) -> list[tuple[str, object, object]]
     return [*pairs, (f"sha256 of {path}", source.sha256, hash_file(path).sha256)]
 
 
-def _publish(job: TokenizeJob, encoder: Encoder, manifests: list[Manifest]) -> None:
+def _publish(job: DatasetJob, encoder: BlockEncoder, manifests: list[Manifest]) -> None:
     """Gives the finished files their names, the manifests last; see the table at the top of this file."""
     beside(manifest_path(job.output), ".partial").touch()
     for prefix in job.outputs:

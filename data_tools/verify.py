@@ -8,6 +8,8 @@
 | largest id, below the vocabulary   | deep |
 | every document passes the filter that `where` names | deep |
 | an end of document at the end of each document, and nowhere else unless text may spell it | deep |
+| masks: as many as documents, runs ascending within them, their tokens as many as said | deep |
+| origins: as many as documents, of sources that the manifest names, of its split | deep |
 
 The deep check reads the files once or twice, a few megabytes at a time.
 """
@@ -27,9 +29,11 @@ from data_tools.dataset import read_plan, shard_prefix
 from data_tools.encode import tokens_per_block
 from data_tools.errors import DataError
 from data_tools.index_header import HEADER_BYTES, ITEM_BYTES, read_index_header
+from data_tools.loss_mask import read_masks
 from data_tools.manifest import Manifest, check_files, read_manifest
 from data_tools.origin import ORIGIN
 from data_tools.selection import Where
+from data_tools.split import held_out_below
 
 _REMEDY = "the files were changed after they were written; tokenize again with --overwrite"
 _TOKENS_AT_ONCE = 1 << 22
@@ -62,6 +66,8 @@ def verify(prefix: Path, *, deep: bool) -> Manifest:
         _check_hashes(prefix, manifest)
         _check_tokens(prefix, manifest, lengths)
         _check_filter(prefix, manifest, lengths)
+        _check_origins(prefix, manifest)
+        _check_masks(prefix, manifest, lengths)
     return manifest
 
 
@@ -130,6 +136,49 @@ def _check_filter(prefix: Path, manifest: Manifest, lengths: npt.NDArray[np.int6
             f"{prefix}: {int((~taken).sum()):,} of {len(taken):,} documents do not pass where = {manifest.where!r}, "
             f"document {int(np.argmin(taken))} the first; {_REMEDY}"
         )
+
+
+def _check_masks(prefix: Path, manifest: Manifest, lengths: npt.NDArray[np.int64]) -> None:
+    if not manifest.chat:
+        return
+    path = beside(prefix, ".mask")
+    masks = read_masks(prefix)
+    _expect(path, "conversations", len(masks), manifest.documents)
+    counts = np.diff(masks.first_run)
+    if masks.first_run[0] != 0 or masks.first_run[-1] != len(masks.runs) or (counts < 0).any():
+        raise DataError(f"{path}: the conversations do not divide the runs; {_REMEDY}")
+    owner = np.repeat(np.arange(len(masks)), counts)
+    start, stop = masks.runs[:, 0], masks.runs[:, 1]
+    touches = (owner[1:] == owner[:-1]) & (start[1:] <= stop[:-1])
+    wrong = (start < 0) | (start >= stop) | (stop > lengths[owner]) | np.append(touches, False)
+    if wrong.any():
+        at = int(np.argmax(wrong))
+        raise DataError(
+            f"{path}: run {start[at]}..{stop[at]} of conversation {owner[at]:,} is empty, not behind the last, or not "
+            f"within its {lengths[owner[at]]:,} tokens; {_REMEDY}"
+        )
+    thinking = masks.thinking
+    wrong = (thinking[:, 0] < 0) | (thinking[:, 0] > thinking[:, 1]) | (thinking[:, 1] > lengths)
+    if wrong.any():
+        raise DataError(f"{path}: thinking of conversation {int(np.argmax(wrong)):,} is not within it; {_REMEDY}")
+    _expect(path, "trained_tokens", masks.trained_tokens, manifest.chat.trained_tokens)
+
+
+def _check_origins(prefix: Path, manifest: Manifest) -> None:
+    if manifest.origin_bytes is None:
+        return
+    path = beside(prefix, ".origin")
+    origins = np.fromfile(path, ORIGIN)
+    _expect(path, "documents", len(origins), manifest.documents)
+    if (origins["source"] >= len(manifest.sources)).any():
+        raise DataError(
+            f"{path}: a document is of source {int(origins['source'].max())}, and there are fewer; {_REMEDY}"
+        )
+    if manifest.hold_out_percent:
+        is_held_out = origins["id_hash"] < np.uint64(held_out_below(manifest.hold_out_percent))
+        wrong = is_held_out != (manifest.split == "validation")
+        if wrong.any():
+            raise DataError(f"{path}: document {int(np.argmax(wrong)):,} is not of split {manifest.split}; {_REMEDY}")
 
 
 def _pieces(path: Path, dtype: str) -> Iterator[npt.NDArray[Any]]:

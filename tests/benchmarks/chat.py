@@ -52,7 +52,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     limit_threads(1)
-    control = TokenFinder(added_tokens(options.tokenizer).control)
+    control = TokenFinder(added_tokens(Tokenizer.load(options.tokenizer)).control)
     conversations = list(_conversations(options.corpus, options.bytes, control))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -28,9 +28,9 @@ def test_conversations_become_ids_then_packs(data: Path, capsys: pytest.CaptureF
     chat = "chat --input in.jsonl --tokenizer tok --output out/c --on-error skip"
     assert main(shlex.split(chat)) == 0
     captured = capsys.readouterr()
-    assert captured.err == "WARNING: 1 records were rejected; they are listed in out/c.rejects.jsonl\n"
+    assert captured.err == "WARNING: 1 lines were rejected; they are listed in out/c.rejects.jsonl\n"
     assert "bad conversation 1" in captured.out
-    assert "by segments, 1 compared with the whole" in captured.out
+    assert "1 documents compared with tokenizers" in captured.out
     assert main(shlex.split(chat)) == 0
     assert "out/c: already done" in capsys.readouterr().out
     pack = "pack out/c --length 100 --output out/p"
@@ -64,10 +64,3 @@ def test_what_a_user_can_mend_is_said(
 ) -> None:
     assert main(shlex.split(command)) == code
     assert said in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("verb", ["chat", "pack"])
-def test_help_opens_with_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main([verb, "--help"])
-    assert capsys.readouterr().out.startswith(f"Example:\n  python -m data_tools {verb} ")

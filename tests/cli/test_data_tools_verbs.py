@@ -18,11 +18,11 @@ OPTIONS = {
     "sample": "--out --seed --only --scale",
     "train-tokenizer": "--input --key --vocab-size --out",
     "tokenize": "--input --adapter --key --where --answer-rule --on-error --max-bad --rejects --tokenizer "
-    "--append-eod --special-tokens --compat --bpe --verify-sample --workers --output --hold-out --shard-bytes --task "
+    "--append-eod --special-tokens --compat --verify-sample --bpe --workers --output --hold-out --shard-bytes --task "
     "--overwrite",
     "inspect": "prefix --document --tokenizer",
-    "chat": "--input --adapter --tokenizer --chat-template --output --train-on --thinking --on-error --rejects "
-    "--overwrite",
+    "chat": "--input --adapter --tokenizer --chat-template --train-on --thinking --special-tokens --where --on-error "
+    "--max-bad --rejects --bpe --workers --output --hold-out --shard-bytes --task --overwrite",
     "pack": "data --length --output --algo --overlong --pad-multiple --seed --out --overwrite",
     "plan": "file --tokens --sequence-length --data-root",
     "blend": "file --tokens --sequence-length --data-root --out --export",

@@ -10,7 +10,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import transformers
 
@@ -84,16 +83,15 @@ def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 def maker(tokenizer: Path, template: str | None = None, train_on: tuple[str, ...] = TRAINABLE) -> ChatMaker:
     source = template or SHIPPED_TEMPLATE.read_text()
-    return ChatMaker(tokenizer, template=source, thinking="keep", train_on=frozenset(train_on))
+    loaded = Tokenizer.load(tokenizer, special_tokens="parse")
+    return ChatMaker(loaded, folder=tokenizer, template=source, train_on=frozenset(train_on))
 
 
 def ours(made_by: ChatMaker, conversation: Conversation, *, whole: bool = False) -> tuple[list[int], list[int]]:
-    chat = made_by.mark(conversation)
+    chat = made_by.make(conversation)
     made = made_by.encode_whole(chat) if whole else made_by.encode([chat])[0]
-    mask = np.zeros(len(made.ids), np.int64)
-    for start, stop in made.trained:
-        mask[start:stop] = 1
-    return made.ids.tolist(), mask.tolist()
+    ids = made.documents.ids
+    return ids.tolist(), made.masks.mask(0, tokens=len(ids)).astype(int).tolist()
 
 
 def theirs(tokenizer: Path, conversation: Conversation, template: str | None = None) -> tuple[list[int], list[int]]:
@@ -113,9 +111,9 @@ def conversation_of(name: str) -> Conversation:
 
 
 @pytest.mark.parametrize("name", AWKWARD)
-def test_segments_give_the_ids_and_masks_of_transformers(tokenizer: Path, name: str) -> None:
+def test_batches_give_the_ids_and_masks_of_transformers(tokenizer: Path, name: str) -> None:
     made_by = maker(tokenizer)
-    assert made_by.uses_segments
+    assert made_by.is_exact
     assert ours(made_by, conversation_of(name)) == theirs(tokenizer, conversation_of(name))
 
 
@@ -132,11 +130,11 @@ def test_a_template_without_generation_blocks_trains_on_the_same_tokens(tokenize
 
 def test_all_conversations_in_one_batch_are_as_each_alone(tokenizer: Path) -> None:
     made_by = maker(tokenizer)
-    chats = [made_by.mark(conversation_of(name)) for name in AWKWARD]
-    for together, chat in zip(made_by.encode(chats), chats, strict=True):
-        alone = made_by.encode([chat])[0]
-        assert together.ids.tolist() == alone.ids.tolist()
-        assert (together.trained, together.thinking) == (alone.trained, alone.thinking)
+    chats = [made_by.make(conversation_of(name)) for name in AWKWARD]
+    together, refused = made_by.encode(chats)
+    assert not refused
+    for number, chat in enumerate(chats):
+        assert together.one(number).equals(made_by.encode([chat])[0])
 
 
 def test_a_spelled_control_token_stays_text_here_and_forges_a_turn_there(tokenizer: Path) -> None:

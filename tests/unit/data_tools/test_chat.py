@@ -12,15 +12,23 @@ import numpy as np
 import pytest
 
 from data_tools import chat_encode
-from data_tools.chat import ChatJob, ChatResult, chat
+from data_tools.chat import ChatJob, chat
 from data_tools.chat_template import SHIPPED_TEMPLATE, ChatTemplate
+from data_tools.chat_write import ChatEncoder
 from data_tools.errors import DataError, UsageError
 from data_tools.indexed import IndexedReader
 from data_tools.loss_mask import read_masks
 from data_tools.manifest import check_files, read_manifest
+from data_tools.merge import merge
+from data_tools.origin import ORIGIN
 from data_tools.progress import NoProgress
 from data_tools.readers import BadRecord
+from data_tools.selection import Where
+from data_tools.shards import Task, freeze_plan, make_plan, tokenize_shards
+from data_tools.split import id_hash
+from data_tools.tokenize import TokenizeJob, TokenizeResult, tokenize
 from data_tools.tokenizer import Tokenizer
+from data_tools.verify import prefixes_of, verify
 
 WriteLines = Callable[..., Path]
 QUESTION = {"from": "human", "value": "the cat?"}
@@ -37,7 +45,7 @@ def job(tiny_tokenizer: Path, write_lines: WriteLines, tmp_path: Path) -> ChatJo
     return ChatJob(inputs=(path,), tokenizer=tiny_tokenizer, output=tmp_path / "out" / "c", adapter="sharegpt")
 
 
-def run(job: ChatJob, **changes: Any) -> ChatResult:
+def run(job: ChatJob, **changes: Any) -> TokenizeResult:
     return chat(dataclasses.replace(job, **changes), NoProgress())
 
 
@@ -59,7 +67,8 @@ def test_a_document_a_conversation_and_a_mask_of_what_the_assistant_says(job: Ch
     assert manifest == read_manifest(job.output)
     assert manifest.chat is not None
     assert manifest.chat.trained_tokens == sum(int(stop - start) for start, stop in masks.runs.tolist())
-    assert (manifest.documents, manifest.chat.encoded_by, manifest.chat.checked) == (2, "segments", 2)
+    assert manifest.engine is not None
+    assert (manifest.documents, manifest.engine.name, manifest.engine.compared) == (2, "gigatoken", 2)
     check_files(job.output, manifest)
 
 
@@ -100,7 +109,7 @@ def test_a_finished_job_is_recognised_and_another_is_refused(job: ChatJob) -> No
 def test_a_changed_input_is_another_job(job: ChatJob, write_lines: WriteLines) -> None:
     run(job)
     write_lines(record(QUESTION, ANSWER))
-    with pytest.raises(DataError, match="sha256 of"):
+    with pytest.raises(DataError, match="bytes of"):
         run(job)
 
 
@@ -136,7 +145,7 @@ def test_an_end_of_turn_in_what_is_said_ends_no_turn(job: ChatJob, write_lines: 
 
 def test_a_tokenizer_that_must_see_whole_texts_gets_them(job: ChatJob, tmp_path: Path, write_lines: WriteLines) -> None:
     run(job)
-    by_segments = IndexedReader(job.output)[0].tolist(), read_masks(job.output).runs.tolist()
+    in_a_batch = IndexedReader(job.output)[0].tolist(), read_masks(job.output).runs.tolist()
     folder = tmp_path / "greedy"
     folder.mkdir()
     for file in job.tokenizer.iterdir():
@@ -146,9 +155,9 @@ def test_a_tokenizer_that_must_see_whole_texts_gets_them(job: ChatJob, tmp_path:
     (folder / "tokenizer.json").write_text(json.dumps(content))
     whole = dataclasses.replace(job, tokenizer=folder, output=tmp_path / "whole" / "c")
     manifest = run(whole).manifest
-    assert manifest.chat is not None
-    assert manifest.chat.encoded_by == "whole"
-    assert (IndexedReader(whole.output)[0].tolist(), read_masks(whole.output).runs.tolist()) == by_segments
+    assert manifest.engine is not None
+    assert manifest.engine.compared == 0
+    assert (IndexedReader(whole.output)[0].tolist(), read_masks(whole.output).runs.tolist()) == in_a_batch
     write_lines(record(QUESTION, {"from": "gpt", "value": "a<|im_end|>b"}))
     with pytest.raises(DataError, match=r"in\.jsonl:1: control token"):
         run(whole, overwrite=True)
@@ -157,8 +166,9 @@ def test_a_tokenizer_that_must_see_whole_texts_gets_them(job: ChatJob, tmp_path:
 def test_ways_that_disagree_end_the_job(job: ChatJob, write_lines: WriteLines, monkeypatch: pytest.MonkeyPatch) -> None:
     write_lines(record(QUESTION, {"from": "gpt", "value": "the mat"}))  # "assistant", newline, answer: one piece
     # A fault put into the fast way: no tokenizer is known that both ways take and disagree about.
-    monkeypatch.setattr(chat_encode.SegmentEncoder, "tokens_before", lambda *_, **__: 0)
-    with pytest.raises(DataError, match=r"in\.jsonl:1: encoded by pieces and as a whole it differs: trained tokens"):
+    ranges = chat_encode._BytePlaces.ranges
+    monkeypatch.setattr(chat_encode._BytePlaces, "ranges", lambda *args, **options: ranges(*args, **options) // 2)
+    with pytest.raises(DataError, match=r"in\.jsonl:1: encoded in a batch and .* it differs: trained tokens"):
         run(job)
     assert not list(job.output.parent.glob("c.*"))
 
@@ -214,3 +224,85 @@ def test_the_mask_covers_no_token_twice(job: ChatJob) -> None:
     for conversation in range(2):
         runs = masks.runs[masks.first_run[conversation] : masks.first_run[conversation + 1]]
         assert (np.diff(runs.ravel()) > 0).all()
+
+
+def test_origins_say_where_a_conversation_came_from_and_how_long_its_answer_is(
+    job: ChatJob, write_lines: WriteLines
+) -> None:
+    write_lines({"id": "a", **record(QUESTION, ANSWER)}, b"{", {"id": "b", **record(QUESTION, ANSWER)})
+    run(job, on_error="skip")
+    origins = np.fromfile(job.output.with_suffix(".origin"), ORIGIN)
+    assert origins["row"].tolist() == [1, 3]
+    assert origins["id_hash"].tolist() == [id_hash("a"), id_hash("b")]
+    runs = read_masks(job.output).runs
+    assert origins["answer_tokens"].tolist() == (runs[:, 1] - runs[:, 0] - 1).tolist()  # the end of turn left out
+
+
+def test_held_out_conversations_are_those_that_tokenize_holds_out(
+    job: ChatJob, write_lines: WriteLines, tmp_path: Path
+) -> None:
+    path = write_lines(*({"id": str(number), **record(QUESTION, ANSWER)} for number in range(20)))
+    result = run(job, hold_out_percent=40)
+    text = TokenizeJob((path,), job.tokenizer, tmp_path / "text", adapter="sharegpt", hold_out_percent=40)
+    tokenize(text, NoProgress())
+    for name in ("", ".validation"):
+        chats, texts = (np.fromfile(f"{prefix}{name}.origin", ORIGIN) for prefix in (job.output, text.output))
+        assert chats["id_hash"].tolist() == texts["id_hash"].tolist()
+        assert len(read_masks(f"{job.output}{name}")) == len(IndexedReader(f"{job.output}{name}")) == len(chats) > 0
+    assert result.held_out is not None
+    assert (result.held_out.split, result.manifest.documents + result.held_out.documents) == ("validation", 20)
+    assert run(job, hold_out_percent=40).was_done
+    for name in ("", ".validation"):
+        verify(Path(f"{job.output}{name}"), deep=True)
+
+
+def test_more_bad_records_than_allowed_end_the_job(job: ChatJob, write_lines: WriteLines) -> None:
+    write_lines(record(QUESTION, ANSWER), b"{", b"{")
+    assert run(job, on_error="skip", max_bad="2").manifest.rejected == 2
+    with pytest.raises(DataError, match="more than --max-bad 1 records are bad"):
+        run(job, on_error="skip", max_bad="1", overwrite=True)
+
+
+def test_conversations_that_spell_a_control_token_are_left_out_if_asked(job: ChatJob, write_lines: WriteLines) -> None:
+    write_lines(record(QUESTION, ANSWER), record(QUESTION, {"from": "gpt", "value": "a<|im_end|>b"}))
+    manifest = run(job, special_tokens="reject", on_error="skip").manifest
+    assert (manifest.documents, manifest.rejected_by_reason) == (1, {"control token": 1})
+    assert len(read_masks(job.output)) == 1
+    assert trained_text(job, 0).endswith("the mat<|im_end|>")
+    with pytest.raises(UsageError, match="would let text forge turns"):
+        run(job, special_tokens="parse", overwrite=True)
+
+
+def test_a_filter_takes_conversations_by_their_answer(job: ChatJob, write_lines: WriteLines) -> None:
+    write_lines(record(QUESTION, {"from": "gpt", "value": "a"}), record(QUESTION, {"from": "gpt", "value": "b" * 9}))
+    manifest = run(job, where=Where.parse("answer_tokens > 1")).manifest
+    assert (manifest.documents, manifest.left_out) == (1, 1)
+    assert trained_text(job, 0) == "b" * 9 + "<|im_end|>"
+    verify(job.output, deep=True)
+
+
+def test_shards_of_conversations_merge_into_what_one_job_writes(job: ChatJob, write_lines: WriteLines) -> None:
+    write_lines(*({"id": str(number), **record(QUESTION, ANSWER)} for number in range(9)))
+    whole = run(job).manifest
+    shards = dataclasses.replace(job, output=job.output.parent / "shards")
+    plan = make_plan(shards, shard_bytes=300)
+    assert len(plan.parts) > 2
+    freeze_plan(shards.output, plan, overwrite=False)
+    write = lambda: tokenize_shards(shards, plan, Task(), NoProgress(), make_encoder=ChatEncoder)  # noqa: E731
+    assert not any(result.was_done for _, result in write())
+    assert all(result.was_done for _, result in write())
+    prefixes = prefixes_of(shards.output)
+    merged = merge(prefixes, job.output.parent / "merged", NoProgress()).manifest
+    assert merged.chat == whole.chat
+    assert merged.data_id == whole.data_id
+    verify(job.output.parent / "merged", deep=True)
+
+
+def test_text_is_not_taken_for_conversations_of_the_same_input(job: ChatJob) -> None:
+    run(job)
+    text = TokenizeJob(job.inputs, job.tokenizer, job.output, adapter="sharegpt")
+    with pytest.raises(DataError, match="holds conversations; give --overwrite"):
+        tokenize(text, NoProgress())
+    tokenize(dataclasses.replace(text, overwrite=True), NoProgress())
+    with pytest.raises(DataError, match="holds documents of text; give --overwrite"):
+        run(job)

@@ -1,0 +1,186 @@
+"""What the verbs `tokenize` and `chat` have in common: options, shards, and the table at the end."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_tools.cli.output import print_table, warn
+
+if TYPE_CHECKING:
+    from data_tools.encode import BlockEncoder
+    from data_tools.job import DatasetJob
+    from data_tools.manifest import Manifest
+    from data_tools.tokenize import TokenizeResult
+
+
+def add_inputs(parser: Any, *, adapter: str) -> None:
+    """Options of what is read."""
+    parser.add_argument(
+        "--input",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="files, folders, globs, - for stdin: JSONL, packed or not; Parquet",
+    )
+    parser.add_argument(
+        "--adapter", default=adapter, metavar="NAME", help=f"how the records are read (default {adapter})"
+    )
+
+
+def add_rejecting(parser: Any, wanted: str) -> None:
+    """Options of records that hold nothing."""
+    parser.add_argument(
+        "--on-error",
+        choices=("fail", "skip"),
+        default="fail",
+        help=f"at a record without {wanted}: stop (default), or leave it out, count it and list it",
+    )
+    parser.add_argument("--max-bad", default="", metavar="N|P%", help="stop where more records are left out than this")
+    parser.add_argument("--rejects", type=Path, metavar="FILE", help="list of them (PREFIX.rejects.jsonl)")
+
+
+def add_tokenizer(parser: Any) -> None:
+    """The option that names the tokenizer."""
+    parser.add_argument(
+        "--tokenizer", type=Path, required=True, metavar="DIR", help="folder of tokenizer.json, or that file"
+    )
+
+
+def add_machine(parser: Any) -> None:
+    """Options of what encodes."""
+    parser.add_argument(
+        "--bpe", choices=("auto", "gigatoken", "tokenizers"), default="auto", help="library that encodes (default auto)"
+    )
+    parser.add_argument("--workers", type=int, metavar="N", help="threads that encode (default: the cores there are)")
+
+
+def add_placing(parser: Any) -> None:
+    """Options of what is written."""
+    parser.add_argument("--output", type=Path, required=True, metavar="PREFIX", help="prefix of the files")
+    parser.add_argument(
+        "--hold-out", default="0%", metavar="P%", help="documents, by the hash of their id, for PREFIX.validation"
+    )
+    parser.add_argument(
+        "--shard-bytes", metavar="N", help="write PREFIX/shard-00000 and so on, each of this much input: 20G"
+    )
+    parser.add_argument(
+        "--task", metavar="I/N", help="of the shards write every Nth from I, 0 to N-1 (default: the Slurm array's task)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace whatever stands at PREFIX")
+
+
+def common(options: argparse.Namespace) -> dict[str, Any]:
+    """Fields of the job that both verbs fill alike."""
+    return {
+        "tokenizer": options.tokenizer,
+        "output": options.output,
+        "hold_out_percent": _percent(options.hold_out),
+        "on_error": options.on_error,
+        "max_bad": options.max_bad,
+        "rejects": options.rejects,
+        "overwrite": options.overwrite,
+        "bpe": options.bpe,
+        "command": options.command,
+    }
+
+
+def _percent(written: str) -> float:
+    from data_tools.errors import UsageError
+
+    try:
+        return float(written.removesuffix("%"))
+    except ValueError:
+        raise UsageError(f"--hold-out: {written!r} is no percentage; write it as 0.5%") from None
+
+
+def write(
+    job: DatasetJob,
+    options: argparse.Namespace,
+    run: Callable[..., TokenizeResult],
+    make_encoder: type[BlockEncoder],
+    rows_of: Callable[[Manifest], list[list[str]]],
+) -> None:
+    """Does a job, all of it or a task's shards, and says what came of it."""
+    from data_tools.bpe import limit_threads
+    from data_tools.errors import UsageError
+    from data_tools.inputs import find_inputs
+    from data_tools.progress import shown
+
+    job.check()
+    limit_threads(_workers(options.workers))
+    if options.shard_bytes is not None:
+        _write_shards(job, options, make_encoder)
+        return
+    if options.task is not None:
+        raise UsageError("--task: divides shards among processes; give --shard-bytes too")
+    inputs = find_inputs(job.inputs)
+    if inputs.left_out:
+        names = ", ".join(str(path) for path in inputs.left_out[:3])
+        warn(f"{len(inputs.left_out):,} files are no inputs by their names and were left out: {names}, …")
+    with shown(f"{options.command.split()[1]} {options.output.name}", inputs.size) as progress:
+        result = run(job, progress)
+    _warn_of(job, result.manifest, result.held_out)
+    rows = rows_of(result.manifest)
+    if result.held_out:
+        rows.append(["held out", f"{result.held_out.documents:,} documents, {result.held_out.tokens:,} tokens"])
+    print_table(f"{options.output}: {'already done' if result.was_done else 'done'}", ["", ""], rows)
+
+
+def _write_shards(job: DatasetJob, options: argparse.Namespace, make_encoder: type[BlockEncoder]) -> None:
+    from data_tools.errors import UsageError
+    from data_tools.parts import parts_of_task
+    from data_tools.progress import shown
+    from data_tools.shards import freeze_plan, make_plan, parse_task, tokenize_shards
+
+    task = parse_task(options.task)
+    if job.overwrite and task.of > 1:
+        raise UsageError("--overwrite: would remove what other tasks have written; remove PREFIX instead")
+    plan = make_plan(job, shard_bytes=_bytes(options.shard_bytes))
+    own = parts_of_task(plan.parts, task=task.number, num_tasks=task.of)
+    freeze_plan(job.output, plan, overwrite=job.overwrite)
+    with shown(f"shards of {job.output.name}", sum(part.size for _, part in own)) as progress:
+        results = tokenize_shards(job, plan, task, progress, make_encoder=make_encoder)
+    manifests = [result.manifest for _, result in results]
+    if rejected := sum(manifest.rejected for manifest in manifests):
+        warn(f"{rejected:,} lines were rejected; each shard lists its own in .rejects.jsonl")
+    left_out = sum(manifest.left_out for manifest in manifests)
+    rows = [
+        ["shards", f"{len(plan.parts):,}, of which {len(results):,} are this task's"],
+        ["written now", f"{sum(not result.was_done for _, result in results):,}"],
+        ["documents", f"{sum(manifest.documents for manifest in manifests):,}"],
+        *([["left out by --where", f"{left_out:,} ({job.where})"]] if job.where else []),
+        ["tokens", f"{sum(manifest.tokens for manifest in manifests):,}"],
+    ]
+    print_table(f"{job.output}: task {task.number} of {task.of} is done", ["", ""], rows)
+
+
+def _bytes(written: str) -> int:
+    from data_tools.errors import UsageError
+    from data_tools.quantities import parse_count
+
+    try:
+        return parse_count(written.replace("G", "B"))  # data_tools counts in billions, disks in gigabytes
+    except ValueError as error:
+        raise UsageError(f"--shard-bytes: {error}") from None
+
+
+def _workers(asked: int | None) -> int:
+    from data_tools.errors import UsageError
+
+    if asked is not None and asked < 1:
+        raise UsageError(f"--workers: {asked} is below 1")
+    return asked or len(os.sched_getaffinity(0))
+
+
+def _warn_of(job: DatasetJob, manifest: Manifest, held_out: Manifest | None) -> None:
+    if manifest.rejected:
+        warn(f"{manifest.rejected:,} lines were rejected; they are listed in {job.rejects_path}")
+    if held_out and not held_out.documents:
+        warn(f"--hold-out {job.hold_out_percent:g}%: held out none of {manifest.documents:,} documents; raise it")
+    if manifest.engine and manifest.engine.reason:
+        warn(f"encoded by tokenizers, the slow library: gigatoken does not take it: {manifest.engine.reason}")
