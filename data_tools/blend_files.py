@@ -6,13 +6,14 @@ Paths are relative to the file that writes them. A blend may name blends; a circ
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from data_tools.blend_plan import Blend, Entry, Source
 from data_tools.errors import RecipeError
 from data_tools.schema import BlendFileEntry, BlendRecipe, Section, SourceRecipe
 from data_tools.strict_yaml import KeyPath, YamlDocument, load_yaml, nearest
@@ -90,6 +91,36 @@ def read_file(path: str | Path, above: tuple[str, ...] = ()) -> SourceFile | Ble
         parts.append(_read_part(name, entry, place, (*above, name)))
         places.append(place)
     return BlendFile(name, recipe, tuple(parts), tuple(places))
+
+
+def as_source_or_blend(part: SourceFile | BlendFile, tokens: Mapping[str, int]) -> Source | Blend:
+    """The arithmetic's view of a file.
+
+    Args:
+        part: A source or blend file.
+        tokens: Size of each source below it, by name.
+    """
+    if isinstance(part, BlendFile):
+        return as_blend(part, tokens)
+    return Source(part.recipe.source, tokens[part.recipe.source])
+
+
+def as_blend(file: BlendFile, tokens: Mapping[str, int]) -> Blend:
+    """The arithmetic's view of a blend file; see `as_source_or_blend`."""
+    entries = []
+    for entry, part, place in zip(file.recipe.entries, file.parts, file.places, strict=True):
+        amount = (entry.amounts or [""])[0]
+        entries.append(
+            Entry(
+                of=as_source_or_blend(part, tokens),
+                place=f"{place}.{amount}" if amount else place,
+                share=entry.share,
+                tokens=entry.tokens,
+                epochs=entry.epochs,
+                max_epochs=entry.max_epochs,
+            )
+        )
+    return Blend(file.recipe.blend, tuple(entries), file.recipe.weighting, file.recipe.temperature)
 
 
 def _read_part(file: str, entry: BlendFileEntry, place: str, above: tuple[str, ...]) -> SourceFile | BlendFile:

@@ -96,6 +96,10 @@ class Supply(Protocol):
     def max_epochs(self) -> float:
         """Passes over it that may be read."""
 
+    @property
+    def samples_before(self) -> int:
+        """Samples of it that were read before this budget, and count as passes."""
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -126,7 +130,11 @@ def shortages(sources: Sequence[Supply], budget: Budget) -> Iterator[tuple[int, 
     Yields:
         Index, and what the source needs, what it has, and up to three changes of which each makes it suffice.
     """
-    has = [available_samples(source.tokens, source.max_epochs, budget.sequence_length) for source in sources]
+    length = budget.sequence_length
+    has = [
+        max(0, available_samples(source.tokens, source.max_epochs, length) - source.samples_before)
+        for source in sources
+    ]
     for index, source in enumerate(sources):
         if source.samples > has[index]:
             yield index, _message(index, sources, has, budget)
@@ -136,11 +144,14 @@ def _message(index: int, sources: Sequence[Supply], has: list[int], budget: Budg
     source = sources[index]
     needed = source.samples * budget.sequence_length
     product = tokens_in(source.tokens, source.max_epochs)
-    label = " + 1 for the last label" if needed == product else ""
+    before = source.samples_before * budget.sequence_length
+    label = " + 1 for the last label" if before + needed == product else ""
     total = budget.total_samples * budget.sequence_length
     return (
         f'source "{source.source}" cannot supply its share.\n'
         f"  needed   {needed:,} processed tokens{label} ({float(100 * source.share):.1f} % of budget {total:,})\n"
+        + (f"  read     {before:,} before, in earlier phases and stages\n" if before else "")
+        +
         f"  has      {source.tokens:,} tokens x max_epochs {source.max_epochs:g} = {product:,}\n"
         f"  {_remedies(index, sources, has, budget)}"
     )
@@ -148,7 +159,8 @@ def _message(index: int, sources: Sequence[Supply], has: list[int], budget: Budg
 
 def _remedies(index: int, sources: Sequence[Supply], has: list[int], budget: Budget) -> str:
     source = sources[index]
-    passes = -(-(source.samples * budget.sequence_length + 1) // source.tokens)
+    wanted = source.samples_before + source.samples
+    passes = -(-(wanted * budget.sequence_length + 1) // source.tokens)
     remedies = [f"raise max_epochs to {passes:,}"]
     share = _share_below(has[index], budget.total_samples)
     if len(sources) > 1 and share is not None and budget.shares_are_written:
@@ -229,6 +241,7 @@ class Allotment:
         samples: Whole samples; they sum to the budget's.
         max_epochs: Passes over it that may be read.
         places: The entries that led to it.
+        samples_before: Samples of it that were read before this budget.
     """
 
     source: str
@@ -237,6 +250,7 @@ class Allotment:
     samples: int
     max_epochs: float
     places: tuple[str, ...]
+    samples_before: int = 0
 
 
 @dataclass(frozen=True)
@@ -278,24 +292,39 @@ def resolve(blend: Blend, *, tokens: int | None, sequence_length: int) -> Resolv
                 f"--tokens {tokens:,} is {tokens / sequence_length:,.2f} samples of {sequence_length:,} tokens: "
                 f"rounded to {total:,} samples, {total * sequence_length:,} tokens."
             )
+    allotments = allot(blend, total_samples=total, sequence_length=sequence_length, notes=notes)
+    _refuse_what_cannot_be_read(blend, allotments, total, sequence_length)
+    return Resolved(total, allotments, tuple(dict.fromkeys(notes)))
+
+
+def allot(blend: Blend, *, total_samples: int, sequence_length: int, notes: list[str]) -> tuple[Allotment, ...]:
+    """Whole samples of every source of a blend; whether it has them is not looked at.
+
+    Args:
+        blend: What is mixed.
+        total_samples: What all sources together give.
+        sequence_length: Tokens of a sample.
+        notes: Takes a sentence for everything that is rounded or joined.
+
+    Raises:
+        RecipeError: Amounts that do not fit the budget.
+    """
     found: dict[str, list[_Quota]] = {}
-    for quota in _quotas(blend, Fraction(total), sequence_length, None, notes):
+    for quota in _quotas(blend, Fraction(total_samples), sequence_length, None, notes):
         found.setdefault(quota.source.name, []).append(quota)
     notes += [f"source {name} is reached {len(ways)} times: shares summed." for name, ways in found.items() if ways[1:]]
     sums = [sum((way.samples for way in ways), Fraction(0)) for ways in found.values()]
-    allotments = tuple(
+    return tuple(
         Allotment(
             source=name,
             tokens=ways[0].source.tokens,
-            share=whole / total,
+            share=whole / total_samples,
             samples=samples,
             max_epochs=min(way.max_epochs for way in ways),
-            places=tuple(way.place for way in ways),
+            places=tuple(dict.fromkeys(way.place for way in ways)),
         )
-        for (name, ways), whole, samples in zip(found.items(), sums, split_samples(sums, total), strict=True)
+        for (name, ways), whole, samples in zip(found.items(), sums, split_samples(sums, total_samples), strict=True)
     )
-    _refuse_what_cannot_be_read(blend, allotments, total, sequence_length)
-    return Resolved(total, allotments, tuple(dict.fromkeys(notes)))
 
 
 @dataclass(frozen=True)

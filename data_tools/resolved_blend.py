@@ -46,8 +46,8 @@ import orjson
 from pydantic import BaseModel, ConfigDict
 
 from data_tools.atomic_files import write_atomically
-from data_tools.blend_files import BlendFile, SourceFile, read_blend
-from data_tools.blend_plan import Allotment, Blend, Entry, Source, resolve, split_samples
+from data_tools.blend_files import SourceFile, as_blend, read_blend
+from data_tools.blend_plan import Allotment, resolve, split_samples
 from data_tools.dataset import Shard, find_dataset, refuse_two_tokenizers
 from data_tools.errors import DataError
 from data_tools.source_sizes import SourceSize, source_size
@@ -126,7 +126,7 @@ def plan_blend(
     sizes = {name: source_size(source.recipe, data_root) for name, source in files.items()}
     refuse_two_tokenizers(tuple(shard for size in sizes.values() for shard in size.shards))
     _refuse_one_content_twice(sizes)
-    resolved = resolve(_blend(file, sizes), tokens=tokens, sequence_length=sequence_length)
+    resolved = resolve(as_blend(file, {name: size.tokens for name, size in sizes.items()}), tokens=tokens, sequence_length=sequence_length)
     sources = tuple(
         _source(files[allotment.source], allotment, sizes[allotment.source], sequence_length, data_root)
         for allotment in resolved.allotments
@@ -152,29 +152,6 @@ def plan_blend(
         versions=_versions(),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
-
-
-def _blend(file: BlendFile, sizes: Mapping[str, SourceSize]) -> Blend:
-    """The arithmetic's view of a file."""
-    entries = []
-    for entry, part, place in zip(file.recipe.entries, file.parts, file.places, strict=True):
-        amount = (entry.amounts or [""])[0]
-        of: Source | Blend
-        if isinstance(part, BlendFile):
-            of = _blend(part, sizes)
-        else:
-            of = Source(part.recipe.source, sizes[part.recipe.source].tokens)
-        entries.append(
-            Entry(
-                of=of,
-                place=f"{place}.{amount}" if amount else place,
-                share=entry.share,
-                tokens=entry.tokens,
-                epochs=entry.epochs,
-                max_epochs=entry.max_epochs,
-            )
-        )
-    return Blend(file.recipe.blend, tuple(entries), file.recipe.weighting, file.recipe.temperature)
 
 
 def _source(

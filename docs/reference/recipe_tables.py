@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from megatron_ext.recipe.explain import yaml_scalar
-from megatron_ext.recipe.keys import type_name
+from megatron_ext.recipe.keys import fields_of, type_name
 from megatron_ext.recipe.schema import BlendRecipe, Recipe, SiteRecipe, SourceRecipe
 
 PAGE = Path(__file__).with_name("recipe.md")
@@ -41,7 +41,7 @@ def _default(field: FieldInfo) -> str:
 
 def _rows(section: type[BaseModel], prefix: str = "") -> list[Row]:
     rows: list[Row] = []
-    for name, field in section.model_fields.items():
+    for name, field in fields_of(section).items():
         inner = _section_in(field.annotation)
         if inner is not None:
             many = "[]" if get_origin(field.annotation) is tuple else ""

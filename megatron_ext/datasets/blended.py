@@ -1,4 +1,8 @@
-"""The batches of a stage: samples of all its sources, interleaved to their planned counts."""
+"""The batches of a stage: samples of all its sources, interleaved to their planned counts, phase by phase.
+
+Each source has one cursor for all phases, and for the stages that continue this one: a change of shares
+or budget changes who gives the next sample, and not which sample of it that is.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from megatron_ext.datasets.documents import Documents, Span, first_unknown_id, u
 from megatron_ext.datasets.interleave import Interleaver
 from megatron_ext.plan.stage_plan import StagePlan
 
-_STATE_VERSION = 1
+_STATE_VERSION = 2
 
 
 class BlendedCursor:
@@ -38,9 +42,12 @@ class BlendedCursor:
         self._plan = plan
         self._data_parallel_rank, self._data_parallel_size = data_parallel_rank, data_parallel_size
         self._names = [source.source for source in plan.data.sources]
-        self._planned = [source.samples for source in plan.data.sources]
-        assert sum(self._planned) == batch.total_samples, "the plan's samples of all sources sum to the stage's"
-        self._interleaver = Interleaver(self._planned)
+        self._phases = plan.data.all_phases()
+        self._planned = [[source.samples for source in phase.sources] for phase in self._phases]
+        total = sum(sum(planned) for planned in self._planned)
+        assert total == batch.total_samples, "the plan's samples of all sources sum to the stage's"
+        self._enter(0)
+        self._carried: list[dict[str, Any]] = []  # places in sources that earlier stages read and this one does not
         self._cursors = [
             SourceCursor(
                 Documents(source.prefix, source=source.source, data_id=source.data_id),
@@ -53,7 +60,7 @@ class BlendedCursor:
     @property
     def consumed_samples(self) -> int:
         """Samples of the stage that lie behind the cursor, of all ranks."""
-        return sum(self._interleaver.counts)
+        return sum(map(sum, self._planned[: self._phase])) + sum(self._interleaver.counts)
 
     def next_step(self) -> tuple[Batch, ...]:
         """This rank's microbatches of the next global batch; the cursor moves behind it.
@@ -68,9 +75,27 @@ class BlendedCursor:
                 f"data.blend: {self.consumed_samples} of the stage's {planned} planned samples have been read and "
                 f"{num_rows} more were asked for; nothing is repeated unasked. Raise budget.tokens."
             )
-        sources = self._interleaver.take(num_rows)
+        sources = self._deal(num_rows)
         drawn = [(source, self._cursors[source].draw()) for source in sources]
         return tuple(self._read([drawn[row] for row in rows]) for rows in self._rows(num_rows))
+
+    def _enter(self, phase: int, counts: list[int] | None = None) -> None:
+        self._phase = phase
+        self._interleaver = Interleaver(self._planned[phase], counts=counts)
+
+    def _deal(self, num_rows: int) -> list[int]:
+        """The sources of the next rows; a phase begins with its first rows, and moves the cursors that it wants moved."""
+        if sum(self._interleaver.counts) == sum(self._planned[self._phase]):
+            self._enter(self._phase + 1)
+        sources = self._phases[self._phase].sources
+        places = [self._names.index(source.source) for source in sources]
+        if sum(self._interleaver.counts) == 0:
+            for place, source in zip(places, sources, strict=True):
+                if source.cursor == "fresh":
+                    self._cursors[place].start_afresh()
+                elif source.cursor == "replay":
+                    self._cursors[place].replay()
+        return [places[dealt] for dealt in self._interleaver.take(num_rows)]
 
     def locate(self, sample_id: str) -> list[Span]:
         """The documents and offsets behind a `source:epoch:sample` of a batch, in reading order."""
@@ -81,12 +106,14 @@ class BlendedCursor:
         """Everything needed to go on behind the last step: small, JSON-able, the same on all ranks."""
         return {
             "version": _STATE_VERSION,
+            "phase": self._phase,
+            "planned_samples": self._planned,
+            "samples": list(self._interleaver.counts),
             "sources": [
-                {"source": name, "planned_samples": planned, "samples": count, "cursor": cursor.state_dict()}
-                for name, planned, count, cursor in zip(
-                    self._names, self._planned, self._interleaver.counts, self._cursors, strict=True
-                )
+                {"source": name, "cursor": cursor.state_dict()}
+                for name, cursor in zip(self._names, self._cursors, strict=True)
             ],
+            "carried": self._carried,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -95,11 +122,12 @@ class BlendedCursor:
         Raises:
             DataError: If the state belongs to another seed, blend, data or sequence length.
         """
-        sources = state["sources"] if state.get("version") == _STATE_VERSION else []
+        is_known = state.get("version") == _STATE_VERSION
+        sources = state["sources"] if is_known else []
         for name, theirs, mine in (
             ("version", state.get("version"), _STATE_VERSION),
             ("sources", [source["source"] for source in sources], self._names),
-            ("planned_samples", [source["planned_samples"] for source in sources], self._planned),
+            ("planned_samples", state.get("planned_samples"), self._planned),
         ):
             if theirs != mine:
                 raise DataError(
@@ -107,14 +135,34 @@ class BlendedCursor:
                     "taken up. Resume with the recipe of the checkpoint."
                 )
         try:
-            interleaver = Interleaver(self._planned, counts=[source["samples"] for source in sources])
-        except ValueError as error:
+            self._enter(state["phase"], counts=state["samples"])
+        except (ValueError, IndexError) as error:
             raise DataError(
                 f"data position: samples: {error}; the checkpoint is damaged. Resume from an earlier one."
             ) from None
         for cursor, source in zip(self._cursors, sources, strict=True):
             cursor.load_state_dict(source["cursor"])
-        self._interleaver = interleaver
+        self._carried = state["carried"]
+
+    def take_over(self, state: dict[str, Any]) -> None:
+        """Goes on behind the end of the stage before: each source where that one left it, whatever its name was.
+
+        Args:
+            state: `state_dict` at the end of the parent stage.
+
+        Raises:
+            DataError: If a source was read with another seed or sequence length.
+        """
+        if state.get("version") != _STATE_VERSION:
+            raise DataError(
+                f"data position: version: the parent stage has {state.get('version')!r}, this run {_STATE_VERSION}; "
+                "its places cannot be taken up. Train the parent with this version."
+            )
+        places = {place["cursor"]["data_id"]: place for place in [*state["carried"], *state["sources"]]}
+        for cursor in self._cursors:
+            if (place := places.pop(cursor.documents.data_id, None)) is not None:
+                cursor.load_state_dict(place["cursor"])
+        self._carried = list(places.values())
 
     def _rows(self, num_rows: int) -> list[list[int]]:
         """This rank's rows of a global batch, by microbatch."""

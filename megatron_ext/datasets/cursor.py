@@ -65,6 +65,15 @@ class SourceCursor:
         self._position += 1
         return EpochSample(self._epoch, sample)
 
+    def start_afresh(self) -> None:
+        """Moves to the next pass over the source, in an order of its own; what is left of this one is not read."""
+        if (self._epoch, self._window, self._position) != (0, 0, 0):
+            self._next_epoch()
+
+    def replay(self) -> None:
+        """Moves back to the beginning, to read the same samples in the same order again."""
+        self._move_to(epoch=0, window=0, position=0)
+
     def locate(self, epoch_sample: EpochSample) -> list[Span]:
         """The documents and offsets of a sample's `sequence_length + 1` tokens, in reading order."""
         epoch, sample = epoch_sample
@@ -134,6 +143,9 @@ class SourceCursor:
         if (self._window + 1) * self._window_samples < self._num_samples(self._epoch):
             self._move_to(epoch=self._epoch, window=self._window + 1, position=0)
             return
+        self._next_epoch()
+
+    def _next_epoch(self) -> None:
         first_left = self._origin + self._first_sample(self._epoch + 1) * self._length
         self._move_to(epoch=first_left // self.documents.num_tokens, window=0, position=0)
 

@@ -6,29 +6,45 @@ Whatever has to be rounded is rounded to the nearest, and said in a sentence wit
 from __future__ import annotations
 
 from data_tools.blend_plan import nearest_multiple
+from data_tools.strict_yaml import KeyPath
 from megatron_ext.plan.ramp import ramp_fits, ramp_segments
-from megatron_ext.plan.stage_plan import BatchPlan, CadencePlan, LayoutPlan, SchedulePlan
+from megatron_ext.plan.stage_plan import BatchPlan, CadencePlan, LayoutPlan
 from megatron_ext.recipe.load import LoadedRecipe
 from megatron_ext.recipe.problems import Problems
 from megatron_ext.recipe.schema import Recipe
 
 
-def plan_batch(loaded: LoadedRecipe, layout: LayoutPlan, problems: Problems, roundings: list[str]) -> BatchPlan:
+def plan_batch(
+    loaded: LoadedRecipe,
+    layout: LayoutPlan,
+    problems: Problems,
+    roundings: list[str],
+    *,
+    before: BatchPlan | None = None,
+) -> BatchPlan:
     """Divides the budget into steps, samples and microbatches.
+
+    The stages of a chain are rounded together: each ends at the step that is nearest to the sum of all
+    budgets so far, so a chain has as many steps as one stage of its whole budget.
 
     Args:
         loaded: What was asked.
         layout: Legal for the recipe, so that a full step divides into whole microbatches.
         problems: Takes a ramp that does not fit.
         roundings: Takes a sentence when the budget is no whole number of steps.
+        before: The stage that this one continues.
     """
     recipe, training = loaded.recipe, loaded.recipe.training
     tokens_per_step = training.sequence_length * training.global_batch_size
-    if training.ramp_tokens and ramp_fits(loaded, layout, problems):
+    ramp: tuple[tuple[int, int], ...] = ()
+    samples_before, tokens_before = _before(before)
+    if before is None and training.ramp_tokens and ramp_fits(loaded, layout, problems):
         ramp, total_steps, total_samples = _ramped_steps(recipe, roundings)
     else:
-        ramp = ()
-        total_steps = _steps("budget.tokens", recipe.budget.tokens, tokens_per_step, roundings)
+        if before is None:
+            total_steps = _steps("budget.tokens", recipe.budget.tokens, tokens_per_step, roundings)
+        else:
+            total_steps = _steps_behind(before, recipe, roundings)
         total_samples = total_steps * training.global_batch_size
     return BatchPlan(
         sequence_length=training.sequence_length,
@@ -42,7 +58,36 @@ def plan_batch(loaded: LoadedRecipe, layout: LayoutPlan, problems: Problems, rou
         total_tokens=total_samples * training.sequence_length,
         max_steps=training.max_steps,
         ramp=ramp,
+        samples_before=samples_before,
+        requested_tokens_before=tokens_before,
     )
+
+
+def _before(before: BatchPlan | None) -> tuple[int, int]:
+    """Samples and requested tokens of the chain before a stage."""
+    if before is None:
+        return 0, 0
+    return before.end_samples, before.requested_tokens_before + before.requested_tokens
+
+
+def _steps_behind(before: BatchPlan, recipe: Recipe, roundings: list[str]) -> int:
+    """Steps of a stage that continues another."""
+    training, asked = recipe.training, recipe.budget.tokens
+    tokens_per_step = training.sequence_length * training.global_batch_size
+    done, asked_before = before.end_samples * training.sequence_length, _before(before)[1]
+    steps = nearest_multiple(asked_before + asked - done, tokens_per_step)
+    tokens = steps * tokens_per_step
+    if tokens != asked:
+        roundings.append(
+            f"budget.tokens {asked:,} behind {asked_before:,} in the stages before, which read {done:,}: rounded to "
+            f"{steps:,} steps, {tokens:,} tokens, so that the chain reads {done + tokens:,} of {asked_before + asked:,}."
+        )
+    if training.ramp_tokens:
+        roundings.append(
+            f"training.ramp_tokens {training.ramp_tokens:,}: the ramp lies in the first stage of the chain; here every "
+            f"step has {training.global_batch_size:,} samples."
+        )
+    return steps
 
 
 def _ramped_steps(recipe: Recipe, roundings: list[str]) -> tuple[tuple[tuple[int, int], ...], int, int]:
@@ -66,42 +111,38 @@ def _ramped_steps(recipe: Recipe, roundings: list[str]) -> tuple[tuple[tuple[int
     return ramp, ramp_steps + full_steps, total
 
 
-def plan_schedule(loaded: LoadedRecipe, batch: BatchPlan, problems: Problems, roundings: list[str]) -> SchedulePlan:
-    """Turns the tokens of warmup and decay into samples.
+def plan_phases(loaded: LoadedRecipe, batch: BatchPlan, problems: Problems, roundings: list[str]) -> tuple[int, ...]:
+    """The samples of each phase; a phase ends at the step that is nearest to what was asked up to there.
 
     Args:
         loaded: What was asked.
-        batch: The stage's budget in samples, which is the schedule's horizon.
-        problems: Takes a warmup and decay that do not fit.
-        roundings: Takes a sentence for each length that is no whole number of samples.
+        batch: The whole stage.
+        problems: Takes a phase that ends inside the ramp, or has no step.
+        roundings: Takes a sentence for each phase that is no whole number of steps.
     """
-    asked = loaded.recipe.schedule
-    warmup = _samples("schedule.warmup_tokens", asked.warmup_tokens, batch, roundings)
-    if asked.decay_tokens is not None:
-        decay = _samples("schedule.decay_tokens", asked.decay_tokens, batch, roundings)
-        parts = f"{asked.warmup_tokens:,} + decay_tokens {asked.decay_tokens:,} = "
-        parts += f"{asked.warmup_tokens + asked.decay_tokens:,}"
-        fits, rule = warmup + decay <= batch.total_samples, "do not fit in"
-    else:
-        decay = batch.total_samples - warmup
-        parts = f"{asked.warmup_tokens:,}"
-        fits, rule = decay > 0, f"leaves style {asked.style} nothing of"
-    if not fits:
-        budget = (
-            f"{batch.total_tokens:,} tokens of the budget ({batch.total_steps:,} steps of {batch.tokens_per_step:,})"
-        )
-        problems.add(
-            loaded.origin(("schedule", "warmup_tokens")),
-            ("schedule", "warmup_tokens"),
-            f"{parts} {rule} the {budget}; lower {'them' if asked.decay_tokens else 'it'} or raise budget.tokens",
-        )
-    return SchedulePlan(
-        style=asked.style,
-        decay_style=asked.decay_style,
-        warmup_samples=warmup,
-        decay_samples=decay,
-        horizon_samples=batch.total_samples,
-    )
+    if len(loaded.blends) == 1:
+        return (batch.total_samples,)
+    length, rows = batch.sequence_length, batch.global_batch_size
+    start = batch.ramp_samples
+    done, asked, samples = 0, batch.requested_tokens_before, []
+    for index, blend in enumerate(loaded.blends):
+        asked += blend.tokens
+        left = asked - (batch.samples_before + start) * length
+        end = start + max(0, (2 * left + rows * length) // (2 * rows * length)) * rows
+        if index == len(loaded.blends) - 1:
+            end = batch.total_samples
+        key: KeyPath = (*blend.key[:-1], "tokens")
+        if left <= 0 or end <= done:
+            message = f"{blend.tokens:,} tokens end {'inside the ramp' if left <= 0 else 'before the first step'}"
+            problems.add(loaded.origin(key), key, f"{message}; raise them, or join the phase with the next one")
+        elif (end - done) * length != blend.tokens:
+            roundings.append(
+                f"data.phases[{index}].tokens {blend.tokens:,} does not end with a step: rounded to "
+                f"{(end - done) * length:,} tokens."
+            )
+        samples.append(end - done)
+        done = end
+    return tuple(samples)
 
 
 def plan_cadence(recipe: Recipe, batch: BatchPlan, roundings: list[str]) -> CadencePlan:
@@ -126,7 +167,7 @@ def plan_cadence(recipe: Recipe, batch: BatchPlan, roundings: list[str]) -> Cade
         validation_interval_steps=_steps(
             "training.validation_interval_tokens", training.validation_interval_tokens, step, roundings
         ),
-        validation_samples=_samples("training.validation_tokens", training.validation_tokens, batch, roundings),
+        validation_samples=to_samples("training.validation_tokens", training.validation_tokens, batch, roundings),
         checkpoint_interval_steps=interval,
         checkpoint_keep_last=checkpoint.keep_last,
         checkpoint_keep_every_steps=keep_every,
@@ -143,7 +184,8 @@ def _steps(key: str, tokens: int, tokens_per_step: int, roundings: list[str]) ->
     return steps
 
 
-def _samples(key: str, tokens: int, batch: BatchPlan, roundings: list[str]) -> int:
+def to_samples(key: str, tokens: int, batch: BatchPlan, roundings: list[str]) -> int:
+    """The samples nearest to some tokens; a rounding is said with the key."""
     length = batch.sequence_length
     samples = nearest_multiple(tokens, length) if tokens else 0
     if samples * length != tokens:

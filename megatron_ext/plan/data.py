@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_tools.blend_plan import available_samples, split_samples
+from data_tools.blend_plan import available_samples
 from data_tools.errors import DataError
 from data_tools.manifest import Manifest, check_files, manifest_path, read_manifest
 from data_tools.strict_yaml import KeyPath
 from data_tools.tokenizer import TokenizerFacts, describe
-from megatron_ext.plan.stage_plan import BatchPlan, CadencePlan, DataPlan, SourcePlan
-from megatron_ext.plan.supply import check_supply
+from megatron_ext.plan.blends import plan_blends
+from megatron_ext.plan.stage_plan import BatchPlan, CadencePlan, DataPlan, ParentPlan, PhasePlan, SourcePlan
 from megatron_ext.recipe.load import LoadedRecipe
 from megatron_ext.recipe.locate import shown
 from megatron_ext.recipe.problems import Problems
@@ -56,6 +56,8 @@ def plan_data(
     cadence: CadencePlan,
     roundings: list[str],
     *,
+    phase_samples: Sequence[int],
+    parent: ParentPlan | None = None,
     may_be_provisional: bool = False,
 ) -> DataPlan:
     """Decides what each source gives to the stage.
@@ -65,6 +67,8 @@ def plan_data(
         batch: How many samples the stage reads.
         cadence: How many held-out samples a validation reads.
         roundings: Takes a sentence for each source that gives fewer than was asked.
+        phase_samples: Samples of each phase.
+        parent: What the stages before have read.
         may_be_provisional: Whether `declared_tokens` may stand for data that is not built yet. Then a missing
             tokenizer is no problem either: nothing can be made with it before there is one.
 
@@ -84,10 +88,21 @@ def plan_data(
     _refuse_one_content_twice(loaded, [pair["prefix"] for pair in manifests], problems)
     _refuse_training_data_as_held_out(loaded, manifests, problems)
     problems.raise_data_error()
-    samples = split_samples([entry.share for entry in loaded.recipe.data.blend], batch.total_samples)
-    sources = tuple(_plan_source(loaded, index, pair, samples[index], batch) for index, pair in enumerate(manifests))
-    _refuse_unread_sources(loaded, sources, batch)
-    check_supply(loaded, sources, batch)
+    sizes = [_size(loaded, index, pair["prefix"]) for index, pair in enumerate(manifests)]
+    read = _read_before(loaded, [data_id for _, data_id in sizes], parent)
+    names = [source.source for source in loaded.sources]
+    phases = plan_blends(
+        loaded,
+        batch,
+        roundings,
+        phase_samples=phase_samples,
+        tokens={name: tokens for name, (tokens, _) in zip(names, sizes, strict=True)},
+        read=read,
+    )
+    sources = tuple(
+        _plan_source(loaded, index, pair, phases, batch, samples_before=read[names[index]])
+        for index, pair in enumerate(manifests)
+    )
     for source, pair in zip(sources, manifests, strict=True):
         if (held_out := pair["validation_prefix"]) is not None:
             _note_short_held_out(source, held_out, batch, cadence, roundings)
@@ -97,6 +112,7 @@ def plan_data(
         tokenizer_vocab_size=tokenizer.vocab_size if tokenizer is not None else loaded.recipe.model.vocab_size,
         eod_id=tokenizer.eod_id if tokenizer is not None else -1,
         sources=sources,
+        phases=phases,
         document_isolation=loaded.recipe.data.document_isolation,
     )
 
@@ -209,9 +225,11 @@ def _refuse_one_content_twice(loaded: LoadedRecipe, manifests: Sequence[Manifest
             continue
         first = seen.setdefault(manifest.data_id, index)
         if first != index:
-            key: KeyPath = ("data", "blend", index, "source")
+            key: KeyPath = ("sources", index, "prefix")
             name = loaded.sources[first].source
-            problems.add(loaded.origin(key), key, f"holds the same tokens as {name!r}; give one entry both shares")
+            problems.add(
+                loaded.origin(key), ("prefix",), f"holds the same tokens as source {name!r}; name one of them only"
+            )
 
 
 def _refuse_training_data_as_held_out(
@@ -226,42 +244,67 @@ def _refuse_training_data_as_held_out(
             problems.add(loaded.origin(("sources", index, "validation_prefix")), ("validation_prefix",), message)
 
 
+def _size(loaded: LoadedRecipe, index: int, manifest: Manifest | None) -> tuple[int, str]:
+    """Tokens of a source and their identity."""
+    if manifest is not None:
+        return manifest.tokens, manifest.data_id
+    source = loaded.sources[index]
+    assert source.declared_tokens is not None, "a missing dataset without a declared size is a problem"
+    return source.declared_tokens, f"declared-{source.source}-{source.declared_tokens}"
+
+
+def _read_before(loaded: LoadedRecipe, data_ids: Sequence[str], parent: ParentPlan | None) -> dict[str, int]:
+    """Samples of each source that the stages before have read; the content counts, not the name.
+
+    Raises:
+        DataError: A source of theirs holds other tokens now.
+    """
+    there = parent.sources if parent is not None else ()
+    samples = {read.data_id: read.samples for read in there}
+    data_id_then = {read.source: read.data_id for read in there}
+    problems = Problems()
+    for index, (source, data_id) in enumerate(zip(loaded.sources, data_ids, strict=True)):
+        then = data_id_then.get(source.source, data_id)
+        if then != data_id:
+            message = (
+                f"source {source.source!r} was read as {then[:16]}… in the stages before and holds {data_id[:16]}… "
+                "now; restore the data, or give the new data a name of its own"
+            )
+            problems.add(loaded.origin(("sources", index, "prefix")), ("prefix",), message)
+    problems.raise_data_error()
+    return {source.source: samples.get(data_id, 0) for source, data_id in zip(loaded.sources, data_ids, strict=True)}
+
+
 def _plan_source(
-    loaded: LoadedRecipe, index: int, pair: dict[str, Manifest | None], samples: int, batch: BatchPlan
+    loaded: LoadedRecipe,
+    index: int,
+    pair: dict[str, Manifest | None],
+    phases: Sequence[PhasePlan],
+    batch: BatchPlan,
+    *,
+    samples_before: int,
 ) -> SourcePlan:
-    source, entry = loaded.sources[index], loaded.recipe.data.blend[index]
+    source = loaded.sources[index]
     manifest, held_out = pair["prefix"], pair["validation_prefix"]
-    tokens = manifest.tokens if manifest is not None else source.declared_tokens
-    assert tokens is not None, "a missing dataset without a declared size is a problem"
-    declared_id = f"declared-{source.source}-{tokens}"
+    tokens, data_id = _size(loaded, index, manifest)
+    given = [part for phase in phases for part in phase.sources if part.source == source.source]
+    samples = sum(part.samples for part in given)
     return SourcePlan(
         source=source.source,
         domain=source.domain,
         prefix=dataset_prefix(loaded, index, "prefix"),
         validation_prefix=dataset_prefix(loaded, index, "validation_prefix"),
-        data_id=manifest.data_id if manifest is not None else declared_id,
-        validation_data_id=held_out.data_id if held_out is not None else declared_id,
+        data_id=data_id,
+        validation_data_id=held_out.data_id if held_out is not None else data_id,
         documents=manifest.documents if manifest is not None else 0,
         tokens=tokens,
-        share=entry.share,
+        share=given[0].share if len(phases) == 1 else samples / batch.total_samples,
         samples=samples,
         epochs=samples * batch.sequence_length / tokens,
-        max_epochs=entry.max_epochs,
+        max_epochs=given[-1].max_epochs,
+        samples_before=samples_before,
         is_declared=manifest is None,
     )
-
-
-def _refuse_unread_sources(loaded: LoadedRecipe, sources: Sequence[SourcePlan], batch: BatchPlan) -> None:
-    problems = Problems()
-    for index, source in enumerate(sources):
-        if source.samples == 0:
-            key: KeyPath = ("data", "blend", index, "share")
-            message = (
-                f"{source.share:g} of {batch.total_samples:,} samples is less than one, so {source.source!r} would not "
-                "be read; raise the share or budget.tokens, or remove the entry"
-            )
-            problems.add(loaded.origin(key), key, message)
-    problems.raise_recipe_error()
 
 
 def _note_short_held_out(

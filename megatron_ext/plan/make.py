@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from megatron_ext.plan.batch import plan_batch, plan_cadence, plan_schedule
+from megatron_ext.plan.batch import plan_batch, plan_cadence, plan_phases
 from megatron_ext.plan.cost import plan_cost
 from megatron_ext.plan.data import plan_data
 from megatron_ext.plan.execution import plan_execution
 from megatron_ext.plan.layouts import plan_layout
+from megatron_ext.plan.lineage import chain_behind, check_common, check_schedule, read_stage_plan
 from megatron_ext.plan.meaning import stage_id, stage_meaning
+from megatron_ext.plan.schedule import plan_schedule
 from megatron_ext.plan.sizes import model_size
 from megatron_ext.plan.stage_plan import (
     BatchPlan,
@@ -28,40 +31,61 @@ class Draft:
     """The part of a plan that needs no data.
 
     Attributes:
+        phase_samples: Samples of each phase.
         roundings: One sentence for each number that had to be rounded so far.
     """
 
     layout: LayoutPlan
     batch: BatchPlan
+    phase_samples: tuple[int, ...]
     schedule: SchedulePlan
     cadence: CadencePlan
     execution: ExecutionPlan
     roundings: tuple[str, ...]
 
 
-def draft_plan(loaded: LoadedRecipe, *, world_size: int | None = None) -> Draft:
+def draft_plan(
+    loaded: LoadedRecipe, *, world_size: int | None = None, before: Draft | StagePlan | None = None
+) -> Draft:
     """Decides what can be decided without data.
 
     Args:
         loaded: What was asked.
         world_size: Processes of the run; None takes the fewest that the layout needs.
+        before: The stage that this one continues; None drafts it where the recipe names its recipe, and reads its
+            plan where it names an id.
 
     Raises:
         RecipeError: Everything that cannot be carried out as written.
     """
     problems = Problems()
     roundings: list[str] = []
+    if before is None:
+        before = draft_plan(loaded.parent) if loaded.parent is not None else _parent_by_id(loaded, None)
     layout = plan_layout(loaded, problems, world_size=world_size)
-    batch = plan_batch(loaded, layout, problems, roundings)
-    schedule = plan_schedule(loaded, batch, problems, roundings)
+    batch = plan_batch(loaded, layout, problems, roundings, before=before and before.batch)
+    phase_samples = plan_phases(loaded, batch, problems, roundings)
+    schedule = plan_schedule(loaded, batch, problems, roundings, before=before and before.schedule)
+    if before is not None:
+        check_schedule(loaded, schedule, before.schedule, batch, problems)
     cadence = plan_cadence(loaded.recipe, batch, roundings)
     execution = plan_execution(loaded, layout, batch, problems)
     problems.raise_recipe_error()
-    return Draft(layout, batch, schedule, cadence, execution, tuple(roundings))
+    return Draft(layout, batch, phase_samples, schedule, cadence, execution, tuple(roundings))
+
+
+def _parent_by_id(loaded: LoadedRecipe, run_root: Path | None) -> StagePlan | None:
+    if loaded.recipe.parent is None:
+        return None
+    return read_stage_plan(loaded, run_root or Path(loaded.site.run_root))
 
 
 def make_stage_plan(
-    loaded: LoadedRecipe, *, world_size: int | None = None, may_be_provisional: bool = False
+    loaded: LoadedRecipe,
+    *,
+    world_size: int | None = None,
+    may_be_provisional: bool = False,
+    run_root: Path | None = None,
 ) -> StagePlan:
     """Decides everything about a stage.
 
@@ -69,6 +93,7 @@ def make_stage_plan(
         loaded: What was asked.
         world_size: Processes of the run; None takes the fewest that the layout needs.
         may_be_provisional: Whether `declared_tokens` may stand for data that is not built yet.
+        run_root: Where a parent named by its id lies; None takes the site's.
 
     Returns:
         The plan; equal recipes and data give the same `stage_id` whatever the layout is.
@@ -77,16 +102,31 @@ def make_stage_plan(
         RecipeError: What cannot be carried out as written, a source that cannot supply its share included.
         DataError: Data that is missing, damaged, or does not fit.
     """
-    draft = draft_plan(loaded, world_size=world_size)
+    if loaded.parent is not None:
+        parent = make_stage_plan(loaded.parent, may_be_provisional=may_be_provisional)
+    else:
+        parent = _parent_by_id(loaded, run_root)
+    draft = draft_plan(loaded, world_size=world_size, before=parent)
+    behind = chain_behind(parent) if parent is not None else None
     roundings = list(draft.roundings)
     recipe = loaded.recipe
-    data = plan_data(loaded, draft.batch, draft.cadence, roundings, may_be_provisional=may_be_provisional)
-    meaning = stage_meaning(recipe, data=data, batch=draft.batch, schedule=draft.schedule)
+    data = plan_data(
+        loaded,
+        draft.batch,
+        draft.cadence,
+        roundings,
+        phase_samples=draft.phase_samples,
+        parent=behind,
+        may_be_provisional=may_be_provisional,
+    )
+    meaning = stage_meaning(recipe, data=data, batch=draft.batch, schedule=draft.schedule, parent=behind)
     identity = stage_id(meaning)
-    return StagePlan(
+    is_provisional = data.is_provisional or (behind is not None and behind.is_provisional)
+    plan = StagePlan(
         stage=recipe.stage,
-        stage_id=identity.replace("-", "-provisional-", 1) if data.is_provisional else identity,
+        stage_id=identity.replace("-", "-provisional-", 1) if is_provisional else identity,
         recipe=loaded.path,
+        parent=behind,
         model=recipe.model,
         model_size=model_size(recipe.model),
         data=data,
@@ -105,3 +145,6 @@ def make_stage_plan(
         roundings=tuple(roundings),
         meaning=meaning,
     )
+    if parent is not None:
+        check_common(loaded, plan, parent)
+    return plan

@@ -18,7 +18,7 @@ import json
 from typing import Any
 
 from megatron_ext.plan.sizes import padded_vocab_size
-from megatron_ext.plan.stage_plan import SEMANTICS_VERSION, BatchPlan, DataPlan, SchedulePlan
+from megatron_ext.plan.stage_plan import SEMANTICS_VERSION, BatchPlan, DataPlan, ParentPlan, SchedulePlan
 from megatron_ext.recipe.layer_pattern import parse_pattern
 from megatron_ext.recipe.schema import ModelRecipe, Recipe
 
@@ -26,16 +26,18 @@ ID_DIGITS = 16
 """Hex digits of an id: 64 bits, so a billion stages collide with a chance of 3 %."""
 
 
-def stage_meaning(recipe: Recipe, *, data: DataPlan, batch: BatchPlan, schedule: SchedulePlan) -> dict[str, Any]:
+def stage_meaning(
+    recipe: Recipe, *, data: DataPlan, batch: BatchPlan, schedule: SchedulePlan, parent: ParentPlan | None = None
+) -> dict[str, Any]:
     """Everything that decides a stage's numbers; plain values only."""
-    return {
+    meaning: dict[str, Any] = {
         "stage": recipe.stage,
         "semantics_version": SEMANTICS_VERSION,
         "model": _model_meaning(recipe.model),
         "data": {
             "tokenizer_fingerprint": data.tokenizer_fingerprint,
             "document_isolation": data.document_isolation,
-            "sources": [{"data_id": source.data_id, "samples": source.samples} for source in data.sources],
+            **_blend_meaning(data),
         },
         "batch": {
             "sequence_length": batch.sequence_length,
@@ -49,6 +51,7 @@ def stage_meaning(recipe: Recipe, *, data: DataPlan, batch: BatchPlan, schedule:
         "precision": recipe.precision,
         "seed": recipe.seed,
     }
+    return meaning | ({"parent": parent.stage_id} if parent is not None else {})
 
 
 def stage_id(meaning: dict[str, Any]) -> str:
@@ -85,8 +88,22 @@ def _unread(model: ModelRecipe) -> list[str]:
     return unread
 
 
+def _blend_meaning(data: DataPlan) -> dict[str, Any]:
+    """What each source gives; the phases where there is more than one."""
+    data_ids = {source.source: source.data_id for source in data.sources}
+    phases = [
+        [
+            {"data_id": data_ids[source.source], "samples": source.samples}
+            | ({"cursor": source.cursor} if source.cursor != "continue" else {})
+            for source in phase.sources
+        ]
+        for phase in data.all_phases()
+    ]
+    return {"sources": phases[0]} if len(phases) == 1 else {"phases": phases}
+
+
 def _schedule_meaning(schedule: SchedulePlan) -> dict[str, Any]:
-    meaning = schedule.model_dump()
+    meaning = schedule.model_dump(exclude={"horizon_tokens"})  # horizon_samples says it
     if schedule.style != "wsd":
         del meaning["decay_style"]  # not read
     return meaning

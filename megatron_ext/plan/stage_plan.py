@@ -65,6 +65,19 @@ class BatchPlan(PlanPart):
     total_tokens: int
     max_steps: int | None
     ramp: tuple[tuple[int, int], ...] = ()  # (first step, samples a step), rising to global_batch_size; () without one
+    samples_before: int = 0  # of the stages that this one continues
+    requested_tokens_before: int = 0  # what these stages were asked for, before rounding
+
+    @property
+    def ramp_samples(self) -> int:
+        """Samples of the steps that are smaller than `global_batch_size`."""
+        full_steps = self.total_steps - (self.ramp[-1][0] - 1 if self.ramp else 0)
+        return self.total_samples - full_steps * self.global_batch_size
+
+    @property
+    def end_samples(self) -> int:
+        """Samples of the chain up to the end of this stage."""
+        return self.samples_before + self.total_samples
 
     def batch_size_at(self, consumed_samples: int) -> int:
         """Samples of the step that begins at `consumed_samples`.
@@ -81,8 +94,26 @@ class BatchPlan(PlanPart):
         return self.global_batch_size
 
 
+class PhaseSource(PlanPart):
+    """What one source gives to one phase."""
+
+    source: str
+    share: float
+    samples: int  # the samples of all sources sum to the phase's
+    max_epochs: float  # over the chain up to the end of this phase
+    samples_before: int = 0  # in earlier phases, and in the stages that this one continues
+    cursor: Literal["continue", "fresh", "replay"] = "continue"
+
+
+class PhasePlan(PlanPart):
+    """A stretch of the stage with one blend; it ends at the end of a step."""
+
+    samples: int
+    sources: tuple[PhaseSource, ...]  # in the order of its blend: where two are equally due, the first gives
+
+
 class SourcePlan(PlanPart):
-    """What one source gives to this stage."""
+    """What one source gives to this stage, in all its phases."""
 
     source: str
     domain: str
@@ -95,7 +126,8 @@ class SourcePlan(PlanPart):
     share: float
     samples: int  # of total_samples; the samples of all sources sum to it
     epochs: float
-    max_epochs: float
+    max_epochs: float  # of the last phase that reads it
+    samples_before: int = 0  # in the stages that this one continues
     is_declared: bool  # tokens as the source file says; not built yet, so the ids are made up of name and size
 
 
@@ -107,7 +139,16 @@ class DataPlan(PlanPart):
     tokenizer_vocab_size: int
     eod_id: int
     sources: tuple[SourcePlan, ...]
+    phases: tuple[PhasePlan, ...] = ()  # () where the sources above are the only blend
     document_isolation: Literal["none"]
+
+    def all_phases(self) -> tuple[PhasePlan, ...]:
+        """The phases; one of all sources where none are written down."""
+        if self.phases:
+            return self.phases
+        keys = PhaseSource.model_fields.keys() & SourcePlan.model_fields.keys()
+        sources = tuple(PhaseSource(**source.model_dump(include=set(keys))) for source in self.sources)
+        return (PhasePlan(samples=sum(source.samples for source in sources), sources=sources),)
 
     @property
     def is_provisional(self) -> bool:
@@ -122,7 +163,8 @@ class SchedulePlan(PlanPart):
     decay_style: Literal["linear", "cosine", "exponential", "minus_sqrt"]
     warmup_samples: int
     decay_samples: int  # wsd: samples of the final decay; else horizon - warmup
-    horizon_samples: int
+    horizon_samples: int  # of the whole chain
+    horizon_tokens: int | None = None  # as asked in the chain's first stage; None: its budget
 
 
 class CadencePlan(PlanPart):
@@ -180,12 +222,47 @@ class CostPlan(PlanPart):
     gathered_bytes: int  # host memory that each rank fills with optimizer state at a periodic save
 
 
+class SourceRead(PlanPart):
+    """What a chain has read of one source."""
+
+    source: str
+    data_id: str
+    samples: int
+
+
+class ChainStage(PlanPart):
+    """One finished stage of a chain."""
+
+    stage_id: str
+    recipe: str
+    total_steps: int
+    total_tokens: int
+
+
+class ParentPlan(PlanPart):
+    """What lies behind a stage that continues another."""
+
+    chain: tuple[ChainStage, ...]  # oldest first; the last one is the parent
+    sources: tuple[SourceRead, ...]  # of the whole chain
+
+    @property
+    def stage_id(self) -> str:
+        """The stage that is taken up."""
+        return self.chain[-1].stage_id
+
+    @property
+    def is_provisional(self) -> bool:
+        """Whether a stage of the chain was planned from declared sizes."""
+        return any("-provisional-" in stage.stage_id for stage in self.chain)
+
+
 class StagePlan(PlanPart):
     """One stage, decided."""
 
     stage: Literal["pretrain"]
     stage_id: str  # f"{stage}-{16 hex digits of sha256(meaning)}"; f"{stage}-provisional-{…}" while data is declared
     recipe: str  # path of the recipe, as given
+    parent: ParentPlan | None = None  # the stage that this one continues
     model: ModelRecipe
     model_size: ModelSize
     data: DataPlan

@@ -2,31 +2,49 @@
 
 from __future__ import annotations
 
-from data_tools.blend_plan import Budget, shortages
+from collections.abc import Mapping, Sequence
+
+from data_tools.blend_files import SourceFile
+from data_tools.blend_plan import Allotment, Budget, shortages
 from data_tools.strict_yaml import KeyPath
-from megatron_ext.plan.stage_plan import BatchPlan, SourcePlan
-from megatron_ext.recipe.load import LoadedRecipe
+from megatron_ext.plan.stage_plan import BatchPlan
+from megatron_ext.recipe.load import LoadedBlend, LoadedRecipe
 from megatron_ext.recipe.problems import Problems
 
 
-def check_supply(loaded: LoadedRecipe, sources: tuple[SourcePlan, ...], batch: BatchPlan) -> None:
-    """Refuses a blend that would repeat a source more often than it may.
+def check_supply(
+    loaded: LoadedRecipe,
+    blend: LoadedBlend,
+    allotments: Sequence[Allotment],
+    batch: BatchPlan,
+    problems: Problems,
+    *,
+    samples: int,
+    entry_of: Mapping[str, int],
+) -> None:
+    """Finds each source that a phase would read more often than it may, counted from the start of the chain.
 
-    Raises:
-        RecipeError: For each source that cannot supply its share: what it needs, what it has, and
-            up to three changes of which each makes this source suffice.
+    Args:
+        loaded: What was asked.
+        blend: The phase's blend.
+        allotments: What its sources give, with what was read of them before.
+        batch: The stage's numbers.
+        problems: Takes what each such source needs, what it has, and up to three changes of which each makes it
+            suffice.
+        samples: Samples of the phase.
+        entry_of: Place in the blend of the entry that leads to each source.
     """
-    problems = Problems()
-    full_steps = batch.total_steps - (batch.ramp[-1][0] - 1 if batch.ramp else 0)
+    is_whole_stage = len(loaded.blends) == 1
+    full_steps = (batch.total_samples - batch.ramp_samples) // batch.global_batch_size
     budget = Budget(
         key="budget.tokens",
         sequence_length=batch.sequence_length,
-        total_samples=batch.total_samples,
+        total_samples=samples,
         step_samples=batch.global_batch_size,
-        most_steps=full_steps - 1,
-        ramp_samples=batch.total_samples - full_steps * batch.global_batch_size,
+        most_steps=full_steps - 1 if is_whole_stage else 0,  # a phase is shortened in two places at once
+        ramp_samples=batch.ramp_samples,
+        shares_are_written=all(isinstance(part, SourceFile) for part in blend.parts),
     )
-    for index, message in shortages(sources, budget):
-        key: KeyPath = ("data", "blend", index, "share")
+    for index, message in shortages(allotments, budget):
+        key: KeyPath = (*blend.key, entry_of[allotments[index].source], "share")
         problems.add(loaded.origin(key), key, message)
-    problems.raise_recipe_error()

@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 
 from data_tools.strict_yaml import KeyPath, nearest
 from megatron_ext.recipe.compose import Tree
-from megatron_ext.recipe.keys import field_at, key_name, leaf_keys, section_at, type_name
+from megatron_ext.recipe.keys import field_at, fields_of, key_name, leaf_keys, section_at, type_name
 from megatron_ext.recipe.problems import Origin, Problems
 from megatron_ext.recipe.rules import broken_rules
 from megatron_ext.recipe.schema import Recipe, Section
@@ -86,7 +86,7 @@ def _blamed(tree: Tree, path: KeyPath, section: KeyPath) -> Origin:
 def _valid_sections(kind: type[Section], data: dict[str, Any]) -> list[tuple[KeyPath, Section]]:
     """The sections whose own values are valid, also where their neighbours' are not."""
     candidates: list[tuple[KeyPath, type[Section], Any]] = [((), kind, data)]
-    for name, field in kind.model_fields.items():
+    for name, field in fields_of(kind).items():
         if (section := section_at(kind, (name,))) is not None:
             candidates.append(((name,), section, data.get(name, field.get_default())))
     valid: list[tuple[KeyPath, Section]] = []
@@ -144,11 +144,11 @@ def _written(tree: Tree, path: KeyPath) -> str:
 
 def _keys_of(kind: type[Section], path: KeyPath) -> str:
     section = section_at(kind, path)
-    return ", ".join(sorted(section.model_fields)) if section is not None else ""
+    return ", ".join(sorted(fields_of(section))) if section is not None else ""
 
 
 def _unknown_key(kind: type[Section], path: KeyPath) -> str:
-    allowed = sorted(section.model_fields) if (section := section_at(kind, path[:-1])) is not None else []
+    allowed = sorted(fields_of(section)) if (section := section_at(kind, path[:-1])) is not None else []
     return f"unknown key; {_meant(kind, path, allowed)}allowed here: {', '.join(allowed)}"
 
 

@@ -111,11 +111,13 @@ def _resolve_paths(tree: Tree, *, written_in: str) -> None:
 
     Values of a wrong kind are left to the schema.
     """
-    data = tree.data.get("data")
-    blend = data.get("blend") if isinstance(data, dict) else None
-    for entry in blend if isinstance(blend, list) else []:
-        if isinstance(entry, dict) and isinstance(entry.get("source"), str):
-            entry["source"] = beside(written_in, entry["source"])
+    for blend in blends_of(tree).values():
+        for entry in blend:
+            if isinstance(entry, dict) and isinstance(entry.get("source"), str):
+                entry["source"] = beside(written_in, entry["source"])
+    parent = tree.data.get("continue")
+    if isinstance(parent, str) and is_path(parent):
+        tree.data["continue"] = beside(written_in, parent)
     if isinstance(tree.data.get("model"), str):
         origin = tree.origins[_MODEL]
         file = beside(written_in, tree.data["model"])
@@ -124,6 +126,23 @@ def _resolve_paths(tree: Tree, *, written_in: str) -> None:
         _put(tree, _MODEL, model.data, {_MODEL + path: place for path, place in model.origins.items()})
         tree.origins[_MODEL] = origin
         tree.replacing.add(_MODEL)
+
+
+def blends_of(tree: Tree) -> dict[KeyPath, list[Any]]:
+    """The list of entries of each blend that a stage recipe writes, by its key; not yet checked."""
+    data = tree.data.get("data")
+    if not isinstance(data, dict):
+        return {}
+    found: dict[KeyPath, Any] = {("data", "blend"): data.get("blend")}
+    phases = data.get("phases")
+    for index, phase in enumerate(phases if isinstance(phases, list) else []):
+        found["data", "phases", index, "blend"] = phase.get("blend") if isinstance(phase, dict) else None
+    return {key: blend for key, blend in found.items() if isinstance(blend, list)}
+
+
+def is_path(parent: str) -> bool:
+    """Whether `continue:` names a recipe; else it names a stage by its id."""
+    return parent.endswith((".yaml", ".yml"))
 
 
 def _require_file(file: str, origin: Origin, *, key: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from data_tools.errors import RecipeError
 from data_tools.strict_yaml import KeyPath, nearest, parse_yaml
-from megatron_ext.recipe.keys import field_at, key_name, leaf_keys, parse_key, role_of, section_at, type_name
+from megatron_ext.recipe.keys import field_at, fields_of, key_name, leaf_keys, parse_key, role_of, section_at, type_name
 from megatron_ext.recipe.load import LoadedRecipe
 from megatron_ext.recipe.problems import Origin
 from megatron_ext.recipe.schema import Recipe, Section
@@ -31,7 +31,7 @@ class Difference:
 
 def resolved_yaml(loaded: LoadedRecipe) -> str:
     """The complete recipe as YAML that loads to the same recipe, with the origin of each line as a comment."""
-    lines = list(_yaml_lines(loaded.recipe.model_dump(), (), loaded.origins))
+    lines = list(_yaml_lines(loaded.recipe.model_dump(by_alias=True), (), loaded.origins))
     width = max(len(text) for text, _ in lines)
     return "".join(f"{text:<{width}}  # {origin}\n" if origin else f"{text}\n" for text, origin in lines)
 
@@ -98,7 +98,7 @@ def _section_text(section: type[Section], path: KeyPath) -> str:
     head = (section.__doc__ or "").partition("\n")[0]
     keys = [
         f"  {key_name((*path, name))}: {field.description or 'a section'}"
-        for name, field in section.model_fields.items()
+        for name, field in fields_of(section).items()
     ]
     return "\n".join([f"{key_name(path)}: {head}", *keys])
 
@@ -112,7 +112,7 @@ def _known_path(key: str) -> KeyPath:
         leaves = [key_name(leaf) for leaf in leaf_keys(Recipe)]
         near = nearest(key, leaves) or {leaf.rpartition(".")[2]: leaf for leaf in leaves}.get(key)
         meant = f"did you mean {near}? " if near else ""
-        raise RecipeError(f"--explain {key}: unknown key; {meant}sections: {', '.join(sorted(Recipe.model_fields))}")
+        raise RecipeError(f"--explain {key}: unknown key; {meant}sections: {', '.join(sorted(fields_of(Recipe)))}")
     return path
 
 
@@ -127,7 +127,7 @@ def _values(recipe: Recipe) -> Iterator[tuple[KeyPath, Any]]:
         for step, inner in items:
             yield from walk(inner, (*path, step))
 
-    return walk(recipe.model_dump(), ())
+    return walk(recipe.model_dump(by_alias=True), ())
 
 
 def _is_section_list(value: Any) -> bool:

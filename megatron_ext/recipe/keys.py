@@ -42,6 +42,11 @@ def parse_key(text: str) -> KeyPath:
     return tuple(steps)
 
 
+def fields_of(section: type[Section]) -> dict[str, FieldInfo]:
+    """The fields of a section by the names that recipes write; Python reserves some of these words."""
+    return {field.alias or name: field for name, field in section.model_fields.items()}
+
+
 def section_at(root: type[Section], path: KeyPath) -> type[Section] | None:
     """The section that stands at a path of the schema, if one does."""
     if not path:
@@ -55,13 +60,13 @@ def field_at(root: type[Section], path: KeyPath) -> FieldInfo | None:
     if not path or isinstance(path[-1], int):
         return None
     section = section_at(root, path[:-1])
-    return None if section is None else section.model_fields.get(path[-1])
+    return None if section is None else fields_of(section).get(path[-1])
 
 
 def leaf_keys(root: type[Section], prefix: KeyPath = ()) -> list[KeyPath]:
     """Every key of the schema that holds a value; a list of sections counts as its first element."""
     leaves: list[KeyPath] = []
-    for name, field in root.model_fields.items():
+    for name, field in fields_of(root).items():
         path = (*prefix, name)
         if (section := _section_of(field.annotation, inside_list=False)) is not None:
             leaves += leaf_keys(section, path)
@@ -123,6 +128,8 @@ _TYPE_NAMES: dict[Any, str] = {
 
 
 def _section_of(annotation: Any, *, inside_list: bool) -> type[Section] | None:
+    if get_origin(annotation) in (Union, UnionType):
+        annotation = next(argument for argument in get_args(annotation) if argument is not NoneType)
     if inside_list:
         annotation = get_args(annotation)[0] if get_origin(annotation) is tuple else None
     return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None

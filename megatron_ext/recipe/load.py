@@ -1,17 +1,22 @@
-"""A recipe file, its sources and its site into one checked value that knows where each part was written."""
+"""A recipe file, what its blends name, its parent and its site: one checked value that knows where each part was written.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from data_tools.blend_files import BlendFile, SourceFile, read_file
 from data_tools.errors import RecipeError
 from data_tools.strict_yaml import KeyPath
 from megatron_ext.recipe.checks import checked
-from megatron_ext.recipe.compose import Tree, compose
+from megatron_ext.recipe.compose import Tree, blends_of, compose, is_path
+from megatron_ext.recipe.locate import shown
 from megatron_ext.recipe.problems import Origin, Problems, origin_of
-from megatron_ext.recipe.schema import BlendRecipe, ModelRecipe, Recipe, SiteRecipe, SourceRecipe
+from megatron_ext.recipe.schema import BlendEntry, BlendRecipe, ModelRecipe, Recipe, SiteRecipe, SourceRecipe
 
 DEFAULT_SITE = Path("recipes/sites/laptop.yaml")
 
@@ -28,6 +33,23 @@ _SIGNS: tuple[tuple[type[Single], str, str], ...] = (
 
 
 @dataclass(frozen=True)
+class LoadedBlend:
+    """The blend of a stage or of one of its phases.
+
+    Attributes:
+        key: Where its entries stand.
+        tokens: Processed tokens that are read of it, as asked.
+        entries: What it takes.
+        parts: The source or blend that each entry names.
+    """
+
+    key: KeyPath
+    tokens: int
+    entries: tuple[BlendEntry, ...]
+    parts: tuple[SourceFile | BlendFile, ...]
+
+
+@dataclass(frozen=True)
 class LoadedRecipe:
     """A checked recipe.
 
@@ -35,7 +57,9 @@ class LoadedRecipe:
         path: The recipe file, as given.
         recipe: What it asks for.
         site: Where its data and runs lie.
-        sources: One for each entry of the blend, in its order.
+        sources: Every source that its blends lead to, once each, in the order of naming.
+        blends: One for each phase; one in all where `data.blend` is written.
+        parent: The stage that it continues, where that is named by its recipe.
         origins: Where each key was written; keys of source i stand below ("sources", i), of the
             site below ("site",). Keys that are not there have their default.
     """
@@ -44,6 +68,8 @@ class LoadedRecipe:
     recipe: Recipe
     site: SiteRecipe
     sources: tuple[SourceRecipe, ...]
+    blends: tuple[LoadedBlend, ...]
+    parent: LoadedRecipe | None
     origins: Mapping[KeyPath, Origin]
 
     def origin(self, path: KeyPath) -> Origin:
@@ -51,13 +77,20 @@ class LoadedRecipe:
         return origin_of(path, self.origins)
 
 
-def load_recipe(path: str | Path, *, overrides: Sequence[str] = (), site: str | Path | None = None) -> LoadedRecipe:
-    """Reads and checks a stage recipe.
+def load_recipe(
+    path: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    site: str | Path | None = None,
+    children: tuple[str, ...] = (),
+) -> LoadedRecipe:
+    """Reads and checks a stage recipe, and the recipes of the stages that it continues.
 
     Args:
         path: A recipe; one that starts with `recipes/` may be one that came with the code.
-        overrides: `key=value` options, checked like the file.
+        overrides: `key=value` options, checked like the file; parents are read as they stand.
         site: A site file; None takes `DEFAULT_SITE`.
+        children: Recipes that continue this one, for circles.
 
     Returns:
         The recipe with its sources and its site.
@@ -73,12 +106,16 @@ def load_recipe(path: str | Path, *, overrides: Sequence[str] = (), site: str | 
     problems = Problems()
     recipe = checked(Recipe, tree, problems)
     origins = dict(tree.origins)
-    sources = _load_sources(tree, origins, problems)
+    sources = _Sources(origins, problems)
+    parts = {key: _load_parts(tree, key, entries, sources, problems) for key, entries in blends_of(tree).items()}
+    sources.refuse_one_name_twice()
+    parent = _load_parent(tree, problems, site=site, chain=(*children, shown(path)))
     site_recipe = _load_part(SiteRecipe, str(site or DEFAULT_SITE), ("site",), origins, problems)
     problems.raise_recipe_error()
     assert recipe is not None, "a recipe without problems is valid"
     assert site_recipe is not None, "a site without problems is valid"
-    return LoadedRecipe(str(path), recipe, site_recipe, tuple(source for source in sources if source), origins)
+    blends = tuple(_loaded_blends(recipe, parts))
+    return LoadedRecipe(str(path), recipe, site_recipe, sources.all, blends, parent, origins)
 
 
 def load_file(path: str | Path) -> LoadedRecipe | Single:
@@ -106,35 +143,102 @@ def _kind_of(tree: Tree) -> type[Single] | None:
     return next((kind for kind, key, _ in _SIGNS if key in tree.data), None)
 
 
-def _load_sources(tree: Tree, origins: dict[KeyPath, Origin], problems: Problems) -> list[SourceRecipe | None]:
-    data = tree.data.get("data")
-    blend = data.get("blend") if isinstance(data, dict) else None
-    sources: list[SourceRecipe | None] = []
-    for index, entry in enumerate(blend if isinstance(blend, list) else []):
+class _Sources:
+    """The sources of a recipe, each read once."""
+
+    def __init__(self, origins: dict[KeyPath, Origin], problems: Problems) -> None:
+        self._origins, self._problems = origins, problems
+        self._found: dict[str, SourceRecipe | None] = {}  # by real path
+
+    @property
+    def all(self) -> tuple[SourceRecipe, ...]:
+        return tuple(source for source in self._found.values() if source)
+
+    def load(self, file: str) -> SourceFile | None:
+        """A source file; None when something is wrong with it, which is noted once."""
+        place = os.path.realpath(file)
+        if place not in self._found:
+            key: KeyPath = ("sources", len(self._found))
+            self._found[place] = None  # takes the index, sound or not
+            self._found[place] = _load_part(SourceRecipe, file, key, self._origins, self._problems)
+        source = self._found[place]
+        return SourceFile(file, source) if source is not None else None
+
+    def refuse_one_name_twice(self) -> None:
+        seen: dict[str, int] = {}
+        for index, source in enumerate(self._found.values()):
+            if source is None:
+                continue
+            first = seen.setdefault(source.source, index)
+            if first != index:
+                place = self._origins["sources", first, "source"]
+                message = f"{source.source!r} is the name of {place} too; sources of one recipe need different names"
+                self._problems.add(self._origins["sources", index, "source"], ("source",), message)
+
+
+def _load_parts(
+    tree: Tree, key: KeyPath, entries: list[Any], sources: _Sources, problems: Problems
+) -> list[SourceFile | BlendFile | None]:
+    """What the entries of one blend name; None where that is wrong, which is noted."""
+    parts: list[SourceFile | BlendFile | None] = []
+    for index, entry in enumerate(entries):
         file = entry.get("source") if isinstance(entry, dict) else None
         if not isinstance(file, str):
             continue  # the schema has said so
-        key: KeyPath = ("data", "blend", index, "source")
         if Path(file).is_file():
-            sources.append(_load_part(SourceRecipe, file, ("sources", index), origins, problems))
+            parts.append(_load_source_or_blend(file, sources, problems))
         else:
-            problems.add(tree.origin(key), key, f"{file}: no such file; write a path relative to the file it stands in")
-    _refuse_one_name_twice(sources, origins, problems)
-    return sources
+            here: KeyPath = (*key, index, "source")
+            message = f"{file}: no such file; write a path relative to the file it stands in"
+            problems.add(tree.origin(here), here, message)
+    return parts
 
 
-def _refuse_one_name_twice(
-    sources: list[SourceRecipe | None], origins: dict[KeyPath, Origin], problems: Problems
-) -> None:
-    seen: dict[str, int] = {}
-    for index, source in enumerate(sources):
-        if source is None:
-            continue
-        first = seen.setdefault(source.source, index)
-        if first != index:
-            place = origins["sources", first, "source"]
-            message = f"{source.source!r} is the name of {place} too; sources of one blend need different names"
-            problems.add(origins["sources", index, "source"], ("source",), message)
+def _load_source_or_blend(file: str, sources: _Sources, problems: Problems) -> SourceFile | BlendFile | None:
+    try:
+        if _kind_of(compose(file)) is not BlendRecipe:
+            return sources.load(file)
+        blend = read_file(file)
+    except RecipeError as error:
+        problems.add_text(str(error))
+        return None
+    assert isinstance(blend, BlendFile), "a file with entries is a blend file"
+    for source in blend.sources():
+        sources.load(shown(source.path))
+    return blend
+
+
+def _loaded_blends(
+    recipe: Recipe, parts: Mapping[KeyPath, Sequence[SourceFile | BlendFile | None]]
+) -> Iterator[LoadedBlend]:
+    phases = recipe.data.phases or ()
+    written = {("data", "phases", index, "blend"): (phase.tokens, phase.blend) for index, phase in enumerate(phases)}
+    if recipe.data.blend is not None:
+        written = {("data", "blend"): (recipe.budget.tokens, recipe.data.blend)}
+    for key, (tokens, entries) in written.items():
+        yield LoadedBlend(key, tokens, entries, tuple(part for part in parts[key] if part))
+
+
+def _load_parent(
+    tree: Tree, problems: Problems, *, site: str | Path | None, chain: tuple[str, ...]
+) -> LoadedRecipe | None:
+    """The recipe that `continue:` names, if it names one."""
+    key: KeyPath = ("continue",)
+    file = tree.data.get("continue")
+    if not isinstance(file, str) or not is_path(file):
+        return None
+    if file in chain:
+        message = f"a circle: {' -> '.join([*chain, file])}; the first stage of a chain continues none"
+        problems.add(tree.origin(key), key, message)
+    elif not Path(file).is_file():
+        message = f"{file}: no such file; write the path of a stage recipe relative to the file it stands in"
+        problems.add(tree.origin(key), key, message)
+    else:
+        try:
+            return load_recipe(file, site=site, children=chain)
+        except RecipeError as error:
+            problems.add_text(str(error))
+    return None
 
 
 def _load_part[Kind: (SourceRecipe, SiteRecipe)](

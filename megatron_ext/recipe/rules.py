@@ -10,11 +10,13 @@ from data_tools.schema import SHARE_TOLERANCE
 from data_tools.strict_yaml import KeyPath
 from megatron_ext.recipe.layer_pattern import MAMBA, MLP, parse_pattern
 from megatron_ext.recipe.schema import (
+    BlendEntry,
     DataRecipe,
     ModelRecipe,
     OptimizerRecipe,
     ParallelRecipe,
     ProfileRecipe,
+    Recipe,
     ScheduleRecipe,
     Section,
     TrainingRecipe,
@@ -92,6 +94,12 @@ def _schedule_rules(schedule: ScheduleRecipe) -> Iterator[Broken]:
             f"{schedule.decay_tokens:,} is read with style wsd only, and style is {schedule.style}; "
             "remove it (or set it to null where a file above sets it)",
         )
+    if schedule.style == "constant" and schedule.horizon_tokens is not None:
+        yield (
+            ("horizon_tokens",),
+            f"{schedule.horizon_tokens:,}, but style constant never decays and reads no horizon; "
+            "remove it (or set it to null where a file above sets it)",
+        )
 
 
 def _parallel_rules(parallel: ParallelRecipe) -> Iterator[Broken]:
@@ -104,19 +112,41 @@ def _parallel_rules(parallel: ParallelRecipe) -> Iterator[Broken]:
 
 
 def _data_rules(data: DataRecipe) -> Iterator[Broken]:
-    total = math.fsum(entry.share for entry in data.blend)
+    if data.blend is None and data.phases is None:
+        yield ("blend",), "required and not set; write blend, or phases that each have one"
+    if data.blend is not None:
+        yield from _blend_rules(data.blend, ("blend",))
+    if data.phases is not None and data.blend is not None:
+        yield ("phases",), "set together with blend; a stage has the one or the other, set one of them to null"
+    for index, phase in enumerate(data.phases or ()):
+        yield from _blend_rules(phase.blend, ("phases", index, "blend"))
+
+
+def _blend_rules(blend: tuple[BlendEntry, ...], key: KeyPath) -> Iterator[Broken]:
+    total = math.fsum(entry.share for entry in blend)
     if abs(total - 1) > SHARE_TOLERANCE:
-        shares = " + ".join(f"{entry.share:g}" for entry in data.blend)
+        shares = " + ".join(f"{entry.share:g}" for entry in blend)
         change = f"{'raise' if total < 1 else 'lower'} them by {abs(1 - total):.9g} in all"
-        yield ("blend",), f"shares {shares} sum to {total:.10g}, must sum to 1; {change}"
+        yield key, f"shares {shares} sum to {total:.10g}, must sum to 1; {change}"
     seen: dict[str, int] = {}
-    for index, entry in enumerate(data.blend):
+    for index, entry in enumerate(blend):
         first = seen.setdefault(entry.source, index)
         if first != index:
             yield (
-                ("blend", index, "source"),
+                (*key, index, "source"),
                 f"{entry.source} stands in blend[{first}] already; give one entry both shares",
             )
+
+
+def _recipe_rules(recipe: Recipe) -> Iterator[Broken]:
+    phases = recipe.data.phases
+    total = sum(phase.tokens for phase in phases or ())
+    if phases is not None and total != recipe.budget.tokens:
+        yield (
+            ("data", "phases"),
+            f"tokens {' + '.join(f'{phase.tokens:,}' for phase in phases)} sum to {total:,}, budget.tokens is "
+            f"{recipe.budget.tokens:,}; change the one or the other",
+        )
 
 
 _RULES: Mapping[type[Section], Callable[[Any], Iterator[Broken]]] = {
@@ -127,6 +157,7 @@ _RULES: Mapping[type[Section], Callable[[Any], Iterator[Broken]]] = {
     ScheduleRecipe: _schedule_rules,
     ParallelRecipe: _parallel_rules,
     DataRecipe: _data_rules,
+    Recipe: _recipe_rules,
 }
 
 

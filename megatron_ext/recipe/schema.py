@@ -23,6 +23,7 @@ PLACEMENT_KEYS = frozenset(
     {
         "model.name",
         "data.blend.max_epochs",
+        "data.phases.blend.max_epochs",
         "training.micro_batch_size",
         "training.max_steps",
         "training.validation_interval_tokens",
@@ -41,7 +42,7 @@ PLACEMENT_KEYS = frozenset(
 )
 """Keys and sections that are recorded but leave a stage what it is; all others are its meaning."""
 
-CONTENT_KEYS = frozenset({"data.tokenizer", "data.blend.source"})
+CONTENT_KEYS = frozenset({"continue", "data.tokenizer", "data.blend.source", "data.phases.blend.source"})
 """Paths: what stands behind them is part of the meaning, where it stands is not."""
 
 
@@ -87,18 +88,42 @@ class ModelRecipe(Section):
 
 
 class BlendEntry(Section):
-    """One source of a blend and its share of the processed tokens."""
+    """One source, or one blend of sources, and its share of the processed tokens."""
 
-    source: str = Field(description="Path of a file under recipes/sources, relative to this file.")
-    share: Number = Field(gt=0, le=1, description="Share of the stage's processed tokens, in (0, 1].")
-    max_epochs: Number = Field(default=1, gt=0, description="Passes over the source that may be read at most.")
+    source: str = Field(
+        description="Path of a file under recipes/sources or recipes/blends, relative to this file; a blend divides "
+        "the share among its sources by its own weighting."
+    )
+    share: Number = Field(gt=0, le=1, description="Share of the processed tokens, in (0, 1].")
+    max_epochs: Number = Field(
+        default=1,
+        gt=0,
+        description="Passes over each source below that may be read at most, counted from the start of the chain.",
+    )
+    cursor: Literal["continue", "fresh", "replay"] = Field(
+        default="continue",
+        description="Where sources go on that were read before: continue behind it, fresh at the next pass (what is "
+        "left of this one is not read), replay from their beginning.",
+    )
+
+
+class PhaseRecipe(Section):
+    """A stretch of a stage with a blend of its own."""
+
+    tokens: Count = Field(gt=0, description="Processed tokens of this phase; its end is rounded to a whole step.")
+    blend: tuple[BlendEntry, ...] = Field(min_length=1, description="Sources and shares; the shares sum to 1.")
 
 
 class DataRecipe(Section):
     """What is read."""
 
     tokenizer: str = Field(description="Folder with tokenizer.json, relative to the site's data_root.")
-    blend: tuple[BlendEntry, ...] = Field(min_length=1, description="Sources and shares; the shares sum to 1.")
+    blend: tuple[BlendEntry, ...] | None = Field(
+        default=None, min_length=1, description="Sources and shares of the whole stage; the shares sum to 1."
+    )
+    phases: tuple[PhaseRecipe, ...] | None = Field(
+        default=None, min_length=1, description="Instead of blend: blends one after another."
+    )
     document_isolation: Literal["none"] = Field(
         default="none", description="Whether attention and state stop at document ends; none is Megatron's default."
     )
@@ -179,6 +204,12 @@ class ScheduleRecipe(Section):
     )
     warmup_tokens: Count = Field(default=0, ge=0, description="Processed tokens of linear warmup from 0.")
     decay_tokens: Count | None = Field(default=None, gt=0, description="wsd only: tokens of the final decay.")
+    horizon_tokens: Count | None = Field(
+        default=None,
+        gt=0,
+        description="Processed tokens at which the decay ends, over this stage and those that continue it; null: "
+        "this stage's budget.",
+    )
     decay_style: Literal["linear", "cosine", "exponential", "minus_sqrt"] = Field(
         default="linear", description="wsd only: shape of the final decay."
     )
@@ -240,6 +271,12 @@ class Recipe(Section):
     """One stage, complete."""
 
     stage: Literal["pretrain"] = Field(description="What kind of stage this is.")
+    parent: str | None = Field(
+        default=None,
+        alias="continue",
+        description="The stage whose weights, optimizer, random states, data cursors and schedule this one takes up: "
+        "a recipe, relative to this file, or a stage id of this place's run_root.",
+    )
     model: ModelRecipe
     data: DataRecipe
     budget: BudgetRecipe

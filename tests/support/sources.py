@@ -17,7 +17,7 @@ import numpy as np
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
 from data_tools.manifest import BLOCK_DOCUMENTS, Manifest, TokenizerRecord, read_manifest, write_manifest
-from megatron_ext.plan.stage_plan import StagePlan
+from megatron_ext.plan.stage_plan import PhasePlan, PhaseSource, StagePlan
 from megatron_ext.training.file_list import TOKENIZER_FILES
 from tests.support.plans import make_plan, make_source
 
@@ -83,6 +83,7 @@ def plan_reading(
     global_batch_size: int,
     micro_batch_size: int = 1,
     tokenizer: Path = Path("data/tokenizer"),
+    phases: Sequence[Mapping[str, int | tuple[int, str]]] = (),
     **changes: Any,
 ) -> StagePlan:
     """Builds a plan over written sources.
@@ -91,6 +92,7 @@ def plan_reading(
         sources: Prefix and planned samples by name; the samples sum to whole steps.
         global_batch_size: Samples of a step.
         micro_batch_size: Samples of a microbatch.
+        phases: Samples of each source in each phase, or samples and cursor; they sum to the planned ones.
         tokenizer: Folder that checkpoints copy the tokenizer from; nothing else reads it.
         **changes: Fields of `StagePlan`; `batch` and `layout` merge as in `make_plan`.
     """
@@ -120,4 +122,15 @@ def plan_reading(
                 max_epochs=1e9,
             )
         )
-    return make_plan(batch=batch, data={"sources": tuple(planned), "tokenizer": str(tokenizer)}, **changes)
+    data = {"sources": tuple(planned), "tokenizer": str(tokenizer), "phases": tuple(map(_phase, phases))}
+    return make_plan(batch=batch, data=data, **changes)
+
+
+def _phase(given: Mapping[str, int | tuple[int, str]]) -> PhasePlan:
+    pairs = {name: value if isinstance(value, tuple) else (value, "continue") for name, value in given.items()}
+    total = sum(samples for samples, _ in pairs.values())
+    sources = tuple(
+        PhaseSource(source=name, share=samples / total, samples=samples, max_epochs=1e9, cursor=cursor)
+        for name, (samples, cursor) in pairs.items()
+    )
+    return PhasePlan(samples=total, sources=sources)

@@ -196,7 +196,7 @@ def test_a_source_replaced_since_the_plan_is_refused_when_the_cursor_opens(tmp_p
     ("changes", "said"),
     [
         ({"names": "acb"}, r"sources: the checkpoint has \['a', 'b', 'c'\], this run \['a', 'c', 'b'\]"),
-        ({"samples": (20, 12, 8)}, r"planned_samples: the checkpoint has \[24, 12, 4\], this run \[20, 12, 8\]"),
+        ({"samples": (20, 12, 8)}, r"planned_samples: the checkpoint has \[\[24, 12, 4\]\], this run \[\[20, 12, 8\]\]"),
         ({"batch": {"sequence_length": 5}}, 'source "a": sequence_length: the checkpoint has 4, this run 5'),
         ({"seed": 5}, 'source "a": seed: the checkpoint has 1234, this run 5'),
     ],
@@ -209,14 +209,14 @@ def test_a_state_of_another_reading_is_refused_with_both(folder, changes, said):
 
 def test_a_state_of_another_version_is_refused(folder):
     cursor = _cursor(_plan(folder))
-    with pytest.raises(DataError, match="version: the checkpoint has None, this run 1"):
+    with pytest.raises(DataError, match="version: the checkpoint has None, this run 2"):
         cursor.load_state_dict({})
 
 
 def test_counts_that_no_run_reaches_are_refused(folder):
     cursor = _cursor(_plan(folder))
     state = cursor.state_dict()
-    state["sources"][0]["samples"] = 9
+    state["samples"][0] = 9
     with pytest.raises(DataError, match="source 0 gave 9 of 24 samples at sample 9 of 40; the checkpoint is damaged"):
         cursor.load_state_dict(state)
 

@@ -110,11 +110,10 @@ def test_shares_must_sum_to_one(project: PencilProject) -> None:
 
 
 def test_one_source_may_not_stand_in_a_blend_twice(project: PencilProject) -> None:
-    assert refusal(project, "data.blend[1].source=a.yaml").splitlines()[1:] == [
+    assert refusal(project, "data.blend[1].source=a.yaml") == (
         "--set data.blend[1].source=a.yaml: data.blend[1].source: a.yaml stands in blend[0] already; "
-        "give one entry both shares",
-        "a.yaml:1: source: 'a' is the name of a.yaml:1 too; sources of one blend need different names",
-    ]
+        "give one entry both shares"
+    )
 
 
 def test_a_missing_source_file_has_the_line_that_names_it(project: PencilProject) -> None:

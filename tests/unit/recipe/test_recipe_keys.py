@@ -28,7 +28,7 @@ def test_the_section_of_a_list_element_is_that_of_the_list() -> None:
 def test_a_field_is_found_by_its_path_and_a_wrong_path_finds_none() -> None:
     found = field_at(Recipe, ("data", "blend", 0, "share"))
     assert found is not None
-    assert found.description == "Share of the stage's processed tokens, in (0, 1]."
+    assert found.description == "Share of the processed tokens, in (0, 1]."
     assert field_at(Recipe, ("data", "share")) is None
 
 
@@ -62,7 +62,7 @@ def test_a_key_knows_whether_it_is_part_of_the_meaning(key: str, role: str) -> N
         ("training.max_steps", "a count such as 8192, 1.5M or 20B, or null, greater than 0"),
         ("optimizer.beta1", "a number such as 0.1 or 1e-4, at least 0, less than 1"),
         ("parallel.sequence_parallel", "true or false"),
-        ("data.blend", "a list of sections"),
+        ("data.blend", "a list of sections, or null"),
         ("logging.wandb_project", "text, or null"),
     ],
 )

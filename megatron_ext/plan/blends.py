@@ -1,0 +1,148 @@
+"""What each source gives to each phase, and whether it may: nested blends divided, passes counted over the chain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from data_tools.blend_files import BlendFile, SourceFile, as_source_or_blend
+from data_tools.blend_plan import Allotment, Blend, Entry, allot
+from data_tools.strict_yaml import KeyPath
+from megatron_ext.plan.stage_plan import BatchPlan, PhasePlan, PhaseSource
+from megatron_ext.plan.supply import check_supply
+from megatron_ext.recipe.load import LoadedBlend, LoadedRecipe
+from megatron_ext.recipe.problems import Problems
+
+
+def plan_blends(
+    loaded: LoadedRecipe,
+    batch: BatchPlan,
+    roundings: list[str],
+    *,
+    phase_samples: Sequence[int],
+    tokens: Mapping[str, int],
+    read: Mapping[str, int],
+) -> tuple[PhasePlan, ...]:
+    """Decides what each source gives to each phase.
+
+    Args:
+        loaded: What was asked.
+        batch: The stage's numbers.
+        roundings: Takes a sentence for everything that is rounded or joined.
+        phase_samples: Samples of each phase.
+        tokens: Size of each source, by name.
+        read: Samples of it that the stages before have read, by name.
+
+    Raises:
+        RecipeError: A source that gives less than one sample, that would be read more often than it may, or
+            whose cursor is to go on in two ways.
+    """
+    problems = Problems()
+    read = dict(read)
+    phases = []
+    for index, (blend, samples) in enumerate(zip(loaded.blends, phase_samples, strict=True)):
+        entries = _entry_of_each_source(blend)
+        allotments = [
+            replace(given, samples_before=read.get(given.source, 0))
+            for given in _allotments(loaded, blend, samples, tokens, batch, roundings)
+        ]
+        _note_unread(loaded, blend, allotments, entries, samples, problems)
+        _note_idle_cursors(loaded, blend, allotments, entries, problems)
+        check_supply(loaded, blend, allotments, batch, problems, samples=samples, entry_of=entries)
+        phases.append(
+            PhasePlan(samples=samples, sources=tuple(_phase_source(given, blend, entries) for given in allotments))
+        )
+        for given in allotments:
+            read[given.source] = given.samples_before + given.samples
+    problems.raise_recipe_error()
+    return tuple(phases)
+
+
+def _allotments(
+    loaded: LoadedRecipe,
+    blend: LoadedBlend,
+    samples: int,
+    tokens: Mapping[str, int],
+    batch: BatchPlan,
+    roundings: list[str],
+) -> tuple[Allotment, ...]:
+    entries = (
+        Entry(
+            of=as_source_or_blend(part, tokens),
+            place=str(loaded.origin((*blend.key, index))),
+            share=entry.share,
+            max_epochs=entry.max_epochs,
+        )
+        for index, (entry, part) in enumerate(zip(blend.entries, blend.parts, strict=True))
+    )
+    whole = Blend("stage", tuple(entries))
+    return allot(whole, total_samples=samples, sequence_length=batch.sequence_length, notes=roundings)
+
+
+def _entry_of_each_source(blend: LoadedBlend) -> dict[str, int]:
+    """The first entry that leads to each source."""
+    found: dict[str, int] = {}
+    for index, part in enumerate(blend.parts):
+        for source in _sources(part):
+            found.setdefault(source.recipe.source, index)
+    return found
+
+
+def _sources(part: SourceFile | BlendFile) -> Iterator[SourceFile]:
+    if isinstance(part, BlendFile):
+        yield from part.sources()
+    else:
+        yield part
+
+
+def _phase_source(given: Allotment, blend: LoadedBlend, entries: Mapping[str, int]) -> PhaseSource:
+    return PhaseSource(
+        source=given.source,
+        share=float(given.share),
+        samples=given.samples,
+        max_epochs=given.max_epochs,
+        samples_before=given.samples_before,
+        cursor=blend.entries[entries[given.source]].cursor,
+    )
+
+
+def _note_unread(
+    loaded: LoadedRecipe,
+    blend: LoadedBlend,
+    allotments: Sequence[Allotment],
+    entries: Mapping[str, int],
+    samples: int,
+    problems: Problems,
+) -> None:
+    for given in allotments:
+        if given.samples == 0:
+            key: KeyPath = (*blend.key, entries[given.source], "share")
+            message = (
+                f"{float(given.share):g} of {samples:,} samples is less than one, so {given.source!r} would not "
+                "be read; raise the share or budget.tokens, or remove the entry"
+            )
+            problems.add(loaded.origin(key), key, message)
+
+
+def _note_idle_cursors(
+    loaded: LoadedRecipe,
+    blend: LoadedBlend,
+    allotments: Sequence[Allotment],
+    entries: Mapping[str, int],
+    problems: Problems,
+) -> None:
+    """A cursor that cannot do what is asked of it."""
+    for given in allotments:
+        index = entries[given.source]
+        cursor, key = blend.entries[index].cursor, (*blend.key, index, "cursor")
+        others = {
+            entry.cursor
+            for entry, part in zip(blend.entries, blend.parts, strict=True)
+            if any(source.recipe.source == given.source for source in _sources(part))
+        }
+        if len(others) > 1:
+            ways = " and ".join(sorted(others))
+            problems.add(loaded.origin(key), key, f"source {given.source!r} is to {ways} at once; write one of them")
+        elif cursor != "continue" and not given.samples_before:
+            message = f"{cursor}, but source {given.source!r} was not read before; remove it"
+            problems.add(loaded.origin(key), key, message)

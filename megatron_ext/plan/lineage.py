@@ -1,0 +1,107 @@
+"""The stage that a recipe continues, and what the two must have in common."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from data_tools.errors import RecipeError
+from data_tools.strict_yaml import KeyPath
+from megatron_ext.plan.stage_plan import BatchPlan, ChainStage, ParentPlan, SchedulePlan, SourceRead, StagePlan
+from megatron_ext.recipe.load import LoadedRecipe
+from megatron_ext.recipe.problems import Problems
+
+CONTINUE: KeyPath = ("continue",)
+
+
+def read_stage_plan(loaded: LoadedRecipe, run_root: Path) -> StagePlan:
+    """The plan of the stage that `continue:` names by its id.
+
+    Raises:
+        RecipeError: There is no such stage in this place's run_root.
+    """
+    stage_id = loaded.recipe.parent
+    file = run_root / "stages" / str(stage_id) / "plan.json"
+    place = loaded.origin(CONTINUE)
+    if not file.is_file():
+        there = ", ".join(sorted(folder.name for folder in file.parents[1].glob("*/"))) or "none"
+        raise RecipeError(
+            f"{place}: continue: {stage_id}: no such stage in {file.parents[1]}; there are: {there}. "
+            "Name one of them, or the parent's recipe (a path ending in .yaml)"
+        )
+    try:
+        return StagePlan.model_validate_json(file.read_bytes())
+    except ValidationError:
+        raise RecipeError(
+            f"{place}: continue: {file}: damaged, or of another version; name the parent's recipe"
+        ) from None
+
+
+def chain_behind(parent: StagePlan) -> ParentPlan:
+    """What lies behind a stage that continues `parent`."""
+    before = parent.parent
+    read = {source.data_id: source for source in before.sources} if before is not None else {}
+    for source in parent.data.sources:
+        samples = source.samples_before + source.samples
+        read[source.data_id] = SourceRead(source=source.source, data_id=source.data_id, samples=samples)
+    stage = ChainStage(
+        stage_id=parent.stage_id,
+        recipe=parent.recipe,
+        total_steps=parent.batch.total_steps,
+        total_tokens=parent.batch.total_tokens,
+    )
+    return ParentPlan(chain=(*(before.chain if before is not None else ()), stage), sources=tuple(read.values()))
+
+
+def check_schedule(
+    loaded: LoadedRecipe, schedule: SchedulePlan, before: SchedulePlan, batch: BatchPlan, problems: Problems
+) -> None:
+    """Refuses a continuation whose learning rate is not that of the stage before, or has nothing left."""
+    if before.style != "constant" and before.horizon_tokens is None:
+        problems.add(
+            loaded.origin(CONTINUE),
+            CONTINUE,
+            f"{loaded.recipe.parent}: its learning rate ends with its own budget; set schedule.horizon_tokens there, "
+            "to the tokens of the whole chain",
+        )
+        return
+    horizons = {"decay_samples", "horizon_samples"} if before.style == "constant" else set()
+    mine = schedule.model_dump(exclude=horizons)
+    for key, theirs in before.model_dump(exclude=horizons).items():
+        if mine[key] != theirs:
+            path: KeyPath = ("schedule", key.replace("_samples", "_tokens"))
+            unit = batch.sequence_length if key.endswith("_samples") else 1
+            values = [value * unit if isinstance(value, int) else value for value in (theirs, mine[key])]
+            problems.add(loaded.origin(path), path, _other(values[0], values[1]))
+
+
+def check_common(loaded: LoadedRecipe, plan: StagePlan, parent: StagePlan) -> None:
+    """Refuses a continuation that is another model, or would read or train in another way.
+
+    Raises:
+        RecipeError: With each key that differs.
+    """
+    problems = Problems()
+    there, here = dict(parent.meaning), dict(plan.meaning)
+    pairs = {
+        ("precision",): (there["precision"], here["precision"]),
+        ("seed",): (there["seed"], here["seed"]),
+        ("training", "sequence_length"): (parent.batch.sequence_length, plan.batch.sequence_length),
+        ("data", "tokenizer"): (parent.data.tokenizer_fingerprint[:12], plan.data.tokenizer_fingerprint[:12]),
+    }
+    for section in ("model", "optimizer"):
+        keys = there[section].keys() | here[section].keys()
+        pairs |= {(section, key): (there[section].get(key), here[section].get(key)) for key in sorted(keys)}
+    for path, (theirs, mine) in pairs.items():
+        if theirs != mine:
+            problems.add(loaded.origin(path), path, _other(theirs, mine))
+    problems.raise_recipe_error()
+
+
+def _other(theirs: object, mine: object) -> str:
+    return f"{_said(mine)}, and {_said(theirs)} in the stage that this one continues; write the same"
+
+
+def _said(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else repr(value)
