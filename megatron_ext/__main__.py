@@ -85,7 +85,9 @@ def _plan(arguments: argparse.Namespace) -> None:
     from megatron_ext.recipe.load import load_recipe
 
     loaded = load_recipe(arguments.recipe, overrides=arguments.set, site=arguments.site)
-    plan = make_stage_plan(loaded, world_size=arguments.world_size, may_be_provisional=True)
+    plan = make_stage_plan(
+        loaded, world_size=arguments.world_size, may_be_provisional=True, run_root=arguments.run_root
+    )
     if (time := gpu_time(plan, mfu=arguments.mfu, gpu=arguments.gpu)) is not None:
         plan = with_gpu_memory(plan)
     if arguments.json:

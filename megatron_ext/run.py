@@ -83,8 +83,10 @@ def _disk_error(error: OSError) -> SetupError:
 
 def _run(arguments: argparse.Namespace, launch: Launch, ending: Ending) -> None:
     loaded = load_recipe(arguments.recipe, overrides=arguments.set, site=arguments.site)
-    plan = make_stage_plan(loaded, world_size=launch.world_size, may_be_provisional=arguments.dry_run)
     run_root = Path(arguments.run_root or loaded.site.run_root)
+    plan = make_stage_plan(
+        loaded, world_size=launch.world_size, may_be_provisional=arguments.dry_run, run_root=run_root
+    )
     if arguments.stage not in (None, plan.stage):
         raise UserError(f"--stage {arguments.stage}: {arguments.recipe} is a {plan.stage} stage. Leave --stage out.")
     if arguments.dry_run:
@@ -111,10 +113,12 @@ def _execute(plan: StagePlan, run_root: Path, launch: Launch, ending: Ending) ->
     from megatron_ext.runtime.parallel import process_groups
     from megatron_ext.training import walk
     from megatron_ext.training.metrics import check_loggers
+    from megatron_ext.training.parent_stage import parent_checkpoint
     from megatron_ext.training.stage_folder import StageFolder
 
     folder = StageFolder(run_root, plan)
     folder.check(plan)
+    parent_checkpoint(run_root, plan)
     check_loggers(plan)
     if folder.is_finished:
         _say(launch, f"finished before: {folder.stage_file}. Nothing to do.")

@@ -62,8 +62,31 @@ def load_checkpoint(path: Path, parts: Parts) -> TrainState:
         DataError: Its weights have other shapes.
     """
     require_fit(path, parts.plan, look=damage_seen_by_all_ranks)
+    facts = _restore(path, parts)
+    parts.cursor.load_state_dict(facts["cursor"])
+    return TrainState(**facts["state"])
+
+
+def continue_from(path: Path, parts: Parts) -> None:
+    """Takes up weights, optimizer, data cursors and random states where the parent stage ended.
+
+    All ranks must call this.
+
+    Args:
+        path: The parent's last checkpoint (`parent_stage.py`), whole, in any layout.
+        parts: Freshly built; everything in it is overwritten.
+
+    Raises:
+        DataError: Its weights have other shapes, or its data was read in another way.
+    """
+    facts = _restore(path, parts)
+    parts.cursor.take_over(facts["cursor"])
+
+
+def _restore(path: Path, parts: Parts) -> dict[str, Any]:
+    """Restores weights, optimizer and random states; returns the facts of `state.json`."""
     facts = read_facts(path)
-    state, updated = TrainState(**facts["state"]), facts["optimizer"]
+    updated = facts["optimizer"]
     load_weights(path, parts.model.module, parts.groups)
     model = parts.model.module.sharded_state_dict(metadata=sharding_metadata(parts, updated["format"]))
     wanted = parts.optimizer.sharded_state_dict(
@@ -78,12 +101,11 @@ def load_checkpoint(path: Path, parts: Parts) -> TrainState:
     # Under another name than when saved: core merges what is not a tensor into the saved dictionaries by name.
     loaded = _load({"restored": wanted}, path)
     load_optimizer_state(parts.optimizer, loaded["restored"], updates=updated["updates"], written_as=updated["format"])
-    parts.cursor.load_state_dict(facts["cursor"])
     if facts["layout"] == layout_of(parts.plan):
         restore_random_state(_load({"random_state": sharded_random_state(parts)}, path)["random_state"])
     else:
-        seed_everything(seed_in_another_layout(parts.plan.seed, state.step))
-    return state
+        seed_everything(seed_in_another_layout(parts.plan.seed, facts["state"]["step"]))
+    return facts
 
 
 def load_weights(path: Path, model: Any, groups: ProcessGroupCollection) -> None:

@@ -65,7 +65,8 @@ def train(
     while state.step < last_step:
         began = time.perf_counter()
         consumed_after = state.consumed_samples + plan.batch.batch_size_at(state.consumed_samples)
-        lr = learning_rate(plan.schedule, plan.optimizer, consumed_samples=consumed_after)
+        behind = plan.batch.samples_before + consumed_after  # the schedule is the chain's
+        lr = learning_rate(plan.schedule, plan.optimizer, consumed_samples=behind)
         may_skip = state.skipped_steps < plan.execution.max_skipped_steps
         with trace.step(state.step + 1):
             result = train_step(parts, lr=lr, step=state.step + 1, may_skip=may_skip)

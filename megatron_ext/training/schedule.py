@@ -20,7 +20,7 @@ def learning_rate(schedule: SchedulePlan, optimizer: OptimizerRecipe, *, consume
     Args:
         schedule: Shape and lengths, in samples.
         optimizer: `lr` is the peak, `min_lr` the end of the decay.
-        consumed_samples: Samples consumed once the step is done, over all ranks.
+        consumed_samples: Samples consumed once the step is done, over all ranks and all stages of the chain.
 
     Returns:
         The learning rate, between 0 (warmup) and `lr`.

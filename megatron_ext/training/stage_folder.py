@@ -29,6 +29,7 @@ class StageFolder:
     """
 
     def __init__(self, run_root: Path, plan: StagePlan) -> None:
+        self.run_root = run_root
         self.path = run_root / "stages" / plan.stage_id
         self.plan_file = self.path / "plan.json"
         self.metrics_file = self.path / "metrics.jsonl"

@@ -13,11 +13,12 @@ from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.runtime.agreement import answer_of_main_rank
 from megatron_ext.runtime.seed import seed_everything
 from megatron_ext.runtime.signals import StopRequest
-from megatron_ext.training.checkpoint import damage_seen_by_all_ranks, load_checkpoint
+from megatron_ext.training.checkpoint import continue_from, damage_seen_by_all_ranks, load_checkpoint
 from megatron_ext.training.checkpoint_facts import describe_resume, read_facts
 from megatron_ext.training.file_list import checkpoints_of, require_whole
 from megatron_ext.training.loop import Outcome, last_step_of, train
 from megatron_ext.training.metrics import read_last
+from megatron_ext.training.parent_stage import parent_checkpoint
 from megatron_ext.training.parts import make_parts
 from megatron_ext.training.saving import Saver, remove_unfinished
 from megatron_ext.training.stage_folder import StageFolder, write_json
@@ -57,13 +58,18 @@ def walk(plan: StagePlan, folder: StageFolder, groups: ProcessGroupCollection, *
     newest, is_finished = answer_of_main_rank((newest_checkpoint(folder), folder.is_finished))
     if is_finished:
         return Outcome(TrainState(**read_facts(newest)["state"]), "finished")
-    if newest is not None:
-        require_whole(newest, look=damage_seen_by_all_ranks)
+    begins_at = newest if newest is not None else parent_checkpoint(folder.run_root, plan)
+    if begins_at is not None:
+        require_whole(begins_at, look=damage_seen_by_all_ranks)
     with StopRequest() as stop:
         seed_everything(plan.seed)
         parts = make_parts(plan, groups)
-        state = TrainState() if newest is None else load_checkpoint(newest, parts)
-        watcher = _watcher(folder, plan, state, newest) if is_main else None
+        state = TrainState()
+        if newest is not None:
+            state = load_checkpoint(newest, parts)
+        elif begins_at is not None:
+            continue_from(begins_at, parts)
+        watcher = _watcher(folder, plan, state, begins_at) if is_main else None
         say = (lambda _: None) if watcher is None else watcher.say
         with (
             watcher or contextlib.nullcontext(),
@@ -77,10 +83,10 @@ def walk(plan: StagePlan, folder: StageFolder, groups: ProcessGroupCollection, *
     return outcome
 
 
-def _watcher(folder: StageFolder, plan: StagePlan, state: TrainState, newest: Path | None) -> Watcher:
+def _watcher(folder: StageFolder, plan: StagePlan, state: TrainState, begins_at: Path | None) -> Watcher:
     watcher = Watcher(folder.metrics_file, plan, state, last_step=last_step_of(plan))
-    if newest is not None:
-        watcher.say(describe_resume(newest, plan))
+    if begins_at is not None:
+        watcher.say(describe_resume(begins_at, plan))
     return watcher
 
 
@@ -91,6 +97,7 @@ def _stage_facts(plan: StagePlan, folder: StageFolder, outcome: Outcome) -> dict
         "stage_id": plan.stage_id,
         "stage": plan.stage,
         "meaning": plan.meaning,
+        "parent": plan.parent.stage_id if plan.parent is not None else None,
         "state": outcome.state.to_json(),
         "checkpoint": f"checkpoints/step_{outcome.state.step}",
         "tokenizer_fingerprint": plan.data.tokenizer_fingerprint,

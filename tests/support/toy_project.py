@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -74,9 +75,10 @@ class Run:
 
     @property
     def stage_folder(self) -> Path:
-        """The only stage's folder."""
-        (folder,) = (self.run_root / "stages").iterdir()
-        return folder
+        """The folder of the stage that was run."""
+        found = re.search(r"^(pretrain-\w+): ", self.output, re.MULTILINE)
+        assert found is not None, self.output
+        return self.run_root / "stages" / found[1]
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -101,7 +103,12 @@ class ToyProject:
         return self.root / "pretrain.yaml"
 
     def command(
-        self, run_root: Path, *overrides: str, processes: int | None = None, flags: tuple[str, ...] = ()
+        self,
+        run_root: Path,
+        *overrides: str,
+        processes: int | None = None,
+        flags: tuple[str, ...] = (),
+        recipe: Path | None = None,
     ) -> list[str]:
         """The command line of a run; plain Python when `processes` is None, torchrun otherwise."""
         launcher = [sys.executable]
@@ -109,7 +116,7 @@ class ToyProject:
             launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         sets = [part for override in overrides for part in ("--set", override)]
         paths = ["--site", str(self.root / "site.yaml"), "--run-root", str(run_root)]
-        return [*launcher, "-m", "megatron_ext.run", str(self.recipe), *paths, *flags, *sets]
+        return [*launcher, "-m", "megatron_ext.run", str(recipe or self.recipe), *paths, *flags, *sets]
 
     def run(
         self,
@@ -117,11 +124,12 @@ class ToyProject:
         *overrides: str,
         processes: int | None = None,
         flags: tuple[str, ...] = (),
+        recipe: Path | None = None,
         timeout_s: int = 180,
         is_launched: bool = False,
     ) -> Run:
         """Runs the recipe to its end, in forked ranks; with `is_launched` through Python or torchrun itself."""
-        command = self.command(run_root, *overrides, processes=processes, flags=flags)
+        command = self.command(run_root, *overrides, processes=processes, flags=flags, recipe=recipe)
         if not is_launched:
             arguments = command[command.index("megatron_ext.run") + 1 :]
             code, output = run_recipe(arguments, cwd=self.root, processes=processes, timeout_s=timeout_s)

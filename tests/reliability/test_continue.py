@@ -1,0 +1,127 @@
+"""A stage that continues another one goes on as if it were the same run: weights, optimizer, data, learning rate."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.toy_project import Run, ToyProject
+
+FIRST = "[{source: sums.yaml, share: 0.75}, {source: words.yaml, share: 0.25}]"
+SECOND = "[{source: sums.yaml, share: 0.25}, {source: words.yaml, share: 0.75}]"
+WHOLE = f"""\
+extends: pretrain.yaml
+data:
+  blend: null
+  phases:
+    - {{tokens: 2_560, blend: {FIRST}}}
+    - {{tokens: 2_560, blend: {SECOND}}}
+schedule: {{horizon_tokens: 5_120}}
+"""
+BASE = f"""\
+extends: pretrain.yaml
+data: {{blend: {FIRST}}}
+budget: {{tokens: 2_560}}
+schedule: {{horizon_tokens: 5_120}}
+"""
+CHILD = f"""\
+extends: base.yaml
+continue: base.yaml
+data: {{blend: {SECOND}}}
+"""
+LAYOUTS: dict[str, tuple[int | None, tuple[str, ...]]] = {
+    "one-process": (None, ()),
+    "bf16": (None, ("precision=bf16",)),
+    "dp2-distributed-optimizer": (2, ("parallel.use_distributed_optimizer=true",)),
+}
+
+
+@pytest.fixture
+def project(toy_project: ToyProject) -> ToyProject:
+    for name, text in {"whole": WHOLE, "base": BASE, "child": CHILD}.items():
+        (toy_project.root / f"{name}.yaml").write_text(text)
+    return toy_project
+
+
+def run(project: ToyProject, name: str, run_root: Path, *overrides: str, processes: int | None = None) -> Run:
+    return project.run(run_root, *overrides, processes=processes, recipe=project.root / f"{name}.yaml")
+
+
+def last_state(stage: Run) -> dict[str, Any]:
+    facts = json.loads((stage.stage_folder / "stage.json").read_text())
+    found: dict[str, Any] = json.loads((stage.stage_folder / facts["checkpoint"] / "state.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_base_and_its_continuation_are_one_stage_of_two_phases_bit_for_bit(
+    project: ToyProject, tmp_path: Path, name: str
+) -> None:
+    processes, overrides = LAYOUTS[name]
+    precision = [item for item in overrides if item.startswith("precision")]
+    base_text = BASE + "".join(f"{item.replace('=', ': ')}\n" for item in precision)
+    (project.root / "base.yaml").write_text(base_text)
+    whole = run(project, "whole", tmp_path / "whole", *overrides, processes=processes)
+    base = run(project, "base", tmp_path / "chain", *overrides, processes=processes)
+    child = run(project, "child", tmp_path / "chain", *overrides, processes=processes)
+    assert (whole.code, base.code, child.code) == (0, 0, 0), whole.output + base.output + child.output
+    assert len(base.losses) == len(child.losses) == 5
+    for key in ("loss", "grad_norm", "lr", "validation"):
+        assert [line[key] for line in [*base.metrics, *child.metrics]] == [line[key] for line in whole.metrics], key
+    assert last_state(child)["cursor"]["sources"] == last_state(whole)["cursor"]["sources"]
+    assert last_state(child)["optimizer"]["updates"] == 10
+    assert f"goes on behind the parent stage from {tmp_path / 'chain'}/stages/{base.stage_folder.name}" in child.output
+
+
+def test_a_cut_continuation_goes_on_from_its_own_checkpoint(project: ToyProject, tmp_path: Path) -> None:
+    base = run(project, "base", tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    whole = run(project, "child", tmp_path / "whole")
+    cut = run(project, "child", tmp_path / "cut", "training.max_steps=2")
+    rest = run(project, "child", tmp_path / "cut")
+    assert (base.code, whole.code, cut.code, rest.code) == (0, 0, 0, 0), rest.output
+    assert (len(cut.losses), rest.losses) == (5, whole.losses)
+    assert (rest.stage_folder / "stage.json").read_bytes() == (whole.stage_folder / "stage.json").read_bytes()
+
+
+def test_a_continuation_may_run_in_another_layout_and_name_its_parent_by_id(
+    project: ToyProject, tmp_path: Path
+) -> None:
+    base = run(project, "base", tmp_path)
+    by_recipe = run(project, "child", tmp_path)
+    shutil.rmtree(by_recipe.stage_folder)
+    by_id = run(project, "child", tmp_path, f"continue={base.stage_folder.name}", processes=2)
+    assert (base.code, by_recipe.code, by_id.code) == (0, 0, 0), by_id.output
+    assert by_id.stage_folder == by_recipe.stage_folder
+    assert "in another layout" in by_id.output
+
+
+def test_a_parent_that_is_not_trained_or_not_finished_is_refused_before_training(
+    project: ToyProject, tmp_path: Path
+) -> None:
+    refused = run(project, "child", tmp_path)
+    assert refused.code == 2
+    assert f"(base.yaml) is not trained in {tmp_path}: there is no" in refused.output.replace(f"{project.root}/", "")
+    assert not refused.stage_folder.exists()
+    run(project, "base", tmp_path, "training.max_steps=1")
+    refused = run(project, "child", tmp_path)
+    assert refused.code == 2
+    assert "is not finished in" in refused.output
+    assert "Finish it first: python -m megatron_ext.run" in refused.output
+
+
+def test_a_parent_whose_checkpoint_is_gone_or_damaged_is_refused(project: ToyProject, tmp_path: Path) -> None:
+    base = run(project, "base", tmp_path)
+    checkpoint = base.stage_folder / "checkpoints" / "step_5"
+    (checkpoint / "state.json").write_text("{}")
+    refused = run(project, "child", tmp_path)
+    assert refused.code == 3, refused.output
+    assert "state.json" in refused.output
+    shutil.rmtree(checkpoint)
+    refused = run(project, "child", tmp_path)
+    assert refused.code == 3
+    assert "step_5: missing, and" in refused.output
