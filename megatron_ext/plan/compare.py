@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from data_tools.errors import DataError
 from megatron_ext.plan.make import make_stage_plan
-from megatron_ext.plan.render import frame, terminal
+from megatron_ext.plan.render import terminal
+from megatron_ext.plan.render_table import frame
 from megatron_ext.recipe.explain import Difference, differences
 from megatron_ext.recipe.layer_pattern import parse_pattern
 from megatron_ext.recipe.load import LoadedRecipe

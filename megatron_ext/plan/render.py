@@ -6,21 +6,19 @@ import json
 import sys
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from data_tools.quantities import format_count, format_exact
+from data_tools.quantities import format_exact
 from megatron_ext.plan.cost import GpuTime
 from megatron_ext.plan.render_cost import cost_rows, execution_rows
+from megatron_ext.plan.render_data import chain_rows, data_tables
+from megatron_ext.plan.render_table import Row, frame
 from megatron_ext.plan.stage_plan import BatchPlan, StagePlan
 
 _PIPE_WIDTH = 10_000
 """Wider than any table: a table that is cut where nobody can widen the window is lost."""
-
-Row = tuple[str, str]
-
 
 def print_plan(plan: StagePlan, *, run_root: Path, time: GpuTime | None = None) -> None:
     """Prints a plan on stdout.
@@ -32,7 +30,8 @@ def print_plan(plan: StagePlan, *, run_root: Path, time: GpuTime | None = None) 
     """
     console = terminal()
     console.print(Text.assemble((plan.stage_id, "bold"), "  ", (plan.recipe, "dim")))
-    console.print(_facts(plan, run_root, time), "", _sources(plan), sep="\n")
+    tables = [table for title, table in data_tables(plan) for table in (title, table) if table]
+    console.print(_facts(plan, run_root, time), "", *tables, sep="\n")
     if plan.roundings:
         console.print("")
     for sentence in plan.roundings:
@@ -52,13 +51,6 @@ def terminal() -> Console:
     return Console(file=sys.stdout, highlight=False, markup=False, emoji=False, width=width)
 
 
-def frame(*columns: str, title: str | None = None) -> Table:
-    """An empty table in the house style."""
-    table = Table(*columns, box=box.SIMPLE, title=title, title_justify="left", pad_edge=False, show_edge=False)
-    table.show_header = bool(columns) and any(columns)
-    return table
-
-
 def counted(number: int, one: str, many: str | None = None) -> str:
     """A number and its noun.
 
@@ -75,6 +67,7 @@ def _facts(plan: StagePlan, run_root: Path, time: GpuTime | None) -> Table:
         *_model_rows(plan),
         *_layout_rows(plan),
         *_batch_rows(plan.batch),
+        *chain_rows(plan),
         *_schedule_rows(plan),
         *_cadence_rows(plan),
         *execution_rows(plan.execution),
@@ -170,23 +163,3 @@ def _cadence_rows(plan: StagePlan) -> list[Row]:
         ),
         ("checkpoints", f"every {format_exact(cadence.checkpoint_interval_steps)} steps; {kept}"),
     ]
-
-
-def _sources(plan: StagePlan) -> Table:
-    table = frame("source", "share", "samples", "tokens", "of its", "documents", "epochs", "at most", "dataset")
-    for column in table.columns[1:8]:
-        column.justify = "right"
-        column.no_wrap = True
-    for source in plan.data.sources:
-        table.add_row(
-            source.source,
-            f"{100 * source.share:.4g} %",
-            format_exact(source.samples),
-            format_exact(source.samples * plan.batch.sequence_length),
-            f"{format_exact(source.tokens)}{' declared' if source.is_declared else ''}",
-            "not built" if source.is_declared else format_count(source.documents),
-            f"{source.epochs:.3g}",
-            f"{source.max_epochs:g}",
-            source.prefix,
-        )
-    return table

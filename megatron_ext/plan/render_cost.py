@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from data_tools.quantities import format_exact
 from megatron_ext.plan.cost import GpuTime
+from megatron_ext.plan.render_table import Row
 from megatron_ext.plan.stage_plan import CostPlan, ExecutionPlan, RankMemory, StagePlan
-
-Row = tuple[str, str]
 
 _BYTES = ("B", "KB", "MB", "GB", "TB", "PB")
 

@@ -6,7 +6,8 @@ import json
 from collections.abc import Sequence
 
 from data_tools.quantities import format_exact
-from megatron_ext.plan.render import frame, terminal
+from megatron_ext.plan.render import terminal
+from megatron_ext.plan.render_table import frame
 from megatron_ext.plan.suggest import RESERVE, Suggestion
 from megatron_ext.recipe.load import LoadedRecipe
 

@@ -1,0 +1,97 @@
+"""What a stage reads, as tables: by source, by phase, and in the chain of stages that it ends."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from data_tools.quantities import format_count, format_exact
+from megatron_ext.plan.render_table import Row, frame
+from megatron_ext.plan.stage_plan import PhasePlan, StagePlan
+
+
+def chain_rows(plan: StagePlan) -> list[Row]:
+    """The stages before this one, and where the learning rate's horizon lies."""
+    batch, horizon = plan.batch, plan.schedule.horizon_samples
+    rows = [
+        (
+            "continues" if index == 0 else "",
+            f"{stage.stage_id}  {stage.recipe}: {format_exact(stage.total_steps)} steps, "
+            f"{format_exact(stage.total_tokens)} tokens",
+        )
+        for index, stage in enumerate(plan.parent.chain if plan.parent is not None else ())
+    ]
+    if plan.parent is not None:
+        rows.append(("chain", f"{format_exact(batch.end_samples * batch.sequence_length)} tokens with this stage"))
+    if plan.schedule.style != "constant" and batch.end_samples != horizon:
+        left = (horizon - batch.end_samples) * batch.sequence_length
+        rows.append(
+            (
+                "horizon",
+                f"{format_exact(horizon * batch.sequence_length)} tokens; {format_exact(left)} are left to stages that "
+                "continue this one",
+            )
+        )
+    return rows
+
+
+def data_tables(plan: StagePlan) -> list[tuple[str, Table]]:
+    """A title and a table for each phase where there are several, and for the whole stage."""
+    phases = plan.data.all_phases()
+    if len(phases) == 1:
+        return [("", _sources(plan))]
+    tables = []
+    for number, phase in enumerate(phases, 1):
+        tokens = format_exact(phase.samples * plan.batch.sequence_length)
+        title = f"phase {number} of {len(phases)}: {tokens} tokens, {format_exact(phase.samples)} samples"
+        tables.append((title, _phase(plan, phase)))
+    return [*tables, ("all phases", _sources(plan))]
+
+
+def _sources(plan: StagePlan) -> Table:
+    so_far = ("in chain",) if plan.parent is not None else ()
+    columns = ("source", "share", "samples", "tokens", "of its", "documents", "epochs", *so_far, "at most", "dataset")
+    table = frame(*columns)
+    _align_numbers(table, columns[1:-1])
+    for source in plan.data.sources:
+        in_chain = (source.samples_before + source.samples) * plan.batch.sequence_length / source.tokens
+        table.add_row(
+            source.source,
+            f"{100 * source.share:.4g} %",
+            format_exact(source.samples),
+            format_exact(source.samples * plan.batch.sequence_length),
+            f"{format_exact(source.tokens)}{' declared' if source.is_declared else ''}",
+            "not built" if source.is_declared else format_count(source.documents),
+            f"{source.epochs:.3g}",
+            *([f"{in_chain:.3g}"] if so_far else []),
+            f"{source.max_epochs:g}",
+            source.prefix,
+        )
+    return table
+
+
+def _phase(plan: StagePlan, phase: PhasePlan) -> Table:
+    columns = ("source", "share", "samples", "tokens", "epochs", "so far", "at most", "cursor")
+    table = frame(*columns)
+    _align_numbers(table, columns[1:-1])
+    has_tokens = {source.source: source.tokens for source in plan.data.sources}
+    length = plan.batch.sequence_length
+    for source in phase.sources:
+        tokens = has_tokens[source.source]
+        table.add_row(
+            source.source,
+            f"{100 * source.share:.4g} %",
+            format_exact(source.samples),
+            format_exact(source.samples * length),
+            f"{source.samples * length / tokens:.3g}",
+            f"{(source.samples_before + source.samples) * length / tokens:.3g}",
+            f"{source.max_epochs:g}",
+            source.cursor,
+        )
+    return table
+
+
+def _align_numbers(table: Table, names: tuple[str, ...]) -> None:
+    for column in table.columns:
+        if column.header in names:
+            column.justify = "right"
+            column.no_wrap = True
