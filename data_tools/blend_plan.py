@@ -151,8 +151,7 @@ def _message(index: int, sources: Sequence[Supply], has: list[int], budget: Budg
         f'source "{source.source}" cannot supply its share.\n'
         f"  needed   {needed:,} processed tokens{label} ({float(100 * source.share):.1f} % of budget {total:,})\n"
         + (f"  read     {before:,} before, in earlier phases and stages\n" if before else "")
-        +
-        f"  has      {source.tokens:,} tokens x max_epochs {source.max_epochs:g} = {product:,}\n"
+        + f"  has      {source.tokens:,} tokens x max_epochs {source.max_epochs:g} = {product:,}\n"
         f"  {_remedies(index, sources, has, budget)}"
     )
 

@@ -126,7 +126,11 @@ def plan_blend(
     sizes = {name: source_size(source.recipe, data_root) for name, source in files.items()}
     refuse_two_tokenizers(tuple(shard for size in sizes.values() for shard in size.shards))
     _refuse_one_content_twice(sizes)
-    resolved = resolve(as_blend(file, {name: size.tokens for name, size in sizes.items()}), tokens=tokens, sequence_length=sequence_length)
+    resolved = resolve(
+        as_blend(file, {name: size.tokens for name, size in sizes.items()}),
+        tokens=tokens,
+        sequence_length=sequence_length,
+    )
     sources = tuple(
         _source(files[allotment.source], allotment, sizes[allotment.source], sequence_length, data_root)
         for allotment in resolved.allotments

@@ -44,7 +44,8 @@ def _rows(section: type[BaseModel], prefix: str = "") -> list[Row]:
     for name, field in fields_of(section).items():
         inner = _section_in(field.annotation)
         if inner is not None:
-            many = "[]" if get_origin(field.annotation) is tuple else ""
+            kinds = (field.annotation, *get_args(field.annotation))
+            many = "[]" if any(get_origin(kind) is tuple for kind in kinds) else ""
             rows += _rows(inner, f"{prefix}{name}{many}.")
         else:
             meaning = (field.description or "").replace("|", "\\|")

@@ -84,7 +84,7 @@ class BlendedCursor:
         self._interleaver = Interleaver(self._planned[phase], counts=counts)
 
     def _deal(self, num_rows: int) -> list[int]:
-        """The sources of the next rows; a phase begins with its first rows, and moves the cursors that it wants moved."""
+        """The sources of the next rows; a phase begins with its first rows, and moves cursors then if it is to."""
         if sum(self._interleaver.counts) == sum(self._planned[self._phase]):
             self._enter(self._phase + 1)
         sources = self._phases[self._phase].sources

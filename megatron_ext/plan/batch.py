@@ -80,7 +80,8 @@ def _steps_behind(before: BatchPlan, recipe: Recipe, roundings: list[str]) -> in
     if tokens != asked:
         roundings.append(
             f"budget.tokens {asked:,} behind {asked_before:,} in the stages before, which read {done:,}: rounded to "
-            f"{steps:,} steps, {tokens:,} tokens, so that the chain reads {done + tokens:,} of {asked_before + asked:,}."
+            f"{steps:,} steps, {tokens:,} tokens, so that the chain reads {done + tokens:,} of "
+            f"{asked_before + asked:,}."
         )
     if training.ramp_tokens:
         roundings.append(

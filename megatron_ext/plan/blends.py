@@ -40,7 +40,7 @@ def plan_blends(
     problems = Problems()
     read = dict(read)
     phases = []
-    for index, (blend, samples) in enumerate(zip(loaded.blends, phase_samples, strict=True)):
+    for blend, samples in zip(loaded.blends, phase_samples, strict=True):
         entries = _entry_of_each_source(blend)
         allotments = [
             replace(given, samples_before=read.get(given.source, 0))

@@ -54,10 +54,16 @@ def chain_behind(parent: StagePlan) -> ParentPlan:
     return ParentPlan(chain=(*(before.chain if before is not None else ()), stage), sources=tuple(read.values()))
 
 
-def check_schedule(
-    loaded: LoadedRecipe, schedule: SchedulePlan, before: SchedulePlan, batch: BatchPlan, problems: Problems
-) -> None:
-    """Refuses a continuation whose learning rate is not that of the stage before, or has nothing left."""
+Numbers = tuple[BatchPlan, SchedulePlan]
+
+
+def check_numbers(loaded: LoadedRecipe, here: Numbers, there: Numbers, problems: Problems) -> None:
+    """Refuses a continuation whose samples or learning rate are not those of the stage before, or has none left."""
+    (batch, schedule), (batch_before, before) = here, there
+    if batch.sequence_length != batch_before.sequence_length:
+        path: KeyPath = ("training", "sequence_length")
+        problems.add(loaded.origin(path), path, _other(batch_before.sequence_length, batch.sequence_length))
+        return
     if before.style != "constant" and before.horizon_tokens is None:
         problems.add(
             loaded.origin(CONTINUE),
@@ -70,7 +76,7 @@ def check_schedule(
     mine = schedule.model_dump(exclude=horizons)
     for key, theirs in before.model_dump(exclude=horizons).items():
         if mine[key] != theirs:
-            path: KeyPath = ("schedule", key.replace("_samples", "_tokens"))
+            path = ("schedule", key.replace("_samples", "_tokens"))
             unit = batch.sequence_length if key.endswith("_samples") else 1
             values = [value * unit if isinstance(value, int) else value for value in (theirs, mine[key])]
             problems.add(loaded.origin(path), path, _other(values[0], values[1]))
@@ -87,7 +93,6 @@ def check_common(loaded: LoadedRecipe, plan: StagePlan, parent: StagePlan) -> No
     pairs = {
         ("precision",): (there["precision"], here["precision"]),
         ("seed",): (there["seed"], here["seed"]),
-        ("training", "sequence_length"): (parent.batch.sequence_length, plan.batch.sequence_length),
         ("data", "tokenizer"): (parent.data.tokenizer_fingerprint[:12], plan.data.tokenizer_fingerprint[:12]),
     }
     for section in ("model", "optimizer"):

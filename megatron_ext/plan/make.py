@@ -10,7 +10,7 @@ from megatron_ext.plan.cost import plan_cost
 from megatron_ext.plan.data import plan_data
 from megatron_ext.plan.execution import plan_execution
 from megatron_ext.plan.layouts import plan_layout
-from megatron_ext.plan.lineage import chain_behind, check_common, check_schedule, read_stage_plan
+from megatron_ext.plan.lineage import chain_behind, check_common, check_numbers, read_stage_plan
 from megatron_ext.plan.meaning import stage_id, stage_meaning
 from megatron_ext.plan.schedule import plan_schedule
 from megatron_ext.plan.sizes import model_size
@@ -63,11 +63,11 @@ def draft_plan(
     if before is None:
         before = draft_plan(loaded.parent) if loaded.parent is not None else _parent_by_id(loaded, None)
     layout = plan_layout(loaded, problems, world_size=world_size)
-    batch = plan_batch(loaded, layout, problems, roundings, before=before and before.batch)
+    batch = plan_batch(loaded, layout, problems, roundings, before=before.batch if before is not None else None)
     phase_samples = plan_phases(loaded, batch, problems, roundings)
-    schedule = plan_schedule(loaded, batch, problems, roundings, before=before and before.schedule)
+    schedule = plan_schedule(loaded, batch, problems, roundings, before=before.schedule if before is not None else None)
     if before is not None:
-        check_schedule(loaded, schedule, before.schedule, batch, problems)
+        check_numbers(loaded, (batch, schedule), (before.batch, before.schedule), problems)
     cadence = plan_cadence(loaded.recipe, batch, roundings)
     execution = plan_execution(loaded, layout, batch, problems)
     problems.raise_recipe_error()
@@ -102,6 +102,7 @@ def make_stage_plan(
         RecipeError: What cannot be carried out as written, a source that cannot supply its share included.
         DataError: Data that is missing, damaged, or does not fit.
     """
+    parent: StagePlan | None
     if loaded.parent is not None:
         parent = make_stage_plan(loaded.parent, may_be_provisional=may_be_provisional)
     else:

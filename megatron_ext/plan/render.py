@@ -20,6 +20,7 @@ from megatron_ext.plan.stage_plan import BatchPlan, StagePlan
 _PIPE_WIDTH = 10_000
 """Wider than any table: a table that is cut where nobody can widen the window is lost."""
 
+
 def print_plan(plan: StagePlan, *, run_root: Path, time: GpuTime | None = None) -> None:
     """Prints a plan on stdout.
 
@@ -30,7 +31,7 @@ def print_plan(plan: StagePlan, *, run_root: Path, time: GpuTime | None = None) 
     """
     console = terminal()
     console.print(Text.assemble((plan.stage_id, "bold"), "  ", (plan.recipe, "dim")))
-    tables = [table for title, table in data_tables(plan) for table in (title, table) if table]
+    tables = [part for title, table in data_tables(plan) for part in (title, table) if part]
     console.print(_facts(plan, run_root, time), "", *tables, sep="\n")
     if plan.roundings:
         console.print("")

@@ -41,7 +41,9 @@ def plan_schedule(
         parts = f"{asked.warmup_tokens:,}"
         fits, rule = decay > 0, f"leaves style {asked.style} nothing of"
     if not fits:
-        whole = f"{batch.total_tokens:,} tokens of the budget ({batch.total_steps:,} steps of {batch.tokens_per_step:,})"
+        whole = (
+            f"{batch.total_tokens:,} tokens of the budget ({batch.total_steps:,} steps of {batch.tokens_per_step:,})"
+        )
         if asked.horizon_tokens is not None:
             whole = f"{horizon * batch.sequence_length:,} tokens of schedule.horizon_tokens"
         raised = "budget.tokens" if asked.horizon_tokens is None else "that"

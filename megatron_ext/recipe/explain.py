@@ -97,8 +97,7 @@ _ABSENT = object()
 def _section_text(section: type[Section], path: KeyPath) -> str:
     head = (section.__doc__ or "").partition("\n")[0]
     keys = [
-        f"  {key_name((*path, name))}: {field.description or 'a section'}"
-        for name, field in fields_of(section).items()
+        f"  {key_name((*path, name))}: {field.description or 'a section'}" for name, field in fields_of(section).items()
     ]
     return "\n".join([f"{key_name(path)}: {head}", *keys])
 

@@ -1,5 +1,4 @@
-"""A recipe file, what its blends name, its parent and its site: one checked value that knows where each part was written.
-"""
+"""A recipe file with its sources, its parent and its site: one checked value that knows where each part was written."""
 
 from __future__ import annotations
 
@@ -212,7 +211,9 @@ def _loaded_blends(
     recipe: Recipe, parts: Mapping[KeyPath, Sequence[SourceFile | BlendFile | None]]
 ) -> Iterator[LoadedBlend]:
     phases = recipe.data.phases or ()
-    written = {("data", "phases", index, "blend"): (phase.tokens, phase.blend) for index, phase in enumerate(phases)}
+    written: dict[KeyPath, tuple[int, tuple[BlendEntry, ...]]] = {
+        ("data", "phases", index, "blend"): (phase.tokens, phase.blend) for index, phase in enumerate(phases)
+    }
     if recipe.data.blend is not None:
         written = {("data", "blend"): (recipe.budget.tokens, recipe.data.blend)}
     for key, (tokens, entries) in written.items():

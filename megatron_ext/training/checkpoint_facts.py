@@ -33,8 +33,8 @@ def layout_of(plan: StagePlan) -> dict[str, int | bool]:
 def describe_resume(path: Path, plan: StagePlan) -> str:
     """One sentence for the log: where a run goes on, and whether bit for bit."""
     layout, order = _changed_layout(path, plan), _changed_order(path, plan)
-    is_own = path.parent.parent.name == plan.stage_id
-    begin = f"goes on {f'at step {_step_of(path)}' if is_own else 'behind the parent stage'} from {path}"
+    is_parents = plan.parent is not None and path.parent.parent.name == plan.parent.stage_id
+    begin = f"goes on {'behind the parent stage' if is_parents else f'at step {_step_of(path)}'} from {path}"
     if not layout and not order:
         return begin
     if not layout:

@@ -139,7 +139,7 @@ def test_validate_and_plan_import_no_torch(project: PencilProject) -> None:
     code = """
 import sys
 from megatron_ext.__main__ import main
-base = ["plan", "recipes/front_loading/pretrain/base.yaml"]
+base = ["plan", "recipes/front_loading/pretrain/base_v1.yaml"]
 for words in (
     ["validate", "pretrain.yaml"],
     ["plan", "pretrain.yaml"],

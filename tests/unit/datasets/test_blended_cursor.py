@@ -196,7 +196,10 @@ def test_a_source_replaced_since_the_plan_is_refused_when_the_cursor_opens(tmp_p
     ("changes", "said"),
     [
         ({"names": "acb"}, r"sources: the checkpoint has \['a', 'b', 'c'\], this run \['a', 'c', 'b'\]"),
-        ({"samples": (20, 12, 8)}, r"planned_samples: the checkpoint has \[\[24, 12, 4\]\], this run \[\[20, 12, 8\]\]"),
+        (
+            {"samples": (20, 12, 8)},
+            r"planned_samples: the checkpoint has \[\[24, 12, 4\]\], this run \[\[20, 12, 8\]\]",
+        ),
         ({"batch": {"sequence_length": 5}}, 'source "a": sequence_length: the checkpoint has 4, this run 5'),
         ({"seed": 5}, 'source "a": seed: the checkpoint has 1234, this run 5'),
     ],

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -86,9 +87,9 @@ def test_no_token_is_read_again_before_its_source_is_exhausted(folder, phases):
     read = {name: Counter() for name in sizes}
     for step in _ids(cursor, plan.batch.total_steps):
         for sample_id in step:
-            places = [
-                (span.document, span.start + i) for span in cursor.locate(sample_id) for i in range(span.length)
-            ][:-1]  # the last one is only a label
+            places = [(span.document, span.start + i) for span in cursor.locate(sample_id) for i in range(span.length)][
+                :-1
+            ]  # the last one is only a label
             counts = read[sample_id[0]]
             for place in places:
                 passes, behind = divmod(sum(counts.values()), sizes[sample_id[0]])
@@ -101,7 +102,7 @@ def test_no_token_is_read_again_before_its_source_is_exhausted(folder, phases):
 def test_stages_that_continue_one_another_read_what_one_stage_of_all_phases_reads(folder, phases, data):
     cuts = data.draw(st.sets(st.integers(1, max(1, len(phases) - 1)), max_size=len(phases) - 1))
     borders = [0, *sorted(cuts), len(phases)]
-    stages = [phases[begin:end] for begin, end in zip(borders, borders[1:], strict=False) if end > begin]
+    stages = [phases[begin:end] for begin, end in pairwise(borders) if end > begin]
     ids, state = [], None
     for stage in stages:
         plan = _plan(folder, stage)

@@ -14,7 +14,7 @@ from megatron_ext.plan.validate import validate_file
 from megatron_ext.recipe.load import load_recipe
 from tests.support.pencil_project import PencilProject
 
-BASE = Path(__file__).parents[3] / "recipes/front_loading/pretrain/base.yaml"
+BASE = Path(__file__).parents[3] / "recipes/front_loading/pretrain/base_v1.yaml"
 
 
 @pytest.fixture

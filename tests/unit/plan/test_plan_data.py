@@ -110,9 +110,7 @@ def test_an_empty_dataset_is_refused(project: PencilProject) -> None:
 def test_one_content_under_two_names_is_refused(project: PencilProject) -> None:
     for suffix in ("bin", "idx", "manifest.json"):
         Path(f"data/b.{suffix}").write_bytes(Path(f"data/a.{suffix}").read_bytes())
-    assert refusal(project) == (
-        "pretrain.yaml:7: data.blend[1].source: holds the same tokens as 'a'; give one entry both shares"
-    )
+    assert refusal(project) == ("b.yaml:2: prefix: holds the same tokens as source 'a'; name one of them only")
 
 
 def test_a_short_held_out_set_is_read_whole_and_said(project: PencilProject) -> None:

@@ -16,7 +16,7 @@ from megatron_ext.plan.memory import memory_per_rank
 from megatron_ext.plan.suggest import RESERVE, Suggestion, suggest_layouts
 from megatron_ext.recipe.load import LoadedRecipe, load_recipe
 
-BASE = Path(__file__).parents[3] / "recipes/front_loading/pretrain/base.yaml"
+BASE = Path(__file__).parents[3] / "recipes/front_loading/pretrain/base_v1.yaml"
 GB = 10**9
 
 

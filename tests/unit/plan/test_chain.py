@@ -1,0 +1,282 @@
+"""Phases and stages that continue one another: rounded together, counted together, one learning rate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data_tools.errors import DataError, RecipeError
+from megatron_ext.__main__ import main
+from megatron_ext.plan.make import make_stage_plan
+from megatron_ext.plan.stage_plan import StagePlan
+from megatron_ext.recipe.load import load_recipe
+from tests.support.pencil_project import PencilProject, refused
+
+CHILD = """\
+extends: pretrain.yaml
+continue: pretrain.yaml
+data:
+  blend:
+    - {source: a.yaml, share: 0.5}
+    - {source: b.yaml, share: 0.5, max_epochs: 2}
+"""
+PHASES = """\
+extends: pretrain.yaml
+data:
+  blend: null
+  phases:
+    - {tokens: 640, blend: [{source: a.yaml, share: 0.75}, {source: b.yaml, share: 0.25}]}
+    - {tokens: 640, blend: [{source: a.yaml, share: 0.5}, {source: b.yaml, share: 0.5, max_epochs: 2}]}
+budget: {tokens: 1_280}
+"""
+
+
+@pytest.fixture
+def project(project: PencilProject) -> PencilProject:
+    """Two stages of 640 tokens, 10 steps of 4 samples of 16 tokens, under one horizon of 1,280."""
+    project.edit("pretrain.yaml", "warmup_tokens: 128,", "warmup_tokens: 128, horizon_tokens: 1_280,")
+    Path("child.yaml").write_text(CHILD)
+    Path("phases.yaml").write_text(PHASES)
+    return project
+
+
+def plan(name: str, *overrides: str) -> StagePlan:
+    return make_stage_plan(load_recipe(f"{name}.yaml", overrides=overrides))
+
+
+def refusal(name: str, *overrides: str) -> str:
+    return refused(lambda: plan(name, *overrides))
+
+
+def given(stage: StagePlan) -> list[dict[str, int]]:
+    return [{source.source: source.samples for source in phase.sources} for phase in stage.data.all_phases()]
+
+
+def test_phases_have_their_own_shares_and_sum_to_the_stage(project: PencilProject) -> None:
+    stage = plan("phases")
+    assert given(stage) == [{"a": 30, "b": 10}, {"a": 20, "b": 20}]
+    assert [(source.source, source.samples, source.epochs) for source in stage.data.sources] == [
+        ("a", 50, 0.8),
+        ("b", 30, 1.2),
+    ]
+
+
+def test_phases_must_sum_to_the_budget(project: PencilProject) -> None:
+    assert refusal("phases", "budget.tokens=640") == (
+        "--set budget.tokens=640: data.phases: tokens 640 + 640 sum to 1,280, "
+        "budget.tokens is 640; change the one or the other"
+    )
+
+
+def test_a_stage_has_a_blend_or_phases_and_not_both(project: PencilProject) -> None:
+    assert "data.phases: set together with blend" in refusal("phases", "data.blend=[{source: a.yaml, share: 1}]")
+    assert refusal("child", "data.blend=null") == (
+        "--set data.blend=null: data.blend: required and not set; write blend, or phases that each have one"
+    )
+
+
+def test_the_shares_of_each_phase_sum_to_one(project: PencilProject) -> None:
+    assert refusal("phases", "data.phases[1].blend[0].share=0.4").endswith(
+        "data.phases[1].blend: shares 0.4 + 0.5 sum to 0.9, must sum to 1; raise them by 0.1 in all"
+    )
+
+
+def test_a_phase_ends_with_a_step_and_the_rounding_is_said(project: PencilProject) -> None:
+    stage = plan("phases", "data.phases[0].tokens=600", "data.phases[1].tokens=680")
+    assert [phase.samples for phase in stage.data.phases] == [36, 44]  # 9.4 and 20 steps
+    assert stage.roundings == (
+        "data.phases[0].tokens 600 does not end with a step: rounded to 576 tokens.",
+        "data.phases[1].tokens 680 does not end with a step: rounded to 704 tokens.",
+    )
+
+
+def test_a_phase_without_a_step_is_refused(project: PencilProject) -> None:
+    assert "data.phases[0].tokens: 16 tokens end before the first step" in refusal(
+        "phases", "data.phases[0].tokens=16", "data.phases[1].tokens=1264"
+    )
+
+
+def test_passes_are_counted_over_the_phases(project: PencilProject) -> None:
+    assert refusal("phases", "data.phases[1].blend[1].max_epochs=1").splitlines() == [
+        'phases.yaml:6: data.phases[1].blend[1].share: source "b" cannot supply its share.',
+        "  needed   320 processed tokens (50.0 % of budget 640)",
+        "  read     160 before, in earlier phases and stages",
+        "  has      400 tokens x max_epochs 1 = 400",
+        "  Lower the share to 0.3500 and raise others by as much, or raise max_epochs to 2.",
+    ]
+
+
+def test_the_lower_share_behind_another_phase_makes_the_plan_pass(project: PencilProject) -> None:
+    shares = ("data.phases[1].blend[1].share=0.35", "data.phases[1].blend[0].share=0.65")
+    assert given(plan("phases", "data.phases[1].blend[1].max_epochs=1", *shares))[1] == {"a": 26, "b": 14}
+
+
+def test_a_continuation_begins_where_its_parent_ends(project: PencilProject) -> None:
+    parent, child = plan("pretrain"), plan("child")
+    assert child.parent is not None
+    assert child.parent.stage_id == parent.stage_id
+    assert [(read.source, read.samples) for read in child.parent.sources] == [("a", 30), ("b", 10)]
+    assert (child.batch.samples_before, child.batch.total_samples, child.batch.end_samples) == (40, 40, 80)
+    assert [source.samples_before for source in child.data.sources] == [30, 10]
+    assert (child.schedule, child.schedule.horizon_samples) == (parent.schedule, 80)
+
+
+def test_passes_are_counted_over_the_chain(project: PencilProject) -> None:
+    message = refusal("child", "data.blend[1].max_epochs=1")
+    assert "  read     160 before, in earlier phases and stages\n" in message
+    assert "Lower budget.tokens to 448, " in message
+    assert plan("child", "data.blend[1].max_epochs=1", "budget.tokens=448").data.sources[1].samples == 14
+    assert "cannot supply" in refusal("child", "data.blend[1].max_epochs=1", "budget.tokens=512")
+
+
+def test_another_parent_is_another_stage(project: PencilProject) -> None:
+    before = plan("child").stage_id
+    project.edit("pretrain.yaml", "share: 0.75", "share: 0.5")
+    project.edit("pretrain.yaml", "share: 0.25", "share: 0.5")
+    assert plan("child").stage_id != before
+    assert plan("child", "continue=null", "schedule.horizon_tokens=null").stage_id != before
+
+
+def test_the_same_tokens_in_one_stage_are_no_continuation(project: PencilProject) -> None:
+    assert len({plan(name).stage_id for name in ("pretrain", "child", "phases")}) == 3
+
+
+def test_stages_are_rounded_together(project: PencilProject) -> None:
+    """608 and 672 tokens are 9.5 and 10.5 steps, which alone would be 10 and 11."""
+    project.edit("pretrain.yaml", "budget: {tokens: 640}", "budget: {tokens: 608}")
+    child = plan("child", "budget.tokens=672")
+    assert (child.batch.samples_before, child.batch.total_steps) == (40, 10)
+    assert child.roundings[0] == (
+        "budget.tokens 672 behind 608 in the stages before, which read 640: rounded to 10 steps, 640 tokens, "
+        "so that the chain reads 1,280 of 1,280."
+    )
+
+
+def test_a_chain_may_not_outgrow_its_horizon(project: PencilProject) -> None:
+    assert refusal("child", "budget.tokens=704") == (
+        "pretrain.yaml:15: schedule.horizon_tokens: 1,280 is less than the chain: the stages before ask for 640 and "
+        "budget.tokens is 704, 1,344 in all; raise it in the first stage, or lower the budgets"
+    )
+    assert "1,280 is less than the chain: budget.tokens is 1,920" in refusal("pretrain", "budget.tokens=1920")
+
+
+def test_a_parent_without_a_horizon_has_no_schedule_left(project: PencilProject) -> None:
+    project.edit("pretrain.yaml", "horizon_tokens: 1_280, ", "")
+    assert refusal("child") == (
+        "child.yaml:2: continue: pretrain.yaml: its learning rate ends with its own budget; set "
+        "schedule.horizon_tokens there, to the tokens of the whole chain"
+    )
+
+
+def test_a_constant_rate_needs_no_horizon(project: PencilProject) -> None:
+    project.edit(
+        "pretrain.yaml", "style: wsd, warmup_tokens: 128, horizon_tokens: 1_280, decay_tokens: 256", "style: constant"
+    )
+    assert plan("child").batch.samples_before == 40
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("optimizer.lr=1e-3", "optimizer.lr: 0.001, and 0.003 in the stage that this one continues; write the same"),
+        ("schedule.warmup_tokens=64", "schedule.warmup_tokens: 64, and 128 in the stage that this one continues"),
+        ("schedule.horizon_tokens=1344", "schedule.horizon_tokens: 1,344, and 1,280 in the stage"),
+        ("precision=bf16", "precision: 'bf16', and 'fp32' in the stage"),
+        ("seed=7", "seed: 7, and 1,234 in the stage"),
+        ("model.hidden_size=32", "model.hidden_size: 32, and 64 in the stage"),
+        ("training={sequence_length: 8, global_batch_size: 8}", "training.sequence_length: 8, and 16 in the stage"),
+    ],
+)
+def test_what_a_chain_holds_equal_is_checked(project: PencilProject, override: str, said: str) -> None:
+    assert said in refusal("child", override)
+
+
+def test_the_batch_may_grow_from_stage_to_stage(project: PencilProject) -> None:
+    child = plan("child", "training.global_batch_size=8")
+    assert (child.batch.total_steps, child.batch.end_samples) == (5, 80)
+
+
+def test_a_source_replaced_between_the_stages_is_refused(project: PencilProject) -> None:
+    parent = plan("pretrain")
+    folder = Path("runs/stages") / parent.stage_id
+    folder.mkdir(parents=True)
+    (folder / "plan.json").write_text(parent.model_dump_json())
+    project.write_dataset("b", tokens=410)
+    message = refused(lambda: plan("child", f"continue={parent.stage_id}"), DataError)
+    assert message.startswith("b.yaml:2: prefix: source 'b' was read as ")
+    assert message.endswith("restore the data, or give the new data a name of its own")
+
+
+def test_a_parent_may_be_named_by_its_id(project: PencilProject) -> None:
+    parent = plan("pretrain")
+    folder = Path("runs/stages") / parent.stage_id
+    folder.mkdir(parents=True)
+    (folder / "plan.json").write_text(parent.model_dump_json())
+    assert plan("child", f"continue={parent.stage_id}").stage_id == plan("child").stage_id
+
+
+def test_a_parent_that_is_nowhere_is_refused(project: PencilProject) -> None:
+    Path("runs/stages/pretrain-1").mkdir(parents=True)
+    assert refusal("child", "continue=pretrain-0") == (
+        "--set continue=pretrain-0: continue: pretrain-0: no such stage in runs/stages; there are: pretrain-1. "
+        "Name one of them, or the parent's recipe (a path ending in .yaml)"
+    )
+    assert refusal("child", "continue=none.yaml").startswith(
+        "--set continue=none.yaml: continue: none.yaml: no such file"
+    )
+
+
+def test_a_circle_of_parents_is_refused(project: PencilProject) -> None:
+    project.edit("pretrain.yaml", "stage: pretrain", "stage: pretrain\ncontinue: child.yaml")
+    assert "continue: a circle: child.yaml -> pretrain.yaml -> child.yaml" in refusal("child")
+
+
+def test_a_cursor_with_nothing_to_go_on_from_is_refused(project: PencilProject) -> None:
+    assert "data.blend[0].cursor: replay, but source 'a' was not read before; remove it" in refusal(
+        "pretrain", "data.blend[0].cursor=replay"
+    )
+    child = plan("child", "data.blend[0].cursor=fresh")
+    assert child.data.phases[0].sources[0].cursor == "fresh"
+    assert child.stage_id != plan("child").stage_id
+
+
+def test_the_plan_shows_the_chain_and_its_passes(project: PencilProject, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "child.yaml"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["continues", plan("pretrain").stage_id, "pretrain.yaml:", "10", "steps,", "640", "tokens"] in lines
+    assert ["chain", "1,280", "tokens", "with", "this", "stage"] in lines
+    assert ["b", "50", "%", "20", "320", "400", "40", "0.8", "1.2", "2", "data/b"] in lines
+    assert main(["plan", "pretrain.yaml"]) == 0
+    assert "1,280 tokens; 640 are left to stages that continue this one" in capsys.readouterr().out
+    assert main(["plan", "phases.yaml"]) == 0
+    out = capsys.readouterr().out
+    assert "phase 2 of 2: 640 tokens, 40 samples" in out
+    assert ["b", "50", "%", "20", "320", "0.8", "1.2", "2", "continue"] in [line.split() for line in out.splitlines()]
+    assert main(["plan", "child.yaml", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["parent"]["chain"][0]["total_steps"] == 10
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("data.phases[0].tokens=320", "data.phases[1].tokens=960"),
+        ("data.phases[0].blend[0].share=0.5", "data.phases[0].blend[1].share=0.5"),
+        ("data.phases[0].blend[0].source=c.yaml",),
+        ("data.phases[1].blend[0].cursor=replay",),
+    ],
+)
+def test_what_a_phase_reads_is_part_of_the_meaning(project: PencilProject, change: tuple[str, ...]) -> None:
+    project.write_source("c", tokens=1_000)
+    assert plan("phases", *change, "data.phases[1].blend[1].max_epochs=3").stage_id != plan("phases").stage_id
+    assert plan("phases", "data.phases[1].blend[1].max_epochs=3").stage_id == plan("phases").stage_id
+
+
+def test_show_and_explain_know_the_word_continue(project: PencilProject, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "child.yaml"]) == 0
+    assert "continue: pretrain.yaml" in capsys.readouterr().out
+    assert main(["show", "child.yaml", "--explain", "continue"]) == 0
+    assert "  hashed   yes, by the content behind the path" in capsys.readouterr().out
+    with pytest.raises(RecipeError, match="parent: unknown key"):
+        load_recipe("child.yaml", overrides=["parent=pretrain.yaml"])
