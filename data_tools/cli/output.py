@@ -59,6 +59,17 @@ def _widths(columns: Sequence[Sequence[str]], gap: int, available: int) -> list[
     return widths
 
 
+def print_runs(runs: Sequence[tuple[str, bool]]) -> None:
+    """Text in which what is trained on stands out: in colour on a terminal that has any, else in brackets."""
+    from data_tools.marked_text import bracketed, coloured
+
+    console = Console(markup=False, highlight=False)
+    if console.is_terminal and console.color_system and not console.no_color:
+        console.print(coloured(runs), soft_wrap=True)
+    else:
+        print(bracketed(runs))
+
+
 def warn(message: str) -> None:
     """One line of `WARNING: …`."""
     print(f"WARNING: {message}", file=sys.stderr)

@@ -76,17 +76,6 @@ def test_other_settings_at_a_finished_prefix_exit_3(data: Path, capsys: pytest.C
     assert main(shlex.split("tokenize --input in.jsonl --tokenizer tok --output out --append-eod --overwrite")) == 0
 
 
-def test_inspect_shows_lengths_and_a_document(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(shlex.split("tokenize --input in.jsonl --tokenizer tok --output out --append-eod"))
-    capsys.readouterr()
-    assert main(shlex.split("inspect out --document 2 --tokenizer tok")) == 0
-    shown = capsys.readouterr().out
-    assert "tokens         documents" in shown
-    assert shown.startswith("document 2:\n1 + 1?\n\n<think>\n</think>\n2<|endoftext|>\n")
-    assert main(shlex.split("inspect out --document 2")) == 0
-    assert capsys.readouterr().out.splitlines()[1].endswith(" 0")
-
-
 def test_inspect_refuses_another_tokenizer_and_a_document_that_is_not_there(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

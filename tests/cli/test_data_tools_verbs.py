@@ -20,7 +20,7 @@ OPTIONS = {
     "tokenize": "--input --adapter --key --where --answer-rule --on-error --max-bad --rejects --tokenizer "
     "--append-eod --special-tokens --compat --verify-sample --bpe --workers --output --hold-out --shard-bytes --task "
     "--overwrite",
-    "inspect": "prefix --document --tokenizer",
+    "inspect": "prefix --document --row --tokenizer --png --json",
     "chat": "--input --adapter --tokenizer --chat-template --train-on --thinking --special-tokens --where --on-error "
     "--max-bad --rejects --bpe --workers --output --hold-out --shard-bytes --task --overwrite",
     "pack": "data --length --output --algo --overlong --pad-multiple --seed --out --overwrite",
