@@ -157,3 +157,17 @@ def test_a_document_that_does_not_pass_the_filter_is_found(job: TokenizeJob) -> 
     ):
         verify(job.output, deep=True)
     assert read_manifest(job.output).where == "answer_tokens > 3"
+
+
+def test_parts_with_rules_of_their_own_merge_and_keep_them(job: TokenizeJob, write_lines: WriteLines) -> None:
+    parts = []
+    for name, rule in (("math", "after: output: "), ("code", "after:A:"), ("more", "after:A:")):
+        write_lines({"text": f"q{rule.removeprefix('after:')}123"})
+        parts.append(job.output.parent / name)
+        tokenize(replace(job, output=parts[-1], answer_rule=AnswerRule.parse(rule)), NoProgress())
+    merged = merge(parts, job.output, NoProgress()).manifest
+    assert (merged.documents, merged.answer_rule) == (3, "after: output:  | after:A:")
+    other = job.output.parent / "other"
+    tokenize(replace(job, output=other, where=None, answer_rule=AnswerRule.parse("after:A:")), NoProgress())
+    with pytest.raises(DataError, match="where: , but .*math has answer_tokens > 2; merge what one job wrote"):
+        merge([parts[0], other], job.output.parent / "none", NoProgress())
