@@ -21,6 +21,8 @@ class Batch:
         position_ids: Place of each token in its row, `[b, s]` int64; the rows are one row in memory.
         source_index: Place of each row's source in `plan.data.sources`, `[b]` int64.
         sample_ids: One `source:epoch:sample` a row.
+        cu_seqlens: Where documents begin, counted over the rows laid end to end, from 0, and the end `b * s` of all;
+            None where documents are not kept apart. Every row begins a document, if only with the rest of one.
     """
 
     tokens: torch.Tensor
@@ -29,6 +31,13 @@ class Batch:
     position_ids: torch.Tensor
     source_index: torch.Tensor
     sample_ids: tuple[str, ...]
+    cu_seqlens: tuple[int, ...] | None = None
+
+    @property
+    def model_shape(self) -> tuple[int, int]:
+        """Rows and tokens of the tensors that the model gets: documents kept apart share one row."""
+        rows, tokens = self.tokens.shape
+        return (rows, tokens) if self.cu_seqlens is None else (1, rows * tokens)
 
     @classmethod
     def from_rows(
@@ -38,6 +47,7 @@ class Batch:
         source_index: Sequence[int],
         sample_ids: Sequence[str],
         row_mask: Sequence[float] | None = None,
+        document_starts: Sequence[Sequence[int]] | None = None,
     ) -> Batch:
         """Splits rows into inputs and labels.
 
@@ -46,6 +56,7 @@ class Batch:
             source_index: Place of each row's source in the plan, `[b]`.
             sample_ids: `[b]`.
             row_mask: Loss mask of each whole row, `[b]`; None trains on all of them.
+            document_starts: Places in each row where a document begins, rising; None does not keep them apart.
         """
         tokens = torch.from_numpy(rows)
         batch_size, sequence_length = rows.shape[0], rows.shape[1] - 1
@@ -59,6 +70,7 @@ class Batch:
             position_ids=torch.arange(sequence_length).expand(batch_size, sequence_length),
             source_index=torch.tensor(source_index, dtype=torch.int64),
             sample_ids=tuple(sample_ids),
+            cu_seqlens=None if document_starts is None else _laid_end_to_end(document_starts, sequence_length),
         )
 
     def to(self, device: torch.device) -> Batch:
@@ -67,6 +79,19 @@ class Batch:
             return self
         moved = {field.name: getattr(self, field.name) for field in fields(self)}
         return Batch(**{k: v.to(device, non_blocking=True) if torch.is_tensor(v) else v for k, v in moved.items()})
+
+
+def _laid_end_to_end(document_starts: Sequence[Sequence[int]], length: int) -> tuple[int, ...]:
+    """Starts within rows of `length` as places in all rows together.
+
+    >>> _laid_end_to_end([[0, 3], [], [2, 4]], 4)
+    (0, 3, 4, 8, 10, 12)
+    """
+    places: list[int] = []
+    for row, starts in enumerate(document_starts):
+        inside = (start for start in starts if 0 < start < length)  # place `length` is the last label, no input
+        places += [row * length, *(row * length + start for start in inside)]
+    return (*places, len(document_starts) * length)
 
 
 def rows_of_rank(

@@ -6,6 +6,7 @@ or budget changes who gives the next sample, and not which sample of it that is.
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -179,8 +180,10 @@ class BlendedCursor:
     def _read(self, samples: list[tuple[int, EpochSample]]) -> Batch:
         """Reads one microbatch."""
         rows = np.empty((len(samples), self._plan.batch.sequence_length + 1), dtype=np.int64)
+        starts = []
         for row, (source, sample) in zip(rows, samples, strict=True):
-            self._cursors[source].read(sample, row)
+            spans = self._cursors[source].read(sample, row)
+            starts.append([0, *accumulate(span.length for span in spans[:-1])])
             unknown = first_unknown_id(row, vocab_size=self._plan.model.vocab_size)
             if unknown is not None:
                 raise self._unknown_id(source, sample, unknown, int(row[unknown]))
@@ -188,6 +191,7 @@ class BlendedCursor:
             rows,
             source_index=[source for source, _ in samples],
             sample_ids=[f"{self._names[source]}:{sample.epoch}:{sample.sample}" for source, sample in samples],
+            document_starts=starts if self._plan.data.document_isolation != "none" else None,
         )
 
     def _unknown_id(self, source: int, sample: EpochSample, place: int, token_id: int) -> DataError:

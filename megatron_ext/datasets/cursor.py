@@ -80,14 +80,16 @@ class SourceCursor:
         position = self._origin + (self._first_sample(epoch) + sample) * self._length
         return self._stream.spans(position, self._length + 1)
 
-    def read(self, epoch_sample: EpochSample, out: NDArray[np.int64]) -> None:
-        """Reads a sample's row.
+    def read(self, epoch_sample: EpochSample, out: NDArray[np.int64]) -> list[Span]:
+        """Reads a sample's row, and returns `locate` of it.
 
         Args:
             epoch_sample: Any sample; not only the last drawn.
             out: `[sequence_length + 1]` int64, overwritten.
         """
-        self.documents.read(self.locate(epoch_sample), out)
+        spans = self.locate(epoch_sample)
+        self.documents.read(spans, out)
+        return spans
 
     def state_dict(self) -> dict[str, Any]:
         """Where the reading stands and what the numbers count; JSON-able."""

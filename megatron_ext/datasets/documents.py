@@ -123,6 +123,14 @@ class Documents:
         """
         out[:] = self._dataset.bin_reader.read(self._dataset.index.dtype, len(out), position * self._item_bytes)
 
+    def starts_in_file_order(self, position: int, num_tokens: int) -> list[int]:
+        """Where documents begin among the tokens from `position` of the file on, counted from there."""
+        index = self._dataset.index
+        first, last = self.document_at(position), self.document_at(position + num_tokens - 1)
+        sequences = index.document_indices[first : last + 1]
+        starts = np.unique(index.sequence_pointers[sequences]) // self._item_bytes - position
+        return [int(start) for start in starts if start >= 0]
+
     def document_at(self, position: int) -> int:
         """The document that holds the token at `position` of the file."""
         index = self._dataset.index

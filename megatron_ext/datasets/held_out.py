@@ -50,14 +50,17 @@ def held_out_batches(
         data_parallel_size=data_parallel_size,
     ):
         tokens = np.full((micro, length + 1), plan.data.eod_id, dtype=np.int64)
+        starts: list[list[int]] = [[] for _ in rows]
         for place, row in enumerate(rows):
             if row < num_rows:
                 _read_row(documents, row, tokens[place], vocab_size=plan.model.vocab_size)
+                starts[place] = documents.starts_in_file_order(row * length, length)
         yield Batch.from_rows(
             tokens,
             source_index=[index] * micro,
             sample_ids=[f"{source.source}.validation:0:{row}" if row < num_rows else _PADDING for row in rows],
             row_mask=[float(row < num_rows) for row in rows],
+            document_starts=starts if plan.data.document_isolation != "none" else None,
         )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from megatron_ext.datasets.batch import Batch
+from megatron_ext.datasets.packed_params import Reset, packed_params
 
 Report = torch.Tensor
 """`[num_sources, 2]` float64: summed loss in nats and trained tokens of each source, of one microbatch."""
@@ -25,10 +26,12 @@ class PretrainObjective:
 
     Args:
         num_sources: Sources of the blend; `Batch.source_index` is below it.
+        reset: What stops at a document's end, in batches that say where documents begin.
     """
 
-    def __init__(self, num_sources: int) -> None:
+    def __init__(self, num_sources: int, *, reset: Reset = "full") -> None:
         self.num_sources = num_sources
+        self.reset = reset
 
     def forward_step(self, batches: Iterator[Batch], model: Any) -> tuple[torch.Tensor, LossFunction]:
         """Runs the model on the next microbatch; Megatron-Core's `forward_step_func`.
@@ -42,10 +45,18 @@ class PretrainObjective:
             function that turns the losses into (summed loss, trained tokens, report).
         """
         batch = next(batches)
-        output = model(batch.tokens, batch.position_ids, None, labels=batch.labels)
+        tokens, positions, labels = (
+            t.reshape(batch.model_shape) for t in (batch.tokens, batch.position_ids, batch.labels)
+        )
+        apart = {}
+        if batch.cu_seqlens is not None:
+            apart["packed_seq_params"] = packed_params(
+                batch.cu_seqlens, total_tokens=tokens.shape[1], reset=self.reset, device=tokens.device
+            )
+        output = model(tokens, positions, None, labels=labels, **apart)
 
         def loss_function(losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Report]:
-            return self.sum_losses(losses, batch)
+            return self.sum_losses(losses.view_as(batch.labels), batch)
 
         return output, loss_function
 

@@ -135,6 +135,12 @@ def _check_context_split(loaded: LoadedRecipe, problems: Problems) -> None:
             "set that to te, or this to 1 and raise tensor_model_parallel_size"
         )
         _add(loaded, problems, key, message)
+    elif (isolation := recipe.data.document_isolation) != "none":
+        message = (
+            f"{context}, but data.document_isolation {isolation} needs whole sequences on a rank; "
+            "set this to 1 and raise tensor_model_parallel_size"
+        )
+        _add(loaded, problems, key, message)
     elif broken := _broken_by_context(recipe, context):
         legal = legal_context_parallel_sizes(recipe)
         _add(loaded, problems, key, f"{context} {broken}; legal: {listed(legal)}")

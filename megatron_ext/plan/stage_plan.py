@@ -140,7 +140,7 @@ class DataPlan(PlanPart):
     eod_id: int
     sources: tuple[SourcePlan, ...]
     phases: tuple[PhasePlan, ...] = ()  # () where the sources above are the only blend
-    document_isolation: Literal["none"]
+    document_isolation: Literal["none", "attention", "full"]
 
     def all_phases(self) -> tuple[PhasePlan, ...]:
         """The phases; one of all sources where none are written down."""

@@ -124,8 +124,10 @@ class DataRecipe(Section):
     phases: tuple[PhaseRecipe, ...] | None = Field(
         default=None, min_length=1, description="Instead of blend: blends one after another."
     )
-    document_isolation: Literal["none"] = Field(
-        default="none", description="Whether attention and state stop at document ends; none is Megatron's default."
+    document_isolation: Literal["none", "attention", "full"] = Field(
+        default="none",
+        description="What stops at a document's end: nothing (Megatron's default), attention, or attention, "
+        "convolution and state.",
     )
 
 

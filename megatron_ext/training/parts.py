@@ -68,7 +68,9 @@ def make_parts(plan: StagePlan, groups: ProcessGroupCollection) -> Parts:
         model=model,
         optimizer=optimizer,
         cursor=BlendedCursor(plan, data_parallel_rank=groups.dp.rank(), data_parallel_size=groups.dp.size()),
-        objective=PretrainObjective(len(plan.data.sources)),
+        objective=PretrainObjective(
+            len(plan.data.sources), reset="attention" if plan.data.document_isolation == "attention" else "full"
+        ),
         clock=clock,
     )
 

@@ -102,14 +102,15 @@ def run_microbatches(parts: Parts, batches: Sequence[Batch], *, forward_only: bo
     Returns:
         `[num_sources, 2]` summed loss and trained tokens over all microbatches and ranks.
     """
+    rows, tokens = batches[0].model_shape
     forward_backward = get_forward_backward_func(pp_size=parts.groups.pp.size(), vp_size=None)
     reports = forward_backward(
         forward_step_func=parts.objective.forward_step,
         data_iterator=iter([batch.to(device()) for batch in batches]),
         model=[parts.model],
         num_microbatches=len(batches),
-        seq_length=parts.plan.batch.sequence_length,
-        micro_batch_size=batches[0].tokens.shape[0],
+        seq_length=tokens,
+        micro_batch_size=rows,
         forward_only=forward_only,
     )
     return _sum_over_ranks(parts, reports)

@@ -94,7 +94,7 @@ def plan_reading(
         micro_batch_size: Samples of a microbatch.
         phases: Samples of each source in each phase, or samples and cursor; they sum to the planned ones.
         tokenizer: Folder that checkpoints copy the tokenizer from; nothing else reads it.
-        **changes: Fields of `StagePlan`; `batch` and `layout` merge as in `make_plan`.
+        **changes: Fields of `StagePlan`; `batch`, `data` and `layout` merge as in `make_plan`.
     """
     total = sum(samples for _, samples in sources.values())
     assert total % global_batch_size == 0, f"{total} samples are no whole steps of {global_batch_size}"
@@ -123,6 +123,7 @@ def plan_reading(
             )
         )
     data = {"sources": tuple(planned), "tokenizer": str(tokenizer), "phases": tuple(map(_phase, phases))}
+    data |= changes.pop("data", {})
     return make_plan(batch=batch, data=data, **changes)
 
 

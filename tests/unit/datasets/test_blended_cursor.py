@@ -229,3 +229,29 @@ def test_a_changed_interleaving_needs_a_new_semantics_version(folder):
     steps = _global_batches(_plan(folder))
     assert [row[0] for row in steps[0]] == ["a:0:1", "a:0:7", "b:0:5", "a:0:26", "b:0:3", "a:0:11", "a:0:4", "b:0:14"]
     assert [row[0] for row in steps[4]] == ["b:0:15", "a:0:0", "b:0:2", "a:0:24", "a:0:6", "b:0:24", "a:0:19", "c:0:12"]
+
+
+def _starts_after_eos(batch):
+    """Starts of documents in rows laid end to end: each row's first token, and the token after each EOS."""
+    rows, length = batch.tokens.shape
+    flat = batch.tokens.flatten().tolist()
+    return [place for place in range(rows * length) if place % length == 0 or flat[place - 1] == 0]
+
+
+@pytest.mark.parametrize("isolation", ["attention", "full"])
+def test_isolated_batches_say_where_every_document_begins(folder, isolation):
+    cursor = _cursor(_plan(folder, micro_batch_size=4, data={"document_isolation": isolation}))
+    for _ in range(5):
+        for batch in cursor.next_step():
+            assert batch.cu_seqlens == (*_starts_after_eos(batch), 16)
+
+
+def test_a_document_longer_than_a_row_goes_on_in_one_piece(tmp_path):
+    write_source(tmp_path / "a", [[1, 2, 3, 4, 5, 6, 7, 1, 2, 3, 4, 0]])
+    plan = plan_reading({"a": (tmp_path / "a", 8)}, global_batch_size=8, data={"document_isolation": "full"})
+    assert {batch.cu_seqlens for batch in _cursor(plan).next_step()} == {(0, 4)}
+
+
+def test_isolation_changes_no_token_and_none_says_nothing_of_documents(folder):
+    assert _global_batches(_plan(folder, data={"document_isolation": "full"})) == _global_batches(_plan(folder))
+    assert {batch.cu_seqlens for batch in _cursor(_plan(folder)).next_step()} == {None}

@@ -124,3 +124,12 @@ def test_an_index_that_ends_before_its_last_sequence_is_refused(tmp_path):
     Path(tmp_path / "a.idx").write_bytes(index)
     with pytest.raises(DataError, match=r"a\.idx: documents and sequences disagree"):
         _open(tmp_path / "a", manifest.data_id)
+
+
+def test_starts_are_counted_from_the_place_asked_for_and_empty_documents_have_none(tmp_path):
+    manifest = write_source(tmp_path / "a", PENCIL)  # tokens 0-2, 3-4, none, 5-9
+    documents = _open(tmp_path / "a", manifest.data_id)
+    assert documents.starts_in_file_order(0, 10) == [0, 3, 5]
+    assert documents.starts_in_file_order(1, 5) == [2, 4]
+    assert documents.starts_in_file_order(1, 4) == [2]
+    assert documents.starts_in_file_order(6, 3) == []

@@ -10,13 +10,14 @@ from tests.support.sources import plan_reading, write_source
 TWENTY_ONE = [[1, 2, 3, 0], [4, 5, 0], [6, 7, 0], [1, 0], [2, 3, 4, 5, 6, 7, 0], [1, 0]]
 
 
-def _plan(tmp_path, *, rows, micro_batch_size=1, documents=TWENTY_ONE):
+def _plan(tmp_path, *, rows, micro_batch_size=1, documents=TWENTY_ONE, isolation="none"):
     write_source(tmp_path / "a", documents)
     return plan_reading(
         {"a": (tmp_path / "a", 8)},
         global_batch_size=8,
         micro_batch_size=micro_batch_size,
         cadence={"validation_samples": rows},
+        data={"document_isolation": isolation},
     )
 
 
@@ -69,3 +70,17 @@ def test_other_held_out_data_than_planned_is_refused(tmp_path):
     write_source(tmp_path / "a", [[7, 7, 7, 7, 0]])
     with pytest.raises(DataError, match='of source "a" is not the planned'):
         _batches(plan)
+
+
+def test_isolated_rows_say_where_documents_begin_and_masked_ones_are_one_document(tmp_path):
+    plan = _plan(tmp_path, rows=5, micro_batch_size=3, isolation="full")
+    first, second = _batches(plan)
+    assert first.tokens.tolist() == [[1, 2, 3, 0], [4, 5, 0, 6], [7, 0, 1, 0]]
+    assert first.cu_seqlens == (0, 4, 7, 8, 10, 12)
+    assert second.tokens.tolist() == [[2, 3, 4, 5], [6, 7, 0, 1], [0] * 4]
+    assert second.cu_seqlens == (0, 4, 7, 8, 12)
+
+
+def test_rows_of_a_stage_without_isolation_say_nothing_of_documents(tmp_path):
+    (batch,) = _batches(_plan(tmp_path, rows=1))
+    assert batch.cu_seqlens is None

@@ -167,6 +167,14 @@ def test_the_local_backend_refuses_context_parallelism(project: PencilProject) -
     )
 
 
+@pytest.mark.parametrize("isolation", ["attention", "full"])
+def test_documents_are_not_kept_apart_on_shared_sequences(project: PencilProject, isolation: str) -> None:
+    assert refusal(project, f"{CP}=2", f"data.document_isolation={isolation}").endswith(
+        f"{CP}: 2, but data.document_isolation {isolation} needs whole sequences on a rank; "
+        "set this to 1 and raise tensor_model_parallel_size"
+    )
+
+
 def test_context_parallelism_splits_mamba_heads_after_tensor_parallelism(project: PencilProject) -> None:
     length = "training.sequence_length=48"
     assert refusal(project, f"{CP}=3", length).endswith(

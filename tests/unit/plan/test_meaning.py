@@ -31,6 +31,7 @@ MEANING = {
     "model.layernorm_epsilon": ["model.layernorm_epsilon=1e-6"],
     "model.init_method_std": ["model.init_method_std=0.01"],
     "data.blend[0].share": ["data.blend[0].share=0.5", "data.blend[1].share=0.5"],
+    "data.document_isolation": ["data.document_isolation=full"],
     "budget.tokens": ["budget.tokens=1280"],
     "training.sequence_length": ["training.sequence_length=8", "training.global_batch_size=8"],
     "training.global_batch_size": ["training.global_batch_size=8"],
@@ -88,7 +89,6 @@ PLACEMENT = {
 UNTRIED = {
     "stage",  # one value only, like the next two
     "model.activation",
-    "data.document_isolation",
     "model.rotary_base",  # tried with RoPE below
     "data.tokenizer",  # by content: tried below
     "data.blend[0].source",
