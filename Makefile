@@ -9,7 +9,7 @@ MAKEFLAGS += --no-print-directory
 
 VENV ?= .venv
 PYTHON ?=
-EXTRAS ?= samples,hf,dev
+EXTRAS ?= samples,hf,ray,dev
 CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 
 PY := $(VENV)/bin/python
@@ -68,6 +68,10 @@ test: $(STAMP) ## the quick tests
 .PHONY: test-slow
 test-slow: $(STAMP) ## the tests that take minutes, start whole commands or kill processes
 	$(PYTEST) -m '(slow or system) and not gpu'
+
+.PHONY: test-engines
+test-engines: $(STAMP) ## tokenize on a real Slurm and a real Ray, where they are installed (about 5 minutes)
+	$(PYTEST) -m 'system and not gpu' tests/reliability/test_slurm_engine.py tests/reliability/test_ray_engine.py
 
 .PHONY: gpu-check
 gpu-check: ## tests/gpu and a training step's speed on this GPU, in 8 minutes; installs nothing

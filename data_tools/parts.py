@@ -18,6 +18,7 @@ from data_tools.errors import UsageError
 from data_tools.formats import STDIN, Format, opened
 
 _COUNT_BYTES = 1 << 22
+_LINE_BYTES = 1 << 16  # a cut reads this much: each of many tasks makes all cuts
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def _next_line_start(file: InputFile, aim: int) -> int:
     """The first line start at or after byte `aim`, or the file's size."""
     position = aim - 1
     with opened(file.path, start=position) as raw:
-        while chunk := raw.read(_COUNT_BYTES):
+        while chunk := raw.read(_LINE_BYTES):
             found = chunk.find(b"\n")
             if found >= 0:
                 return position + found + 1

@@ -19,14 +19,14 @@ plan.json, JSON:
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from data_tools.atomic_files import beside, write_atomically
+from data_tools.atomic_files import beside, is_being_written, write_atomically
 from data_tools.dataset import PLAN_FORMAT_VERSION, open_shard, read_plan, shard_prefix
 from data_tools.encode import BlockEncoder, Encoder
 from data_tools.errors import DataError, UsageError, UserError
@@ -124,10 +124,16 @@ def freeze_plan(output: Path, plan: ShardPlan, *, overwrite: bool) -> None:
     """
     folders = [output, beside(output, ".validation")][: 2 if plan.fields["settings"]["hold_out_percent"] else 1]
     if overwrite:  # a shard that is left from before would count as one of this plan
-        for stale in [path for folder in folders for path in folder.glob("shard-*.manifest.json")]:
-            stale.unlink()
+        for stale in [path for folder in folders for path in sorted(folder.glob("shard-*"), key=_manifests_first)]:
+            if stale.suffix != ".lock":
+                stale.unlink()
     for folder in reversed(folders):
         _freeze(folder, plan, overwrite=overwrite)
+
+
+def _manifests_first(path: Path) -> bool:
+    """Sorts so that a kill on the way leaves no manifest without its files."""
+    return path.suffix != ".json"
 
 
 def _freeze(folder: Path, plan: ShardPlan, *, overwrite: bool) -> None:
@@ -193,22 +199,56 @@ def tokenize_shards(
 
     results, failed = [], []
     for number, part in parts_of_task(plan.parts, task=task.number, num_tasks=task.of):
-        prefix = shard_prefix(job.output, number)
-        held_out = shard_prefix(beside(job.output, ".validation"), number)
-        shard = replace(job, inputs=(part.file.path,), part=part, output=prefix, validation=held_out)
         try:
-            result = write_dataset(shard, make_encoder, progress, load=load)
+            results.append((number, write_shard(job, make_encoder, (number, part), progress, load=load)))
         except UserError as error:
-            beside(prefix, ".error").write_text(f"{error}\n")
-            failed.append(f"{prefix.name}: {error}")
-            continue
-        beside(prefix, ".error").unlink(missing_ok=True)
-        if result.was_done:
-            progress.advance(part.size)
-        results.append((number, result))
+            failed.append(note_failure(job, number, error))
     if failed:
-        raise DataError(f"{len(failed)} of {len(failed) + len(results)} shards failed:\n  " + "\n  ".join(failed))
+        raise shards_failed(failed, of=len(failed) + len(results))
     return results
+
+
+def write_shard(
+    job: DatasetJob,
+    make_encoder: type[BlockEncoder],
+    numbered: tuple[int, Part],
+    progress: Progress,
+    *,
+    load: Callable[[], Tokenizer] | None = None,
+) -> TokenizeResult:
+    """Writes one shard, unless it is there.
+
+    Args:
+        job: What to do; its output is the folder of the shards.
+        make_encoder: As in `write_dataset`.
+        numbered: Number of the shard, and the part of the input that makes it.
+        progress: Is told of every byte.
+        load: Gives the tokenizer; None: it is loaded.
+
+    Raises:
+        UserError: As `write_dataset` does.
+    """
+    number, part = numbered
+    prefix = shard_prefix(job.output, number)
+    held_out = shard_prefix(beside(job.output, ".validation"), number)
+    shard = replace(job, inputs=(part.file.path,), part=part, output=prefix, validation=held_out, overwrite=False)
+    result = write_dataset(shard, make_encoder, progress, load=load)
+    beside(prefix, ".error").unlink(missing_ok=True)
+    if result.was_done:
+        progress.advance(part.size)
+    return result
+
+
+def note_failure(job: DatasetJob, number: int, error: UserError) -> str:
+    """Leaves the reason beside a shard, for `status`; returns it with the shard's name."""
+    prefix = shard_prefix(job.output, number)
+    beside(prefix, ".error").write_text(f"{error}\n")
+    return f"{prefix.name}: {error}"
+
+
+def shards_failed(failed: Sequence[str], *, of: int) -> DataError:
+    """What ends a job after all shards that could be written were."""
+    return DataError(f"{len(failed)} of {of} shards failed:\n  " + "\n  ".join(failed))
 
 
 @dataclass(frozen=True)
@@ -217,7 +257,8 @@ class ShardStatus:
 
     Attributes:
         prefix: PREFIX of the shard.
-        state: done; damaged (its files do not fit its manifest, or that not the plan); failed; missing.
+        state: done; running (in a process of this machine); damaged (its files do not fit its manifest, or
+            that not the plan); failed; missing. Of shards in a Slurm queue also queued.
         said: What went wrong.
         manifest: Of a shard that is done.
     """
@@ -241,6 +282,8 @@ def status(output: Path) -> list[ShardStatus]:
 def _status(output: Path, plan: dict[str, Any], number: int) -> ShardStatus:
     prefix = shard_prefix(output, number)
     if not manifest_path(prefix).exists():
+        if is_being_written(prefix):
+            return ShardStatus(prefix, "running")
         error = beside(prefix, ".error")
         if error.exists():
             return ShardStatus(prefix, "failed", error.read_text().strip())

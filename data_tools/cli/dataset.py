@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_tools.cli import shards
 from data_tools.cli.output import print_table, warn
 
 if TYPE_CHECKING:
@@ -65,13 +66,8 @@ def add_placing(parser: Any) -> None:
     parser.add_argument(
         "--hold-out", default="0%", metavar="P%", help="documents, by the hash of their id, for PREFIX.validation"
     )
-    parser.add_argument(
-        "--shard-bytes", metavar="N", help="write PREFIX/shard-00000 and so on, each of this much input: 20G"
-    )
-    parser.add_argument(
-        "--task", metavar="I/N", help="of the shards write every Nth from I, 0 to N-1 (default: the Slurm array's task)"
-    )
     parser.add_argument("--overwrite", action="store_true", help="replace whatever stands at PREFIX")
+    shards.add_options(parser)
 
 
 def common(options: argparse.Namespace) -> dict[str, Any]:
@@ -107,21 +103,18 @@ def write(
 ) -> None:
     """Does a job, all of it or a task's shards, and says what came of it."""
     from data_tools.bpe import limit_threads
-    from data_tools.errors import UsageError
     from data_tools.inputs import find_inputs
     from data_tools.progress import shown
 
     job.check()
     limit_threads(_workers(options.workers))
-    if options.shard_bytes is not None:
-        _write_shards(job, options, make_encoder)
-        return
-    if options.task is not None:
-        raise UsageError("--task: divides shards among processes; give --shard-bytes too")
     inputs = find_inputs(job.inputs)
     if inputs.left_out:
         names = ", ".join(str(path) for path in inputs.left_out[:3])
         warn(f"{len(inputs.left_out):,} files are no inputs by their names and were left out: {names}, …")
+    if shards.are_asked_for(options):
+        shards.run(job, options, make_encoder)
+        return
     with shown(f"{options.command.split()[1]} {options.output.name}", inputs.size) as progress:
         result = run(job, progress)
     _warn_of(job, result.manifest, result.held_out)
@@ -129,44 +122,6 @@ def write(
     if result.held_out:
         rows.append(["held out", f"{result.held_out.documents:,} documents, {result.held_out.tokens:,} tokens"])
     print_table(f"{options.output}: {'already done' if result.was_done else 'done'}", ["", ""], rows)
-
-
-def _write_shards(job: DatasetJob, options: argparse.Namespace, make_encoder: type[BlockEncoder]) -> None:
-    from data_tools.errors import UsageError
-    from data_tools.parts import parts_of_task
-    from data_tools.progress import shown
-    from data_tools.shards import freeze_plan, make_plan, parse_task, tokenize_shards
-
-    task = parse_task(options.task)
-    if job.overwrite and task.of > 1:
-        raise UsageError("--overwrite: would remove what other tasks have written; remove PREFIX instead")
-    plan = make_plan(job, shard_bytes=_bytes(options.shard_bytes))
-    own = parts_of_task(plan.parts, task=task.number, num_tasks=task.of)
-    freeze_plan(job.output, plan, overwrite=job.overwrite)
-    with shown(f"shards of {job.output.name}", sum(part.size for _, part in own)) as progress:
-        results = tokenize_shards(job, plan, task, progress, make_encoder=make_encoder)
-    manifests = [result.manifest for _, result in results]
-    if rejected := sum(manifest.rejected for manifest in manifests):
-        warn(f"{rejected:,} lines were rejected; each shard lists its own in .rejects.jsonl")
-    left_out = sum(manifest.left_out for manifest in manifests)
-    rows = [
-        ["shards", f"{len(plan.parts):,}, of which {len(results):,} are this task's"],
-        ["written now", f"{sum(not result.was_done for _, result in results):,}"],
-        ["documents", f"{sum(manifest.documents for manifest in manifests):,}"],
-        *([["left out by --where", f"{left_out:,} ({job.where})"]] if job.where else []),
-        ["tokens", f"{sum(manifest.tokens for manifest in manifests):,}"],
-    ]
-    print_table(f"{job.output}: task {task.number} of {task.of} is done", ["", ""], rows)
-
-
-def _bytes(written: str) -> int:
-    from data_tools.errors import UsageError
-    from data_tools.quantities import parse_count
-
-    try:
-        return parse_count(written.replace("G", "B"))  # data_tools counts in billions, disks in gigabytes
-    except ValueError as error:
-        raise UsageError(f"--shard-bytes: {error}") from None
 
 
 def _workers(asked: int | None) -> int:

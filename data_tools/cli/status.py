@@ -9,29 +9,36 @@ from typing import Any
 
 from data_tools.cli.output import print_table
 
+STATES = ("done", "running", "queued", "damaged", "failed", "missing")
+
 
 def add(verbs: Any) -> None:
     """Registers the verb."""
-    about = "Show which shards are done, damaged, failed or missing; exit 3 unless all are done."
+    about = (
+        "Show which shards are done, running, queued, damaged, failed or missing; exit 3 unless all are done. "
+        "Running are those that a process of this machine writes, or a task of --engine slurm."
+    )
     parser = verbs.add_parser("status", help=about, description=about)
     parser.example = (
         "python -m data_tools tokenize --input data/demo/raw/base.jsonl --tokenizer data/demo/tokenizer \\\n"
         "      --output data/demo/shards/base --append-eod --shard-bytes 2M\n"
         "  python -m data_tools status data/demo/shards/base"
     )
-    parser.add_argument(
-        "output", type=Path, metavar="PREFIX", help="folder of plan.json, as given to tokenize --output"
-    )
+    parser.add_argument("output", type=Path, metavar="PREFIX", help="folder of plan.json, as given to --output")
     parser.set_defaults(verb=_status)
 
 
 def _status(options: argparse.Namespace) -> int:
+    from data_tools.engines.slurm import queue, with_queue
     from data_tools.errors import DataError
     from data_tools.shards import status, totals
 
-    shards = status(options.output)
+    found = queue(options.output)
+    shards = with_queue(status(options.output), found)
     counts = Counter(shard.state for shard in shards)
-    rows = [[state, f"{counts[state]:,}"] for state in ("done", "damaged", "failed", "missing")]
+    rows = [[state, f"{counts[state]:,}"] for state in STATES if counts[state] or state not in ("running", "queued")]
+    if found:
+        rows.append([f"job {found.job}", f"{len(found.running):,} tasks run, {len(found.waiting):,} wait"])
     rows += [[name, f"{count:,}"] for name, count in totals(shards).items()]
     print_table(f"{options.output}: {len(shards):,} shards", ["", ""], rows)
     for shard in shards:

@@ -1,0 +1,1 @@
+"""Engines that others wrote, driven over the shards of a plan: Slurm arrays and Ray."""

@@ -1,0 +1,200 @@
+"""A private Slurm for tests: munged, slurmctld and slurmd of one node, in one folder, stopped without leftovers.
+
+    with private_slurm(tmp_path) as slurm:
+        job = slurm.run("sbatch", "--parsable", "array.sbatch").strip()
+        slurm.wait_for("no job is left", lambda: not slurm.queue())
+
+It needs neither root nor a cluster: configuration, keys, state, logs and sockets lie in the folder, ports are
+free ones, and `slurm.environment` leads every client to it. Debian's slurm-wlm brings all that it needs. No
+cgroups are used, so it runs in containers too; memory is therefore not confined.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol")
+PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])  # daemons are not on everyone's PATH
+START_S = 60.0
+STOP_S = 20.0
+
+CONFIGURATION = """\
+ClusterName=private
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser={user}
+SlurmdUser={user}
+SlurmctldPort={control_port}
+SlurmdPort={node_port}
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SlurmdParameters=config_overrides
+SwitchType=switch/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+ReturnToService=2
+KillWait=2
+MinJobAge=300
+SchedulerParameters=sched_min_interval=100000,batch_sched_delay=0,bf_interval=1
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=4096 State=UNKNOWN
+PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+@dataclass
+class PrivateSlurm:
+    """A running Slurm.
+
+    Attributes:
+        folder: Everything of it.
+        environment: Of processes that should use it.
+    """
+
+    folder: Path
+    environment: dict[str, str]
+    daemons: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def run(self, *command: str) -> str:
+        """Runs a client and gives what it prints; a failure shows both outputs."""
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, f"{command}: {done.returncode}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def queue(self) -> list[tuple[str, str]]:
+        """Job, as in 12_3, and state of all that is not over; array tasks one by one."""
+        lines = self.run("squeue", "--noheader", "--array", "--format=%i %T").splitlines()
+        return [(job, state) for job, _, state in (line.partition(" ") for line in lines)]
+
+    def job(self, job: str) -> dict[str, str]:
+        """What scontrol says of a job, also for some minutes after its end: JobState, ExitCode, Restarts, …."""
+        shown = self.run("scontrol", "show", "job", "--oneliner", job)
+        return dict(word.split("=", 1) for word in shown.split() if "=" in word)
+
+    def wait_for(self, what: str, is_so: Callable[[], object], *, timeout_s: float = 60.0) -> None:
+        """Waits until something is so; fails with the daemons' last words if it never is."""
+        end = time.monotonic() + timeout_s
+        while not is_so():
+            assert time.monotonic() < end, f"not within {timeout_s:.0f} s: {what}\n{self.queue()}\n{self.last_words()}"
+            time.sleep(0.1)
+
+    def last_words(self) -> str:
+        """The ends of all logs."""
+        logs = sorted(self.folder.glob("*.log"))
+        return "\n".join(f"{log.name}:\n" + "\n".join(log.read_text().splitlines()[-15:]) for log in logs)
+
+
+def skip_without_slurm() -> None:
+    """Reports a test as not run where Slurm is not installed."""
+    missing = [name for name in PROGRAMS if shutil.which(name, path=PATH) is None]
+    if missing:
+        pytest.skip(f"not run: slurm is not installed (no {', '.join(missing)}; Debian and Ubuntu: slurm-wlm)")
+
+
+@contextmanager
+def private_slurm(*, cpus: int = 2) -> Iterator[PrivateSlurm]:
+    """Starts a Slurm of one node and stops it, with every job that is left.
+
+    Args:
+        cpus: What the node claims to have; more than the machine has is allowed.
+    """
+    skip_without_slurm()
+    with ExitStack() as stack:
+        # Not below tmp_path: a socket's path may have 107 bytes, and the key must lie where others cannot write.
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="slurm-")))
+        slurm = PrivateSlurm(folder, os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": PATH})
+        for name in [name for name in slurm.environment if name.startswith(("SLURM_", "SBATCH_", "SQUEUE_"))]:
+            if name != "SLURM_CONF":  # of a job that runs the tests
+                del slurm.environment[name]
+        _configure(folder, cpus=cpus)
+        stack.callback(_stop, slurm)
+        _start_munge(slurm)
+        _start(slurm, "slurmctld", "-D", "-c")
+        _start(slurm, "slurmd", "-D", "-c")
+        slurm.wait_for("the node is idle", lambda: _node_state(slurm) == "idle", timeout_s=START_S)
+        yield slurm
+
+
+def _configure(folder: Path, *, cpus: int) -> None:
+    for name in ("state", "spool"):
+        (folder / name).mkdir(mode=0o755)
+    key = folder / "munge.key"
+    key.write_bytes(os.urandom(128))
+    key.chmod(0o600)
+    control_port, node_port = _free_ports()
+    text = CONFIGURATION.format(
+        host=socket.gethostname().split(".")[0],
+        user=getpass.getuser(),
+        folder=folder,
+        control_port=control_port,
+        node_port=node_port,
+        cpus=cpus,
+    )
+    (folder / "slurm.conf").write_text(text)
+
+
+def _free_ports() -> tuple[int, int]:
+    with socket.socket() as one, socket.socket() as other:
+        one.bind(("127.0.0.1", 0))
+        other.bind(("127.0.0.1", 0))
+        return one.getsockname()[1], other.getsockname()[1]
+
+
+def _start_munge(slurm: PrivateSlurm) -> None:
+    files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
+    options = [f"--{option}={slurm.folder}/munge.{suffix}" for option, suffix in files.items()]
+    _start(slurm, "munged", "--foreground", "--force", "--num-threads=2", *options)
+    path = slurm.folder / "munge.socket"
+    end = time.monotonic() + START_S
+    while not path.exists():
+        assert time.monotonic() < end, f"munged does not listen\n{slurm.last_words()}"
+        time.sleep(0.05)
+
+
+def _start(slurm: PrivateSlurm, *command: str) -> None:
+    with (slurm.folder / f"{command[0]}.out.log").open("wb") as log:
+        daemon = subprocess.Popen(command, env=slurm.environment, stdout=log, stderr=log, start_new_session=True)
+    slurm.daemons.append(daemon)
+
+
+def _node_state(slurm: PrivateSlurm) -> str:
+    dead = [daemon for daemon in slurm.daemons if daemon.poll() is not None]
+    assert not dead, f"{dead[0].args}: ended with {dead[0].returncode}\n{slurm.last_words()}"
+    command = ["sinfo", "--noheader", "--format=%T"]
+    return subprocess.run(command, env=slurm.environment, capture_output=True, text=True).stdout.strip()
+
+
+def _stop(slurm: PrivateSlurm) -> None:
+    """Cancels what runs, so that no step outlives its slurmd, then ends the daemons, the last started first."""
+    if len(slurm.daemons) == 3:
+        subprocess.run(["scancel", "--user", getpass.getuser()], env=slurm.environment, capture_output=True)
+        end = time.monotonic() + STOP_S
+        while time.monotonic() < end and any((slurm.folder / "spool").glob("job*")):
+            time.sleep(0.1)
+    for daemon in reversed(slurm.daemons):
+        daemon.send_signal(signal.SIGTERM)
+        try:
+            daemon.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            daemon.kill()
+            daemon.wait()
