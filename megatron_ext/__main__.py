@@ -125,7 +125,7 @@ def _suggest(arguments: argparse.Namespace) -> None:
 
 
 def _show(arguments: argparse.Namespace) -> None:
-    from megatron_ext.plan.data import is_declared
+    from megatron_ext.plan.datasets import is_declared
     from megatron_ext.recipe.explain import explain, resolved_yaml
     from megatron_ext.recipe.load import load_recipe
 

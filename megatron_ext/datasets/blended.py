@@ -14,8 +14,9 @@ import numpy as np
 from data_tools.errors import DataError
 from megatron_ext.datasets.batch import Batch, rows_of_rank
 from megatron_ext.datasets.cursor import EpochSample, SourceCursor
-from megatron_ext.datasets.documents import Documents, Span, first_unknown_id, unknown_id_error
+from megatron_ext.datasets.documents import Span, first_unknown_id, unknown_id_error
 from megatron_ext.datasets.interleave import Interleaver
+from megatron_ext.datasets.shards import open_documents
 from megatron_ext.plan.stage_plan import StagePlan
 
 _STATE_VERSION = 2
@@ -51,7 +52,7 @@ class BlendedCursor:
         self._carried: list[dict[str, Any]] = []  # places in sources that earlier stages read and this one does not
         self._cursors = [
             SourceCursor(
-                Documents(source.prefix, source=source.source, data_id=source.data_id),
+                open_documents(source.prefix, source=source.source, data_id=source.data_id),
                 seed=plan.seed,
                 sequence_length=batch.sequence_length,
             )

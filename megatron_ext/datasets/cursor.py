@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from data_tools.errors import DataError
 from megatron_ext.datasets.documents import Documents, Span
+from megatron_ext.datasets.shards import ShardedDocuments
 from megatron_ext.datasets.stream import TokenStream, keyed_permutation
 
 WINDOW_SAMPLES = 4096
@@ -39,7 +40,12 @@ class SourceCursor:
     """
 
     def __init__(
-        self, documents: Documents, *, seed: int, sequence_length: int, window_samples: int = WINDOW_SAMPLES
+        self,
+        documents: Documents | ShardedDocuments,
+        *,
+        seed: int,
+        sequence_length: int,
+        window_samples: int = WINDOW_SAMPLES,
     ) -> None:
         """Stands before the first sample.
 

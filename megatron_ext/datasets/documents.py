@@ -79,6 +79,10 @@ class Documents:
             ) from None
         self._item_bytes = int(self._dataset.index.dtype_size)
 
+    def first_of_block(self, block: int) -> int:
+        """The first document of a block."""
+        return block * self.block_documents
+
     def lengths_of_block(self, block: int) -> NDArray[np.int64]:
         """Tokens of each document of a block, in file order, `[documents of the block]`.
 

@@ -9,6 +9,7 @@ import numpy as np
 from data_tools.errors import DataError
 from megatron_ext.datasets.batch import Batch, rows_of_rank
 from megatron_ext.datasets.documents import Documents, first_unknown_id, unknown_id_error
+from megatron_ext.datasets.shards import ShardedDocuments, open_documents
 from megatron_ext.plan.stage_plan import SourcePlan, StagePlan
 
 _PADDING = "padding"  # sample id of a row that only fills up a microbatch
@@ -35,7 +36,7 @@ def held_out_batches(
             one row, or hold an id outside the vocabulary.
     """
     length, micro = plan.batch.sequence_length, plan.batch.micro_batch_size
-    documents = Documents(source.validation_prefix, source=source.source, data_id=source.validation_data_id)
+    documents = open_documents(source.validation_prefix, source=source.source, data_id=source.validation_data_id)
     num_rows = min(plan.cadence.validation_samples, (documents.num_tokens - 1) // length)
     if num_rows == 0:
         raise DataError(
@@ -64,7 +65,7 @@ def held_out_batches(
         )
 
 
-def _read_row(documents: Documents, row: int, out: np.ndarray, *, vocab_size: int) -> None:
+def _read_row(documents: Documents | ShardedDocuments, row: int, out: np.ndarray, *, vocab_size: int) -> None:
     start = row * (len(out) - 1)
     documents.read_in_file_order(start, out)
     unknown = first_unknown_id(out, vocab_size=vocab_size)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_ext.datasets.documents import Documents, Span
+from megatron_ext.datasets.shards import ShardedDocuments
 
 BLOCKS_HELD = 8
 """Expanded blocks kept of one source: what one window of samples touches, unless documents are far
@@ -65,7 +66,7 @@ class TokenStream:
     T is the number of tokens of the source. The order depends on the seed and the content only.
     """
 
-    def __init__(self, documents: Documents, *, seed: int) -> None:
+    def __init__(self, documents: Documents | ShardedDocuments, *, seed: int) -> None:
         """Takes an order; reads nothing yet.
 
         Args:
@@ -104,7 +105,7 @@ class TokenStream:
         # Scalars of the array's own type: anything wider would convert the whole array at each search.
         first = int(ends.searchsorted(ends.dtype.type(begin), side="right"))
         last = int(ends.searchsorted(ends.dtype.type(stop), side="left"))
-        first_document = block * self.documents.block_documents
+        first_document = self.documents.first_of_block(block)
         start = int(ends[first - 1]) if first else 0
         for document, document_end in zip(
             documents[first : last + 1].tolist(), ends[first : last + 1].tolist(), strict=True

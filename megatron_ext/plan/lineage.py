@@ -72,9 +72,8 @@ def check_numbers(loaded: LoadedRecipe, here: Numbers, there: Numbers, problems:
             "to the tokens of the whole chain",
         )
         return
-    horizons = {"decay_samples", "horizon_samples"} if before.style == "constant" else set()
-    mine = schedule.model_dump(exclude=horizons)
-    for key, theirs in before.model_dump(exclude=horizons).items():
+    mine = schedule.model_dump()
+    for key, theirs in before.model_dump().items():
         if mine[key] != theirs:
             path = ("schedule", key.replace("_samples", "_tokens"))
             unit = batch.sequence_length if key.endswith("_samples") else 1

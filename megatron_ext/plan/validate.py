@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data_tools.blend_files import read_blend
 from data_tools.quantities import format_count, format_exact
-from megatron_ext.plan.data import has_sizes
+from megatron_ext.plan.datasets import has_sizes
 from megatron_ext.plan.make import draft_plan, make_stage_plan
 from megatron_ext.plan.sizes import model_size
 from megatron_ext.recipe.load import LoadedRecipe, load_file

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
-from data_tools.manifest import BLOCK_DOCUMENTS, Manifest, TokenizerRecord, read_manifest, write_manifest
+from data_tools.dataset import read_dataset
+from data_tools.manifest import BLOCK_DOCUMENTS, Manifest, TokenizerRecord, write_manifest
 from megatron_ext.plan.stage_plan import PhasePlan, PhaseSource, StagePlan
 from megatron_ext.training.file_list import TOKENIZER_FILES
 from tests.support.plans import make_plan, make_source
@@ -106,19 +107,19 @@ def plan_reading(
     } | changes.pop("batch", {})
     planned = []
     for name, (prefix, samples) in sources.items():
-        manifest = read_manifest(prefix)
+        dataset = read_dataset(prefix)
         planned.append(
             make_source(
                 source=name,
                 prefix=str(prefix),
                 validation_prefix=str(prefix),
-                data_id=manifest.data_id,
-                validation_data_id=manifest.data_id,
-                documents=manifest.documents,
-                tokens=manifest.tokens,
+                data_id=dataset.data_id,
+                validation_data_id=dataset.data_id,
+                documents=dataset.documents,
+                tokens=dataset.tokens,
                 share=samples / total,
                 samples=samples,
-                epochs=samples * batch["sequence_length"] / max(manifest.tokens, 1),
+                epochs=samples * batch["sequence_length"] / max(dataset.tokens, 1),
                 max_epochs=1e9,
             )
         )

@@ -29,6 +29,18 @@ def test_the_plan_knows_its_tokenizer(project: PencilProject) -> None:
     assert (data.tokenizer, data.tokenizer_vocab_size, data.eod_id) == ("data/tokenizer", 100, 0)
 
 
+def test_a_folder_of_shards_is_one_source(project: PencilProject) -> None:
+    project.write_dataset("shard", tokens=500)
+    for suffix in ("bin", "idx", "manifest.json"):
+        Path(f"data/a.{suffix}").rename(f"data/a-00000.{suffix}")
+        Path(f"data/shard.{suffix}").rename(f"data/a-00001.{suffix}")
+    a, _ = project.plan().data.sources
+    assert (a.prefix, a.documents, a.tokens, a.samples, a.epochs) == ("data/a", 150, 1500, 30, 0.32)
+    project.write_dataset("a-00001", tokens=510)
+    changed, _ = project.plan().data.sources
+    assert changed.data_id != a.data_id
+
+
 def test_missing_datasets_are_all_named_with_the_command_that_builds_them(project: PencilProject) -> None:
     Path("data/a.manifest.json").unlink()
     Path("data/b.validation.manifest.json").unlink()
