@@ -111,6 +111,14 @@ class ShardedDocuments:
             self._pairs[at].read_in_file_order(begin, out[filled : filled + length])
             filled += length
 
+    def starts_in_file_order(self, position: int, num_tokens: int) -> list[int]:
+        """Where documents begin among the tokens from `position` of the whole on, counted from there."""
+        starts, before = [], 0
+        for at, begin, length in self._runs(position, num_tokens):
+            starts += [before + start for start in self._pairs[at].starts_in_file_order(begin, length)]
+            before += length
+        return starts
+
     def document_at(self, position: int) -> int:
         """The document that holds the token at `position` of the whole."""
         ((at, begin, _),) = self._runs(position, 1)

@@ -68,6 +68,15 @@ def test_file_order_runs_from_shard_to_shard(prefix):
     assert [documents.document_at(position) for position in range(13)] == [0, 0, 0, 1, 1, 2, 2, 4, 4, 4, 4, 5, 5]
 
 
+def test_documents_begin_where_they_do_in_one_pair(prefix, tmp_path):
+    write_source(tmp_path / "b", DOCUMENTS)
+    shards, pair = _open(prefix), _open(tmp_path / "b")
+    for begin in range(13):
+        for length in range(1, 13 - begin):
+            assert shards.starts_in_file_order(begin, length) == pair.starts_in_file_order(begin, length)
+    assert shards.starts_in_file_order(1, 8) == [2, 4, 6]
+
+
 @settings(max_examples=30, deadline=None)
 @given(length=st.integers(1, 20), seed=st.integers(0, 5))
 def test_every_token_of_all_shards_is_read_once_an_epoch(tmp_path_factory, length, seed):
