@@ -64,26 +64,28 @@ def main(argv: list[str] | None = None) -> int:
         print("no GPU: nothing was run. requirements/gpu.md says what to install where there is one.")
         return 4
     args.out.mkdir(parents=True, exist_ok=True)
-    # The tests let Triton try one configuration of each kernel; the benchmarks choose among all, compiled before.
+    # The tests take the smallest configuration of each Triton kernel; the benchmarks choose among all.
     parts = [
         run_part(
-            "kernels", 150, deadline, pytest_run("test_kernels", args.out, "-n", "6"), read_junit, first_only=True
+            "kernels", 150, deadline, pytest_run("test_kernels", args.out, "-n", "6"), read_junit, smallest_only=True
         ),
-        run_part("backends", 120, deadline, pytest_run("test_backends_agree", args.out), read_junit, first_only=True),
+        run_part(
+            "backends", 120, deadline, pytest_run("test_backends_agree", args.out), read_junit, smallest_only=True
+        ),
         run_part("compile te", 90, deadline, module_run("compile_kernels", "te"), read_json, unless=missing),
         run_part("benchmark te", 90, deadline, module_run("benchmark", "te"), read_json, unless=missing),
         run_part("compile local", 90, deadline, module_run("compile_kernels", "local"), read_json),
         run_part("benchmark local", 90, deadline, module_run("benchmark", "local"), read_json),
-        run_part("training", 240, deadline, pytest_run("test_training", args.out), read_junit, first_only=True),
+        run_part("training", 240, deadline, pytest_run("test_training", args.out), read_junit, smallest_only=True),
     ]
     write_report(args.out, machine(missing), parts)
     return exit_code(parts)
 
 
-def share(first: int, step: int) -> dict[str, str]:
-    """The environment in which Triton tries every `step`-th configuration from `first` (triton_share)."""
+def share(which: str) -> dict[str, str]:
+    """The environment in which Triton tries the share of configurations that triton_share calls `which`."""
     path = os.pathsep.join(filter(None, [str(SHARE), os.environ.get("PYTHONPATH")]))
-    return os.environ | {"PYTHONPATH": path, "TRITON_SHARE": f"{first}/{step}"}
+    return os.environ | {"PYTHONPATH": path, "TRITON_SHARE": which}
 
 
 def exit_code(parts: list[Part]) -> int:
@@ -111,9 +113,9 @@ def run_part(
     read: Callable[[str, Path | None], dict[str, Any]],
     *,
     unless: list[str] | None = None,
-    first_only: bool = False,
+    smallest_only: bool = False,
 ) -> Part:
-    """Runs one command within its own limit and the whole check's; `first_only`: Triton takes what it has first."""
+    """Runs one command within its own limit and the whole check's; `smallest_only`: Triton takes its smallest."""
     if unless:
         return _said(Part(name, f"not run: needs {' and '.join(unless)}"))
     left = min(limit_s, deadline - time.monotonic())
@@ -121,7 +123,7 @@ def run_part(
         return _said(Part(name, "not run: out of time"))
     began = time.monotonic()
     words, file = command
-    environment = (share(0, 1000) if first_only else dict(os.environ)) | {"TRITON_CACHE_AUTOTUNING": "1"}
+    environment = (share("none") if smallest_only else dict(os.environ)) | {"TRITON_CACHE_AUTOTUNING": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), environment.get("PYTHONPATH")]))
     with subprocess.Popen(
         words, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE,

@@ -27,7 +27,7 @@ def main() -> None:
     command = [sys.executable, "-m", "tests.gpu.benchmark", "--backend", args.backend, "--only-mamba", *rest]
     began = time.monotonic()
     running = [
-        subprocess.Popen(command, env=share(first, args.processes), stdout=subprocess.DEVNULL)
+        subprocess.Popen(command, env=share(f"{first}/{args.processes}"), stdout=subprocess.DEVNULL)
         for first in range(args.processes)
     ]
     failed = [process.args for process in running if process.wait()]
