@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from data_tools.cli.output import print_table
+from data_tools.cli.output import print_table, warn
 
 STATES = ("done", "running", "queued", "damaged", "failed", "missing")
 
@@ -30,10 +30,14 @@ def add(verbs: Any) -> None:
 
 def _status(options: argparse.Namespace) -> int:
     from data_tools.engines.slurm import queue, with_queue
-    from data_tools.errors import DataError
+    from data_tools.errors import DataError, SetupError
     from data_tools.shards import status, totals
 
-    found = queue(options.output)
+    try:
+        found = queue(options.output)
+    except SetupError as error:
+        found = None
+        warn(f"{error}; what a Slurm job is doing is not known")
     shards = with_queue(status(options.output), found)
     counts = Counter(shard.state for shard in shards)
     rows = [[state, f"{counts[state]:,}"] for state in STATES if counts[state] or state not in ("running", "queued")]

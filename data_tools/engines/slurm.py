@@ -62,7 +62,11 @@ class Array:
     @property
     def script(self) -> Path:
         """Where the script lies."""
-        return self.output / "slurm" / "array.sbatch"
+        return _script_of(self.output)
+
+
+def _script_of(output: Path) -> Path:
+    return output / "slurm" / "array.sbatch"
 
 
 def _name(output: Path) -> str:
@@ -171,12 +175,12 @@ class Queue:
 
 
 def queue(output: Path) -> Queue | None:
-    """Asks squeue for the tasks of an output; None: none is there, or no Slurm.
+    """Asks squeue for the tasks of an output; None: none is there, or no array was ever made for it.
 
     Raises:
         SetupError: If squeue cannot say.
     """
-    if shutil.which("squeue") is None:
+    if not _script_of(output).exists() or shutil.which("squeue") is None:
         return None
     command = ["squeue", "--noheader", "--array", "--me", "--format=%F %K %T %j"]
     done = subprocess.run(command, capture_output=True, text=True)

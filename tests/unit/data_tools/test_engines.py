@@ -92,14 +92,15 @@ def test_a_task_gets_the_command_without_what_concerns_the_engine() -> None:
 
 
 def test_a_queue_tells_running_shards_from_queued_ones_and_from_those_nobody_comes_to(tmp_path: Path) -> None:
-    """Tasks 0 and 1 of three run, task 2 is over: shards 2 and 5 are left as they are."""
-    prefixes = [shard_prefix(tmp_path, number) for number in range(6)]
-    states = ["done", "missing", "failed", "missing", "failed", "missing"]
+    """Of three tasks 0 runs and is at shard 3, 1 waits, 2 is over: shards 2 and 5 are left as they are."""
+    prefixes = [shard_prefix(tmp_path, number) for number in range(7)]
+    states = ["done", "missing", "failed", "missing", "failed", "missing", "missing"]
     Path(f"{prefixes[3]}.lock").touch()
+    Path(f"{prefixes[4]}.lock").touch()  # left by one that was killed
     shards = [ShardStatus(prefix, state) for prefix, state in zip(prefixes, states, strict=True)]
     found = Queue("12", 3, frozenset({0}), frozenset({1}))
     assert [shard.state for shard in with_queue(shards, found)] == [
-        "done", "queued", "failed", "running", "queued", "missing"
+        "done", "queued", "failed", "running", "queued", "missing", "queued"
     ]  # fmt: skip
     assert with_queue(shards, None) == shards
 
@@ -134,3 +135,25 @@ def test_an_option_that_nothing_would_take_is_refused(
     assert main(["tokenize", *given, *options.split()]) == 2
     assert said in capsys.readouterr().err
     assert os.listdir(source.parent) == [source.name]
+
+
+def test_status_answers_where_slurm_does_not(
+    tiny_tokenizer: Path,
+    write_lines: WriteLines,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source = write_lines({"text": "the cat"})
+    squeue = source.parent / "bin" / "squeue"
+    squeue.parent.mkdir()
+    squeue.write_text("#!/bin/sh\necho 'no controller' >&2\nexit 1\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", str(squeue.parent))
+    output = source.parent / "out"
+    given = ["--input", str(source), "--tokenizer", str(tiny_tokenizer), "--output", str(output)]
+    assert main(["tokenize", *given, "--shard-bytes", "1M"]) == 0
+    assert main(["status", str(output)]) == 0
+    assert capsys.readouterr().err == ""
+    write_script(Array(output, 1, []), [0])
+    assert main(["status", str(output)]) == 0
+    assert capsys.readouterr().err == "WARNING: squeue: no controller; what a Slurm job is doing is not known\n"
