@@ -217,7 +217,11 @@ def _absent(prefix: str | Path, path: Path) -> str:
     remedy = f"make it with: python -m data_tools tokenize --input … --tokenizer … --output {prefix}"
     if beside(prefix, ".bin").exists():
         return f"{path}: no such file, so {prefix}.bin is not known to be finished; {remedy}"
-    return f"{path}: no such file; {remedy}"
+    folder = Path(prefix) if Path(prefix).is_dir() else path.parent
+    ends = len(".manifest.json")
+    there = sorted(str(found)[:-ends] for found in folder.glob("*.manifest.json"))
+    beside_it = f"; finished datasets there: {', '.join(there[:5])}{', …' if there[5:] else ''}" if there else ""
+    return f"{path}: no such file{beside_it}; {remedy}"
 
 
 def write_manifest(prefix: str | Path, manifest: Manifest) -> None:
