@@ -106,7 +106,7 @@ def _corpus_of_recipe(name: str, data_root: Path) -> Corpus:
 
     file = read_file(name)
     sources = [file] if isinstance(file, SourceFile) else list(file.sources())
-    parts = []
+    parts, rejected = [], 0
     for source in {source.recipe.source: source for source in sources}.values():
         dataset = find_dataset(data_root / source.recipe.prefix)
         if dataset is None:
@@ -116,12 +116,15 @@ def _corpus_of_recipe(name: str, data_root: Path) -> Corpus:
                 f"{name}: the text of {source.recipe.source} is compared whole, with {left_out:,} documents that "
                 f"--where '{dataset.shards[0].manifest.where}' leaves out of its dataset"
             )
+        if bad := sum(shard.manifest.rejected for shard in dataset.shards):
+            rejected += bad
+            warn(f"{name}: {bad:,} records of {source.recipe.source} that its dataset rejects are not compared")
         keys = {shard.manifest.text_key for shard in dataset.shards}
         chosen = source.recipe.adapter
         reader = adapter(chosen) if chosen else adapter("text", key=min(keys))
         paths = dict.fromkeys(text.path for shard in dataset.shards for text in shard.manifest.sources)
         parts.append(([Path(path) for path in paths], reader))
-    return Corpus(name, tuple(parts))
+    return Corpus(name, tuple(parts), skips_bad=rejected > 0)
 
 
 def _rows(overlap: Overlap) -> list[list[str]]:

@@ -161,3 +161,19 @@ def test_overlap_says_that_a_filtered_source_is_compared_whole(
         "WARNING: a.yaml: the text of a is compared whole, with 3 documents that --where 'answer_tokens > 4096' leaves "
         "out of its dataset\n"
     ) in capsys.readouterr().err
+
+
+def test_overlap_of_a_source_passes_over_what_its_dataset_rejects(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("text.jsonl").write_text("{\n" + json.dumps({"text": WORDS}) + "\n")
+    Path("other.jsonl").write_text(json.dumps({"text": WORDS}) + "\n")
+    path = Path("data/a.manifest.json")
+    manifest = json.loads(path.read_text()) | {"sources": [{"path": "text.jsonl", "bytes": 1, "sha256": ""}]}
+    path.write_text(json.dumps(manifest))
+    assert run("overlap a.yaml other.jsonl") == 3
+    assert "text.jsonl:1: malformed" in capsys.readouterr().err
+    path.write_text(json.dumps(manifest | {"rejected": 1, "rejected_by_reason": {"malformed": 1}}))
+    assert run("overlap a.yaml other.jsonl --out report.jsonl") == 0
+    assert "WARNING: a.yaml: 1 records of a that its dataset rejects are not compared\n" in capsys.readouterr().err
+    assert [json.loads(line)["row"] for line in Path("report.jsonl").read_text().splitlines()] == [2, 1]
