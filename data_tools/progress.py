@@ -6,10 +6,17 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from rich.progress import Progress as RichProgress
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.progress import Progress as RichProgress
 
 SECONDS_BETWEEN_LINES = 60.0
 
@@ -65,18 +72,16 @@ def shown(label: str, total: int) -> Iterator[Progress]:
         label: What is done, for people.
         total: Bytes of all the work; an estimate will do.
     """
-    if not sys.stderr.isatty():
+    console = Console(stderr=True)
+    if not console.is_terminal:
         yield _Lines(label, total)
         return
-    from rich import progress  # imported where it is shown: it takes longer than a finished job's check
-    from rich.console import Console
-
     columns = (
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
-        progress.DownloadColumn(),
-        progress.TransferSpeedColumn(),
-        progress.TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
     )
-    with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with RichProgress(*columns, console=console, transient=True) as bar:
         yield _Bar(bar, label, total)

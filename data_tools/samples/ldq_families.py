@@ -1,25 +1,20 @@
 """The task families of the `ldq` sample, by domain, and the short reasoning that some of them have.
 
-A reasoning function turns a task's metadata into a sentence or two. Families without one give the
-bare answer, as much of a large, mixed collection does.
+Families without reasoning give the bare answer, as much of a large, mixed collection does.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import Any
 
-Metadata = dict[str, Any]
+from data_tools.samples.traces.trace import Facts
 
 FAMILIES_BY_DOMAIN: dict[str, tuple[str, ...]] = {
     "math": (
-        "base_conversion",
         "basic_arithmetic",
         "bitwise_arithmetic",
         "calendar_arithmetic",
         "coin_flip",
-        "complex_arithmetic",
         "count_bits",
         "count_primes",
         "decimal_arithmetic",
@@ -27,14 +22,12 @@ FAMILIES_BY_DOMAIN: dict[str, tuple[str, ...]] = {
         "dice",
         "fraction_simplification",
         "gsm_symbolic",
-        "lcm",
         "leg_counting",
         "number_filtering",
         "number_format",
         "number_sequence",
         "number_sorting",
         "power_function",
-        "prime_factorization",
         "simple_geometry",
     ),
     "code": (
@@ -42,10 +35,12 @@ FAMILIES_BY_DOMAIN: dict[str, tuple[str, ...]] = {
         "binary_alternation",
         "binary_matrix",
         "course_schedule",
+        "group_anagrams",
         "largest_island",
         "manipulate_matrix",
         "palindrome_generation",
         "palindrome_partitioning",
+        "path_star",
         "pool_matrix",
         "rotate_matrix",
         "rotten_oranges",
@@ -57,16 +52,17 @@ FAMILIES_BY_DOMAIN: dict[str, tuple[str, ...]] = {
     "general": (
         "aiw",
         "caesar_cipher",
-        "circuit_logic",
         "family_relationships",
-        "knights_knaves",
+        "kakurasu",
         "letter_counting",
         "letter_jumble",
         "mini_sudoku",
+        "n_queens",
         "needle_haystack",
         "self_reference",
         "sentence_reordering",
         "spell_backward",
+        "survo",
         "syllogism",
         "word_sequence_reversal",
         "word_sorting",
@@ -74,99 +70,47 @@ FAMILIES_BY_DOMAIN: dict[str, tuple[str, ...]] = {
 }
 """Families that are quick to make and give the same tasks in every process.
 
-Not among them: `time_intervals` reads the clock; `isomorphic_strings`, `list_functions`, `ransom_note`
-and `word_ladder` depend on Python's hash seed (reasoning-gym 0.1.25, measured); and the families of `shq`.
+Not among them: `time_intervals` reads the clock; `isomorphic_strings`, `list_functions`,
+`polynomial_multiplication`, `ransom_note` and `word_ladder` depend on Python's hash seed (reasoning-gym
+0.1.25, measured); the families of `shq`; and those that evaluation alone asks for (`prompts.py`).
 """
 
-OPTIONS: dict[str, Metadata] = {
-    "base_conversion": {"min_value": 1},  # reasoning-gym 0.1.25 writes 0 as an empty string
-}
-"""Options of families whose defaults give broken tasks."""
+DOMAIN_OF = {family: domain for domain, families in FAMILIES_BY_DOMAIN.items() for family in families}
 
 
-def _listed(items: list[Any]) -> str:
-    return ", ".join(str(item) for item in items)
-
-
-def _gsm_symbolic(metadata: Metadata) -> str:
-    lines = [line for line in str(metadata["answer_cot"]).splitlines() if not line.startswith("####")]
+def _gsm_symbolic(facts: Facts) -> str:
+    lines = [line for line in str(facts["answer_cot"]).splitlines() if not line.startswith("####")]
     return "\n".join(lines).strip()
 
 
-def _lcm(metadata: Metadata) -> str:
-    numbers = metadata["numbers"]
-    if len(numbers) != 2:
-        return ""
-    a, b = numbers
-    shared = math.gcd(a, b)
-    return f"The greatest common divisor of {a} and {b} is {shared}, so the LCM is {a} × {b} / {shared}."
+def _letter_counting(facts: Facts) -> str:
+    letter = facts["target_letter"].lower()
+    holding = [word for word in facts["span"] if letter in word.lower()]
+    return f'Words with "{letter}": {", ".join(holding)}.' if holding else f'No word has "{letter}".'
 
 
-def _prime_factorization(metadata: Metadata) -> str:
-    rest, lines = metadata["number"], []
-    for factor in metadata["factors"][:-1]:
-        lines.append(f"{rest} = {factor} × {rest // factor}")
-        rest //= factor
-    return "\n".join([*lines, f"{rest} is prime."])
-
-
-def _fraction_simplification(metadata: Metadata) -> str:
-    return (
-        f"{metadata['numerator']} and {metadata['denominator']} are both divisible by {metadata['reduction_factor']}."
-    )
-
-
-def _count_bits(metadata: Metadata) -> str:
-    return f"In binary {metadata['number']} is {metadata['binary']}."
-
-
-def _base_conversion(metadata: Metadata) -> str:
-    return f"{metadata['source_repr']} in base {metadata['source_base']} is {metadata['decimal_value']} in base 10."
-
-
-def _simple_geometry(metadata: Metadata) -> str:
-    return (
-        f"The interior angles of a polygon with {metadata['n_sides']} sides sum to "
-        f"({metadata['n_sides']} - 2) × 180 = {metadata['total_interior_sum']} degrees; "
-        f"the known ones sum to {metadata['sum_of_known_angles']}."
-    )
-
-
-def _coin_flip(metadata: Metadata) -> str:
-    fraction = metadata["rational"]
-    return f"{fraction['numerator']} of {fraction['denominator']} equally likely outcomes count."
-
-
-def _number_sequence(metadata: Metadata) -> str:
-    return f"The rule is: {metadata['rule']}."
-
-
-def _caesar_cipher(metadata: Metadata) -> str:
-    return f"Every letter was moved forward by {metadata['rotation']}, so I move each back by {metadata['rotation']}."
-
-
-def _spell_backward(metadata: Metadata) -> str:
-    return f"The letters are {_listed(list(metadata['word']))}. From the last to the first:"
-
-
-def _letter_counting(metadata: Metadata) -> str:
-    letter = metadata["target_letter"].lower()
-    holding = [word for word in metadata["span"] if letter in word.lower()]
-    return f'Words with "{letter}": {_listed(holding)}.' if holding else f'No word has "{letter}".'
-
-
-REASONING: dict[str, Callable[[Metadata], str]] = {
-    "base_conversion": _base_conversion,
-    "caesar_cipher": _caesar_cipher,
-    "coin_flip": _coin_flip,
-    "count_bits": _count_bits,
-    "fraction_simplification": _fraction_simplification,
+REASONING: dict[str, str | Callable[[Facts], str]] = {
+    "caesar_cipher": "Every letter was moved forward by {rotation}, so I move each back by {rotation}.",
+    "coin_flip": "{rational[numerator]} of {rational[denominator]} equally likely outcomes count.",
+    "count_bits": "In binary {number} is {binary}.",
+    "count_primes": "The primes are {primes}.",
+    "fraction_simplification": "{numerator} and {denominator} are both divisible by {reduction_factor}.",
     "gsm_symbolic": _gsm_symbolic,
-    "lcm": _lcm,
     "letter_counting": _letter_counting,
-    "number_sequence": _number_sequence,
-    "prime_factorization": _prime_factorization,
-    "simple_geometry": _simple_geometry,
-    "spell_backward": _spell_backward,
+    "number_sequence": "The rule is: {rule}.",
+    "simple_geometry": "The interior angles of a polygon with {n_sides} sides sum to ({n_sides} - 2) × 180 = "
+    "{total_interior_sum} degrees; the known ones sum to {sum_of_known_angles}.",
+    "spell_backward": lambda facts: f"The letters are {', '.join(facts['word'])}. From the last to the first:",
+    "string_manipulation": lambda facts: " -> ".join(facts["states"]),
 }
-"""Families with short reasoning; an empty string means none for this task."""
+"""Short reasoning: a sentence with the task's facts in it, or a function of them."""
+
+
+def reasoning(family: str, facts: Facts) -> str:
+    """The short reasoning of a task; empty where its family has none.
+
+    >>> reasoning("count_bits", {"number": 5, "binary": "101"})
+    'In binary 5 is 101.'
+    """
+    said = REASONING.get(family, "")
+    return said.format_map(facts) if isinstance(said, str) else said(facts)

@@ -88,10 +88,7 @@ def test_inspect_refuses_another_tokenizer_and_a_document_that_is_not_there(
     assert capsys.readouterr().err == "error: --document: 3 is not in 0..2 of out\n"
     assert main(shlex.split("inspect out --tokenizer tok")) == 2
     assert main(shlex.split("inspect nothing")) == 3
-    assert (
-        "nothing.manifest.json: no such file; finished datasets there: out; make it with: python -m data_tools"
-        in capsys.readouterr().err
-    )
+    assert "nothing.manifest.json: no such file; make it with: python -m data_tools tokenize" in capsys.readouterr().err
 
 
 def test_a_vocabulary_that_the_text_cannot_fill_is_warned_of(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,8 +122,8 @@ def test_a_folder_that_cannot_be_made_exits_4(data: Path, capsys: pytest.Capture
 def test_a_sample_too_small_to_hold_out_rows_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sample", "--out", str(tmp_path), "--only", "shq", "--scale", "0.001"]) == 0
     captured = capsys.readouterr()
-    assert "WARNING: shq: none of 2 rows is held out; raise --scale to validate\n" in captured.err
-    assert re.search(r"shq\s+2 ", captured.out)
+    assert "WARNING: shq: none of 12 rows is held out; raise --scale to validate\n" in captured.err
+    assert re.search(r"shq\s+12 ", captured.out)
 
 
 def test_the_module_runs_as_a_command_and_wrong_usage_exits_2() -> None:
@@ -140,25 +137,14 @@ def test_a_sample_that_cannot_be_as_large_as_asked_is_warned_of(
 ) -> None:
     assert main(["sample", "--out", str(tmp_path), "--only", "base", "--scale", "2"]) == 0
     warning = capsys.readouterr().err
-    assert re.search(r"WARNING: base: \d,\d{3},\d{3} bytes of text are all there is, of the 14,000,000", warning)
+    assert re.search(r"WARNING: base: no more rows than these, of 3,000 asked for: library 1,\d{3}\n", warning)
 
 
-def test_status_of_one_dataset_says_that_it_has_no_shards(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(shlex.split("tokenize --input in.jsonl --tokenizer tok --output out")) == 0
-    capsys.readouterr()
-    assert main(shlex.split("status out")) == 2
-    assert capsys.readouterr().err == (
-        "error: out: is one finished dataset and not shards; python -m data_tools inspect out shows it, "
-        "verify checks it\n"
-    )
-
-
-@pytest.mark.parametrize("asked", ["sets", "sets/c"])
-def test_a_dataset_that_is_not_there_names_those_that_are(
-    data: Path, capsys: pytest.CaptureFixture[str], asked: str
-) -> None:
-    for name in ("a", "b"):
-        assert main(shlex.split(f"tokenize --input in.jsonl --tokenizer tok --output sets/{name}")) == 0
-    capsys.readouterr()
-    assert main(shlex.split(f"inspect {asked}")) == 3
-    assert "no such file; finished datasets there: sets/a, sets/b; make it with:" in capsys.readouterr().err
+def test_sample_says_what_was_there_already(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["sample", "--out", str(tmp_path), "--only", "eval,shq", "--scale", "0.2"]
+    assert main([*command, "--only", "eval"]) == 0
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"eval +96 +96 +[\d,]+ +48 +prompt 100 % +was there", out)
+    assert re.search(r"shq +132 +\d+ +[\d,]+ +12 +step by step +yes", out)
+    assert re.search(r"\d+ s, \d+ CPU s in all", out)

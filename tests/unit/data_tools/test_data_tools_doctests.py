@@ -19,4 +19,4 @@ def test_the_examples_of_a_module_are_true(name: str) -> None:
 
 
 def test_the_modules_with_examples_are_found() -> None:
-    assert {"data_tools.quantities", "data_tools.samples.arithmetic"} <= set(MODULES)
+    assert {"data_tools.quantities", "data_tools.samples.traces.paper"} <= set(MODULES)

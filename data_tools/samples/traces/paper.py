@@ -2,7 +2,7 @@
 
 Each function returns the lines of the working and the result that the working reached. The results
 come from single-digit steps, never from Python's own operators on the whole numbers, so that a
-scorer that checks a result checks the working.
+scorer that checks a result checks the working; only small products are known by heart.
 """
 
 from __future__ import annotations
@@ -138,21 +138,23 @@ def multiply(a: int, b: int) -> Working:
     343204
     """
     lines: list[str] = []
-    partials: list[int] = []
+    total: int | None = None
     for position, digit in enumerate(_digits(b)):
+        if not digit:
+            lines.append(f"The {_place(position)} digit of {b} is 0: it adds nothing.")
+            continue
         lines.append(f"The {_place(position)} digit of {b} is {digit}: {a} x {digit}.")
         row = multiply_by_digit(a, digit)
         partial = int(f"{row.result}{'0' * position}")
-        shifted = (f"  Shifted by {position}: {partial}.",) if position else ()
-        lines += [*row.lines, *shifted]
-        partials.append(partial)
-    total = partials[0]
-    for partial in partials[1:]:
+        lines += [*row.lines, *((f"  Shifted by {position}: {partial}.",) if position else ())]
+        if total is None:
+            total = partial
+            continue
         lines.append(f"Add the partial products {total} and {partial}.")
-        row = add(total, partial)
-        lines += row.lines
-        total = row.result
-    return Working(tuple(lines), total)
+        sum_ = add(total, partial)
+        lines += sum_.lines
+        total = sum_.result
+    return Working(tuple(lines), total or 0)
 
 
 def divide(a: int, b: int) -> tuple[Working, int]:
@@ -174,3 +176,35 @@ def divide(a: int, b: int) -> tuple[Working, int]:
             quotient += str(times)
     result = int(quotient or "0")
     return Working((*lines, f"  So {a} = {result} x {b} + {rest}."), result), rest
+
+
+def multiply_signed(a: int, b: int) -> Working:
+    """The product for any signs.
+
+    >>> multiply_signed(-12, 3).result
+    -36
+    """
+    if min(abs(a), abs(b)) < 2 or max(abs(a), abs(b)) < 10:  # known by heart
+        return Working((f"  {a} x {f'({b})' if b < 0 else b} = {a * b}",), a * b)
+    size = multiply(max(abs(a), abs(b)), min(abs(a), abs(b)))
+    result = size.result if (a < 0) == (b < 0) else -size.result
+    sign = ("  The signs are the same, so the product is positive.",) if a < 0 and b < 0 else ()
+    if result < 0:
+        sign = ("  The signs differ, so the product is negative.",)
+    return Working((*size.lines, *sign, f"  {a} x {f'({b})' if b < 0 else b} = {result}."), result)
+
+
+def divide_signed(a: int, b: int) -> Working:
+    """The quotient for any signs of a division that leaves nothing.
+
+    >>> divide_signed(-36, 3).result
+    -12
+    """
+    size, remainder = divide(abs(a), abs(b))
+    assert remainder == 0, f"{a} is no multiple of {b}"
+    result = size.result if (a < 0) == (b < 0) else -size.result
+    lines = size.lines
+    if a < 0 or b < 0:
+        signs = "different signs, so it is negative" if result < 0 else "the same sign, so the quotient is positive"
+        lines = (*lines, f"  {a} and {b} have {signs}.")
+    return Working(lines, result)
