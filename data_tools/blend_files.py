@@ -59,6 +59,8 @@ def read_blend(path: str | Path) -> BlendFile:
         RecipeError: Everything that is wrong with the first file that has something wrong; a circle; two
             source files with one name.
     """
+    if not Path(path).is_file():
+        raise RecipeError(f"{path}: no such file; there are: {_yaml_files(Path(path).parent)}")
     file = read_file(path)
     if isinstance(file, SourceFile):
         raise RecipeError(f"{path}: this is a source file; name a blend file, such as recipes/blends/lmq.yaml")
@@ -128,9 +130,12 @@ def _read_part(file: str, entry: BlendFileEntry, place: str, above: tuple[str, .
     if part in above:
         raise RecipeError(f"{place}.source: a circle: {' -> '.join([*above, part])}; remove one entry")
     if not Path(part).is_file():
-        there = ", ".join(sorted(str(found) for found in Path(part).parent.glob("*.yaml"))) or "no YAML file"
-        raise RecipeError(f"{place}.source: {part}: no such file; there are: {there}")
+        raise RecipeError(f"{place}.source: {part}: no such file; there are: {_yaml_files(Path(part).parent)}")
     return read_file(part, above)
+
+
+def _yaml_files(folder: Path) -> str:
+    return ", ".join(sorted(str(found) for found in folder.glob("*.yaml"))) or "no YAML file"
 
 
 def _checked[Kind: Section](kind: type[Kind], document: YamlDocument) -> Kind:

@@ -21,7 +21,7 @@ from data_tools.manifest import Manifest
 from data_tools.progress import Progress
 from data_tools.speech import TRAINABLE, Thinking
 from data_tools.tokenize import TokenizeResult, write_dataset
-from data_tools.tokenizer import Tokenizer, json_path
+from data_tools.tokenizer import Tokenizer, tokenizer_file
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class ChatJob(DatasetJob):
 
     @cached_property
     def _template(self) -> tuple[str, Path]:
-        return template_source(json_path(self.tokenizer).parent, self.chat_template)
+        return template_source(tokenizer_file(self.tokenizer).parent, self.chat_template)
 
     @property
     def template(self) -> str:

@@ -28,8 +28,9 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from data_tools.bpe import Encoded
+from data_tools.bpe import Encoded, HuggingFace
 from data_tools.chat_template import TokenFinder, plain
+from data_tools.errors import UsageError
 from data_tools.loss_mask import LossMasks
 from data_tools.tokenizer import Tokenizer
 
@@ -120,9 +121,19 @@ class AddedTokens:
     is_control: npt.NDArray[np.bool_]
 
 
+def _backend_of(tokenizer: Tokenizer) -> Any:
+    if not isinstance(tokenizer.reference, HuggingFace):
+        raise UsageError("--tokenizer: a SentencePiece model; conversations need a tokenizer.json")
+    return tokenizer.reference.backend
+
+
 def added_tokens(tokenizer: Tokenizer) -> AddedTokens:
-    """Looks at a loaded tokenizer."""
-    backend = tokenizer.reference.backend
+    """Looks at a loaded tokenizer.
+
+    Raises:
+        UsageError: If it is a SentencePiece model.
+    """
+    backend = _backend_of(tokenizer)
     tokens = backend.get_added_tokens_decoder()
     greedy = any(t.lstrip or t.rstrip or t.single_word or t.normalized for t in tokens.values())
     normalizer = orjson.loads(backend.normalizer.__getstate__())["type"] if backend.normalizer else None
@@ -158,7 +169,7 @@ class Offsets:
     """The slow tokenizer, which says where each token stands in the text."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._backend = tokenizer.reference.backend
+        self._backend = _backend_of(tokenizer)
 
     def encode(self, text: str, *, parses_control: bool) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids and the characters [start, stop) of each; control tokens spelled in it are parsed, or plain text."""

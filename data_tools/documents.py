@@ -30,8 +30,16 @@ def texts(names: Sequence[str | Path], adapter: Adapter) -> Iterator[str]:
             yield document.text
 
 
-def documents_of(file: InputFile, adapter: Adapter, progress: Progress) -> Iterator[tuple[int, Document]]:
+def documents_of(
+    file: InputFile, adapter: Adapter, progress: Progress, *, skips_bad: bool = False
+) -> Iterator[tuple[int, Document]]:
     """The documents of one input with their rows, counted from 1.
+
+    Args:
+        file: The input.
+        adapter: Reads the records.
+        progress: Is told of every byte.
+        skips_bad: Whether records without text are passed over: those of a dataset whose manifest counts them.
 
     Raises:
         DataError: As `texts`.
@@ -42,6 +50,8 @@ def documents_of(file: InputFile, adapter: Adapter, progress: Progress) -> Itera
             try:
                 item = convert(raw)
             except BadRecord as error:
+                if skips_bad:
+                    continue
                 raise DataError(f"{place_of(part, row)}: {error}; mend or remove the line") from None
             yield row, as_document(item) if isinstance(item, Conversation) else item
         progress.advance(block.size)

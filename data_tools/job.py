@@ -15,7 +15,7 @@ from data_tools.manifest import Manifest
 from data_tools.parts import Part
 from data_tools.rejects import parse_max_bad
 from data_tools.selection import AnswerRule, Where
-from data_tools.tokenizer import Tokenizer
+from data_tools.tokenizer import Tokenizer, is_model
 
 VERIFY_SAMPLE = 1_000
 
@@ -170,6 +170,11 @@ class TokenizeJob(DatasetJob):
             raise UsageError(
                 f"--special-tokens {self.special_tokens}: preprocess_data.py parses control tokens; "
                 "leave it out, or leave out --compat megatron"
+            )
+        if self.special_tokens != "literal" and not self.compat and is_model(self.tokenizer):
+            raise UsageError(
+                f"--special-tokens {self.special_tokens}: no text spells a control piece of a SentencePiece model; "
+                "leave it out"
             )
         if self.compat and (self.where or self.answer_rule):
             raise UsageError(

@@ -13,12 +13,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from data_tools.errors import DataError
+from data_tools.file_state import source_of, state_of
 from data_tools.formats import HashedFile, opened, unpacked
 from data_tools.manifest import SourceFile
 from data_tools.parts import Part, place_of
 from data_tools.readers import Block
 
-BLOCK_BYTES = 4 << 20
+BLOCK_BYTES = 1 << 20
+"""Of 1, 2 and 4 MiB the smallest took the least CPU time and memory: its buffers are used again and again."""
 LONGEST_LINE_BYTES = 1 << 30
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -41,16 +43,17 @@ class JsonLines:
         """The lines without their LF, in order.
 
         Raises:
-            DataError: If the file cannot be read, is damaged, or a line is too long.
+            DataError: If the file cannot be read, is damaged or changed meanwhile, or a line is too long.
             SetupError: If the library that unpacks it is not installed.
         """
         part, path = self.part, self.part.file.path
         limit = None if part.end is None else part.end - part.start
+        before = state_of(path)
         with opened(path, start=part.start, limit=limit) as raw:
             yield from self._blocks(raw, unpacked(raw, path, part.file.format))
             if limit is not None and raw.bytes_read < limit:
                 raise DataError(f"{path}: became shorter while it was read; run the command again")
-            self._seen = SourceFile(path=str(path), bytes=raw.bytes_read, sha256=raw.sha256)
+            self._seen = source_of(part, before, size=raw.bytes_read, sha256=raw.sha256)
 
     def _blocks(self, raw: HashedFile, text: io.BufferedReader) -> Iterator[Block]:
         row, size_before = 1, 0

@@ -27,7 +27,8 @@ of one. JSON, UTF-8, these fields:
 | split, hold_out_percent | train or validation; part of the documents that is held out, by the hash of their id |
 | engine               | name, version, reason (why not the fast one), compared (documents encoded by both) |
 | tokenizer            | fingerprint, vocab_size, name (its folder's) |
-| sources              | path, bytes, sha256, mtime_ns, start (above 0 in shards) of each input file, in order |
+| sources              | of each input file, in order: path, bytes, sha256, start (above 0 in shards), and
+|                      | mtime_ns, ctime_ns, inode, by which `file_state.py` knows it again |
 | chat                 | of conversations: see `ChatRecord`; null for text |
 | command              | the command line |
 | versions             | of the software that wrote it |
@@ -65,6 +66,8 @@ class SourceFile(_Part):
     bytes: int = Field(ge=0)
     sha256: str
     mtime_ns: int = 0
+    ctime_ns: int = 0
+    inode: int = 0
     start: int = Field(default=0, ge=0)
 
 
@@ -217,7 +220,11 @@ def _absent(prefix: str | Path, path: Path) -> str:
     remedy = f"make it with: python -m data_tools tokenize --input … --tokenizer … --output {prefix}"
     if beside(prefix, ".bin").exists():
         return f"{path}: no such file, so {prefix}.bin is not known to be finished; {remedy}"
-    return f"{path}: no such file; {remedy}"
+    folder = Path(prefix) if Path(prefix).is_dir() else path.parent
+    ends = len(".manifest.json")
+    there = sorted(str(found)[:-ends] for found in folder.glob("*.manifest.json"))
+    beside_it = f"; finished datasets there: {', '.join(there[:5])}{', …' if there[5:] else ''}" if there else ""
+    return f"{path}: no such file{beside_it}; {remedy}"
 
 
 def write_manifest(prefix: str | Path, manifest: Manifest) -> None:

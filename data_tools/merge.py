@@ -21,7 +21,7 @@ from data_tools.encode import tokens_per_block
 from data_tools.errors import DataError
 from data_tools.indexed import IndexedReader
 from data_tools.loss_mask import read_masks
-from data_tools.manifest import Manifest, check_files, manifest_path, read_manifest, write_manifest
+from data_tools.manifest import EngineRecord, Manifest, check_files, manifest_path, read_manifest, write_manifest
 from data_tools.origin import ORIGIN
 from data_tools.progress import Progress
 from data_tools.verify import verify
@@ -96,7 +96,12 @@ def merge(
 
 
 def _refuse_strangers(prefixes: Sequence[Path], parts: Sequence[Manifest]) -> None:
+    seen: dict[tuple[object, ...], Path] = {}
     for prefix, part in zip(prefixes, parts, strict=True):
+        content = part.data_id, *((source.path, source.start) for source in part.sources)
+        if content in seen:
+            raise DataError(f"{prefix}: holds the documents of {seen[content]}, which would be there twice; drop one")
+        seen[content] = prefix
         if part.origin_bytes is None:
             raise DataError(f"{prefix}: holds no .origin; make it again with this version")
         pairs = [(name, getattr(part, name), getattr(parts[0], name)) for name in _SAME]
@@ -142,6 +147,16 @@ def _pieces(prefix: Path, part: Manifest) -> Iterator[Batch]:
         first = after
 
 
+def _engine(engines: Sequence[EngineRecord | None]) -> EngineRecord | None:
+    """What made the ids of all parts; None, which says that it is not recorded, where they differ."""
+    first = engines[0]
+    if first is None or any(engine is None or engine.name != first.name for engine in engines):
+        return None
+    versions = " and ".join(sorted({engine.version for engine in engines if engine}))
+    compared = sum(engine.compared for engine in engines if engine)
+    return first.model_copy(update={"version": versions, "compared": compared})
+
+
 def _merged(written: WrittenDataset, parts: Sequence[Manifest], *, command: str) -> Manifest:
     pair, first = written.pair, parts[0]
     rejected: Counter[str] = Counter()
@@ -163,6 +178,7 @@ def _merged(written: WrittenDataset, parts: Sequence[Manifest], *, command: str)
         "max_token_id": pair.max_token_id,
         "tokens_per_block": tokens_per_block(pair.lengths, block_documents=first.block_documents),
         "sources": [source.model_dump() for part in parts for source in part.sources],
+        "engine": _engine([part.engine for part in parts]),
         "command": command,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

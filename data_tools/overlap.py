@@ -65,10 +65,12 @@ class Corpus:
     Attributes:
         name: For people.
         parts: Files, folders and globs, and the adapter that reads their records.
+        skips_bad: Whether records without text are passed over; see `documents_of`.
     """
 
     name: str
     parts: tuple[tuple[Sequence[str | Path], Adapter], ...]
+    skips_bad: bool = False
 
     @property
     def size(self) -> int:
@@ -83,7 +85,11 @@ class Corpus:
         """
         for names, adapter in self.parts:
             for file in find_inputs(names).files:
-                yield from _documents(file, adapter, progress)
+                yield from self._documents(file, adapter, progress)
+
+    def _documents(self, file: InputFile, adapter: Adapter, progress: Progress) -> Iterator[tuple[Place, str]]:
+        for row, document in documents_of(file, adapter, progress, skips_bad=self.skips_bad):
+            yield Place(str(file.path), row, document.id), document.text
 
     def hashed(self, n: int, progress: Progress) -> Iterator[Hashed]:
         """The hashes of every document, some at a time."""
@@ -97,11 +103,6 @@ class Corpus:
                 texts, characters = [], 0
         if texts:
             yield hash_documents(texts, n)
-
-
-def _documents(file: InputFile, adapter: Adapter, progress: Progress) -> Iterator[tuple[Place, str]]:
-    for row, document in documents_of(file, adapter, progress):
-        yield Place(str(file.path), row, document.id), document.text
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from data_tools.errors import DataError, SetupError
+from data_tools.file_state import hash_part, source_of, state_of
 from data_tools.manifest import SourceFile
 from data_tools.parts import Part
-from data_tools.readers import BadRecord, Block, Columns, Raw, hash_file
+from data_tools.readers import BadRecord, Block, Columns, Raw
 
 BATCH_ROWS = 256
 _STREAM_BYTES = 1 << 20
@@ -47,7 +47,7 @@ class ParquetRows:
         """
         pyarrow, parquet = _pyarrow()
         path, row = self.part.file.path, 1
-        before = _state(path)
+        before = state_of(path)
         try:
             with parquet.ParquetFile(path, pre_buffer=False, buffer_size=_STREAM_BYTES) as file:
                 for block in self._blocks(file):
@@ -56,9 +56,7 @@ class ParquetRows:
         except (pyarrow.ArrowException, OSError) as error:
             said = str(error).splitlines()[0]
             raise DataError(f"{path}:{row}: damaged Parquet at or after this row: {said}; copy it again") from None
-        self._seen = hash_file(path)
-        if _state(path) != before:
-            raise DataError(f"{path}: was changed while it was read; run the command again")
+        self._seen = source_of(self.part, before, size=self.part.size, sha256=hash_part(self.part))
 
     def _blocks(self, file: Any) -> Iterator[Block]:
         path, rows, done = self.part.file.path, file.metadata.num_rows, 0
@@ -90,14 +88,6 @@ def _pyarrow() -> tuple[Any, Any]:
             "pyarrow is not installed, and Parquet is read with it: pip install 'megatron-ext[parquet]'"
         ) from None
     return pyarrow, pyarrow.parquet
-
-
-def _state(path: Path) -> tuple[int, int]:
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    return status.st_size, status.st_mtime_ns
 
 
 def _records(batch: Any) -> list[Raw]:

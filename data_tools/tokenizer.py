@@ -1,4 +1,4 @@
-"""Byte-level BPE tokenizers in a folder: load, describe, train.
+"""Tokenizers in a folder: load, describe, train.
 
 A tokenizer folder holds, in the form of Hugging Face `transformers`:
 
@@ -14,23 +14,24 @@ the 256 bytes, the merges. Control tokens have power over a reader (end of docum
 is), so text that spells one is encoded as plain characters. `<think>` and `</think>` only mark
 text; they are single ids wherever they stand, so that traces read in pretraining train the very
 ids that chats use later (Qwen3's tokenizer makes the same choice).
+
+A folder may hold a SentencePiece model instead, `tokenizer.model` or the only `*.model` in it; see
+`sentencepiece_model.py`. Where both are there, tokenizer.json is read; naming the file chooses.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import orjson
+from typing import TYPE_CHECKING
 
 from data_tools.errors import DataError
+from data_tools.tokenizer_json import TokenizerFacts as TokenizerFacts
+from data_tools.tokenizer_json import eod_token_of, facts_of, fingerprint_of, read_tokenizer
 
 if TYPE_CHECKING:
-    from data_tools.bpe import ChosenEngine, Encoded, EngineName, HuggingFace, SpecialTokens
+    from data_tools.bpe import ChosenEngine, Encoded, EngineName, Reference, SpecialTokens
 
 EOD_TOKEN = "<|endoftext|>"
 PAD_TOKEN = "<|pad|>"
@@ -39,119 +40,77 @@ MARKUP_TOKENS = ("<think>", "</think>")
 RESERVED_TOKENS = tuple(f"<|reserved_{number}|>" for number in range(10))
 
 
-@dataclass(frozen=True)
-class TokenizerFacts:
-    """What a plan needs to know about a tokenizer.
-
-    Attributes:
-        fingerprint: See `fingerprint`.
-        vocab_size: Largest id + 1.
-        eod_id: Id of the end-of-document token.
-        eod_token: The end-of-document token.
-    """
-
-    fingerprint: str
-    vocab_size: int
-    eod_id: int
-    eod_token: str
-
-
-def fingerprint(folder: str | Path) -> str:
-    """Identity of a tokenizer: sha256 hex over the bytes of tokenizer.json, then the end-of-document token.
+def fingerprint(tokenizer: str | Path) -> str:
+    """Identity of a tokenizer: sha256 hex over the bytes of its file, then the end-of-document token.
 
     Raises:
-        DataError: If the folder holds no tokenizer.
+        DataError: If there is no tokenizer.
     """
-    path = json_path(folder)
-    return _fingerprint(_read(path), _eod_token(path))
+    path = tokenizer_file(tokenizer)
+    content = read_tokenizer(path)
+    if is_json(content):
+        return fingerprint_of(content, eod_token_of(path))
+    return describe(tokenizer).fingerprint
 
 
-def describe(folder: str | Path) -> TokenizerFacts:
-    """The facts of a tokenizer, from its JSON alone; imports neither `tokenizers` nor torch.
+def describe(tokenizer: str | Path) -> TokenizerFacts:
+    """The facts of a tokenizer, from tokenizer.json alone; imports neither `tokenizers` nor torch.
 
     Args:
-        folder: The folder, or the tokenizer.json in it.
+        tokenizer: The folder, or the file.
 
     Raises:
-        DataError: If the folder holds no tokenizer, or its end-of-document token has no id.
+        DataError: If there is no tokenizer, or its end-of-document token has no id.
+        SetupError: If it is a SentencePiece model, and that library is not installed.
     """
-    path = json_path(folder)
-    return _describe(path, _read(path))
+    path = tokenizer_file(tokenizer)
+    content = read_tokenizer(path)
+    if is_json(content):
+        return facts_of(path, content)
+    from data_tools.sentencepiece_model import model_facts
+
+    return model_facts(path, content)
 
 
-def json_path(folder: str | Path) -> Path:
-    """The tokenizer.json of a tokenizer folder, or that file itself."""
-    path = Path(folder)
-    return path if path.is_file() else path / "tokenizer.json"
+def tokenizer_file(tokenizer: str | Path) -> Path:
+    """The tokenizer.json or SentencePiece model of a tokenizer folder, or that file itself.
+
+    Raises:
+        DataError: If the folder holds several models.
+    """
+    path = Path(tokenizer)
+    json_file, model = path / "tokenizer.json", path / "tokenizer.model"
+    if path.is_file():
+        return path
+    if json_file.exists() or not path.is_dir():
+        return json_file
+    models = [model] if model.exists() else sorted(path.glob("*.model"))
+    if len(models) > 1:
+        raise DataError(f"{path}: holds {', '.join(found.name for found in models)}; name the one to read")
+    return models[0] if models else json_file
 
 
-def tokenizer_name(folder: str | Path) -> str:
+def is_json(content: bytes) -> bool:
+    """Whether a tokenizer is a tokenizer.json; a SentencePiece model starts with the byte 0a and then no brace.
+
+    >>> is_json(b'{"version"'), is_json(bytes([10, 14, 10]))
+    (True, False)
+    """
+    return content.lstrip().startswith((b"{", b"[")) or not content
+
+
+def is_model(tokenizer: str | Path) -> bool:
+    """Whether a tokenizer is a SentencePiece model; what cannot be read is none."""
+    path = tokenizer_file(tokenizer)
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return not is_json(file.read(64))
+
+
+def tokenizer_name(tokenizer: str | Path) -> str:
     """What people call a tokenizer: the name of its folder."""
-    return json_path(folder).resolve().parent.name
-
-
-def _fingerprint(content: bytes, eod_token: str) -> str:
-    return hashlib.sha256(content + eod_token.encode()).hexdigest()
-
-
-@lru_cache(maxsize=1)  # a job asks twice, and a vocabulary of 131,072 takes a fifth of a second to parse
-def _describe(path: Path, content: bytes) -> TokenizerFacts:
-    ids = _token_ids(path, content)
-    eod_token = _eod_token(path)
-    if eod_token not in ids:
-        raise DataError(
-            f"{path.parent / 'tokenizer_config.json'}: eos_token: {eod_token!r} has no id in {path}; "
-            "name a token of the vocabulary"
-        )
-    return TokenizerFacts(
-        fingerprint=_fingerprint(content, eod_token),
-        vocab_size=max(ids.values()) + 1,
-        eod_id=ids[eod_token],
-        eod_token=eod_token,
-    )
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read: {error.strerror}; a tokenizer folder holds tokenizer.json and "
-            "tokenizer_config.json, make one with: python -m data_tools train-tokenizer"
-        ) from None
-
-
-def _parse(path: Path, content: bytes) -> dict[str, Any]:
-    try:
-        fields = orjson.loads(content)
-    except orjson.JSONDecodeError as error:
-        raise DataError(f"{path}: not JSON ({error})") from None
-    if not isinstance(fields, dict):
-        raise DataError(f"{path}: holds no JSON object")
-    return fields
-
-
-def _eod_token(json_file: Path) -> str:
-    path = json_file.parent / "tokenizer_config.json"
-    token = _parse(path, _read(path)).get("eos_token")
-    if isinstance(token, dict):  # transformers writes AddedToken objects too
-        token = token.get("content")
-    if not isinstance(token, str) or not token:
-        raise DataError(f"{path}: eos_token: missing; name the token that ends a document")
-    return token
-
-
-def _token_ids(path: Path, content: bytes) -> dict[str, int]:
-    """Every token that has an id, added tokens included."""
-    fields = _parse(path, content)
-    try:
-        vocabulary = fields["model"]["vocab"]
-        added = fields.get("added_tokens") or []
-        if not isinstance(vocabulary, dict):
-            raise TypeError
-        return {**vocabulary, **{token["content"]: token["id"] for token in added}}
-    except (KeyError, TypeError):
-        raise DataError(f"{path}: model.vocab: not a map of tokens to ids; only BPE tokenizers are read") from None
+    return tokenizer_file(tokenizer).resolve().parent.name
 
 
 class Tokenizer:
@@ -159,10 +118,11 @@ class Tokenizer:
 
     Attributes:
         facts: What a plan needs to know about it.
-        reference: The same tokenizer in the library `tokenizers`, by which the fast one is judged.
+        reference: The same tokenizer in the library by which the fast one is judged: `tokenizers`, or
+            `sentencepiece` for its models.
     """
 
-    def __init__(self, facts: TokenizerFacts, reference: HuggingFace, choose: Callable[[], ChosenEngine]) -> None:
+    def __init__(self, facts: TokenizerFacts, reference: Reference, choose: Callable[[], ChosenEngine]) -> None:
         self.facts = facts
         self.reference = reference
         self._choose = choose
@@ -174,23 +134,34 @@ class Tokenizer:
         """Loads a tokenizer.
 
         Args:
-            folder: The folder, or the tokenizer.json in it.
+            folder: The folder, or the tokenizer.json or SentencePiece model in it.
             special_tokens: What text that spells a control token gives; see `data_tools.bpe`.
             engine: Library that encodes batches.
 
         Raises:
-            DataError: If the folder holds no tokenizer that `tokenizers` can read.
+            DataError: If there is no tokenizer that its library can read.
+            SetupError: If that library is not installed.
         """
         from data_tools.bpe import HuggingFace, choose_engine
 
-        path = json_path(folder)
-        content = _read(path)
-        facts = _describe(path, content)
+        path = tokenizer_file(folder)
+        content = read_tokenizer(path)
+        if not is_json(content):
+            return cls._load_model(path, content, engine)
         try:
             reference = HuggingFace(content, special_tokens=special_tokens)
         except Exception as error:  # the library raises bare Exception
             raise DataError(f"{path}: not readable by tokenizers: {error}") from None
+        facts = facts_of(path, content, reference.token_ids)
         return cls(facts, reference, lambda: choose_engine(engine, content, reference, special_tokens=special_tokens))
+
+    @classmethod
+    def _load_model(cls, path: Path, content: bytes, engine: EngineName) -> Tokenizer:
+        from data_tools.bpe import choose_model_engine
+        from data_tools.sentencepiece_model import SentencePiece, model_facts
+
+        reference = SentencePiece(path, content)
+        return cls(model_facts(path, content), reference, lambda: choose_model_engine(engine, content, reference))
 
     @cached_property
     def chosen(self) -> ChosenEngine:
@@ -203,14 +174,12 @@ class Tokenizer:
 
     @cached_property
     def control_ids(self) -> list[int]:
-        """Ids of the added tokens that tokenizer.json calls special."""
-        added = self.reference.backend.get_added_tokens_decoder()
-        return sorted(number for number, token in added.items() if token.special)
+        """Ids of the added tokens that tokenizer.json calls special, or of the control pieces of a model."""
+        return self.reference.control_ids
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`; no end-of-document id is added."""
-        ids: list[int] = self.reference.backend.encode(text, add_special_tokens=False).ids
-        return ids
+        return self.reference.encode(text)
 
     def encode_batch(self, texts: Sequence[str]) -> Encoded:
         """Ids of each text, encoded in parallel; equal to `encode` of each."""
@@ -218,8 +187,7 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, control tokens spelled out."""
-        text: str = self.reference.backend.decode(list(ids), skip_special_tokens=False)
-        return text
+        return self.reference.decode(ids)
 
     @property
     def eod_id(self) -> int:

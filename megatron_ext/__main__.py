@@ -147,6 +147,16 @@ def _diff(arguments: argparse.Namespace) -> None:
     print_comparison(first, second)
 
 
+def _ledger(arguments: argparse.Namespace) -> None:
+    from megatron_ext.datasets.ledger import ledger_json, print_ledger, read_ledger
+
+    rows = read_ledger(arguments.checkpoint)
+    if arguments.json:
+        print(ledger_json(rows))
+    else:
+        print_ledger(rows, arguments.checkpoint)
+
+
 def _generate(arguments: argparse.Namespace) -> int | None:
     from megatron_ext.rollout.cli import main_generate
 
@@ -194,6 +204,11 @@ def _show_arguments(add: Any) -> None:
 def _diff_arguments(add: Any) -> None:
     add("recipes", nargs=2, type=Path, metavar="RECIPE", help="two stage recipes")
     _common_arguments(add)
+
+
+def _ledger_arguments(add: Any) -> None:
+    add("checkpoint", type=Path, metavar="CHECKPOINT", help="a stage's folder, or one of its checkpoints/step_N")
+    add("--json", action="store_true", help="print the rows alone, as JSON")
 
 
 def _generate_arguments(add: Any) -> None:
@@ -261,6 +276,13 @@ VERBS = (
         "Print the keys that two recipes set differently, and whether they are the same stage.",
         _diff,
         _diff_arguments,
+    ),
+    Verb(
+        "ledger",
+        "ledger runs/stages/pretrain-*",
+        "Say what a checkpoint has read, and how often, by source and phase and over its chain of stages.",
+        _ledger,
+        _ledger_arguments,
     ),
     Verb(
         "generate",

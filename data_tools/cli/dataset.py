@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +47,11 @@ def add_rejecting(parser: Any, wanted: str) -> None:
 def add_tokenizer(parser: Any) -> None:
     """The option that names the tokenizer."""
     parser.add_argument(
-        "--tokenizer", type=Path, required=True, metavar="DIR", help="folder of tokenizer.json, or that file"
+        "--tokenizer",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder of tokenizer.json or of a SentencePiece .model, or that file",
     )
 
 
@@ -57,7 +60,9 @@ def add_machine(parser: Any) -> None:
     parser.add_argument(
         "--bpe", choices=("auto", "gigatoken", "tokenizers"), default="auto", help="library that encodes (default auto)"
     )
-    parser.add_argument("--workers", type=int, metavar="N", help="threads that encode (default: the cores there are)")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="threads that encode (default: gigatoken 1, tokenizers all)"
+    )
 
 
 def add_placing(parser: Any) -> None:
@@ -102,9 +107,9 @@ def write(
     rows_of: Callable[[Manifest], list[list[str]]],
 ) -> None:
     """Does a job, all of it or a task's shards, and says what came of it."""
-    from data_tools.bpe import limit_threads
     from data_tools.inputs import find_inputs
     from data_tools.progress import shown
+    from data_tools.threads import limit_threads
 
     job.check()
     limit_threads(_workers(options.workers))
@@ -124,12 +129,12 @@ def write(
     print_table(f"{options.output}: {'already done' if result.was_done else 'done'}", ["", ""], rows)
 
 
-def _workers(asked: int | None) -> int:
+def _workers(asked: int | None) -> int | None:
     from data_tools.errors import UsageError
 
     if asked is not None and asked < 1:
         raise UsageError(f"--workers: {asked} is below 1")
-    return asked or len(os.sched_getaffinity(0))
+    return asked
 
 
 def _warn_of(job: DatasetJob, manifest: Manifest, held_out: Manifest | None) -> None:

@@ -5,10 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table under its title; without any column names it has no header.
@@ -16,6 +12,10 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     The title is a line of its own, however long. Rows that do not fit break between words, never inside
     one: a table is readable in the 80 columns of a pipe, and wider only where its words ask for it.
     """
+    from rich import box  # not every verb prints a table, and this takes longer than some of them
+    from rich.console import Console
+    from rich.table import Table
+
     has_header = any(columns)
     console = Console(markup=False, highlight=False)
     gap, frame = (2, 0) if has_header else (3, 1)
@@ -61,6 +61,8 @@ def _widths(columns: Sequence[Sequence[str]], gap: int, available: int) -> list[
 
 def print_runs(runs: Sequence[tuple[str, bool]]) -> None:
     """Text in which what is trained on stands out: in colour on a terminal that has any, else in brackets."""
+    from rich.console import Console
+
     from data_tools.marked_text import bracketed, coloured
 
     console = Console(markup=False, highlight=False)

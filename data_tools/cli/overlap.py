@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from contextlib import ExitStack
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+from data_tools.atomic_files import beside
 from data_tools.cli.output import print_table, warn
 from data_tools.errors import DataError, UsageError
 
@@ -50,7 +53,7 @@ def _overlap(options: argparse.Namespace) -> None:
     rows: list[list[str]] = []
     short: dict[str, None] = {}
     with ExitStack() as stack:
-        report = stack.enter_context(options.out.open("wb")) if options.out else None
+        report = stack.enter_context(_report(options.out)) if options.out else None
         for first, second in pairs:
             label = f"overlap {first.name} {second.name}"
             with shown(label, 2 * (first.size + second.size)) as progress:
@@ -59,7 +62,8 @@ def _overlap(options: argparse.Namespace) -> None:
                     write_report(overlap, report.write, progress)
             rows += _rows(overlap)
             short.update(_short_documents(overlap))
-            print(f"{label}: {overlap.false_hits:.1e} false hits expected by chance; read {overlap.passes} times")
+            times = "once" if overlap.passes == 1 else f"{overlap.passes} times"
+            print(f"{label}: {overlap.false_hits:.1e} false hits expected by chance; text read {times}")
     for warning in short:
         warn(warning)
     if options.out:
@@ -69,6 +73,19 @@ def _overlap(options: argparse.Namespace) -> None:
         ["of", "against", "documents", "too short", "duplicates", "with a hit", "hit by half"],
         rows,
     )
+
+
+@contextmanager
+def _report(path: Path) -> Iterator[BinaryIO]:
+    """A file that gets its name when all is written: half a report could be taken for a clean one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = beside(path, ".partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _corpus(name: str, options: argparse.Namespace) -> Corpus:
@@ -89,17 +106,25 @@ def _corpus_of_recipe(name: str, data_root: Path) -> Corpus:
 
     file = read_file(name)
     sources = [file] if isinstance(file, SourceFile) else list(file.sources())
-    parts = []
+    parts, rejected = [], 0
     for source in {source.recipe.source: source for source in sources}.values():
         dataset = find_dataset(data_root / source.recipe.prefix)
         if dataset is None:
             raise DataError(f"{source.path}: {source.recipe.source!r} is not built; name its text files instead")
+        if left_out := sum(shard.manifest.left_out for shard in dataset.shards):
+            warn(
+                f"{name}: the text of {source.recipe.source} is compared whole, with {left_out:,} documents that "
+                f"--where '{dataset.shards[0].manifest.where}' leaves out of its dataset"
+            )
+        if bad := sum(shard.manifest.rejected for shard in dataset.shards):
+            rejected += bad
+            warn(f"{name}: {bad:,} records of {source.recipe.source} that its dataset rejects are not compared")
         keys = {shard.manifest.text_key for shard in dataset.shards}
         chosen = source.recipe.adapter
         reader = adapter(chosen) if chosen else adapter("text", key=min(keys))
         paths = dict.fromkeys(text.path for shard in dataset.shards for text in shard.manifest.sources)
         parts.append(([Path(path) for path in paths], reader))
-    return Corpus(name, tuple(parts))
+    return Corpus(name, tuple(parts), skips_bad=rejected > 0)
 
 
 def _rows(overlap: Overlap) -> list[list[str]]:

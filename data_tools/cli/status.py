@@ -30,9 +30,15 @@ def add(verbs: Any) -> None:
 
 def _status(options: argparse.Namespace) -> int:
     from data_tools.engines.slurm import queue, with_queue
-    from data_tools.errors import DataError, SetupError
+    from data_tools.errors import DataError, SetupError, UsageError
+    from data_tools.manifest import manifest_path
     from data_tools.shards import status, totals
 
+    if manifest_path(options.output).exists():
+        raise UsageError(
+            f"{options.output}: is one finished dataset and not shards; "
+            f"python -m data_tools inspect {options.output} shows it, verify checks it"
+        )
     try:
         found = queue(options.output)
     except SetupError as error:
@@ -44,8 +50,8 @@ def _status(options: argparse.Namespace) -> int:
     if found:
         rows.append([f"job {found.job}", f"{len(found.running):,} tasks run, {len(found.waiting):,} wait"])
     rows += [[name, f"{count:,}"] for name, count in totals(shards).items()]
-    print_table(f"{options.output}: {len(shards):,} shards", ["", ""], rows)
     for shard in shards:
         if shard.said:
             print(f"{shard.prefix.name}: {shard.state}: {shard.said}")
+    print_table(f"{options.output}: {len(shards):,} shards", ["", ""], rows)
     return 0 if counts["done"] == len(shards) else DataError.exit_code

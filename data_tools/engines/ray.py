@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data_tools.bpe import limit_threads
 from data_tools.encode import BlockEncoder
 from data_tools.errors import DataError, SetupError, UsageError, UserError
 from data_tools.job import DatasetJob
 from data_tools.parts import Part
 from data_tools.progress import NoProgress, Progress
 from data_tools.shards import note_failure, shards_failed, write_shard
+from data_tools.threads import limit_threads
 from data_tools.tokenize import TokenizeResult
 
 _CONNECT_S = 10.0

@@ -104,7 +104,7 @@ def make_stage_plan(
     """
     parent: StagePlan | None
     if loaded.parent is not None:
-        parent = make_stage_plan(loaded.parent, may_be_provisional=may_be_provisional)
+        parent = make_stage_plan(loaded.parent, may_be_provisional=may_be_provisional, run_root=run_root)
     else:
         parent = _parent_by_id(loaded, run_root)
     draft = draft_plan(loaded, world_size=world_size, before=parent)

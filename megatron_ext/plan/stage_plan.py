@@ -226,8 +226,11 @@ class SourceRead(PlanPart):
     """What a chain has read of one source."""
 
     source: str
+    domain: str
     data_id: str
+    tokens: int  # that it has
     samples: int
+    was_moved: bool = False  # by `cursor: fresh` or `replay`: what was read twice is not what lies behind one pass
 
 
 class ChainStage(PlanPart):

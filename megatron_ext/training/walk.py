@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
 
+from megatron_ext.datasets.ledger import ledger_of
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.runtime.agreement import answer_of_main_rank
 from megatron_ext.runtime.seed import seed_everything
@@ -78,7 +80,7 @@ def walk(plan: StagePlan, folder: StageFolder, groups: ProcessGroupCollection, *
         ):
             outcome = train(parts, state, saver=saver, watcher=watcher, trace=trace, stop=stop)
         if outcome.reason == "finished" and is_main:
-            write_json(folder.stage_file, _stage_facts(plan, folder, outcome))
+            write_json(folder.stage_file, _stage_facts(plan, folder, outcome, parts.cursor.state_dict()))
         dist.barrier()
     return outcome
 
@@ -90,7 +92,7 @@ def _watcher(folder: StageFolder, plan: StagePlan, state: TrainState, begins_at:
     return watcher
 
 
-def _stage_facts(plan: StagePlan, folder: StageFolder, outcome: Outcome) -> dict[str, object]:
+def _stage_facts(plan: StagePlan, folder: StageFolder, outcome: Outcome, cursor: dict[str, Any]) -> dict[str, object]:
     """What a finished stage says of itself; the same run interrupted and resumed says the same."""
     last = read_last(folder.metrics_file)
     return {
@@ -103,4 +105,5 @@ def _stage_facts(plan: StagePlan, folder: StageFolder, outcome: Outcome) -> dict
         "tokenizer_fingerprint": plan.data.tokenizer_fingerprint,
         "loss": last.get("loss"),
         "validation": last.get("validation"),
+        "ledger": [row.to_json() for row in ledger_of(plan, cursor)],
     }

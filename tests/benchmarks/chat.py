@@ -25,13 +25,13 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import numpy as np
 from transformers import AutoTokenizer
 
-from data_tools.bpe import limit_threads
 from data_tools.chat import ChatJob, chat
 from data_tools.chat_encode import added_tokens
 from data_tools.chat_template import TokenFinder
 from data_tools.indexed import IndexedReader
 from data_tools.loss_mask import read_masks
 from data_tools.progress import NoProgress
+from data_tools.threads import limit_threads
 from data_tools.tokenizer import Tokenizer
 
 TEMPLATE = (

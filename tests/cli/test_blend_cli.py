@@ -122,3 +122,58 @@ def test_overlap_of_a_source_reads_the_text_that_its_manifest_names(
 def test_overlap_with_nothing_to_compare_is_a_usage_error(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("overlap a.jsonl") == 2
     assert "nothing to compare with; give B, or --against EVAL" in capsys.readouterr().err
+
+
+def test_a_blend_that_is_not_there_names_those_that_are(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("plan blended.yaml --tokens 640") == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: blended.yaml: no such file; there are: a.yaml, b.yaml, blend.yaml, ")
+
+
+def test_a_report_is_written_whole_into_a_folder_that_is_made(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("one", "two"):
+        Path(f"{name}.jsonl").write_text(json.dumps({"text": WORDS}) + "\n")
+    assert run("overlap one.jsonl two.jsonl --out new/report.jsonl") == 0
+    before = Path("new/report.jsonl").read_bytes()
+    assert before.count(b"\n") == 2
+    Path("two.jsonl").write_text(json.dumps({"text": WORDS}) + "\n{\n")
+    assert run("overlap one.jsonl one.jsonl --against two.jsonl --out new/report.jsonl") == 3
+    assert [path.name for path in Path("new").iterdir()] == ["report.jsonl"]
+    assert Path("new/report.jsonl").read_bytes() == before
+
+
+def test_overlap_says_that_a_filtered_source_is_compared_whole(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("text.jsonl").write_text(json.dumps({"text": WORDS}) + "\n")
+    path = Path("data/a.manifest.json")
+    manifest = json.loads(path.read_text())
+    manifest |= {
+        "sources": [{"path": "text.jsonl", "bytes": 1, "sha256": ""}],
+        "where": "answer_tokens > 4096",
+        "left_out": 3,
+    }
+    path.write_text(json.dumps(manifest))
+    assert run("overlap a.yaml text.jsonl") == 0
+    assert (
+        "WARNING: a.yaml: the text of a is compared whole, with 3 documents that --where 'answer_tokens > 4096' leaves "
+        "out of its dataset\n"
+    ) in capsys.readouterr().err
+
+
+def test_overlap_of_a_source_passes_over_what_its_dataset_rejects(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("text.jsonl").write_text("{\n" + json.dumps({"text": WORDS}) + "\n")
+    Path("other.jsonl").write_text(json.dumps({"text": WORDS}) + "\n")
+    path = Path("data/a.manifest.json")
+    manifest = json.loads(path.read_text()) | {"sources": [{"path": "text.jsonl", "bytes": 1, "sha256": ""}]}
+    path.write_text(json.dumps(manifest))
+    assert run("overlap a.yaml other.jsonl") == 3
+    assert "text.jsonl:1: malformed" in capsys.readouterr().err
+    path.write_text(json.dumps(manifest | {"rejected": 1, "rejected_by_reason": {"malformed": 1}}))
+    assert run("overlap a.yaml other.jsonl --out report.jsonl") == 0
+    assert "WARNING: a.yaml: 1 records of a that its dataset rejects are not compared\n" in capsys.readouterr().err
+    assert [json.loads(line)["row"] for line in Path("report.jsonl").read_text().splitlines()] == [2, 1]

@@ -88,7 +88,10 @@ def test_inspect_refuses_another_tokenizer_and_a_document_that_is_not_there(
     assert capsys.readouterr().err == "error: --document: 3 is not in 0..2 of out\n"
     assert main(shlex.split("inspect out --tokenizer tok")) == 2
     assert main(shlex.split("inspect nothing")) == 3
-    assert "nothing.manifest.json: no such file; make it with: python -m data_tools tokenize" in capsys.readouterr().err
+    assert (
+        "nothing.manifest.json: no such file; finished datasets there: out; make it with: python -m data_tools"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_vocabulary_that_the_text_cannot_fill_is_warned_of(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,6 +140,30 @@ def test_a_sample_that_cannot_be_as_large_as_asked_is_warned_of(
 ) -> None:
     assert main(["sample", "--out", str(tmp_path), "--only", "base", "--scale", "2"]) == 0
     warning = capsys.readouterr().err
+<<<<<<< 018fc0c
+    assert re.search(r"WARNING: base: \d,\d{3},\d{3} bytes of text are all there is, of the 14,000,000", warning)
+
+
+def test_status_of_one_dataset_says_that_it_has_no_shards(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(shlex.split("tokenize --input in.jsonl --tokenizer tok --output out")) == 0
+    capsys.readouterr()
+    assert main(shlex.split("status out")) == 2
+    assert capsys.readouterr().err == (
+        "error: out: is one finished dataset and not shards; python -m data_tools inspect out shows it, "
+        "verify checks it\n"
+    )
+
+
+@pytest.mark.parametrize("asked", ["sets", "sets/c"])
+def test_a_dataset_that_is_not_there_names_those_that_are(
+    data: Path, capsys: pytest.CaptureFixture[str], asked: str
+) -> None:
+    for name in ("a", "b"):
+        assert main(shlex.split(f"tokenize --input in.jsonl --tokenizer tok --output sets/{name}")) == 0
+    capsys.readouterr()
+    assert main(shlex.split(f"inspect {asked}")) == 3
+    assert "no such file; finished datasets there: sets/a, sets/b; make it with:" in capsys.readouterr().err
+=======
     assert re.search(r"WARNING: base: no more rows than these, of 3,000 asked for: library 1,\d{3}\n", warning)
 
 
@@ -148,3 +175,4 @@ def test_sample_says_what_was_there_already(tmp_path: Path, capsys: pytest.Captu
     assert re.search(r"eval +96 +96 +[\d,]+ +48 +prompt 100 % +was there", out)
     assert re.search(r"shq +132 +\d+ +[\d,]+ +12 +step by step +yes", out)
     assert re.search(r"\d+ s, \d+ CPU s in all", out)
+>>>>>>> 74c03b9

@@ -74,6 +74,13 @@ def test_a_base_and_its_continuation_are_one_stage_of_two_phases_bit_for_bit(
         assert [line[key] for line in [*base.metrics, *child.metrics]] == [line[key] for line in whole.metrics], key
     assert last_state(child)["cursor"]["sources"] == last_state(whole)["cursor"]["sources"]
     assert last_state(child)["optimizer"]["updates"] == 10
+    ledger = json.loads((child.stage_folder / "stage.json").read_text())["ledger"]
+    assert [(row["phase"], row["source"], row["read"]) for row in ledger] == [
+        (0, "sums", 1920),
+        (0, "words", 640),
+        (1, "sums", 640),
+        (1, "words", 1920),
+    ]
     assert f"goes on behind the parent stage from {tmp_path / 'chain'}/stages/{base.stage_folder.name}" in child.output
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import shutil
 from pathlib import Path
 
@@ -115,3 +117,20 @@ def test_the_reference_is_not_compared_with_itself(tiny_tokenizer: Path) -> None
 def test_the_ids_of_each_text_are_handed_out_one_by_one() -> None:
     encoded = Encoded(np.array([1, 2, 3], np.uint32), np.array([2, 0, 1]))
     assert [ids.tolist() for ids in encoded] == [[1, 2], [], [3]]
+
+
+def test_the_words_that_gigatoken_keeps_are_bounded(tiny_tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_tools.bpe._CACHE_BYTES", 16 << 20)
+    engine = Gigatoken((tiny_tokenizer / "tokenizer.json").read_bytes(), special_tokens="literal")
+    generator = random.Random(0)
+    ids = [engine.encode_batch(["cat sat"]).ids.tolist()]
+    before = resident_mib()
+    for _ in range(40):
+        engine.encode_batch([" ".join("".join(generator.choices("abcdefghij", k=9)) for _ in range(20_000))])
+    ids.append(engine.encode_batch(["cat sat"]).ids.tolist())
+    assert resident_mib() - before < 45  # 800,000 words would take 80
+    assert ids[0] == ids[1]
+
+
+def resident_mib() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20

@@ -72,3 +72,27 @@ def test_a_damaged_part_is_refused_and_nothing_is_left(jobs: list[TokenizeJob]) 
     with pytest.raises(DataError, match=r"2\.bin: sha256"):
         merge([job.output for job in jobs], path.parent / "merged", NoProgress())
     assert not list(path.parent.glob("merged*"))
+
+
+def test_one_dataset_named_twice_would_repeat_its_documents(jobs: list[TokenizeJob], tmp_path: Path) -> None:
+    first = jobs[0].output
+    with pytest.raises(DataError, match=r"1: holds the documents of .*1, which would be there twice; drop one"):
+        merge([first, jobs[1].output, first], tmp_path / "out", NoProgress())
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_parts_of_equal_text_from_two_places_are_no_repetition(
+    tiny_tokenizer: Path, write_lines: WriteLines, tmp_path: Path
+) -> None:
+    parts = []
+    for name in ("a", "b"):
+        source = write_lines({"text": "the cat"}, name=f"{name}.jsonl")
+        parts.append(source.with_suffix(""))
+        tokenize(TokenizeJob((source,), tiny_tokenizer, parts[-1]), NoProgress())
+    assert merge(parts, tmp_path / "out", NoProgress()).manifest.documents == 2
+
+
+def test_the_whole_says_how_many_documents_of_all_parts_were_compared(jobs: list[TokenizeJob], tmp_path: Path) -> None:
+    engine = merge([job.output for job in jobs], tmp_path / "out", NoProgress()).manifest.engine
+    assert engine is not None
+    assert (engine.name, engine.compared) == ("gigatoken", 3)

@@ -141,6 +141,19 @@ def test_the_union_holds_shq_by_its_size() -> None:
     assert share == pytest.approx(12 / 348.4)  # 12B declared, 336.4B of D_LDQ
 
 
+def test_a_union_by_stated_shares_keeps_the_parts_of_ldq_in_proportion(tmp_path: Path) -> None:
+    (tmp_path / "half.yaml").write_text(
+        "blend: half\nentries:\n"
+        f"  - {{source: {BLENDS / 'ldq.yaml'}, share: 0.5}}\n"
+        f"  - {{source: {BLENDS / 'shq.yaml'}, share: 0.5, max_epochs: 4}}\n"
+    )
+    made = plan_blend(tmp_path / "half.yaml", tokens=80_000_000_000, sequence_length=8192, data_root="nowhere")
+    found = {source.source: source for source in made.sources}
+    assert found["openthoughts3"].share == 0.5
+    assert found["openthoughts3"].epochs == pytest.approx(40 / 12, rel=1e-6)  # 40B of 12B
+    assert found["nemotron_sft_math"].share == pytest.approx(0.5 * 190.6 / 336.4)
+
+
 def test_the_parts_of_ldq_sum_to_the_papers_336_billion() -> None:
     made = plan_blend(BLENDS / "ldq.yaml", tokens=80_000_000_000, sequence_length=8192, data_root="nowhere")
     assert sum(source.has_tokens for source in made.sources) == 336_400_000_000

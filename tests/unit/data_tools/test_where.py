@@ -162,7 +162,7 @@ def test_a_document_that_does_not_pass_the_filter_is_found(job: TokenizeJob) -> 
 def test_parts_with_rules_of_their_own_merge_and_keep_them(job: TokenizeJob, write_lines: WriteLines) -> None:
     parts = []
     for name, rule in (("math", "after: output: "), ("code", "after:A:"), ("more", "after:A:")):
-        write_lines({"text": f"q{rule.removeprefix('after:')}123"})
+        write_lines({"text": f"{name}{rule.removeprefix('after:')}123"})
         parts.append(job.output.parent / name)
         tokenize(replace(job, output=parts[-1], answer_rule=AnswerRule.parse(rule)), NoProgress())
     merged = merge(parts, job.output, NoProgress()).manifest

@@ -1,0 +1,74 @@
+"""Whether a job was finished before: its settings, manifest, files and inputs, without loading a tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_tools.atomic_files import beside
+from data_tools.errors import DataError
+from data_tools.file_state import changes_of
+from data_tools.job import DatasetJob
+from data_tools.manifest import Manifest, check_files, manifest_path, read_manifest
+from data_tools.parts import Part
+from data_tools.readers import READER_VERSION
+from data_tools.tokenizer import fingerprint
+
+
+def finished_before(job: DatasetJob, parts: Sequence[Part]) -> list[Manifest]:
+    """The manifests of the job's datasets if they are of this very job; none if it is not finished.
+
+    Args:
+        job: What is asked for.
+        parts: Of its inputs.
+
+    Raises:
+        DataError: If PREFIX holds something else, or is damaged.
+    """
+    if not manifest_path(job.output).exists():
+        was_interrupted = beside(manifest_path(job.output), ".partial").exists()
+        there = [str(path) for prefix in job.outputs for path in files_of(job, prefix) if path.exists()]
+        if there and not was_interrupted:
+            raise DataError(
+                f"{job.output}: {' and '.join(there)} without a manifest; give --overwrite, or another --output"
+            )
+        return []
+    manifests = [read_manifest(job.output)]
+    if differences := _differences(job, parts, manifests[0]):
+        raise DataError(
+            f"{job.output}: holds another dataset; give --overwrite, or another --output\n  " + "\n  ".join(differences)
+        )
+    manifests += [read_manifest(prefix) for prefix in job.outputs[1:]]
+    for prefix, manifest in zip(job.outputs, manifests, strict=True):
+        check_files(prefix, manifest)
+    return manifests
+
+
+def files_of(job: DatasetJob, prefix: Path) -> list[Path]:
+    """The files of one of its datasets, the manifest left out."""
+    return [beside(prefix, suffix) for suffix in job.suffixes]
+
+
+def _differences(job: DatasetJob, parts: Sequence[Part], manifest: Manifest) -> list[str]:
+    """What would make this job's dataset another one, a line each."""
+    had, asked_for = job.settings_of(manifest), job.settings
+    pairs: list[tuple[str, object, object]] = [
+        ("--tokenizer (fingerprint)", manifest.tokenizer.fingerprint, fingerprint(job.tokenizer)),
+        *((_option(name), _said(name, had[name]), _said(name, asked_for[name])) for name in asked_for),
+        ("reader version", manifest.versions.get("reader"), READER_VERSION),
+        ("number of --input files", len(manifest.sources), len(parts)),
+    ]
+    if manifest.rejected and job.on_error == "fail":
+        pairs.append(("--on-error", f"skip, with {manifest.rejected:,} lines rejected", "fail"))
+    for part, source in zip(parts, manifest.sources, strict=False):
+        pairs += changes_of(part, source)
+    return [f"{name}: it has {there}, asked for {asked}" for name, there, asked in pairs if there != asked]
+
+
+def _option(setting: str) -> str:
+    return "--" + setting.removesuffix("_percent").replace("_", "-")
+
+
+def _said(setting: str, value: object) -> object:
+    nothing = {"where": "all", "answer_rule": "none"}
+    return f"{value:g}%" if setting.endswith("_percent") else value or nothing.get(setting, value)
