@@ -14,9 +14,10 @@ terms would be large and their difference small under strong decay: the float32 
 times less exact.
 
 With `seq_idx`, what a token gives stops where the index changes: the decays between tokens of different
-documents are zero, and nothing else differs. They are multiplied by zero, not pushed down in the exponent,
-so nothing at all crosses a boundary. The identity above holds as it stands, because every pair of tokens
-that it sums over lies within one document.
+documents are zero, and s counts from the document's first token in the chunk. Decays are multiplied by zero,
+not pushed down in the exponent, and s is a product with a matrix of ones, not a running sum less its value at
+the boundary: no document moves a bit of another, its rounding included. The identity above holds within each
+document.
 
 Shapes: those of ssd.py, and
     c chunks   q tokens of a chunk   r = h / g heads of a group
@@ -57,12 +58,22 @@ def _decays(s: Tensor, seq: Tensor | None) -> tuple[Tensor, Tensor]:
         Two of [c, b, q, g, r].
     """
     growth = s.clamp(min=_SMALLEST_EXPONENT).exp_()
-    remaining = (s[:, :, -1:] - s).clamp_(min=_SMALLEST_EXPONENT).exp_()
+    highest = None if seq is None else 0.0  # between documents the difference may be large, and inf * 0 is NaN
+    remaining = (s[:, :, -1:] - s).clamp_(min=_SMALLEST_EXPONENT, max=highest).exp_()
     if seq is not None:
         before = torch.cat([seq[:1, :, 0], seq[:-1, :, -1]])  # the initial state belongs to the first document
         growth *= (seq == before[..., None])[..., None, None]
         remaining *= (seq == seq[:, :, -1:])[..., None, None]
     return growth, remaining
+
+
+def _running_sums(t: Tensor, seq: Tensor | None, *, from_end: bool = False) -> Tensor:
+    """Sums t [c, b, q, g, r] along each chunk, or each document in it, up to every token or from it on."""
+    if seq is None:
+        return t.flip(2).cumsum(2).flip(2) if from_end else t.cumsum(2)
+    ones = (seq[..., :, None] == seq[..., None, :]).to(t.dtype)  # [c, b, q, q]
+    ones = ones.triu_() if from_end else ones.tril_()
+    return torch.matmul(ones, t.flatten(3)).view(t.shape)
 
 
 def _decay_matrices(s: Tensor, seq: Tensor | None) -> Tensor:
@@ -108,7 +119,7 @@ class ChunkedSSD(torch.autograd.Function):
         Bs, Cs = (t.reshape(b, c, q, g, n).permute(1, 0, 3, 2, 4).reshape(c * b * g, q, n) for t in (B, C))
         seq = None if seq_idx is None else seq_idx.reshape(b, c, q).transpose(0, 1)
 
-        s = (dts * A.view(g, r)).cumsum(2)  # [c, b, q, g, r]
+        s = _running_sums(dts * A.view(g, r), seq)  # [c, b, q, g, r]
         growth, remaining = _decays(s, seq)
         L = _decay_matrices(s, seq)
         CB = torch.bmm(Cs, Bs.transpose(1, 2)).view(c, b, g, 1, q, q)
@@ -173,7 +184,7 @@ class ChunkedSSD(torch.autograd.Function):
         xu = (xs * du).sum(-1)
         ds = (dys * y.transpose(0, 1)).sum(-1).addcmul_(dts, xu, value=-1)
         ds[:, :, -1] += (states[1:] * dstates[1:]).sum((3, 5))
-        da = ds.flip(2).cumsum(2).flip(2)  # gradient with respect to dt A
+        da = _running_sums(ds, seq, from_end=True)  # gradient with respect to dt A
         own_weight = torch.addcmul(D.view(g, r), dts, _own_products(CB))
         dx = du.mul_(dts[..., None]).addcmul_(dys, own_weight[..., None])
         ddt = xu.addcmul_(da, A.view(g, r)).addcmul_(dweight, _own_products(CB))

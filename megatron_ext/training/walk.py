@@ -18,6 +18,7 @@ from megatron_ext.runtime.signals import StopRequest
 from megatron_ext.training.checkpoint import continue_from, damage_seen_by_all_ranks, load_checkpoint
 from megatron_ext.training.checkpoint_facts import describe_resume, read_facts
 from megatron_ext.training.file_list import checkpoints_of, require_whole
+from megatron_ext.training.isolation import require_isolation
 from megatron_ext.training.loop import Outcome, last_step_of, train
 from megatron_ext.training.metrics import read_last
 from megatron_ext.training.parent_stage import parent_checkpoint
@@ -73,6 +74,8 @@ def walk(plan: StagePlan, folder: StageFolder, groups: ProcessGroupCollection, *
             continue_from(begins_at, parts)
         watcher = _watcher(folder, plan, state, begins_at) if is_main else None
         say = (lambda _: None) if watcher is None else watcher.say
+        if plan.data.document_isolation == "full":
+            say(f"isolation holds: {require_isolation(parts.model, plan, groups)}")
         with (
             watcher or contextlib.nullcontext(),
             Saver(parts, folder.checkpoints, say=say) as saver,

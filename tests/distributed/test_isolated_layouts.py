@@ -45,6 +45,7 @@ def test_isolated_documents_train_alike_in_every_layout(
     processes, *keys = LAYOUTS[name]
     run = run_of(toy_project, tmp_path, FULL, *keys, processes=processes)
     assert run.stage_folder.name == single.stage_folder.name, "the layout is no part of the stage"
+    assert "isolation holds: 4 documents in 64 tokens" in run.output
     assert run.losses == pytest.approx(single.losses, rel=1e-5)
     for line, expected in zip(run.metrics, single.metrics, strict=True):
         assert line["validation"] == pytest.approx(expected["validation"], rel=1e-5)

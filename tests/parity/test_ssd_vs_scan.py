@@ -136,10 +136,23 @@ def test_the_scan_of_a_packed_row_is_the_scan_of_each_document() -> None:
     torch.testing.assert_close(state, alone[2][1], rtol=0, atol=0)
 
 
-def test_nothing_at_all_crosses_a_boundary() -> None:
-    inputs = {name: t.detach() for name, t in make_inputs(37, decay=0.01).items()}
-    seq_idx = documents(18, 19)
-    before, _ = ssd_chunked(**inputs, seq_idx=seq_idx, chunk_size=CHUNK)
-    inputs["x"][:, :18] *= 1e6
-    after, _ = ssd_chunked(**inputs, seq_idx=seq_idx, chunk_size=CHUNK)
-    assert torch.equal(before[:, 18:], after[:, 18:])
+@pytest.mark.parametrize("changed", [slice(0, 18), slice(18, 37)])
+def test_nothing_at_all_crosses_a_boundary(changed: slice) -> None:
+    inputs = make_inputs(37, decay=0.01)
+    other = slice(18, 37) if changed.start == 0 else slice(0, 18)
+    changed_inputs = {name: t.detach().clone() for name, t in inputs.items()}
+    for name in ("x", "dt", "B", "C"):
+        changed_inputs[name][:, changed] *= 1.7
+    before, after = (
+        outputs_and_gradients(ssd_chunked, {n: t.requires_grad_() for n, t in given.items()}, seq_idx=documents(18, 19))
+        for given in (inputs, changed_inputs)
+    )
+    for name in ("y", "dx", "ddt", "dB", "dC"):
+        assert not torch.equal(before[name][:, changed], after[name][:, changed]), name
+        assert torch.equal(before[name][:, other], after[name][:, other]), name
+
+
+def test_states_that_decay_to_nothing_in_one_document_leave_the_next_whole() -> None:
+    inputs = make_inputs(3 * CHUNK, decay=40.0, dtype=torch.float32)  # exp of a chunk's decay overflows float32
+    ours = outputs_and_gradients(ssd_chunked, inputs, seq_idx=documents(CHUNK + 13, 2 * CHUNK - 13), chunk_size=CHUNK)
+    assert all(torch.isfinite(t).all() for t in ours.values())
