@@ -117,8 +117,17 @@ class AddedTokens:
     control: tuple[str, ...]
     is_exact: bool
     normalizes: bool
-    token_bytes: Ints
+    token_bytes: npt.NDArray[np.int32]
     is_control: npt.NDArray[np.bool_]
+
+    def control_in(self, ids: npt.NDArray[Any]) -> list[int]:
+        """The control tokens among some ids, each once."""
+        if not self.control:
+            return []
+        numbers = np.flatnonzero(self.is_control)
+        near = ids[(ids >= numbers[0]) & (ids <= numbers[-1])]  # mostly few: a comparison costs less than a look-up
+        found: list[int] = np.unique(near[self.is_control[near]]).tolist()
+        return found
 
 
 def _backend_of(tokenizer: Tokenizer) -> Any:
@@ -139,7 +148,7 @@ def added_tokens(tokenizer: Tokenizer) -> AddedTokens:
     normalizer = orjson.loads(backend.normalizer.__getstate__())["type"] if backend.normalizer else None
     splitting = orjson.loads(backend.pre_tokenizer.__getstate__()) if backend.pre_tokenizer else None
     vocabulary = backend.get_vocab(with_added_tokens=False)
-    token_bytes = np.zeros(tokenizer.vocab_size, np.int64)
+    token_bytes = np.zeros(tokenizer.vocab_size, np.int32)
     token_bytes[list(vocabulary.values())] = list(map(len, vocabulary))  # a byte is a character there
     is_control = np.zeros(tokenizer.vocab_size, bool)
     for number, token in tokens.items():
@@ -313,9 +322,10 @@ class _BytePlaces:
         bytes_of_documents: [texts] bytes that their tokens stand for.
     """
 
-    def __init__(self, encoded: Encoded, token_bytes: Ints) -> None:
+    def __init__(self, encoded: Encoded, token_bytes: npt.NDArray[np.int32]) -> None:
         sizes = token_bytes[encoded.ids]
-        bounds = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
+        bounds = np.zeros(len(sizes) + 1, np.int32 if len(sizes) * int(token_bytes.max()) < 2**31 else np.int64)
+        np.cumsum(sizes, out=bounds[1:])
         last = np.cumsum(encoded.lengths)
         self.encoded = encoded
         self.first = last - encoded.lengths

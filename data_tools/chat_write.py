@@ -1,8 +1,8 @@
 """Conversations into ids, masks and origins, a block at a time: the part of `chat` that takes the time.
 
-The first `CHECK_FIRST` conversations of a job, and one in `CHECK_EVERY` after them, are made a second time
-by `tokenizers`, with its offsets: ids and masks must be equal, or the job ends. Conversations whose text
-spells a control token cannot be compared: the whole text would turn it into one.
+The first conversations of a job, `CHECK_FIRST` unless they are very long, and one in `CHECK_EVERY` after
+them are made a second time by `tokenizers`, with its offsets: ids and masks must be equal, or the job ends.
+Conversations whose text spells a control token cannot be compared: the whole text would turn it into one.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ CHAT_VERSION = "2"
 """Raised when the same conversation would give other ids or another mask; recorded in every manifest."""
 CHECK_FIRST = 8
 CHECK_EVERY = 1_000
+_FIRST_CHARACTERS = 50_000
+"""`tokenizers` takes 0.1 s for so many."""
 
 
 @dataclass(frozen=True)
@@ -149,9 +151,9 @@ class ChatMaker:
 
     def _spelling(self, chats: Sequence[Chat], documents: Encoded) -> set[int]:
         """Those that spell a control token themselves; only a token that is in the ids can be spelled."""
-        present = np.unique(documents.ids[self._tokens.is_control[documents.ids]])
         every = "\0".join(chain.from_iterable(chat.strings for chat in chats))
-        tokens = [token for number in present.tolist() if (token := self._control_of[number]) in every]
+        present = (self._control_of[number] for number in self._tokens.control_in(documents.ids))
+        tokens = [token for token in present if token in every]
         return {
             number
             for number, chat in enumerate(chats)
@@ -193,7 +195,7 @@ class ChatEncoder(BlockEncoder):
             train_on=job.train_on,
             rejects_control=job.special_tokens == "reject",
         )
-        self._seen = self._checked = 0
+        self._seen = self._checked = self._characters = 0
         super().__init__(tokenizer, job, total_bytes=total_bytes)
 
     def item_of(self, raw: Raw, convert: FileAdapter, part: Part, row: int) -> Chat:
@@ -221,8 +223,10 @@ class ChatEncoder(BlockEncoder):
 
     def _check_some(self, chats: Sequence[Chat], encoded: EncodedChats, read: Read) -> None:
         for number, chat in enumerate(chats):
-            due = self._seen < CHECK_FIRST or self._seen % CHECK_EVERY == 0
+            is_early = self._seen < CHECK_FIRST and self._characters < _FIRST_CHARACTERS
+            due = is_early or self._seen % CHECK_EVERY == 0
             self._seen += 1
+            self._characters += len(chat.marked.text) if is_early else 0
             if due and self._maker.can_check(chat):
                 self._checked += 1
                 whole = self._maker.encode_whole(chat)

@@ -25,6 +25,7 @@ from data_tools.pack_index import (
     pack_manifest_path,
     packs_path,
     read_pack_manifest,
+    trained_tokens,
 )
 from data_tools.packing import Algorithm, Overlong, Packing, pack
 from data_tools.readers import hash_file
@@ -87,6 +88,9 @@ def pack_dataset(job: PackJob) -> PackResult:
     if job.algorithm == "concat" and job.overlong not in ("error", "split"):
         raise UsageError(f"--overlong: {job.overlong}: --algo concat cuts at pack ends and leaves nothing out")
     dataset = open_dataset(job.data)
+    sources = {Path(source.path).resolve() for source in dataset.manifest.sources}
+    if job.form != "index" and export_path(job).resolve() in sources:
+        raise UsageError(f"{export_path(job)}: is what {job.data} was made of; choose another --output")
     job.output.parent.mkdir(parents=True, exist_ok=True)
     with only_writer(packs_path(job.output)):
         if not job.overwrite and (done := _finished_before(job, dataset)):
@@ -104,7 +108,7 @@ def pack_dataset(job: PackJob) -> PackResult:
 def _write(job: PackJob, dataset: Dataset, masks: LossMasks | None, packing: Packing) -> PackManifest:
     export = _export(job, dataset, masks, packing)
     content = index_bytes(packing)
-    trained = _trained(masks, packing)
+    trained = trained_tokens(masks, packing.pieces)
     changes = {name: asdict(getattr(packing, name)) for name in ("dropped", "truncated", "trimmed", "split")}
     manifest = PackManifest.model_validate(
         {
@@ -129,6 +133,7 @@ def _write(job: PackJob, dataset: Dataset, masks: LossMasks | None, packing: Pac
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
     )
+    beside(pack_manifest_path(job.output), ".partial").touch()  # tells a kill from here on from files of somebody else
     pack_manifest_path(job.output).unlink(missing_ok=True)
     sync_folder(job.output.parent)
     write_atomically(packs_path(job.output), content)
@@ -158,19 +163,16 @@ def _export(job: PackJob, dataset: Dataset, masks: LossMasks | None, packing: Pa
     return ExportRecord(form=job.form, bytes=seen.bytes, sha256=seen.sha256)
 
 
-def _trained(masks: LossMasks | None, packing: Packing) -> np.typing.NDArray[np.int64]:
-    """[pieces] trained tokens of each."""
-    pieces = packing.pieces
-    if masks is None:
-        return pieces.lengths
-    ends = (pieces.skip_start, pieces.start, pieces.stop, pieces.skip_stop)
-    head_end, head_start, tail_end, tail_start = (masks.trained_before(pieces.conversation, end) for end in ends)
-    return head_end - head_start + tail_end - tail_start
-
-
 def _finished_before(job: PackJob, dataset: Dataset) -> PackManifest | None:
     """The manifest at OUT if it is of this very job; None if nothing finished stands there."""
-    if not pack_manifest_path(job.output).exists():
+    path = pack_manifest_path(job.output)
+    if not path.exists():
+        written = [packs_path(job.output), *([export_path(job)] if job.form != "index" else [])]
+        there = [str(file) for file in written if file.exists()]
+        if there and not beside(path, ".partial").exists():
+            raise DataError(
+                f"{job.output}: {' and '.join(there)} without a manifest; give --overwrite, or another --output"
+            )
         return None
     manifest = read_pack_manifest(job.output)
     pairs = [(name, getattr(manifest, name), value) for name, value in job.asked.items()]

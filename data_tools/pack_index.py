@@ -32,6 +32,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data_tools.atomic_files import beside
 from data_tools.errors import DataError
+from data_tools.loss_mask import LossMasks
 from data_tools.packing import Algorithm, Ints, Overlong, Packing, Pieces
 
 FORMAT_VERSION = 1
@@ -157,6 +158,15 @@ def read_packs(out: str | Path) -> tuple[Ints, Pieces]:
     columns = np.frombuffer(raw, "<i4", 4 * pieces, at + 8 * pieces).reshape(4, pieces).astype(np.int64)
     conversation = np.frombuffer(raw, "<i8", pieces, at)
     return np.frombuffer(raw, "<i8", packs + 1, _HEADER.size), Pieces(conversation, *columns)
+
+
+def trained_tokens(masks: LossMasks | None, pieces: Pieces) -> Ints:
+    """Trained tokens of each piece, [pieces]; without masks all are."""
+    if masks is None:
+        return pieces.lengths
+    ends = (pieces.skip_start, pieces.start, pieces.stop, pieces.skip_stop)
+    head_end, head_start, tail_end, tail_start = (masks.trained_before(pieces.conversation, end) for end in ends)
+    return head_end - head_start + tail_end - tail_start
 
 
 def read_pack_manifest(out: str | Path) -> PackManifest:

@@ -170,10 +170,9 @@ def _check_origins(prefix: Path, manifest: Manifest) -> None:
     path = beside(prefix, ".origin")
     origins = np.fromfile(path, ORIGIN)
     _expect(path, "documents", len(origins), manifest.documents)
-    if (origins["source"] >= len(manifest.sources)).any():
-        raise DataError(
-            f"{path}: a document is of source {int(origins['source'].max())}, and there are fewer; {_REMEDY}"
-        )
+    largest = int(origins["source"].max(initial=0))
+    if largest >= len(manifest.sources):
+        raise DataError(f"{path}: a document is of source {largest}, there are {len(manifest.sources)}; {_REMEDY}")
     if manifest.hold_out_percent:
         is_held_out = origins["id_hash"] < np.uint64(held_out_below(manifest.hold_out_percent))
         wrong = is_held_out != (manifest.split == "validation")

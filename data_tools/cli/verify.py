@@ -14,14 +14,19 @@ def add(verbs: Any) -> None:
     about = "Check every claim of a dataset's manifest, or of all shards of a plan, against the files."
     parser = verbs.add_parser("verify", help=about, description=about)
     parser.example = "python -m data_tools verify data/demo/tokens/shq --deep"
-    parser.add_argument("prefix", type=Path, metavar="PREFIX", help="prefix of the files, or folder of plan.json")
+    parser.add_argument("prefix", type=Path, metavar="PREFIX", help="prefix of data or packs, or folder of plan.json")
     parser.add_argument("--deep", action="store_true", help="read every byte: hashes, ids, ends of documents")
     parser.set_defaults(verb=_verify)
 
 
 def _verify(options: argparse.Namespace) -> None:
+    from data_tools.manifest import manifest_path
+    from data_tools.pack_index import pack_manifest_path
     from data_tools.verify import prefixes_of, verify
 
+    if pack_manifest_path(options.prefix).exists() and not manifest_path(options.prefix).exists():
+        _verify_packs(options)
+        return
     manifests = [verify(prefix, deep=options.deep) for prefix in prefixes_of(options.prefix)]
     left_out = sum(manifest.left_out for manifest in manifests)
     rows = [
@@ -30,5 +35,18 @@ def _verify(options: argparse.Namespace) -> None:
         ["tokens", f"{sum(manifest.tokens for manifest in manifests):,}"],
         *([["left out by --where", f"{left_out:,}"]] if left_out else []),
         ["read", "every byte" if options.deep else "sizes and indices; --deep reads every byte"],
+    ]
+    print_table(f"{options.prefix}: all that its manifest says is so", ["", ""], rows)
+
+
+def _verify_packs(options: argparse.Namespace) -> None:
+    from data_tools.verify_packs import verify_packs
+
+    packs = verify_packs(options.prefix, deep=options.deep)
+    rows = [
+        ["rows", f"{packs.packs:,} of {packs.length:,} tokens"],
+        ["pieces", f"{packs.pieces:,}"],
+        ["tokens in rows", f"{packs.packed_tokens:,}"],
+        ["read", "every byte of the index" if options.deep else "the index; --deep compares hashes too"],
     ]
     print_table(f"{options.prefix}: all that its manifest says is so", ["", ""], rows)

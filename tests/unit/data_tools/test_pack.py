@@ -28,6 +28,8 @@ from data_tools.pack_index import (
 )
 from data_tools.packing import pack
 from data_tools.progress import NoProgress
+from data_tools.selection import Where
+from data_tools.verify_packs import verify_packs
 
 WriteLines = Callable[..., Path]
 ANSWERS = ["a", "the cat", "<think>\nthe cat sat on the mat xyz xyz xyz\n</think>\n\nthere", "b" * 20]
@@ -163,3 +165,98 @@ def test_the_reference_page_names_every_field(field: str) -> None:
     page = (Path(__file__).parents[3] / "docs/reference/chat-and-packs.md").read_text()
     rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
     assert any(f"`{field}`" in row for row in rows)
+
+
+def test_megatron_gets_no_conversation_whose_system_speaks_twice(
+    job: PackJob, tiny_tokenizer: Path, write_lines: WriteLines, tmp_path: Path
+) -> None:
+    roles = ("user", "assistant", "system", "user", "assistant")
+    path = write_lines({"messages": [{"role": role, "content": "a"} for role in roles]}, name="twice.jsonl")
+    chat(ChatJob((path,), tiny_tokenizer, tmp_path / "twice"), NoProgress())
+    with pytest.raises(DataError, match=r"twice\.jsonl:1: --out megatron-jsonl: a system turn that is not the first"):
+        run(job, data=tmp_path / "twice", length=100, form="megatron-jsonl")
+
+
+def test_megatron_gets_the_rows_that_were_kept(tiny_tokenizer: Path, write_lines: WriteLines, tmp_path: Path) -> None:
+    said = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "a"}]
+    rows = [{"messages": said}, {"messages": said[:1]}, {"messages": [said[0], {"role": "assistant", "content": "b"}]}]
+    path = write_lines(*rows)
+    where = Where.parse("answer_tokens == 1")
+    chat(ChatJob((path,), tiny_tokenizer, tmp_path / "c", on_error="skip", where=where), NoProgress())
+    job = PackJob(data=tmp_path / "c", output=tmp_path / "p", length=22, form="megatron-jsonl", algorithm="bfd")
+    assert run(job).manifest.pieces == 2
+    lines = (tmp_path / "p.jsonl").read_text().splitlines()
+    assert sorted(json.loads(line)["messages"][2]["content"] for line in lines) == ["a", "b"]
+    path.write_text(path.read_text().replace('"a"', '"c"'))
+    with pytest.raises(DataError, match="is not the file that the dataset was made of"):
+        run(job, output=tmp_path / "again")
+
+
+def test_files_of_somebody_else_are_not_overwritten(job: PackJob, data: Path) -> None:
+    own = job.output.with_suffix(".jsonl")
+    own.parent.mkdir()
+    own.write_text("mine")
+    with pytest.raises(DataError, match=r"p\.jsonl without a manifest; give --overwrite"):
+        run(job, form="megatron-jsonl")
+    assert own.read_text() == "mine"
+    source = data.parent / "in.jsonl"
+    with pytest.raises(UsageError, match=r"in\.jsonl: is what .* was made of"):
+        run(job, form="megatron-jsonl", output=source.with_suffix(""), overwrite=True)
+
+
+def test_packs_as_they_were_written_are_right(job: PackJob) -> None:
+    for changes in ({}, {"length": job.length - 10, "overlong": "trim-thinking"}, {"length": 9, "algorithm": "concat"}):
+        manifest = run(job, overwrite=True, **changes).manifest
+        assert verify_packs(job.output, deep=True) == manifest
+
+
+def test_a_changed_index_is_found(job: PackJob) -> None:
+    run(job)
+    path = packs_path(job.output)
+    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(DataError, match="is not the file that its manifest describes"):
+        verify_packs(job.output, deep=True)
+
+
+@pytest.mark.parametrize(
+    ("column", "number", "said"),
+    [
+        ("conversation", 9, "a piece is of none of the 4 documents"),
+        ("stop", 999, "is not within its .* tokens"),
+        ("conversation", 3, "tokens of document 3 are in two pieces"),
+    ],
+)
+def test_pieces_beyond_their_documents_are_found(job: PackJob, column: str, number: int, said: str) -> None:
+    run(job, length=200, algorithm="concat")
+    _, pieces = read_packs(job.output)
+    changed = {
+        name: getattr(pieces, name).copy() for name in ("conversation", "start", "stop", "skip_start", "skip_stop")
+    }
+    changed[column][0] = number
+    if column == "stop":
+        changed["skip_start"][0] = changed["skip_stop"][0] = number
+    columns = b"".join(changed[name].astype("<i4").tobytes() for name in ("start", "stop", "skip_start", "skip_stop"))
+    raw = packs_path(job.output).read_bytes()
+    size = 24 * len(pieces)
+    packs_path(job.output).write_bytes(raw[:-size] + changed["conversation"].astype("<i8").tobytes() + columns)
+    with pytest.raises(DataError, match=said):
+        verify_packs(job.output, deep=False)
+
+
+def test_packs_of_other_data_are_found(job: PackJob, data: Path) -> None:
+    run(job)
+    manifest = json.loads(pack_manifest_path(job.output).read_text())
+    pack_manifest_path(job.output).write_text(json.dumps({**manifest, "data_id": "0" * 64}))
+    with pytest.raises(DataError, match="data_id of the dataset: found .* its manifest says 0000"):
+        verify_packs(job.output, deep=False)
+
+
+@pytest.mark.parametrize(
+    ("claim", "said"), [({"length": 5}, "positions of 5"), ({"packed_trained_tokens": 1}, "says 1")]
+)
+def test_wrong_claims_about_packs_are_found(job: PackJob, claim: dict[str, int], said: str) -> None:
+    run(job)
+    manifest = json.loads(pack_manifest_path(job.output).read_text())
+    pack_manifest_path(job.output).write_text(json.dumps({**manifest, **claim}))
+    with pytest.raises(DataError, match=said):
+        verify_packs(job.output, deep=False)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from data_tools.chat import ChatJob, chat
 from data_tools.errors import DataError
+from data_tools.loss_mask import mask_path, read_masks
 from data_tools.manifest import Manifest, read_manifest, write_manifest
+from data_tools.origin import ORIGIN
 from data_tools.progress import NoProgress
 from data_tools.tokenize import TokenizeJob, tokenize
 from data_tools.verify import prefixes_of, verify
@@ -102,3 +106,52 @@ def test_wrong_tokens_per_block_are_found(prefix: Path) -> None:
 
 def test_a_prefix_that_is_no_folder_of_shards_is_one_dataset(prefix: Path) -> None:
     assert prefixes_of(prefix) == [prefix]
+
+
+@pytest.fixture
+def chats(tiny_tokenizer: Path, write_lines: WriteLines) -> Path:
+    """Two conversations with a run of trained tokens each."""
+    said = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "ab"}]
+    source = write_lines({"messages": said}, {"messages": said})
+    chat(ChatJob((source,), tiny_tokenizer, source.parent / "chats"), NoProgress())
+    return source.parent / "chats"
+
+
+def test_conversations_as_they_were_written_are_right(chats: Path) -> None:
+    assert verify(chats, deep=True) == read_manifest(chats)
+
+
+@pytest.mark.parametrize(
+    ("run", "said"),
+    [
+        ([[5, 5], [5, 8]], "is empty, not behind the last, or not within"),
+        ([[5, 8], [5, 99]], r"run 5\.\.99 of conversation 1 is empty"),
+        ([[5, 8], [-1, 8]], r"run -1\.\.8 of conversation 1"),
+        ([[5, 6], [5, 8]], "trained_tokens: found"),
+    ],
+)
+def test_a_mask_that_leaves_its_document_is_found(chats: Path, run: list[list[int]], said: str) -> None:
+    masks = read_masks(chats)
+    content = replace(masks, runs=np.array(run, np.int32)).to_bytes()
+    mask_path(chats).write_bytes(content)
+    record = read_manifest(chats).chat
+    assert record is not None
+    claim(chats, chat=record.model_dump() | {"mask_sha256": hashlib.sha256(content).hexdigest()})
+    with pytest.raises(DataError, match=said):
+        verify(chats, deep=True)
+
+
+def test_an_origin_of_no_source_is_found(prefix: Path) -> None:
+    path = Path(f"{prefix}.origin")
+    origins = np.fromfile(path, ORIGIN)
+    origins["source"][1] = 1
+    origins.tofile(path)
+    claim(prefix, origin_sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    with pytest.raises(DataError, match=r"out\.origin: a document is of source 1, there are 1"):
+        verify(prefix, deep=True)
+
+
+def test_a_document_of_the_other_split_is_found(prefix: Path) -> None:
+    claim(prefix, hold_out_percent=99.9)
+    with pytest.raises(DataError, match=r"out\.origin: document 0 is not of split train"):
+        verify(prefix, deep=True)
