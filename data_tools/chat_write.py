@@ -29,7 +29,7 @@ from data_tools.parts import Part
 from data_tools.readers import BadRecord, Raw
 from data_tools.records import Conversation
 from data_tools.speech import Thinking, marked, messages_of, tools_of
-from data_tools.tokenizer import Tokenizer
+from data_tools.tokenizer import Tokenizer, tokenizer_file
 
 CHAT_VERSION = "2"
 """Raised when the same conversation would give other ids or another mask; recorded in every manifest."""
@@ -189,7 +189,7 @@ class ChatEncoder(BlockEncoder):
         """As in `BlockEncoder`."""
         self._maker = ChatMaker(
             tokenizer,
-            folder=job.tokenizer,
+            folder=tokenizer_file(job.tokenizer).parent,
             template=job.template,
             thinking=job.thinking,
             train_on=job.train_on,

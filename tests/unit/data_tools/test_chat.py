@@ -306,3 +306,9 @@ def test_text_is_not_taken_for_conversations_of_the_same_input(job: ChatJob) -> 
     tokenize(dataclasses.replace(text, overwrite=True), NoProgress())
     with pytest.raises(DataError, match="holds documents of text; give --overwrite"):
         run(job)
+
+
+def test_a_tokenizer_may_be_named_by_its_file(job: ChatJob) -> None:
+    by_folder = run(job).manifest
+    by_file = run(job, tokenizer=job.tokenizer / "tokenizer.json", output=job.output.parent / "d").manifest
+    assert by_file.data_id == by_folder.data_id
