@@ -140,8 +140,17 @@ def test_a_sample_that_cannot_be_as_large_as_asked_is_warned_of(
 ) -> None:
     assert main(["sample", "--out", str(tmp_path), "--only", "base", "--scale", "2"]) == 0
     warning = capsys.readouterr().err
-<<<<<<< 018fc0c
-    assert re.search(r"WARNING: base: \d,\d{3},\d{3} bytes of text are all there is, of the 14,000,000", warning)
+    assert re.search(r"WARNING: base: no more rows than these, of 3,000 asked for: library 1,\d{3}\n", warning)
+
+
+def test_sample_says_what_was_there_already(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["sample", "--out", str(tmp_path), "--only", "eval,shq", "--scale", "0.2"]
+    assert main([*command, "--only", "eval"]) == 0
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"eval +96 +96 +[\d,]+ +48 +prompt .*was there", out)
+    assert re.search(r"shq +168 +\d+ +[\d,]+ +12 +step by step .*yes", out)
+    assert re.search(r"\d+ s, \d+ CPU s in all", out)
 
 
 def test_status_of_one_dataset_says_that_it_has_no_shards(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,16 +172,3 @@ def test_a_dataset_that_is_not_there_names_those_that_are(
     capsys.readouterr()
     assert main(shlex.split(f"inspect {asked}")) == 3
     assert "no such file; finished datasets there: sets/a, sets/b; make it with:" in capsys.readouterr().err
-=======
-    assert re.search(r"WARNING: base: no more rows than these, of 3,000 asked for: library 1,\d{3}\n", warning)
-
-
-def test_sample_says_what_was_there_already(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["sample", "--out", str(tmp_path), "--only", "eval,shq", "--scale", "0.2"]
-    assert main([*command, "--only", "eval"]) == 0
-    assert main(command) == 0
-    out = capsys.readouterr().out
-    assert re.search(r"eval +96 +96 +[\d,]+ +48 +prompt 100 % +was there", out)
-    assert re.search(r"shq +132 +\d+ +[\d,]+ +12 +step by step +yes", out)
-    assert re.search(r"\d+ s, \d+ CPU s in all", out)
->>>>>>> 74c03b9
