@@ -97,7 +97,7 @@ def _connected(cluster: Cluster) -> Any:
     try:
         ray.init(**start, log_to_driver=False, logging_level=logging.WARNING)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise SetupError(f"--ray-address {cluster.address}: {error}") from None
+        raise SetupError(f"--engine ray, {start['address']}: {error}") from None
     largest = max((int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]), default=0)
     if largest < cluster.workers:  # Ray would wait for such a node for ever
         ray.shutdown()

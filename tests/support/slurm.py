@@ -91,7 +91,7 @@ class PrivateSlurm:
         shown = self.run("scontrol", "show", "job", "--oneliner", job)
         return dict(word.split("=", 1) for word in shown.split() if "=" in word)
 
-    def wait_for(self, what: str, is_so: Callable[[], object], *, timeout_s: float = 60.0) -> None:
+    def wait_for(self, what: str, is_so: Callable[[], object], *, timeout_s: float = 120.0) -> None:
         """Waits until something is so; fails with the daemons' last words if it never is."""
         end = time.monotonic() + timeout_s
         while not is_so():
