@@ -15,6 +15,7 @@ not call core.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -151,6 +152,27 @@ _STAND_INS: dict[str, Any] = {
 """`torch.cuda` names that core calls, and what they mean on a CPU."""
 
 
+def _torch_optimizer() -> list[tuple[Any, str, Any]]:
+    """What core's optimizer has where no fused extension is installed; with one it takes CUDA kernels, GPU or not."""
+    if not any(importlib.util.find_spec(extension) for extension in ("transformer_engine", "amp_C")):
+        return []
+    from megatron.core import optimizer as core_optimizer
+    from megatron.core import utils
+    from megatron.core.optimizer import clip_grads, distrib_optimizer
+    from megatron.core.optimizer import optimizer as mixed_precision
+
+    places: list[tuple[Any, str, Any]] = [(core_optimizer, "USING_PYTORCH_OPTIMIZER", True)]
+    places += [(core_optimizer, "Adam", torch.optim.AdamW), (distrib_optimizer, "Adam", torch.optim.Adam)]
+    places += [
+        (distrib_optimizer, name, False) for name in ("HAVE_APEX_OR_TE", "USING_TE_OPTIMIZER", "USING_APEX_OPTIMIZER")
+    ]
+    for owner in (clip_grads, mixed_precision):
+        places.append((owner, "multi_tensor_applier", utils.local_multi_tensor_applier))
+        places.append((owner, "multi_tensor_scale_impl", utils.local_multi_tensor_scale))
+    places.append((clip_grads, "l2_norm_impl", utils.local_multi_tensor_l2_norm))
+    return places
+
+
 @contextlib.contextmanager
 def cpu_stand_ins(*, gpu_exists: bool) -> Iterator[None]:
     """Answers core's `cuda` calls with the CPU; `device_scope` enters it where it belongs.
@@ -167,6 +189,7 @@ def cpu_stand_ins(*, gpu_exists: bool) -> Iterator[None]:
     places: list[tuple[Any, str, Any]] = [(torch.cuda, name, stand_in) for name, stand_in in _STAND_INS.items()]
     places.append((core_random, "_get_cuda_rng_state", lambda *_args, **_kwargs: torch.get_rng_state()))
     places.append((core_random, "_set_cuda_rng_state", lambda state, *_args, **_kwargs: torch.set_rng_state(state)))
+    places += _torch_optimizer()
     saved = [(owner, name, getattr(owner, name)) for owner, name, _ in places]
     for owner, name, stand_in in places:
         setattr(owner, name, stand_in)

@@ -26,6 +26,7 @@ from megatron_ext.models.kernels import describe_layers
 from megatron_ext.plan.flops import token_flops
 from megatron_ext.plan.memory import memory_per_rank
 from megatron_ext.plan.stage_plan import StagePlan
+from megatron_ext.recipe.schema import ModelRecipe
 from megatron_ext.runtime.device import device
 from megatron_ext.runtime.launch import Launch
 from megatron_ext.runtime.parallel import process_groups
@@ -101,7 +102,7 @@ def make_benchmark_plan(
         micro_batch_size=rows,
         batch={"sequence_length": length},
         model=recipe,
-        model_size=make_plan().model_size.model_copy(update={"padded_vocab_size": recipe["vocab_size"]}),
+        model_size=make_plan().model_size.model_copy(update={"padded_vocab_size": ModelRecipe(**recipe).vocab_size}),
         precision="bf16",
     )
     return plan.model_copy(update={"layout": plan.layout.model_copy(update={"backend": backend})})

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from data_tools.strict_yaml import load_yaml
 from megatron_ext.runtime.device import has_gpu
 from megatron_ext.runtime.doctor import find
 from tests.gpu import check
+from tests.gpu.benchmark import MODEL, make_benchmark_plan
 from tests.support.toy_project import REPOSITORY, environment
 
 without_gpu = pytest.mark.skipif(has_gpu(), reason="says what happens without a GPU")
@@ -101,3 +103,8 @@ def test_the_report_has_a_row_for_each_part_and_benchmark() -> None:
     assert "| backend: te | m | 8 x 2,048 | 1,000 | 1.0 | 40.0% | 700 TFLOP/s | 5.00 | 4.00 |" in text
     assert "| x | not run: why | 0 |  |  |" in text
     assert "- missing: mamba-ssm" in text
+
+
+def test_the_benchmark_reads_the_vocabulary_with_its_underscores(tmp_path: Path) -> None:
+    plan = make_benchmark_plan(tmp_path, "local", 1, 1, 8, load_yaml(MODEL).data)
+    assert plan.model_size.padded_vocab_size == 32_768
