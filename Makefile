@@ -74,7 +74,7 @@ test-engines: $(STAMP) ## tokenize on a real Slurm and a real Ray, where they ar
 	$(PYTEST) -m 'system and not gpu' tests/reliability/test_slurm_engine.py tests/reliability/test_ray_engine.py
 
 .PHONY: gpu-check
-gpu-check: ## tests/gpu and a training step's speed on this GPU, in 8 minutes; installs nothing
+gpu-check: ## tests/gpu and a training step's speed on this GPU, in 15 minutes; installs nothing
 	@$(PY) tests/gpu/check.py
 
 .PHONY: bench
