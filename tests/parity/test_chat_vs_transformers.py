@@ -160,3 +160,47 @@ def test_the_answer_alone_is_trained_on_when_asked(tokenizer: Path) -> None:
     assert trained("thinking", "assistant", "thinking") == TRACE + "3<|im_end|>"
     assert trained("tools", "assistant") == "It is 3.<|im_end|>"
     assert trained("tools", "assistant", "tools").startswith("\n\n\n<tool_call>")
+
+
+def changed_tokenizer(tokenizer: Path, folder: Path, **changes: Any) -> Path:
+    """A copy of a tokenizer folder with other parts of tokenizer.json."""
+    folder.mkdir()
+    for file in tokenizer.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    content = json.loads((tokenizer / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(content | changes))
+    return folder
+
+
+def test_texts_that_a_normalizer_changes_give_the_ids_and_masks_of_transformers(
+    tokenizer: Path, tmp_path: Path
+) -> None:
+    composing = changed_tokenizer(tokenizer, tmp_path / "nfc", normalizer={"type": "NFC"})
+    turns = (Turn("user", "cafe\u0301"), Turn("assistant", "<think>\ne\u0301\n</think>\n\nu\u0308ber"))
+    made_by = maker(composing)
+    assert made_by.is_exact
+    conversation = Conversation("decomposed", turns)
+    assert ours(made_by, conversation) == theirs(composing, conversation)
+
+
+def test_a_beginning_that_the_template_writes_is_one_token_and_not_trained_on(tokenizer: Path) -> None:
+    template = "{{ '<|endoftext|>' }}" + MARKED_TEMPLATE
+    conversation = conversation_of("thinking")
+    ids, mask = ours(maker(tokenizer, template), conversation)
+    assert (ids, mask) == theirs(tokenizer, conversation, template)
+    assert (ids.count(Tokenizer.load(tokenizer).eod_id), ids[0], mask[0]) == (1, Tokenizer.load(tokenizer).eod_id, 0)
+
+
+@pytest.mark.parametrize("name", [name for name in AWKWARD if "tool" not in name])
+def test_a_tokenizer_that_splits_as_llama_3_does_gives_the_ids_and_masks_of_transformers(
+    tokenizer: Path, tmp_path: Path, name: str
+) -> None:
+    pattern = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+        r"|\s+(?!\S)|\s+"
+    )
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    bytes_only = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    splitting = {"type": "Sequence", "pretokenizers": [split, bytes_only]}
+    llama = changed_tokenizer(tokenizer, tmp_path / "llama", pre_tokenizer=splitting)
+    assert ours(maker(llama), conversation_of(name)) == theirs(llama, conversation_of(name))
