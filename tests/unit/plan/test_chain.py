@@ -198,6 +198,24 @@ def test_the_batch_may_grow_from_stage_to_stage(project: PencilProject) -> None:
     assert (child.batch.total_steps, child.batch.end_samples) == (5, 80)
 
 
+def test_a_ramp_lies_in_the_first_stage_and_the_chain_ends_on_the_horizon(project: PencilProject) -> None:
+    """7 steps of 2 samples come first: 14 + 7 x 4 = 42 samples, and 10 x 4 more are the 82 of the horizon."""
+    ramp = "ramp_tokens: 224\n  ramp_start_batch_size: 2\n  ramp_increment: 2"
+    project.edit("pretrain.yaml", "global_batch_size: 4", f"global_batch_size: 4\n  {ramp}")
+    child = plan("child")
+    assert (child.batch.samples_before, child.batch.ramp, child.batch.total_steps) == (42, (), 10)
+    assert child.batch.end_samples == child.schedule.horizon_samples == 82
+    assert any("the ramp lies in the first stage of the chain" in sentence for sentence in child.roundings)
+
+
+def test_a_phase_may_not_end_inside_the_ramp(project: PencilProject) -> None:
+    ramp = ("training.ramp_tokens=224", "training.ramp_start_batch_size=2", "training.ramp_increment=2")
+    stage = plan("phases", *ramp)
+    assert [phase.samples for phase in stage.data.phases] == [42, 40]
+    tokens = ("data.phases[0].tokens=160", "data.phases[1].tokens=1120")
+    assert "data.phases[0].tokens: 160 tokens end inside the ramp" in refusal("phases", *ramp, *tokens)
+
+
 def test_a_source_replaced_between_the_stages_is_refused(project: PencilProject) -> None:
     parent = plan("pretrain")
     folder = Path("runs/stages") / parent.stage_id
