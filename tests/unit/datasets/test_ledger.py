@@ -108,8 +108,8 @@ def _write_checkpoint(folder, plan, cursor, step):
 
 def test_the_command_prints_a_checkpoint_s_ledger_with_sums(folder, tmp_path, capsys):
     plan = _plan(folder)
-    for step in (2, 5, 10):
-        _write_checkpoint(tmp_path, plan, _after(plan, min(step, 5))[0], step)
+    for number, steps in {2: 2, 9: 4, 10: 5}.items():
+        _write_checkpoint(tmp_path, plan, _after(plan, steps)[0], number)
     assert main(["ledger", str(tmp_path)]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["2", "b", "general", "32", "32", "1.33", "16", "16"] in lines
