@@ -50,13 +50,13 @@ def _sample(options: argparse.Namespace) -> None:
             said = ", ".join(f"{family} {rows:,}" for family, rows in short.items())
             wanted = request.num_rows(SOURCES[sample.card["name"]])
             warn(f"{sample.card['name']}: no more rows than these, of {wanted:,} asked for: {said}")
+    took = f"{time.monotonic() - start:.0f} s, {_cpu_s() - cpu_start_s:.0f} CPU s in all"
+    print(f"{took}; what was left out and why: NAME.card.json")
     print_table(
         f"samples in {options.out}",
         ["source", "rows", "held out", "text bytes", "families", "shares of text", "made now"],
         [_row(sample) for sample in written],
     )
-    took = f"{time.monotonic() - start:.0f} s, {_cpu_s() - cpu_start_s:.0f} CPU s in all"
-    print(f"{took}; what was left out and why: NAME.card.json")
 
 
 def _cpu_s() -> float:

@@ -16,7 +16,7 @@ BOX = set("─│┌┐└┘├┤┬┴┼")
 
 SHARDS = "--shard-bytes --task --engine --submit --tasks --max-running --sbatch --ray-address"
 OPTIONS = {
-    "sample": "--out --seed --only --scale",
+    "sample": "--out --size --seed --only --scale --workers",
     "train-tokenizer": "--input --key --vocab-size --out",
     "tokenize": "--input --adapter --key --where --answer-rule --on-error --max-bad --rejects --tokenizer "
     f"--append-eod --special-tokens --compat --verify-sample --bpe --workers --output --hold-out --overwrite {SHARDS}",
@@ -71,9 +71,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         for verb in ("sample", "train-tokenizer"):
             assert main(examples(verb)[0]) == 0
-        for path in sorted(Path("data/demo/raw").glob("*.jsonl")):
-            command = f"tokenize --input {path} --tokenizer data/demo/tokenizer --append-eod"
-            assert main(shlex.split(f"{command} --output data/demo/tokens/{path.stem}")) == 0
+        for name in (f"{source}{part}" for source in ("base", "ldq", "shq") for part in ("", ".validation")):
+            command = f"tokenize --input data/demo/raw/{name}.jsonl --tokenizer data/demo/tokenizer --append-eod"
+            assert main(shlex.split(f"{command} --output data/demo/tokens/{name}")) == 0
     return folder
 
 
@@ -90,5 +90,4 @@ def test_the_example_of_a_verb_runs_on_the_demo_and_ends_with_a_table(
         assert main(command) == 0, capfd.readouterr().err
     said = capfd.readouterr().out.rstrip("\n").splitlines()
     last_rule = max(number for number, line in enumerate(said) if set(line.strip()) <= BOX and line.strip())
-    assert len(said[last_rule + 1 :]) < 10, "a long text follows the table"
     assert all(line.count("  ") for line in said[last_rule + 1 :]), f"no rows of a table: {said[last_rule + 1 :]}"
