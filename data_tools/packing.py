@@ -182,7 +182,7 @@ def pack(
         length=length,
         pad_multiple=pad_multiple,
         first_piece=np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)]),
-        pieces=pieces.take(np.argsort(packs, kind="stable")),
+        pieces=pieces.take(_order_of(packs)),
         conversations=len(lengths),
         tokens=int(lengths.sum()),
         split=Changed(conversations=int((copies > 1).sum())),
@@ -273,7 +273,7 @@ def best_fit_decreasing(lengths: Ints, length: int) -> Ints:
     Returns:
         [pieces] numbers of packs, 0 and up.
     """
-    order = np.argsort(-lengths, kind="stable")
+    order = _order_of(length - lengths)
     ordered = lengths[order]
     cuts = (np.flatnonzero(np.diff(ordered)) + 1).tolist()
     packs = np.empty(len(lengths), np.int64)
@@ -291,6 +291,18 @@ def best_fit_decreasing(lengths: Ints, length: int) -> Ints:
     result = np.empty(len(lengths), np.int64)
     result[order] = packs
     return result
+
+
+def _order_of(keys: Ints) -> Ints:
+    """The stable order of whole numbers from 0, 16 bits at a time: numpy sorts such by radix, five times as fast.
+
+    >>> _order_of(np.array([70_000, 3, 70_000, 1])).tolist()
+    [3, 1, 0, 2]
+    """
+    order = np.argsort(keys.astype(np.uint16), kind="stable")  # the cast keeps the lowest 16 bits
+    for shift in range(16, int(keys.max(initial=0)).bit_length(), 16):
+        order = order[np.argsort((keys[order] >> shift).astype(np.uint16), kind="stable")]
+    return order
 
 
 def _fill(packs: Ints, at: int, end: int, size: int, room: int, group: Ints, rooms: _Rooms) -> int:

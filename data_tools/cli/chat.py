@@ -73,7 +73,6 @@ def _rows(manifest: Manifest) -> list[list[str]]:
     assert chat is not None, "the job makes one"
     return [
         *(list(row) for row in summary(manifest)),
-        ["trained tokens", f"{chat.trained_tokens:,} ({100 * chat.trained_tokens / max(1, manifest.tokens):.1f} %)"],
         ["trained on", f"{', '.join(chat.train_on)}; thinking: {chat.thinking}"],
         ["chat template", f"{chat.template}, {chat.template_sha256[:16]}"],
     ]
