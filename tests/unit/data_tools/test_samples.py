@@ -186,11 +186,10 @@ def test_shq_rows_are_in_the_schema_of_openthoughts3(some_shq: list[dict[str, An
         assert 1 <= row["difficulty"] <= 10
 
 
-def test_families_come_in_turn(samples: Path) -> None:
-    files = [samples / f"shq{suffix}" for suffix in (".jsonl", ".validation.jsonl")]
-    assert sum(len(rows_of(file)) for file in files) == len(TRACE_WRITERS)
-    families = [row["source"].partition("/")[2] for row in rows_of(files[0])]
-    assert families == sorted(families)
+def test_families_come_in_turn(tmp_path: Path) -> None:
+    write_sample(SOURCES["eval"], tmp_path, Request(scale=0.25), progress=NoProgress())
+    families = [row["meta_data"]["family"] for row in rows_of(tmp_path / "eval.jsonl")]
+    assert families == 2 * sorted(SOURCES["eval"].parts)
 
 
 def test_shq_has_families_of_arithmetic_algebra_and_logic() -> None:
