@@ -30,6 +30,7 @@ of one. JSON, UTF-8, these fields:
 | sources              | of each input file, in order: path, bytes, sha256, start (above 0 in shards), and
 |                      | mtime_ns, ctime_ns, inode, by which `file_state.py` knows it again |
 | chat                 | of conversations: see `ChatRecord`; null for text |
+| parts                | of a merged dataset: the data id of each part, in order; else empty |
 | command              | the command line |
 | versions             | of the software that wrote it |
 | created              | UTC, ISO 8601 |
@@ -152,6 +153,7 @@ class Manifest(_Part):
     tokenizer: TokenizerRecord
     sources: list[SourceFile]
     chat: ChatRecord | None = None
+    parts: list[str] = []
     command: str
     versions: dict[str, str]
     created: str

@@ -18,10 +18,18 @@ from data_tools.atomic_files import beside, only_writer, sync_folder
 from data_tools.bpe import Encoded
 from data_tools.dataset_writer import Batch, DatasetWriter, WrittenDataset
 from data_tools.encode import tokens_per_block
-from data_tools.errors import DataError
+from data_tools.errors import DataError, UsageError
 from data_tools.indexed import IndexedReader
 from data_tools.loss_mask import read_masks
-from data_tools.manifest import EngineRecord, Manifest, check_files, manifest_path, read_manifest, write_manifest
+from data_tools.manifest import (
+    EngineRecord,
+    Manifest,
+    SourceFile,
+    check_files,
+    manifest_path,
+    read_manifest,
+    write_manifest,
+)
 from data_tools.origin import ORIGIN
 from data_tools.progress import Progress
 from data_tools.verify import verify
@@ -63,9 +71,12 @@ def merge(
         command: The command line, for the manifest.
 
     Raises:
+        UsageError: If `output` is one of the parts.
         DataError: If a part is damaged, has no origins, does not go with the first, or something
              else stands at `output`.
     """
+    if output.resolve() in [prefix.resolve() for prefix in prefixes]:
+        raise UsageError(f"{output}: is one of the parts and would be written too; choose another --output")
     parts = [read_manifest(prefix) for prefix in prefixes]
     _refuse_strangers(prefixes, parts)
     with only_writer(output):
@@ -121,12 +132,14 @@ def _finished_before(output: Path, parts: Sequence[Manifest]) -> Manifest | None
             raise DataError(f"{output}: {output}.bin without a manifest; give --overwrite, or another --output")
         return None
     manifest = read_manifest(output)
-    if manifest.sources != [source for part in parts for source in part.sources] or manifest.tokens != sum(
-        part.tokens for part in parts
-    ):
+    if manifest.parts != [part.data_id for part in parts] or manifest.sources != _sources(parts):
         raise DataError(f"{output}: holds another dataset; give --overwrite, or another --output")
     check_files(output, manifest)
     return manifest
+
+
+def _sources(parts: Sequence[Manifest]) -> list[SourceFile]:
+    return [source for part in parts for source in part.sources]
 
 
 def _pieces(prefix: Path, part: Manifest) -> Iterator[Batch]:
@@ -177,7 +190,8 @@ def _merged(written: WrittenDataset, parts: Sequence[Manifest], *, command: str)
         "origin_sha256": written.origin_sha256,
         "max_token_id": pair.max_token_id,
         "tokens_per_block": tokens_per_block(pair.lengths, block_documents=first.block_documents),
-        "sources": [source.model_dump() for part in parts for source in part.sources],
+        "sources": [source.model_dump() for source in _sources(parts)],
+        "parts": [part.data_id for part in parts],
         "engine": _engine([part.engine for part in parts]),
         "command": command,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_tools.errors import DataError
+from data_tools.errors import DataError, UsageError
 from data_tools.merge import merge
 from data_tools.origin import ORIGIN
 from data_tools.progress import NoProgress
@@ -57,6 +57,26 @@ def test_merging_again_changes_nothing_and_another_dataset_is_not_overwritten(jo
     with pytest.raises(DataError, match="merged: holds another dataset; give --overwrite"):
         merge(prefixes[:1], out, NoProgress())
     assert merge(prefixes[:1], out, NoProgress(), overwrite=True).manifest.documents == 2
+
+
+def test_parts_made_again_with_as_many_tokens_of_the_same_files_are_another_dataset(
+    tiny_tokenizer: Path, write_lines: WriteLines, tmp_path: Path
+) -> None:
+    source = write_lines({"text": "ab", "body": "cd"})
+    part = TokenizeJob((source,), tiny_tokenizer, tmp_path / "part")
+    tokenize(part, NoProgress())
+    assert merge([part.output], tmp_path / "whole", NoProgress()).manifest.tokens == 2
+    assert tokenize(replace(part, key="body", overwrite=True), NoProgress()).manifest.tokens == 2
+    with pytest.raises(DataError, match="whole: holds another dataset; give --overwrite"):
+        merge([part.output], tmp_path / "whole", NoProgress())
+
+
+def test_a_part_is_not_written_over(jobs: list[TokenizeJob]) -> None:
+    prefixes = [job.output for job in jobs]
+    before = [path.read_bytes() for path in sorted(prefixes[0].parent.glob("1.*"))]
+    with pytest.raises(UsageError, match="1: is one of the parts and would be written too; choose another --output"):
+        merge(prefixes, prefixes[0], NoProgress(), overwrite=True)
+    assert [path.read_bytes() for path in sorted(prefixes[0].parent.glob("1.*"))] == before
 
 
 def test_parts_of_other_jobs_are_not_mixed(jobs: list[TokenizeJob]) -> None:
