@@ -12,6 +12,7 @@ from data_tools.job import DatasetJob
 from data_tools.manifest import Manifest, check_files, manifest_path, read_manifest
 from data_tools.parts import Part
 from data_tools.readers import READER_VERSION
+from data_tools.rejects import parse_max_bad
 from data_tools.tokenizer import fingerprint
 
 
@@ -23,7 +24,7 @@ def finished_before(job: DatasetJob, parts: Sequence[Part]) -> list[Manifest]:
         parts: Of its inputs.
 
     Raises:
-        DataError: If PREFIX holds something else, or is damaged.
+        DataError: If PREFIX holds something else, is damaged, or has more bad records than the job allows.
     """
     if not manifest_path(job.output).exists():
         was_interrupted = beside(manifest_path(job.output), ".partial").exists()
@@ -41,7 +42,20 @@ def finished_before(job: DatasetJob, parts: Sequence[Part]) -> list[Manifest]:
     manifests += [read_manifest(prefix) for prefix in job.outputs[1:]]
     for prefix, manifest in zip(job.outputs, manifests, strict=True):
         check_files(prefix, manifest)
+        if manifest.sources != manifests[0].sources:
+            raise DataError(f"{prefix}: is not what {job.output} holds out; give --overwrite, or another --output")
+    _refuse_too_many_bad(job, manifests)
     return manifests
+
+
+def _refuse_too_many_bad(job: DatasetJob, manifests: Sequence[Manifest]) -> None:
+    bad = manifests[0].rejected
+    records = bad + sum(manifest.documents + manifest.left_out for manifest in manifests)
+    if not parse_max_bad(job.max_bad).allows(bad, of=records):
+        raise DataError(
+            f"{job.output}: was finished with {bad:,} of {records:,} records bad, more than --max-bad {job.max_bad}; "
+            "raise it, or mend the input"
+        )
 
 
 def files_of(job: DatasetJob, prefix: Path) -> list[Path]:

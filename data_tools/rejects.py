@@ -29,6 +29,16 @@ class MaxBad:
     records: int | None = None
     percent: float | None = None
 
+    def allows(self, bad: int, *, of: int) -> bool:
+        """Whether so many of some records may be left out.
+
+        >>> [MaxBad(percent=0.5).allows(bad, of=400) for bad in (2, 3)]
+        [True, False]
+        """
+        if self.records is not None:
+            return bad <= self.records
+        return self.percent is None or bad * 100 <= self.percent * of
+
 
 def parse_max_bad(written: str) -> MaxBad:
     """Reads `100` or `0.5%`; empty is no limit.
@@ -87,10 +97,10 @@ class Rejects:
         self.by_reason[error.reason] += 1
         fields = {"file": str(part.file.path), "line": row, "reason": error.reason, "detail": error.detail}
         self._file.write(orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE))
-        limit = self._limit.records
-        if limit is not None and self.by_reason.total() > limit:
+        if self._limit.records is not None and not self._limit.allows(self.by_reason.total(), of=0):
+            limit = f"{self._limit.records:,}"
             raise DataError(
-                f"{place_of(part, row)}: {error}: more than --max-bad {limit:,} records are bad{self._most()}"
+                f"{place_of(part, row)}: {error}: more than --max-bad {limit} records are bad{self._most()}"
             )
 
     def check(self, documents: int) -> None:
@@ -100,7 +110,7 @@ class Rejects:
             DataError: If the limit is a percentage, and exceeded.
         """
         records = documents + self.by_reason.total()
-        if self._limit.percent is not None and self.by_reason.total() * 100 > self._limit.percent * records:
+        if not self._limit.allows(self.by_reason.total(), of=records):
             raise DataError(
                 f"{self.by_reason.total():,} of {records:,} records are bad, more than --max-bad {self._written}"
                 f"{self._most()}"

@@ -120,10 +120,18 @@ def freeze_plan(output: Path, plan: ShardPlan, *, overwrite: bool) -> None:
         overwrite: Whether finished shards and another plan are removed first.
 
     Raises:
-        DataError: If another plan is there and must not be replaced.
+        DataError: If another plan is there and must not be replaced, a shard that would be removed is being
+            written, or PREFIX.validation holds what this plan does not hold out.
     """
-    folders = [output, beside(output, ".validation")][: 2 if plan.fields["settings"]["hold_out_percent"] else 1]
+    held_out = beside(output, ".validation")
+    holds_out = bool(plan.fields["settings"]["hold_out_percent"])
+    if not holds_out and (held_out / "plan.json").exists() and read_plan(held_out)["settings"]["hold_out_percent"]:
+        raise DataError(f"{held_out}: holds documents that an earlier job held out; give --hold-out, or remove it")
+    folders = [output, held_out] if holds_out else [output]
     if overwrite:  # a shard that is left from before would count as one of this plan
+        for lock in (lock for folder in folders for lock in folder.glob("shard-*.lock")):
+            if is_being_written(lock.with_suffix("")):
+                raise DataError(f"{lock.with_suffix('')}: another process is writing it; wait for it, or end it first")
         for stale in [path for folder in folders for path in sorted(folder.glob("shard-*"), key=_manifests_first)]:
             if stale.suffix != ".lock":
                 stale.unlink()

@@ -20,12 +20,12 @@ from dataclasses import dataclass
 
 from data_tools.atomic_files import beside, only_writer, sync_folder
 from data_tools.encode import BlockEncoder, Encoder
-from data_tools.errors import UsageError
+from data_tools.errors import DataError, UsageError
 from data_tools.finished import files_of, finished_before
 from data_tools.inputs import find_inputs
 from data_tools.job import DatasetJob
 from data_tools.job import TokenizeJob as TokenizeJob
-from data_tools.manifest import Manifest, manifest_path, write_manifest
+from data_tools.manifest import Manifest, manifest_path, read_manifest, write_manifest
 from data_tools.parts import Part
 from data_tools.progress import Progress
 from data_tools.tokenizer import Tokenizer
@@ -70,8 +70,8 @@ def write_dataset(
         UsageError: If the command contradicts itself.
         SetupError: If a library that was chosen cannot do it.
         DataError: If an input or the tokenizer cannot be read, a record has no document and `on_error` is
-            `fail`, no document is left, two ways of encoding disagree, or PREFIX holds something else and
-            `overwrite` is not given.
+            `fail`, no document is left, two ways of encoding disagree, PREFIX.validation holds what this job
+            does not hold out, or PREFIX holds something else and `overwrite` is not given.
     """
     job.check()
     parts = [job.part] if job.part else [Part(file) for file in find_inputs(job.inputs).files]
@@ -80,6 +80,7 @@ def write_dataset(
     with only_writer(job.output):
         if not job.overwrite and (done := finished_before(job, parts)):
             return TokenizeResult(done[0], was_done=True, held_out=done[1] if len(done) > 1 else None)
+        _refuse_old_held_out(job)
         tokenizer = (load or job.load_tokenizer)()
         with make_encoder(tokenizer, job, total_bytes=sum(part.size for part in parts)) as encoder:
             sources = [encoder.read(part, number, progress) for number, part in enumerate(parts)]
@@ -94,6 +95,17 @@ def _refuse_to_write_an_input(job: DatasetJob, parts: list[Part]) -> None:
     for path in (*written, job.rejects_path):
         if path.resolve() in inputs:
             raise UsageError(f"{path}: is an input and would be written too; choose another --output or --rejects")
+
+
+def _refuse_old_held_out(job: DatasetJob) -> None:
+    """Documents held out by an earlier job would be read in training too, and still pass for held out."""
+    if job.hold_out_percent or not manifest_path(job.validation_output).exists():
+        return
+    if (there := read_manifest(job.validation_output)).split == "validation":
+        raise DataError(
+            f"{job.validation_output}: holds documents that an earlier job held out ({there.hold_out_percent:g}%); "
+            f"give --hold-out {there.hold_out_percent:g}%, or remove it"
+        )
 
 
 def _publish(job: DatasetJob, encoder: BlockEncoder, manifests: list[Manifest]) -> None:

@@ -139,7 +139,8 @@ def _workers(asked: int | None) -> int | None:
 
 def _warn_of(job: DatasetJob, manifest: Manifest, held_out: Manifest | None) -> None:
     if manifest.rejected:
-        warn(f"{manifest.rejected:,} lines were rejected; they are listed in {job.rejects_path}")
+        listed = "they are listed in" if job.rejects_path.exists() else "their list is no longer at"
+        warn(f"{manifest.rejected:,} lines were rejected; {listed} {job.rejects_path}")
     if held_out and not held_out.documents:
         warn(f"--hold-out {job.hold_out_percent:g}%: held out none of {manifest.documents:,} documents; raise it")
     if manifest.engine and manifest.engine.reason:

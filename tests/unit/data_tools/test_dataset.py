@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from data_tools.atomic_files import only_writer
 from data_tools.dataset import find_dataset, is_built, read_dataset
 from data_tools.errors import DataError
 from data_tools.manifest import read_manifest, write_manifest
@@ -104,6 +105,23 @@ def test_overwriting_leaves_no_shard_of_the_old_plan(job: TokenizeJob) -> None:
     freeze_plan(job.output, make_plan(replace(job, hold_out_percent=50.0), shard_bytes=80), overwrite=True)
     assert [path.name for path in job.output.iterdir()] == ["plan.json"]
     assert [path.name for path in Path(f"{job.output}.validation").iterdir()] == ["plan.json"]
+
+
+def test_shards_that_an_earlier_plan_held_out_do_not_stay_beside_one_that_holds_them_too(job: TokenizeJob) -> None:
+    write_shards(replace(job, hold_out_percent=50.0))
+    with pytest.raises(
+        DataError, match=r"out\.validation: holds documents that an earlier job held out; give --hold-out"
+    ):
+        write_shards(replace(job, overwrite=True))
+    assert read_dataset(job.output).shards[0].manifest.hold_out_percent == 50.0
+
+
+def test_a_shard_that_is_being_written_is_not_removed(job: TokenizeJob) -> None:
+    write_shards(job)
+    shard = job.output / "shard-00001"
+    with only_writer(shard), pytest.raises(DataError, match="shard-00001: another process is writing it; wait for it"):
+        write_shards(replace(job, overwrite=True))
+    assert len(read_dataset(job.output).shards) == 3
 
 
 def test_held_out_shards_are_a_dataset_too(job: TokenizeJob) -> None:

@@ -329,6 +329,49 @@ def test_held_out_documents_go_to_a_dataset_of_their_own(tiny_tokenizer: Path, w
         run(source, tiny_tokenizer, append_eod=True)
 
 
+def test_what_an_earlier_job_held_out_does_not_stay_beside_a_dataset_that_holds_it_too(
+    tiny_tokenizer: Path, write_lines: WriteLines
+) -> None:
+    source = write_lines(*({"text": f"the cat {number}", "id": f"doc-{number}"} for number in range(200)))
+    before = run(source, tiny_tokenizer, hold_out_percent=2.0).manifest
+    with pytest.raises(DataError, match=r"out\.validation: holds .* held out \(2%\); give --hold-out 2%, or remove it"):
+        run(source, tiny_tokenizer, overwrite=True)
+    assert read_manifest(source.parent / "out") == before
+    for path in source.parent.glob("out.validation.*"):
+        path.unlink()
+    assert run(source, tiny_tokenizer, overwrite=True).manifest.documents == 200
+
+
+def test_a_validation_set_of_its_own_stays_beside_a_dataset(tiny_tokenizer: Path, write_lines: WriteLines) -> None:
+    source, held_out = write_lines({"text": "a"}), write_lines({"text": "b"}, name="validation.jsonl")
+    run(held_out, tiny_tokenizer, output=source.parent / "out.validation")
+    assert run(source, tiny_tokenizer).manifest.documents == 1
+
+
+def test_a_validation_set_of_another_input_is_not_taken_for_what_was_held_out(
+    tiny_tokenizer: Path, write_lines: WriteLines
+) -> None:
+    source = write_lines(*({"text": f"the cat {number}", "id": f"doc-{number}"} for number in range(200)))
+    run(source, tiny_tokenizer, hold_out_percent=2.0)
+    other = write_lines({"text": "b"}, name="other.jsonl")
+    run(other, tiny_tokenizer, output=source.parent / "out.validation", overwrite=True)
+    with pytest.raises(DataError, match=r"out\.validation: is not what .*out holds out; give --overwrite"):
+        run(source, tiny_tokenizer, hold_out_percent=2.0)
+
+
+@pytest.mark.parametrize("max_bad", ["1", "49%"])
+def test_a_finished_job_with_more_bad_records_than_now_allowed_is_refused(
+    tiny_tokenizer: Path, write_lines: WriteLines, max_bad: str
+) -> None:
+    source = write_lines({"text": "a"}, b"{", b"{", {"text": "b"})
+    run(source, tiny_tokenizer, on_error="skip")
+    with pytest.raises(
+        DataError, match=f"was finished with 2 of 4 records bad, more than --max-bad {max_bad}; raise it"
+    ):
+        run(source, tiny_tokenizer, on_error="skip", max_bad=max_bad)
+    assert run(source, tiny_tokenizer, on_error="skip", max_bad="50%").was_done
+
+
 def test_text_that_spells_a_control_token_is_parsed_or_rejected_by_choice(
     tiny_tokenizer: Path, write_lines: WriteLines
 ) -> None:
