@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from data_tools.chat_template import template_source
+from data_tools.chat_template import special_tokens, template_source
 from data_tools.chat_write import CHAT_VERSION, ChatEncoder
 from data_tools.errors import DataError, UsageError
 from data_tools.job import DatasetJob
@@ -65,10 +65,16 @@ class ChatJob(DatasetJob):
         return hashlib.sha256(self.template.encode()).hexdigest()
 
     @property
+    def template_tokens(self) -> dict[str, str]:
+        """The tokens that the template asks for by name, such as `bos_token`; not the fingerprint's business."""
+        named = special_tokens(tokenizer_file(self.tokenizer).parent)
+        return {name: token for name, token in sorted(named.items()) if name in self.template}
+
+    @property
     def settings(self) -> dict[str, Any]:
         """As in `DatasetJob`."""
         own = {"chat_template": self.template_sha256, "train_on": sorted(self.train_on), "thinking": self.thinking}
-        own["version"] = CHAT_VERSION
+        own |= {"template_tokens": self.template_tokens, "version": CHAT_VERSION}
         return super().settings | own
 
     def settings_of(self, manifest: Manifest) -> dict[str, Any]:
@@ -77,7 +83,7 @@ class ChatJob(DatasetJob):
         if chat is None:
             raise DataError(f"{self.output}: holds documents of text; give --overwrite, or another --output")
         own = {"chat_template": chat.template_sha256, "train_on": chat.train_on, "thinking": chat.thinking}
-        own["version"] = chat.version
+        own |= {"template_tokens": chat.template_tokens, "version": chat.version}
         return {name: own.get(name, getattr(manifest, name, None)) for name in self.settings}
 
     def load_tokenizer(self) -> Tokenizer:

@@ -20,7 +20,6 @@ Source: transformers 5.23, `utils/chat_template_utils.py`.
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import os
 import re
@@ -105,7 +104,6 @@ class ChatTemplate:
         Raises:
             DataError: If it is no template.
         """
-        self.sha256 = hashlib.sha256(source.encode()).hexdigest()
         self.marks_generation = re.search(r"{%-?\s*generation\s*-?%}", source) is not None
         self._control = TokenFinder(control_tokens)
         try:

@@ -245,6 +245,7 @@ class ChatEncoder(BlockEncoder):
                 version=CHAT_VERSION,
                 template=job.template_path.name,
                 template_sha256=job.template_sha256,
+                template_tokens=job.template_tokens,
                 train_on=sorted(job.train_on),
                 thinking=job.thinking,
                 trained_tokens=written.trained_tokens,

@@ -80,7 +80,11 @@ def _differences(job: DatasetJob, parts: Sequence[Part], manifest: Manifest) -> 
 
 
 def _option(setting: str) -> str:
-    return "--" + setting.removesuffix("_percent").replace("_", "-")
+    no_option = {
+        "template_tokens": "tokens of tokenizer_config.json in the chat template",
+        "version": "version of chat",
+    }
+    return no_option.get(setting) or "--" + setting.removesuffix("_percent").replace("_", "-")
 
 
 def _said(setting: str, value: object) -> object:

@@ -103,6 +103,7 @@ class ChatRecord(_Part):
         version: Of what makes ids and masks of a conversation.
         template: File of the chat template.
         template_sha256: Of the template's text.
+        template_tokens: By name, the tokens of tokenizer_config.json that the template asks for.
         train_on: What of an assistant's turn is trained on.
         thinking: Which traces of thinking were kept.
         trained_tokens: Tokens that the mask marks.
@@ -113,6 +114,7 @@ class ChatRecord(_Part):
     version: str
     template: str
     template_sha256: str
+    template_tokens: dict[str, str] = {}
     train_on: list[str]
     thinking: str
     trained_tokens: int = Field(ge=0)

@@ -47,7 +47,7 @@ _SAME = (
     "split",
     "hold_out_percent",
 )
-_SAME_CHAT = ("version", "template_sha256", "train_on", "thinking")
+_SAME_CHAT = ("version", "template_sha256", "template_tokens", "train_on", "thinking")
 
 
 @dataclass(frozen=True)

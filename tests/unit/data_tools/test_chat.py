@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,30 @@ def test_a_changed_input_is_another_job(job: ChatJob, write_lines: WriteLines) -
     run(job)
     write_lines(record(QUESTION, ANSWER))
     with pytest.raises(DataError, match="bytes of"):
+        run(job)
+
+
+def test_another_token_that_the_template_asks_for_by_name_is_another_job(job: ChatJob, tmp_path: Path) -> None:
+    shutil.copytree(job.tokenizer, folder := tmp_path / "named")
+    job = dataclasses.replace(job, tokenizer=folder)
+    template = folder / "chat_template.jinja"
+    template.write_text("{{ bos_token }}" + template.read_text())
+    config = json.loads((folder / "tokenizer_config.json").read_bytes())
+
+    def name(**tokens: str) -> None:
+        (folder / "tokenizer_config.json").write_text(json.dumps(config | tokens))
+
+    name(bos_token="a", pad_token="<|pad|>")
+    chat_record = run(job).manifest.chat
+    assert chat_record is not None
+    assert chat_record.template_tokens == {"bos_token": "a"}
+    name(bos_token="a", pad_token="b")  # which the template does not ask for
+    assert run(job).was_done
+    name(bos_token="b", pad_token="b")
+    said = (
+        "tokens of tokenizer_config.json in the chat template: it has {'bos_token': 'a'}, asked for {'bos_token': 'b'}"
+    )
+    with pytest.raises(DataError, match=said):
         run(job)
 
 
