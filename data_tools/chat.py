@@ -73,7 +73,11 @@ class ChatJob(DatasetJob):
     @property
     def settings(self) -> dict[str, Any]:
         """As in `DatasetJob`."""
-        own = {"chat_template": self.template_sha256, "train_on": sorted(self.train_on), "thinking": self.thinking}
+        own: dict[str, Any] = {
+            "chat_template": self.template_sha256,
+            "train_on": sorted(self.train_on),
+            "thinking": self.thinking,
+        }
         own |= {"template_tokens": self.template_tokens, "version": CHAT_VERSION}
         return super().settings | own
 
@@ -82,7 +86,11 @@ class ChatJob(DatasetJob):
         chat = manifest.chat
         if chat is None:
             raise DataError(f"{self.output}: holds documents of text; give --overwrite, or another --output")
-        own = {"chat_template": chat.template_sha256, "train_on": chat.train_on, "thinking": chat.thinking}
+        own: dict[str, Any] = {
+            "chat_template": chat.template_sha256,
+            "train_on": chat.train_on,
+            "thinking": chat.thinking,
+        }
         own |= {"template_tokens": chat.template_tokens, "version": chat.version}
         return {name: own.get(name, getattr(manifest, name, None)) for name in self.settings}
 

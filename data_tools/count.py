@@ -52,14 +52,16 @@ def count(job: TokenizeJob, progress: Progress) -> Counted:
             texts = [document.text for document in documents]
             encoded = tokenizer.encode_batch(texts)
             check.check(texts, size, lambda number, path=file.path: f"{path}: document {number}")  # type: ignore[misc]
-            taken = np.ones(len(texts), bool)
+            taken = encoded.lengths > 0
+            if empty := int((~taken).sum()):
+                total.rejected["empty"] += empty
             if job.where:
                 answers = answer_lengths(documents, tokenizer)
                 selected = job.where.select(text_tokens=encoded.lengths, answer_tokens=answers)
-                taken = selected.taken
-                total.left_out += int((~taken & ~selected.unknown).sum())
-                if unknown := int(selected.unknown.sum()):
+                total.left_out += int((taken & ~selected.taken & ~selected.unknown).sum())
+                if unknown := int((taken & selected.unknown).sum()):
                     total.rejected[no_answer().reason] += unknown
+                taken &= selected.taken
             total.documents += int(taken.sum())
             total.tokens += int(encoded.lengths[taken].sum(dtype=np.int64)) + int(taken.sum()) * job.append_eod
             progress.advance(size)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_tools.dataset import StoredDataset
+from data_tools.errors import DataError
 from data_tools.indexed import IndexedReader
 from data_tools.manifest import Manifest, check_files, read_manifest
 from data_tools.quantities import format_count, format_exact
@@ -25,8 +26,13 @@ def open_dataset(prefix: Path) -> Dataset:
     """Opens a finished dataset.
 
     Raises:
-        DataError: If it is not finished, or its files do not agree with its manifest.
+        DataError: If it is in shards, not finished, or its files do not agree with its manifest.
     """
+    if (prefix / "plan.json").is_file():
+        raise DataError(
+            f"{prefix}: is a folder of shards, and one pair is wanted; write it as one with: "
+            f"python -m data_tools merge {prefix} --output {prefix}-whole"
+        )
     manifest = read_manifest(prefix)
     check_files(prefix, manifest)
     return Dataset(prefix=prefix, manifest=manifest, documents=IndexedReader(prefix))

@@ -143,5 +143,4 @@ def _warn_of(job: DatasetJob, manifest: Manifest, held_out: Manifest | None) -> 
         warn(f"{manifest.rejected:,} lines were rejected; {listed} {job.rejects_path}")
     if held_out and not held_out.documents:
         warn(f"--hold-out {job.hold_out_percent:g}%: held out none of {manifest.documents:,} documents; raise it")
-    if manifest.engine and manifest.engine.reason:
-        warn(f"encoded by tokenizers, the slow library: gigatoken does not take it: {manifest.engine.reason}")
+    shards.warn_of_slow_engine([manifest])

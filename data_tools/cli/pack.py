@@ -21,7 +21,9 @@ def add(verbs: Any) -> None:
         "      --tokenizer data/demo/tokenizer --output data/demo/chat/shq\n"
         "  python -m data_tools pack data/demo/chat/shq --length 4096 --output data/demo/packs/shq"
     )
-    parser.add_argument("data", type=Path, metavar="PREFIX", help="prefix of a dataset, as from chat")
+    parser.add_argument(
+        "data", type=Path, metavar="PREFIX", help="prefix of a dataset, as from chat; shards are merged first"
+    )
     parser.add_argument("--length", required=True, metavar="N", help="tokens of a row: 4096, 32K")
     parser.add_argument("--output", type=Path, required=True, metavar="OUT", help="prefix of the files")
     parser.add_argument(

@@ -143,6 +143,7 @@ def _show(
     manifests = [*before, *(result.manifest for result in results)]
     if rejected := sum(manifest.rejected for manifest in manifests):
         warn(f"{rejected:,} lines were rejected; each shard lists its own in .rejects.jsonl")
+    warn_of_slow_engine(manifests)
     left_out = sum(manifest.left_out for manifest in manifests)
     rows = [
         ["shards", f"{len(manifests):,} of {len(plan.parts):,}"],
@@ -152,6 +153,12 @@ def _show(
         ["tokens", f"{sum(manifest.tokens for manifest in manifests):,}"],
     ]
     print_table(title, ["", ""], rows)
+
+
+def warn_of_slow_engine(manifests: Sequence[Manifest]) -> None:
+    """Says why tokenizers encoded where gigatoken would be far faster."""
+    for reason in sorted({manifest.engine.reason for manifest in manifests if manifest.engine} - {""}):
+        warn(f"encoded by tokenizers, the slow library: gigatoken does not take it: {reason}")
 
 
 def _slurm(job: DatasetJob, plan: ShardPlan, options: argparse.Namespace) -> None:

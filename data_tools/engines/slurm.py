@@ -108,8 +108,8 @@ def _script(array: Array, tasks: Sequence[int]) -> str:
     return "\n".join(
         [
             "#!/bin/bash",
-            f"# Tasks of {array.num_tasks} over the shards of {array.output}; written by data-tools",
-            "# wrote it. A finished shard is not written again, so a task may run any number of times.",
+            f"# {array.num_tasks} tasks share the shards of {array.output}; data-tools wrote this.",
+            "# A finished shard is not written again, so a task may run any number of times.",
             *(f"#SBATCH {_dashed(option)}" for option in options),
             "",
             f'exec {command}{workers} --task "$SLURM_ARRAY_TASK_ID/{array.num_tasks}"',

@@ -49,6 +49,17 @@ def test_answers_that_were_cut_off_are_warned_of(data: Path, capsys: pytest.Capt
     assert capsys.readouterr().err == "WARNING: 1 pieces hold no trained token; their answers were cut off\n"
 
 
+def test_shards_of_conversations_are_packed_as_one_pair(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(shlex.split("chat --input in.jsonl --tokenizer tok --output shards --on-error skip --shard-bytes 100"))
+    capsys.readouterr()
+    assert main(shlex.split("pack shards --length 100 --output p")) == 3
+    error = capsys.readouterr().err
+    assert "shards: is a folder of shards, and one pair is wanted; write it as one with: " in error
+    assert main(shlex.split(error.rpartition("python -m data_tools ")[2])) == 0
+    assert main(shlex.split("pack shards-whole --length 100 --output p")) == 0
+    assert "1 of 100 tokens, bfd" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("command", "code", "said"),
     [

@@ -65,6 +65,14 @@ def test_skipped_lines_are_warned_of_with_their_number(data: Path, capsys: pytes
     assert "1 (missing key 1)" in captured.out
 
 
+@pytest.mark.parametrize("shards", ["", " --shard-bytes 1M"])
+def test_the_slow_library_is_said(shards: str, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path("tok/tokenizer.json")
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | {"normalizer": {"type": "Lowercase"}}))
+    assert main(shlex.split("tokenize --input in.jsonl --tokenizer tok --output out" + shards)) == 0
+    assert "WARNING: encoded by tokenizers, the slow library: gigatoken does not take it: " in capsys.readouterr().err
+
+
 def test_other_settings_at_a_finished_prefix_exit_3(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(shlex.split("tokenize --input in.jsonl --tokenizer tok --output out")) == 0
     capsys.readouterr()

@@ -66,6 +66,14 @@ def test_workers_are_the_cpus_of_a_task_and_running_tasks_are_bounded(tmp_path: 
     assert command_of(script)[4:] == ["tokenize", "--workers", "6", "--task", "$SLURM_ARRAY_TASK_ID/3"]
 
 
+def test_the_script_says_what_wrote_it_and_for_what(tmp_path: Path) -> None:
+    comments = [line for line in write_script(Array(tmp_path, 3, []), [0]).read_text().splitlines() if line[:2] == "# "]
+    assert comments == [
+        f"# 3 tasks share the shards of {tmp_path}; data-tools wrote this.",
+        "# A finished shard is not written again, so a task may run any number of times.",
+    ]
+
+
 def test_two_folders_have_two_names_and_one_folder_has_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert Array(Path("a"), 3, []).name == Array(tmp_path / "a", 3, []).name
