@@ -119,11 +119,14 @@ def _corpus_of_recipe(name: str, data_root: Path) -> Corpus:
         if bad := sum(shard.manifest.rejected for shard in dataset.shards):
             rejected += bad
             warn(f"{name}: {bad:,} records of {source.recipe.source} that its dataset rejects are not compared")
-        keys = {shard.manifest.text_key for shard in dataset.shards}
-        chosen = source.recipe.adapter
-        reader = adapter(chosen) if chosen else adapter("text", key=min(keys))
-        paths = dict.fromkeys(text.path for shard in dataset.shards for text in shard.manifest.sources)
-        parts.append(([Path(path) for path in paths], reader))
+        if held_out := max(shard.manifest.hold_out_percent for shard in dataset.shards):
+            warn(f"{name}: the {held_out:g}% of {source.recipe.source} that its dataset holds out are compared too")
+        paths: dict[tuple[str, str], dict[str, None]] = {}  # by what read them
+        for manifest in (shard.manifest for shard in dataset.shards):
+            of_reader = paths.setdefault((manifest.adapter, manifest.text_key), {})
+            of_reader.update(dict.fromkeys(text.path for text in manifest.sources))
+        for (reader, key), names in paths.items():
+            parts.append(([Path(path) for path in names], adapter(reader, key=key or None)))
     return Corpus(name, tuple(parts), skips_bad=rejected > 0)
 
 

@@ -177,3 +177,16 @@ def test_overlap_of_a_source_passes_over_what_its_dataset_rejects(
     assert run("overlap a.yaml other.jsonl --out report.jsonl") == 0
     assert "WARNING: a.yaml: 1 records of a that its dataset rejects are not compared\n" in capsys.readouterr().err
     assert [json.loads(line)["row"] for line in Path("report.jsonl").read_text().splitlines()] == [2, 1]
+
+
+def test_overlap_of_a_source_reads_its_text_as_its_dataset_did(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("text.jsonl").write_text(json.dumps({"prompt": WORDS, "completion": "yes"}) + "\n")
+    Path("other.jsonl").write_text(json.dumps({"text": WORDS}) + "\n")
+    path = Path("data/a.manifest.json")
+    manifest = json.loads(path.read_text()) | {"sources": [{"path": "text.jsonl", "bytes": 1, "sha256": ""}]}
+    path.write_text(json.dumps(manifest | {"adapter": "prompt-completion", "text_key": "", "hold_out_percent": 2.0}))
+    assert run("overlap a.yaml other.jsonl --out report.jsonl") == 0
+    assert [json.loads(line)["hits"] for line in Path("report.jsonl").read_text().splitlines()] == [8, 8]
+    assert "WARNING: a.yaml: the 2% of a that its dataset holds out are compared too\n" in capsys.readouterr().err
