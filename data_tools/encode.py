@@ -105,7 +105,7 @@ class BlockEncoder:
         Raises:
             DataError: If the file cannot be read, or a record has no text and bad ones are not skipped.
         """
-        convert = self._adapter.for_file(part.file.path)
+        convert = self._adapter.for_file(part.file.path, start=part.start)
         reader = open_part(part, self._adapter.columns)
         for block in reader.blocks():
             read = Read(part, source, block.size)

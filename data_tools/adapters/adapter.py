@@ -42,25 +42,26 @@ class Adapter:
         """The domain of records of a file that do not tell theirs."""
         return next((domain for part, domain in self.folders if part in str(path)), self.domain)
 
-    def for_file(self, path: Path) -> FileAdapter:
-        """The adapter at the start of a file, or of a part of one."""
-        return FileAdapter(self, path)
+    def for_file(self, path: Path, *, start: int = 0) -> FileAdapter:
+        """The adapter at the start of a file, or, at the byte `start`, of a part of one."""
+        return FileAdapter(self, path, is_checked=start > 0)
 
 
 class FileAdapter:
     """An adapter at work on the records of one file: looks at the keys of the first, then converts all."""
 
-    def __init__(self, adapter: Adapter, path: Path) -> None:
+    def __init__(self, adapter: Adapter, path: Path, *, is_checked: bool = False) -> None:
         """Starts with no record seen.
 
         Args:
             adapter: Reads the records.
             path: Their file, which may tell their domain.
+            is_checked: Whether the first record is one like all others, as in the middle of a file.
         """
         self._adapter = adapter
         self._path = path
         self._domain = adapter.domain_of(path)
-        self._is_checked = False
+        self._is_checked = is_checked
 
     def __call__(self, raw: Raw) -> Item:
         """What a record says.

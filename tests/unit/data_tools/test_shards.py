@@ -104,6 +104,16 @@ def test_a_shard_that_fails_leaves_the_others_and_says_why(job: TokenizeJob) -> 
     assert totals(status(job.output))["documents"] == 9
 
 
+def test_a_record_without_the_key_at_the_start_of_a_shard_is_one_bad_record(
+    tiny_tokenizer: Path, write_lines: WriteLines, tmp_path: Path
+) -> None:
+    lines = [{"text": "the cat 1"}] * 4 + [{"other": "a cat"}] + [{"text": "the cat 2"}]
+    job = TokenizeJob((write_lines(*lines),), tiny_tokenizer, tmp_path / "out", on_error="skip")
+    run(job)
+    shards = status(job.output)
+    assert [shard.manifest and shard.manifest.rejected_by_reason for shard in shards] == [{}, {"missing key": 1}]
+
+
 def test_a_damaged_shard_is_not_called_done(job: TokenizeJob) -> None:
     run(job)
     shard_prefix(job.output, 0).with_suffix(".bin").write_bytes(b"")
