@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from data_tools.origin import DOMAINS, ORIGIN
 from data_tools.progress import NoProgress
 from data_tools.tokenize import TokenizeJob, TokenizeResult, tokenize
 from data_tools.tokenizer import Tokenizer, describe, train
+from tests.support.child_process import exit_code_of
 
 WriteLines = Callable[..., Path]
 
@@ -264,22 +266,18 @@ def test_two_writers_of_one_prefix_are_kept_apart(tiny_tokenizer: Path, write_li
         run(source, tiny_tokenizer)
 
 
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def run_without_room(source: Path, tokenizer: Path) -> None:
+    """A limit on the size of files stands for a disk without room."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # Python ignores SIGXFSZ, so writing fails instead
+    try:
+        run(source, tokenizer)
+    except OSError as error:
+        os._exit(7 if error.errno == errno.EFBIG else 1)
+
+
 def test_a_full_disk_leaves_neither_dataset_nor_partial_files(tiny_tokenizer: Path, write_lines: WriteLines) -> None:
     source = write_lines(*({"text": "the cat sat " * 50} for _ in range(200)))
-    child = os.fork()
-    if child == 0:  # a limit on file sizes stands for a disk without room, in a process of its own
-        import resource
-        import signal
-
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-        try:
-            run(source, tiny_tokenizer)
-        except OSError as error:
-            os._exit(7 if error.errno == errno.EFBIG else 1)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert exit_code_of(run_without_room, source, tiny_tokenizer) == 7
     assert names(source.parent) == ["in.jsonl"]
 
 

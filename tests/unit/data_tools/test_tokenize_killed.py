@@ -9,26 +9,26 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from data_tools.errors import DataError
 from data_tools.manifest import Manifest, check_files, read_manifest
 from data_tools.progress import NoProgress
 from data_tools.tokenize import TokenizeJob, tokenize
+from tests.support.child_process import exit_code_of
 
 WriteLines = Callable[..., Path]
 _EVENTS = {"open", "os.rename", "os.remove", "os.truncate", "os.mkdir"}
 
 
 def killed_at(event_number: int, job: TokenizeJob) -> bool:
-    """Runs the job in a child that kills itself before its n-th file system call on the output; True if it died.
+    """Runs the job in a process that kills itself before its n-th file system call on the output; True if it died.
 
     Python's audit hooks see every open, rename and removal, so counting them reaches every state that
     the files pass through, without a change to the code under test.
     """
-    child = os.fork()
-    if child:
-        return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    return exit_code_of(run_until, event_number, job) == -signal.SIGKILL
+
+
+def run_until(event_number: int, job: TokenizeJob) -> None:
     seen = 0
 
     def hook(name: str, arguments: tuple[object, ...]) -> None:
@@ -39,11 +39,7 @@ def killed_at(event_number: int, job: TokenizeJob) -> bool:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)
-    try:
-        tokenize(job, NoProgress())
-    except BaseException:
-        os._exit(1)
-    os._exit(0)
+    tokenize(job, NoProgress())
 
 
 def accepted(prefix: Path) -> Manifest | None:
@@ -58,7 +54,6 @@ def accepted(prefix: Path) -> Manifest | None:
     return manifest
 
 
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_a_new_dataset_is_accepted_only_when_it_is_whole(tiny_tokenizer: Path, write_lines: WriteLines) -> None:
     source = write_lines({"text": "the cat"}, b"{", {"text": "sat"})
     reference = TokenizeJob((source,), tiny_tokenizer, source.parent / "reference", on_error="skip")
@@ -79,7 +74,6 @@ def test_a_new_dataset_is_accepted_only_when_it_is_whole(tiny_tokenizer: Path, w
     assert outcomes[-1]
 
 
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_a_dataset_being_replaced_is_the_old_one_or_none_or_the_new_one(
     tiny_tokenizer: Path, write_lines: WriteLines
 ) -> None:
