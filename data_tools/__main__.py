@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+import os
 import shlex
 import sys
 from collections.abc import Sequence
 
-from data_tools.cli import (
-    blend,
-    chat,
-    count,
-    inspect,
-    merge,
-    overlap,
-    pack,
-    sample,
-    status,
-    tokenize,
-    train_tokenizer,
-    verify,
-)
 from data_tools.command_line import exit_code_of
+
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # it would read the metadata of every installed package
+
+VERBS = (
+    "sample",
+    "train-tokenizer",
+    "tokenize",
+    "inspect",
+    "chat",
+    "pack",
+    "blend",
+    "overlap",
+    "status",
+    "merge",
+    "count",
+    "verify",
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -42,31 +47,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code; see `data_tools.errors`.
     """
-    options = command_parser().parse_args(arguments)
-    options.command = shlex.join(["data-tools", *(sys.argv[1:] if arguments is None else arguments)])
+    arguments = sys.argv[1:] if arguments is None else arguments
+    named = [name for name in arguments[:1] if name in VERBS]
+    options = command_parser(named or VERBS).parse_args(arguments)
+    options.command = shlex.join(["data-tools", *arguments])
     return exit_code_of(lambda: options.verb(options))
 
 
-def command_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line."""
+def command_parser(names: Sequence[str] = VERBS) -> argparse.ArgumentParser:
+    """The parser of the command line.
+
+    Args:
+        names: Of the verbs that it knows; those of a command that names one need not load the others.
+    """
     parser = _Parser(prog="data-tools", description="Raw text into verified Megatron datasets.")
     parser.example = "python -m data_tools sample --out data/demo/raw"
     verbs = parser.add_subparsers(required=True, metavar="VERB", parser_class=_Parser)
-    for verb in (
-        sample,
-        train_tokenizer,
-        tokenize,
-        inspect,
-        chat,
-        pack,
-        blend,
-        overlap,
-        status,
-        merge,
-        count,
-        verify,
-    ):
-        verb.add(verbs)
+    for name in names:
+        importlib.import_module(f"data_tools.cli.{name.replace('-', '_')}").add(verbs)
     return parser
 
 

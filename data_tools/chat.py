@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from data_tools.chat_template import special_tokens, template_source
 from data_tools.chat_write import CHAT_VERSION, ChatEncoder
+from data_tools.encode import BlockEncoder
 from data_tools.errors import DataError, UsageError
 from data_tools.job import DatasetJob
 from data_tools.manifest import Manifest
@@ -94,6 +95,10 @@ class ChatJob(DatasetJob):
         own |= {"template_tokens": chat.template_tokens, "version": chat.version}
         return {name: own.get(name, getattr(manifest, name, None)) for name in self.settings}
 
+    def load_encoder(self) -> type[BlockEncoder]:
+        """As in `DatasetJob`."""
+        return ChatEncoder
+
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer; it parses control tokens, and `chat_write.py` sees to it that only the template writes any."""
         return Tokenizer.load(self.tokenizer, special_tokens="parse", engine=self.bpe)
@@ -112,4 +117,4 @@ class ChatJob(DatasetJob):
 
 def chat(job: ChatJob, progress: Progress, *, load: Callable[[], Tokenizer] | None = None) -> TokenizeResult:
     """Makes token ids and loss masks of conversations, unless they are there already; see `write_dataset`."""
-    return write_dataset(job, ChatEncoder, progress, load=load)
+    return write_dataset(job, progress, load=load)

@@ -20,8 +20,9 @@ from __future__ import annotations
 
 import unicodedata
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -259,9 +260,10 @@ class PieceEncoder:
 
 def _placed(chat: Marked, ids: list[int], offsets: Sequence[tuple[int, int]], tokens: AddedTokens) -> EncodedChats:
     """One conversation with the token positions of its ranges, by the characters that each token covers."""
+    places = _places(chat, lambda text: len(plain(text)))
 
     def place(ranges: Ranges, *, outward: bool) -> Ranges:
-        edges = [(len(plain(chat.text[:start])), len(plain(chat.text[:stop]))) for start, stop in ranges]
+        edges = [(places[start], places[stop]) for start, stop in ranges]
         return [(_token_of(offsets, a, up=not outward), _token_of(offsets, b, up=outward)) for a, b in edges if a < b]
 
     runs = _joined(place(chat.trained, outward=True))
@@ -357,11 +359,18 @@ def _byte_edges(chat: Marked) -> list[int]:
     edges = [edge for pair in ranges for edge in pair] + [len(chat.text)]
     if chat.text.isascii():
         return edges
-    places, size, at = {}, 0, 0
-    for edge in sorted(set(edges)):
-        size += len(chat.text[at:edge].encode())
-        places[edge], at = size, edge
+    places = _places(chat, lambda text: len(text.encode()))
     return [places[edge] for edge in edges]
+
+
+def _places(chat: Marked, size_of: Callable[[str], int]) -> dict[int, int]:
+    """Each edge of a range, and the text's end, as the size of the text before it; every character is seen once."""
+    ranges = [*chat.trained, *chat.thinking, chat.answer]
+    places, size, at = {}, 0, 0
+    for edge in sorted({len(chat.text), *chain.from_iterable(ranges)}):
+        size += size_of(chat.text[at:edge])
+        places[edge], at = size, edge
+    return places
 
 
 def _owners(kinds: Sequence[Sequence[Ranges]]) -> tuple[Ints, Ints]:

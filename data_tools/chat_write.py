@@ -2,7 +2,8 @@
 
 The first conversations of a job, `CHECK_FIRST` unless they are very long, and one in `CHECK_EVERY` after
 them are made a second time by `tokenizers`, with its offsets: ids and masks must be equal, or the job ends.
-Conversations whose text spells a control token cannot be compared: the whole text would turn it into one.
+Conversations whose text spells a control token cannot be compared: the whole text would turn it into one; those
+of over `LONGEST_CHECKED` characters are not, for the memory that it takes. The next one is compared in their place.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ CHAT_VERSION = "2"
 """Raised when the same conversation would give other ids or another mask; recorded in every manifest."""
 CHECK_FIRST = 8
 CHECK_EVERY = 1_000
+LONGEST_CHECKED = 1_000_000
+"""`tokenizers` takes about 170 bytes of memory a character, and 1.2 s for so many."""
 _FIRST_CHARACTERS = 50_000
 """`tokenizers` takes 0.1 s for so many."""
 
@@ -196,6 +199,7 @@ class ChatEncoder(BlockEncoder):
             rejects_control=job.special_tokens == "reject",
         )
         self._seen = self._checked = self._characters = 0
+        self._owes_check = False
         super().__init__(tokenizer, job, total_bytes=total_bytes)
 
     def item_of(self, raw: Raw, convert: FileAdapter, part: Part, row: int) -> Chat:
@@ -224,11 +228,12 @@ class ChatEncoder(BlockEncoder):
     def _check_some(self, chats: Sequence[Chat], encoded: EncodedChats, read: Read) -> None:
         for number, chat in enumerate(chats):
             is_early = self._seen < CHECK_FIRST and self._characters < _FIRST_CHARACTERS
-            due = is_early or self._seen % CHECK_EVERY == 0
+            self._owes_check |= is_early or self._seen % CHECK_EVERY == 0
             self._seen += 1
-            self._characters += len(chat.marked.text) if is_early else 0
-            if due and self._maker.can_check(chat):
+            if self._owes_check and len(chat.marked.text) <= LONGEST_CHECKED and self._maker.can_check(chat):
+                self._owes_check = False
                 self._checked += 1
+                self._characters += len(chat.marked.text)
                 whole = self._maker.encode_whole(chat)
                 made = encoded.one(number)
                 if not whole.equals(made):

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from data_tools.dataset import StoredDataset
 from data_tools.errors import DataError
-from data_tools.indexed import IndexedReader
 from data_tools.manifest import Manifest, check_files, read_manifest
 from data_tools.quantities import format_count, format_exact
+
+if TYPE_CHECKING:
+    from data_tools.dataset import StoredDataset
+    from data_tools.indexed import IndexedReader
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ def open_dataset(prefix: Path) -> Dataset:
     Raises:
         DataError: If it is in shards, not finished, or its files do not agree with its manifest.
     """
+    from data_tools.indexed import IndexedReader
+
     if (prefix / "plan.json").is_file():
         raise DataError(
             f"{prefix}: is a folder of shards, and one pair is wanted; write it as one with: "

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from data_tools.adapters import adapter
 from data_tools.adapters.adapter import Adapter
 from data_tools.atomic_files import beside
-from data_tools.bpe import EngineName, SpecialTokens
 from data_tools.errors import DataError, UsageError
 from data_tools.manifest import Manifest
 from data_tools.parts import Part
 from data_tools.rejects import parse_max_bad
-from data_tools.selection import AnswerRule, Where
 from data_tools.tokenizer import Tokenizer, is_model
+
+if TYPE_CHECKING:
+    from data_tools.bpe import EngineName, SpecialTokens
+    from data_tools.encode import BlockEncoder
+    from data_tools.selection import AnswerRule, Where
 
 VERIFY_SAMPLE = 1_000
 
@@ -99,6 +102,10 @@ class DatasetJob:
         """
         raise NotImplementedError
 
+    def load_encoder(self) -> type[BlockEncoder]:
+        """What turns its records into tokens; a finished job never comes to it."""
+        raise NotImplementedError
+
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer, with the library that encodes."""
         return Tokenizer.load(self.tokenizer, special_tokens=self.special_tokens, engine=self.bpe)
@@ -162,6 +169,12 @@ class TokenizeJob(DatasetJob):
             raise DataError(f"{self.output}: holds conversations; give --overwrite, or another --output")
         own = {"key": manifest.text_key}
         return {name: own.get(name, getattr(manifest, name, None)) for name in self.settings}
+
+    def load_encoder(self) -> type[BlockEncoder]:
+        """As in `DatasetJob`."""
+        from data_tools.encode import Encoder
+
+        return Encoder
 
     def check(self) -> None:
         """As in `DatasetJob`."""

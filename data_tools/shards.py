@@ -28,7 +28,6 @@ import orjson
 
 from data_tools.atomic_files import beside, is_being_written, write_atomically
 from data_tools.dataset import PLAN_FORMAT_VERSION, open_shard, read_plan, shard_prefix
-from data_tools.encode import BlockEncoder, Encoder
 from data_tools.errors import DataError, UsageError, UserError
 from data_tools.formats import STDIN
 from data_tools.inputs import find_inputs
@@ -179,8 +178,6 @@ def tokenize_shards(
     plan: ShardPlan,
     task: Task,
     progress: Progress,
-    *,
-    make_encoder: type[BlockEncoder] = Encoder,
 ) -> list[tuple[int, TokenizeResult]]:
     """Writes the shards of one task that are missing.
 
@@ -189,7 +186,6 @@ def tokenize_shards(
         plan: Frozen.
         task: Which of the processes this is.
         progress: Is told of every byte, those of finished shards included.
-        make_encoder: As in `write_dataset`.
 
     Returns:
         The results by number of shard.
@@ -208,7 +204,7 @@ def tokenize_shards(
     results, failed = [], []
     for number, part in parts_of_task(plan.parts, task=task.number, num_tasks=task.of):
         try:
-            results.append((number, write_shard(job, make_encoder, (number, part), progress, load=load)))
+            results.append((number, write_shard(job, (number, part), progress, load=load)))
         except UserError as error:
             failed.append(note_failure(job, number, error))
     if failed:
@@ -218,7 +214,6 @@ def tokenize_shards(
 
 def write_shard(
     job: DatasetJob,
-    make_encoder: type[BlockEncoder],
     numbered: tuple[int, Part],
     progress: Progress,
     *,
@@ -228,7 +223,6 @@ def write_shard(
 
     Args:
         job: What to do; its output is the folder of the shards.
-        make_encoder: As in `write_dataset`.
         numbered: Number of the shard, and the part of the input that makes it.
         progress: Is told of every byte.
         load: Gives the tokenizer; None: it is loaded.
@@ -240,7 +234,7 @@ def write_shard(
     prefix = shard_prefix(job.output, number)
     held_out = shard_prefix(beside(job.output, ".validation"), number)
     shard = replace(job, inputs=(part.file.path,), part=part, output=prefix, validation=held_out, overwrite=False)
-    result = write_dataset(shard, make_encoder, progress, load=load)
+    result = write_dataset(shard, progress, load=load)
     beside(prefix, ".error").unlink(missing_ok=True)
     if result.was_done:
         progress.advance(part.size)

@@ -17,9 +17,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from data_tools.atomic_files import beside, only_writer, sync_folder
-from data_tools.encode import BlockEncoder, Encoder
 from data_tools.errors import DataError, UsageError
 from data_tools.finished import files_of, finished_before
 from data_tools.inputs import find_inputs
@@ -28,7 +28,10 @@ from data_tools.job import TokenizeJob as TokenizeJob
 from data_tools.manifest import Manifest, manifest_path, read_manifest, write_manifest
 from data_tools.parts import Part
 from data_tools.progress import Progress
-from data_tools.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from data_tools.encode import BlockEncoder
+    from data_tools.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,11 @@ class TokenizeResult:
 
 def tokenize(job: TokenizeJob, progress: Progress, *, load: Callable[[], Tokenizer] | None = None) -> TokenizeResult:
     """Tokenises the inputs into a dataset, unless it is there already; see `write_dataset`."""
-    return write_dataset(job, Encoder, progress, load=load)
+    return write_dataset(job, progress, load=load)
 
 
 def write_dataset(
     job: DatasetJob,
-    make_encoder: type[BlockEncoder],
     progress: Progress,
     *,
     load: Callable[[], Tokenizer] | None = None,
@@ -62,7 +64,6 @@ def write_dataset(
 
     Args:
         job: What to do.
-        make_encoder: Makes what turns records into tokens.
         progress: Is told of every byte of input.
         load: Gives the job's tokenizer, if something is to be written; None: it is loaded.
 
@@ -82,7 +83,7 @@ def write_dataset(
             return TokenizeResult(done[0], was_done=True, held_out=done[1] if len(done) > 1 else None)
         _refuse_old_held_out(job)
         tokenizer = (load or job.load_tokenizer)()
-        with make_encoder(tokenizer, job, total_bytes=sum(part.size for part in parts)) as encoder:
+        with job.load_encoder()(tokenizer, job, total_bytes=sum(part.size for part in parts)) as encoder:
             sources = [encoder.read(part, number, progress) for number, part in enumerate(parts)]
             manifests = encoder.finish(sources)
         _publish(job, encoder, manifests)

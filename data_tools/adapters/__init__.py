@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-
 from data_tools.adapters import (
     messages,
     nemotron_cc_math_v1,
@@ -51,6 +49,8 @@ def adapter(name: str, *, key: str | None = None) -> Adapter:
         UsageError: If there is no such adapter, or it reads no key of choice.
     """
     if name not in ADAPTERS:
+        import difflib
+
         near = difflib.get_close_matches(name, ADAPTERS, n=3, cutoff=0.5)
         hint = f"near ones: {', '.join(near)}" if near else f"there are: {', '.join(sorted(ADAPTERS))}"
         raise UsageError(f"--adapter: no adapter {name!r}; {hint}")

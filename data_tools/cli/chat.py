@@ -51,7 +51,6 @@ def add(verbs: Any) -> None:
 
 def _chat(options: argparse.Namespace) -> None:
     from data_tools.chat import ChatJob, chat
-    from data_tools.chat_write import ChatEncoder
 
     job = ChatJob(
         inputs=tuple(options.input),
@@ -63,7 +62,7 @@ def _chat(options: argparse.Namespace) -> None:
         adapter=options.adapter,
         **common(options),
     )
-    write(job, options, chat, ChatEncoder, _rows)
+    write(job, options, chat, _rows)
 
 
 def _rows(manifest: Manifest) -> list[list[str]]:

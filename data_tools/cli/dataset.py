@@ -11,7 +11,6 @@ from data_tools.cli import shards
 from data_tools.cli.output import print_table, warn
 
 if TYPE_CHECKING:
-    from data_tools.encode import BlockEncoder
     from data_tools.job import DatasetJob
     from data_tools.manifest import Manifest
     from data_tools.tokenize import TokenizeResult
@@ -103,7 +102,6 @@ def write(
     job: DatasetJob,
     options: argparse.Namespace,
     run: Callable[..., TokenizeResult],
-    make_encoder: type[BlockEncoder],
     rows_of: Callable[[Manifest], list[list[str]]],
 ) -> None:
     """Does a job, all of it or a task's shards, and says what came of it."""
@@ -118,7 +116,7 @@ def write(
         names = ", ".join(str(path) for path in inputs.left_out[:3])
         warn(f"{len(inputs.left_out):,} files are no inputs by their names and were left out: {names}, …")
     if shards.are_asked_for(options):
-        shards.run(job, options, make_encoder)
+        shards.run(job, options)
         return
     with shown(f"{options.command.split()[1]} {options.output.name}", inputs.size) as progress:
         result = run(job, progress)

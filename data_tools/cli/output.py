@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
+from itertools import zip_longest
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -12,6 +15,9 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     The title is a line of its own, however long. Rows that do not fit break between words, never inside
     one: a table is readable in the 80 columns of a pipe, and wider only where its words ask for it.
     """
+    if not any(columns) and (sys.stdout.encoding or "").lower().startswith("utf"):
+        _print_framed(title, rows)
+        return
     from rich import box  # not every verb prints a table, and this takes longer than some of them
     from rich.console import Console
     from rich.table import Table
@@ -35,6 +41,18 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         table.add_row(*row)
     console.print(title, soft_wrap=True)
     console.print(table)
+
+
+def _print_framed(title: str, rows: Sequence[Sequence[str]]) -> None:
+    """A table without a header: a finished job prints one, and loading `rich` would cost it more than its check."""
+    widths = _widths(list(zip(*rows, strict=True)), 3, shutil.get_terminal_size().columns - 1)
+    rules = ["─" * (width + 2) for width in widths]
+    lines = [title, f"┌{'┬'.join(rules)}┐"]
+    for row in rows:
+        folded = [textwrap.wrap(cell, width, break_on_hyphens=False) for cell, width in zip(row, widths, strict=True)]
+        for cells in zip_longest(*folded, fillvalue=""):
+            lines.append(f"│ {' │ '.join(map(str.ljust, cells, widths))} │")
+    print("\n".join([*lines, f"└{'┴'.join(rules)}┘"]))
 
 
 def _columns(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[tuple[str, list[str]]]:

@@ -31,9 +31,11 @@ def where_of(options: argparse.Namespace) -> Where | None:
     Raises:
         UsageError: If it is none.
     """
+    if options.where is None:
+        return None
     from data_tools.selection import Where
 
-    return None if options.where is None else Where.parse(options.where)
+    return Where.parse(options.where)
 
 
 def answer_rule_of(options: argparse.Namespace) -> AnswerRule | None:
@@ -42,6 +44,8 @@ def answer_rule_of(options: argparse.Namespace) -> AnswerRule | None:
     Raises:
         UsageError: If it is none.
     """
+    if options.answer_rule is None:
+        return None
     from data_tools.selection import AnswerRule
 
-    return None if options.answer_rule is None else AnswerRule.parse(options.answer_rule)
+    return AnswerRule.parse(options.answer_rule)

@@ -12,7 +12,6 @@ from data_tools.cli.output import print_table, warn
 from data_tools.errors import UsageError
 
 if TYPE_CHECKING:
-    from data_tools.encode import BlockEncoder
     from data_tools.job import DatasetJob
     from data_tools.manifest import Manifest
     from data_tools.shards import ShardPlan
@@ -87,7 +86,7 @@ def are_asked_for(options: argparse.Namespace) -> bool:
     return options.shard_bytes is not None
 
 
-def run(job: DatasetJob, options: argparse.Namespace, make_encoder: type[BlockEncoder]) -> None:
+def run(job: DatasetJob, options: argparse.Namespace) -> None:
     """Freezes the plan and writes the shards, or has them written.
 
     Raises:
@@ -104,10 +103,10 @@ def run(job: DatasetJob, options: argparse.Namespace, make_encoder: type[BlockEn
     if options.engine == "slurm":
         _slurm(job, plan, options)
     else:
-        {"local": _local, "ray": _ray}[options.engine](job, plan, options, make_encoder)
+        {"local": _local, "ray": _ray}[options.engine](job, plan, options)
 
 
-def _local(job: DatasetJob, plan: ShardPlan, options: argparse.Namespace, make_encoder: type[BlockEncoder]) -> None:
+def _local(job: DatasetJob, plan: ShardPlan, options: argparse.Namespace) -> None:
     from data_tools.parts import parts_of_task
     from data_tools.progress import shown
     from data_tools.shards import parse_task, tokenize_shards
@@ -115,11 +114,11 @@ def _local(job: DatasetJob, plan: ShardPlan, options: argparse.Namespace, make_e
     task = parse_task(options.task)
     own = parts_of_task(plan.parts, task=task.number, num_tasks=task.of)
     with shown(f"shards of {job.output.name}", sum(part.size for _, part in own)) as progress:
-        results = tokenize_shards(job, plan, task, progress, make_encoder=make_encoder)
+        results = tokenize_shards(job, plan, task, progress)
     _show(f"{job.output}: task {task.number} of {task.of} is done", job, plan, [result for _, result in results], ())
 
 
-def _ray(job: DatasetJob, plan: ShardPlan, options: argparse.Namespace, make_encoder: type[BlockEncoder]) -> None:
+def _ray(job: DatasetJob, plan: ShardPlan, options: argparse.Namespace) -> None:
     from data_tools.engines.ray import Cluster, write_on_ray
     from data_tools.progress import shown
     from data_tools.shards import status
@@ -132,7 +131,7 @@ def _ray(job: DatasetJob, plan: ShardPlan, options: argparse.Namespace, make_enc
     if missing:
         size = sum(part.size for _, part in missing)
         with shown(f"shards of {job.output.name} on Ray", size) as progress:
-            results = write_on_ray(job, make_encoder, missing, cluster, progress)
+            results = write_on_ray(job, missing, cluster, progress)
     before = [shard.manifest for shard in shards if shard.manifest]
     _show(f"{job.output}: done", job, plan, [result for _, result in results], before)
 

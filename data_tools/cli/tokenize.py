@@ -55,7 +55,6 @@ def _add_encoding(parser: argparse.ArgumentParser) -> None:
 
 
 def _tokenize(options: argparse.Namespace) -> None:
-    from data_tools.encode import Encoder
     from data_tools.job import TokenizeJob
     from data_tools.tokenize import tokenize
 
@@ -71,7 +70,7 @@ def _tokenize(options: argparse.Namespace) -> None:
         verify_sample=options.verify_sample,
         **common(options),
     )
-    write(job, options, tokenize, Encoder, _rows)
+    write(job, options, tokenize, _rows)
 
 
 def _rows(manifest: Manifest) -> list[list[str]]:

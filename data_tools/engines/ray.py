@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data_tools.encode import BlockEncoder
 from data_tools.errors import DataError, SetupError, UsageError, UserError
 from data_tools.job import DatasetJob
 from data_tools.parts import Part
@@ -44,7 +43,6 @@ class Cluster:
 
 def write_on_ray(
     job: DatasetJob,
-    make_encoder: type[BlockEncoder],
     parts: Sequence[tuple[int, Part]],
     cluster: Cluster,
     progress: Progress,
@@ -53,7 +51,6 @@ def write_on_ray(
 
     Args:
         job: What to do; its output is the folder of the shards.
-        make_encoder: As in `write_dataset`.
         parts: Number of each shard, and the part of the input that makes it.
         cluster: Where.
         progress: Is told of every shard that is written.
@@ -68,7 +65,7 @@ def write_on_ray(
     """
     ray = _connected(cluster)
     try:
-        shared = ray.put((job, make_encoder, os.getcwd(), cluster.workers))
+        shared = ray.put((job, os.getcwd(), cluster.workers))
         write = ray.remote(_write_one).options(num_cpus=cluster.workers)
         results, failed = [], []
         for number, part, outcome in _outcomes(ray, lambda numbered: write.remote(shared, numbered), parts, cluster):
@@ -144,14 +141,12 @@ def _most(ray: Any, cluster: Cluster) -> int:
     return cluster.max_running or max(1, 2 * int(ray.cluster_resources().get("CPU", 1)) // cluster.workers)
 
 
-def _write_one(
-    shared: tuple[DatasetJob, type[BlockEncoder], str, int], numbered: tuple[int, Part]
-) -> TokenizeResult | UserError:
+def _write_one(shared: tuple[DatasetJob, str, int], numbered: tuple[int, Part]) -> TokenizeResult | UserError:
     """Runs in a process of Ray."""
-    job, make_encoder, folder, workers = shared
+    job, folder, workers = shared
     os.chdir(folder)  # paths may be relative, and stand so in manifests
     limit_threads(workers)
     try:
-        return write_shard(job, make_encoder, numbered, NoProgress())
+        return write_shard(job, numbered, NoProgress())
     except UserError as error:
         return DataError(str(error))  # of one type: some errors of libraries' cannot be sent

@@ -46,6 +46,18 @@ def test_tokenize_ends_with_a_summary_and_says_when_it_was_done(data: Path, caps
     assert read_manifest("out").command == f"data-tools {shlex.join(command)}"
 
 
+def test_a_finished_job_loads_nothing_that_encodes_or_draws(data: Path) -> None:
+    command = shlex.split("tokenize --input in.jsonl --tokenizer tok --output out --append-eod")
+    assert main(command) == 0
+    program = (
+        "import sys; from data_tools.__main__ import main; main(sys.argv[1:]); "
+        "print(sorted({'numpy', 'rich', 'tokenizers', 'gigatoken', 'data_tools.encode'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *command], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[0] == "out: already done"
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_a_bad_line_exits_3_with_file_and_line(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("bad.jsonl").write_text('{"text": "a"}\n{"id": 1}\n')
     capsys.readouterr()

@@ -218,7 +218,7 @@ def test_the_same_run_again_is_done_and_a_changed_input_is_refused(verb: str, tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("verb", ["tokenize", "count"])
+@pytest.mark.parametrize("verb", GOOD)
 def test_a_line_of_100_megabytes_is_one_record(verb: str, tmp_path: Path, run: Run) -> None:
     long = lines(GOOD[verb]).replace(b"cat", b"cat " * 25_000_000)
     (source := tmp_path / "in.jsonl").write_bytes(lines(GOOD[verb]) + long + lines(GOOD[verb]))

@@ -15,7 +15,7 @@ import pytest
 from data_tools import chat_encode
 from data_tools.chat import ChatJob, chat
 from data_tools.chat_template import SHIPPED_TEMPLATE, ChatTemplate
-from data_tools.chat_write import ChatEncoder
+from data_tools.chat_write import LONGEST_CHECKED
 from data_tools.errors import DataError, UsageError
 from data_tools.indexed import IndexedReader
 from data_tools.loss_mask import read_masks
@@ -306,6 +306,26 @@ def test_a_filter_takes_conversations_by_their_answer(job: ChatJob, write_lines:
     verify(job.output, deep=True)
 
 
+def test_a_conversation_too_long_to_compare_gives_its_place_to_the_next(job: ChatJob, write_lines: WriteLines) -> None:
+    long = {"from": "gpt", "value": "sat " * (LONGEST_CHECKED // 4)}
+    write_lines(record(QUESTION, long), record(QUESTION, ANSWER))
+    manifest = run(job).manifest
+    assert manifest.documents == 2
+    assert manifest.engine is not None
+    assert manifest.engine.compared == 1
+
+
+def test_ranges_by_characters_are_right_behind_text_with_marks(tiny_tokenizer: Path) -> None:
+    tokenizer = Tokenizer.load(tiny_tokenizer, special_tokens="parse")
+    inside = chr(0xFDD0)  # the mark of `chat_template.plain`, in a token that the text spells
+    text = f"<{inside}|pad|>the cat"
+    chat = chat_encode.Marked(text, [(8, 11)], [], (8, 15), is_protected=True)
+    made = chat_encode.PieceEncoder(tokenizer, chat_encode.added_tokens(tokenizer)).encode(chat)
+    (start, stop), ids = made.masks.runs[0], made.documents.ids.tolist()
+    assert tokenizer.decode(ids[:start]) == "<|pad|>"
+    assert tokenizer.decode(ids[start:stop]) == "the"
+
+
 def test_shards_of_conversations_merge_into_what_one_job_writes(job: ChatJob, write_lines: WriteLines) -> None:
     write_lines(*({"id": str(number), **record(QUESTION, ANSWER)} for number in range(9)))
     whole = run(job).manifest
@@ -313,7 +333,7 @@ def test_shards_of_conversations_merge_into_what_one_job_writes(job: ChatJob, wr
     plan = make_plan(shards, shard_bytes=300)
     assert len(plan.parts) > 2
     freeze_plan(shards.output, plan, overwrite=False)
-    write = lambda: tokenize_shards(shards, plan, Task(), NoProgress(), make_encoder=ChatEncoder)  # noqa: E731
+    write = lambda: tokenize_shards(shards, plan, Task(), NoProgress())  # noqa: E731
     assert not any(result.was_done for _, result in write())
     assert all(result.was_done for _, result in write())
     prefixes = prefixes_of(shards.output)
