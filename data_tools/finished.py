@@ -88,5 +88,5 @@ def _option(setting: str) -> str:
 
 
 def _said(setting: str, value: object) -> object:
-    nothing = {"where": "all", "answer_rule": "none"}
+    nothing = {"where": "all", "answer_rule": "none", "compat": "none", "key": "none"}
     return f"{value:g}%" if setting.endswith("_percent") else value or nothing.get(setting, value)

@@ -107,6 +107,29 @@ def test_a_finished_job_is_recognised_and_another_is_refused(job: ChatJob) -> No
     assert not run(job, thinking="strip", overwrite=True).was_done
 
 
+def test_another_template_or_other_parts_to_train_on_are_another_job(job: ChatJob, tmp_path: Path) -> None:
+    run(job)
+    with pytest.raises(DataError, match=r"--train-on: it has \['assistant', .*\], asked for \['assistant'\]"):
+        run(job, train_on=frozenset({"assistant"}))
+    (template := tmp_path / "other.jinja").write_text(SHIPPED_TEMPLATE.read_text() + "{# other #}")
+    with pytest.raises(DataError, match="--chat-template: it has [0-9a-f]{64}, asked for [0-9a-f]{64}"):
+        run(job, chat_template=template)
+    with pytest.raises(DataError, match="--special-tokens: it has literal, asked for reject"):
+        run(job, special_tokens="reject")
+    with pytest.raises(DataError, match="--where: it has all, asked for answer_tokens > 1"):
+        run(job, where=Where.parse("answer_tokens > 1"))
+
+
+def test_equal_ids_with_another_mask_are_other_data_and_do_not_merge(job: ChatJob) -> None:
+    all_of_it = run(job).manifest
+    other = dataclasses.replace(job, output=job.output.parent / "answers", train_on=frozenset({"assistant"}))
+    answers = chat(other, NoProgress()).manifest
+    assert answers.bin_sha256 == all_of_it.bin_sha256
+    assert answers.data_id != all_of_it.data_id
+    with pytest.raises(DataError, match=r"answers: chat\.train_on: \['assistant'\], but "):
+        merge([job.output, other.output], job.output.parent / "merged", NoProgress())
+
+
 def test_a_changed_input_is_another_job(job: ChatJob, write_lines: WriteLines) -> None:
     run(job)
     write_lines(record(QUESTION, ANSWER))

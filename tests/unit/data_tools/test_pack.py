@@ -114,6 +114,27 @@ def test_packs_of_other_data_are_refused(job: PackJob, data: Path) -> None:
         run(job)
 
 
+@pytest.mark.parametrize(("option", "value"), [("length", 90), ("pad_multiple", 2), ("overlong", "drop"), ("seed", 1)])
+def test_another_option_is_another_job(job: PackJob, option: str, value: object) -> None:
+    run(job)
+    with pytest.raises(DataError, match=f"{option}: it has .*, asked for {value}"):
+        run(job, **{option: value})
+
+
+def test_another_form_is_another_job(job: PackJob) -> None:
+    run(job)
+    with pytest.raises(DataError, match="--out: it has index, asked for bridge-parquet"):
+        run(job, form="bridge-parquet")
+
+
+def test_packs_of_another_version_are_another_job(job: PackJob) -> None:
+    run(job)
+    manifest = json.loads(pack_manifest_path(job.output).read_text())
+    pack_manifest_path(job.output).write_text(json.dumps({**manifest, "versions": {"pack": "0"}}))
+    with pytest.raises(DataError, match="version of pack: it has 0, asked for "):
+        run(job)
+
+
 def test_too_long_conversations_write_nothing_unless_something_is_said(job: PackJob) -> None:
     with pytest.raises(DataError, match="raise --length, or give --overlong"):
         run(job, length=job.length - 1)

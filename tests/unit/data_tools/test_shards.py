@@ -114,6 +114,21 @@ def test_a_record_without_the_key_at_the_start_of_a_shard_is_one_bad_record(
     assert [shard.manifest and shard.manifest.rejected_by_reason for shard in shards] == [{}, {"missing key": 1}]
 
 
+def test_each_shard_lists_its_own_rejects(job: TokenizeJob, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--rejects: each shard lists its own"):
+        make_plan(replace(job, on_error="skip", rejects=tmp_path / "all.jsonl"), shard_bytes=80)
+
+
+def test_a_shard_of_the_file_before_it_was_changed_is_damaged(job: TokenizeJob) -> None:
+    run(job)
+    plan = json.loads((job.output / "plan.json").read_bytes())
+    plan["files"][0]["mtime_ns"] += 1
+    (job.output / "plan.json").write_text(json.dumps(plan))
+    shards = status(job.output)
+    assert [shard.state for shard in shards] == ["damaged"] * 3
+    assert "was made from another plan: time of change of the input" in shards[0].said
+
+
 def test_a_damaged_shard_is_not_called_done(job: TokenizeJob) -> None:
     run(job)
     shard_prefix(job.output, 0).with_suffix(".bin").write_bytes(b"")

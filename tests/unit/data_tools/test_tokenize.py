@@ -17,7 +17,7 @@ from data_tools.atomic_files import only_writer
 from data_tools.encode import Encoder
 from data_tools.errors import DataError, UsageError
 from data_tools.indexed import IndexedReader
-from data_tools.manifest import check_files, read_manifest
+from data_tools.manifest import check_files, read_manifest, write_manifest
 from data_tools.origin import DOMAINS, ORIGIN
 from data_tools.progress import NoProgress
 from data_tools.tokenize import TokenizeJob, TokenizeResult, tokenize
@@ -175,6 +175,11 @@ def test_a_moved_input_with_the_same_content_is_the_same_job(tiny_tokenizer: Pat
     [
         ({"append_eod": True}, "--append-eod: it has False, asked for True"),
         ({"key": "body"}, "--key: it has text, asked for body"),
+        ({"special_tokens": "parse"}, "--special-tokens: it has literal, asked for parse"),
+        (
+            {"adapter": "nemotron-cc-v2"},
+            "--adapter: it has text, asked for nemotron-cc-v2\n  --key: it has text, asked for none",
+        ),
     ],
 )
 def test_other_settings_at_the_same_prefix_are_refused_by_name(
@@ -184,8 +189,26 @@ def test_other_settings_at_the_same_prefix_are_refused_by_name(
     before = run(source, tiny_tokenizer).manifest
     with pytest.raises(DataError, match=r"out: holds another dataset; give --overwrite") as caught:
         run(source, tiny_tokenizer, **options)
-    assert str(caught.value).splitlines()[1:] == [f"  {said}"]
+    assert str(caught.value).splitlines()[1:] == f"  {said}".splitlines()
     assert read_manifest(source.parent / "out") == before
+
+
+def test_what_compat_keeps_is_another_dataset(tiny_tokenizer: Path, write_lines: WriteLines) -> None:
+    source = write_lines({"text": "a"})
+    run(source, tiny_tokenizer, special_tokens="parse")
+    with pytest.raises(DataError, match="--compat: it has none, asked for megatron"):
+        run(source, tiny_tokenizer, special_tokens="parse", compat="megatron")
+
+
+def test_a_dataset_of_another_version_of_the_reader_is_another_dataset(
+    tiny_tokenizer: Path, write_lines: WriteLines
+) -> None:
+    source = write_lines({"text": "a"})
+    manifest = run(source, tiny_tokenizer).manifest
+    old = manifest.model_copy(update={"versions": manifest.versions | {"reader": "0"}})
+    write_manifest(source.parent / "out", old)
+    with pytest.raises(DataError, match="reader version: it has 0, asked for "):
+        run(source, tiny_tokenizer)
 
 
 def test_another_input_at_the_same_prefix_is_refused_unless_overwritten(
