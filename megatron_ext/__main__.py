@@ -2,8 +2,8 @@
 
     python -m megatron_ext plan recipes/demo/pretrain.yaml
 
-Only `generate`, `doctor` and `validate --isolation` import torch, when they run: the others answer in about a
-second on any laptop. Exit codes: see data_tools/errors.py.
+Only `trace`, `generate`, `doctor` and `validate --isolation` import torch, when they run: the others answer in
+about a second on any laptop. Exit codes: see data_tools/errors.py.
 """
 
 from __future__ import annotations
@@ -172,10 +172,24 @@ def _ledger(arguments: argparse.Namespace) -> None:
     from megatron_ext.datasets.ledger import ledger_json, print_ledger, read_ledger
 
     rows = read_ledger(arguments.checkpoint)
+    if arguments.png is not None:
+        from megatron_ext.datasets.ledger_chart import draw_ledger, stretches_of
+
+        draw_ledger(arguments.png, stretches_of(rows, arguments.checkpoint), title=f"Read by {arguments.checkpoint}")
     if arguments.json:
         print(ledger_json(rows))
     else:
         print_ledger(rows, arguments.checkpoint)
+
+
+def _trace(arguments: argparse.Namespace) -> None:
+    from megatron_ext.runtime.warnings import quiet_known_warnings
+
+    quiet_known_warnings()
+    from megatron_ext.training.step_documents import print_trace
+
+    with_text = arguments.text or arguments.tokenizer is not None
+    print_trace(arguments.stage_folder, arguments.step, tokenizer=arguments.tokenizer, with_text=with_text)
 
 
 def _generate(arguments: argparse.Namespace) -> int | None:
@@ -231,6 +245,14 @@ def _diff_arguments(add: Any) -> None:
 def _ledger_arguments(add: Any) -> None:
     add("checkpoint", type=Path, metavar="CHECKPOINT", help="a stage's folder, or one of its checkpoints/step_N")
     add("--json", action="store_true", help="print the rows alone, as JSON")
+    add("--png", type=Path, metavar="FILE", help="also draw the tokens read by source (needs matplotlib)")
+
+
+def _trace_arguments(add: Any) -> None:
+    add("stage_folder", type=Path, metavar="STAGE_FOLDER", help="a stage's folder, finished or not")
+    add("--step", type=_positive, required=True, metavar="N", help="which step, from 1; it need not be trained yet")
+    add("--text", action="store_true", help="also decode what was read")
+    add("--tokenizer", type=Path, metavar="DIR", help="decode with this copy of the stage's tokenizer; implies --text")
 
 
 def _generate_arguments(add: Any) -> None:
@@ -305,6 +327,13 @@ VERBS = (
         "Say what a checkpoint has read, and how often, by source and phase and over its chain of stages.",
         _ledger,
         _ledger_arguments,
+    ),
+    Verb(
+        "trace",
+        "trace runs/stages/pretrain-* --step 1 --text",
+        "List the documents of one step's batch: source, place, file and row they came from, and their text.",
+        _trace,
+        _trace_arguments,
     ),
     Verb(
         "generate",

@@ -6,20 +6,23 @@ or budget changes who gives the next sample, and not which sample of it that is.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data_tools.errors import DataError
 from megatron_ext.datasets.batch import Batch, rows_of_rank
+from megatron_ext.datasets.begun import Begun, BegunDocuments
 from megatron_ext.datasets.cursor import EpochSample, SourceCursor
 from megatron_ext.datasets.documents import Span, first_unknown_id, unknown_id_error
 from megatron_ext.datasets.interleave import Interleaver
 from megatron_ext.datasets.shards import open_documents
 from megatron_ext.plan.stage_plan import StagePlan
 
-_STATE_VERSION = 2
+_STATE_VERSION = 3
 
 
 class BlendedCursor:
@@ -50,6 +53,8 @@ class BlendedCursor:
         assert total == batch.total_samples, "the plan's samples of all sources sum to the stage's"
         self._enter(0)
         self._carried: list[dict[str, Any]] = []  # places in sources that earlier stages read and this one does not
+        self._before: list[dict[str, Any]] = []  # ledger of the stages before, a row a source
+        self._begins: list[list[int]] = []  # of each phase entered: the place of each of its sources at its start
         self._cursors = [
             SourceCursor(
                 open_documents(source.prefix, source=source.source, data_id=source.data_id),
@@ -57,6 +62,9 @@ class BlendedCursor:
                 sequence_length=batch.sequence_length,
             )
             for source in plan.data.sources
+        ]
+        self._begun = [
+            BegunDocuments(cursor, with_row_starts=plan.data.document_isolation != "none") for cursor in self._cursors
         ]
 
     @property
@@ -70,6 +78,18 @@ class BlendedCursor:
         Raises:
             DataError: If the planned samples are used up, or a token id is outside the vocabulary.
         """
+        drawn = self._draw_step()
+        return tuple(self._read([drawn[row] for row in rows]) for rows in self._rows(len(drawn)))
+
+    def next_sample_ids(self) -> list[str]:
+        """The `source:epoch:sample` of all rows of the next global batch, unread; the cursor moves behind it.
+
+        Raises:
+            DataError: If the planned samples are used up.
+        """
+        return [self._sample_id(source, sample) for source, sample in self._draw_step()]
+
+    def _draw_step(self) -> list[tuple[int, EpochSample]]:
         num_rows = self._plan.batch.batch_size_at(self.consumed_samples)
         planned = self._plan.batch.total_samples
         if self.consumed_samples + num_rows > planned:
@@ -78,8 +98,10 @@ class BlendedCursor:
                 f"{num_rows} more were asked for; nothing is repeated unasked. Raise budget.tokens."
             )
         sources = self._deal(num_rows)
-        drawn = [(source, self._cursors[source].draw()) for source in sources]
-        return tuple(self._read([drawn[row] for row in rows]) for rows in self._rows(num_rows))
+        return [(source, self._cursors[source].draw()) for source in sources]
+
+    def _sample_id(self, source: int, sample: EpochSample) -> str:
+        return f"{self._names[source]}:{sample.epoch}:{sample.sample}"
 
     def _enter(self, phase: int, counts: list[int] | None = None) -> None:
         self._phase = phase
@@ -97,12 +119,24 @@ class BlendedCursor:
                     self._cursors[place].start_afresh()
                 elif source.cursor == "replay":
                     self._cursors[place].replay()
+            self._begins.append([self._cursors[place].place for place in places])
         return [places[dealt] for dealt in self._interleaver.take(num_rows)]
 
     def locate(self, sample_id: str) -> list[Span]:
         """The documents and offsets behind a `source:epoch:sample` of a batch, in reading order."""
         name, epoch, sample = sample_id.split(":")
         return self._cursors[self._names.index(name)].locate(EpochSample(int(epoch), int(sample)))
+
+    def read_sample(self, sample_id: str) -> NDArray[np.int64]:
+        """The tokens that `locate` names, `[sequence_length + 1]`."""
+        name, epoch, sample = sample_id.split(":")
+        row = np.empty(self._plan.batch.sequence_length + 1, dtype=np.int64)
+        self._cursors[self._names.index(name)].read(EpochSample(int(epoch), int(sample)), row)
+        return row
+
+    def documents_begun(self, source: str, place: int) -> Begun:
+        """Documents of a source that begin in the samples before a place of its reading order."""
+        return self._begun[self._names.index(source)].before(place)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on behind the last step: small, JSON-able, the same on all ranks."""
@@ -116,6 +150,8 @@ class BlendedCursor:
                 for name, cursor in zip(self._names, self._cursors, strict=True)
             ],
             "carried": self._carried,
+            "before": self._before,
+            "begins": self._begins,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -144,13 +180,14 @@ class BlendedCursor:
             ) from None
         for cursor, source in zip(self._cursors, sources, strict=True):
             cursor.load_state_dict(source["cursor"])
-        self._carried = state["carried"]
+        self._carried, self._before, self._begins = state["carried"], state["before"], state["begins"]
 
-    def take_over(self, state: dict[str, Any]) -> None:
+    def take_over(self, state: dict[str, Any], *, ledger: Sequence[dict[str, Any]]) -> None:
         """Goes on behind the end of the stage before: each source where that one left it, whatever its name was.
 
         Args:
             state: `state_dict` at the end of the parent stage.
+            ledger: What the stages before have read, a row a source (`ledger.sum_by_source`).
 
         Raises:
             DataError: If a source was read with another seed or sequence length.
@@ -165,6 +202,7 @@ class BlendedCursor:
             if (place := places.pop(cursor.documents.data_id, None)) is not None:
                 cursor.load_state_dict(place["cursor"])
         self._carried = list(places.values())
+        self._before = list(ledger)
 
     def _rows(self, num_rows: int) -> list[list[int]]:
         """This rank's rows of a global batch, by microbatch."""
@@ -191,7 +229,7 @@ class BlendedCursor:
         return Batch.from_rows(
             rows,
             source_index=[source for source, _ in samples],
-            sample_ids=[f"{self._names[source]}:{sample.epoch}:{sample.sample}" for source, sample in samples],
+            sample_ids=[self._sample_id(source, sample) for source, sample in samples],
             document_starts=starts if self._plan.data.document_isolation != "none" else None,
         )
 

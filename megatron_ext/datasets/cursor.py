@@ -56,12 +56,29 @@ class SourceCursor:
             window_samples: Samples shuffled together; tests make it small.
         """
         self.documents = documents
-        self._stream = TokenStream(documents, seed=seed)
+        self.stream = TokenStream(documents, seed=seed)
         self._seed = seed
-        self._length = sequence_length
+        self.sequence_length = sequence_length
         self._window_samples = window_samples
         self._origin = 0  # token position where sample 0 was cut; a new sequence length would start a new cutting
         self._move_to(epoch=0, window=0, position=0)
+
+    @property
+    def place(self) -> int:
+        """Samples of the reading order that lie before the cursor, whether they were read or passed over."""
+        return self._first_sample(self._epoch) + self._window * self._window_samples + self._position
+
+    def samples_before(self, place: int) -> tuple[int, NDArray[np.int64]]:
+        """Which samples lie before a place, as their numbers in the stream, counted through all epochs.
+
+        Returns:
+            A number that all of them are below, up to where the window begins, and those of the window, `[samples]`.
+        """
+        epoch = (self._origin + place * self.sequence_length) // self.documents.num_tokens
+        first = self._first_sample(epoch)
+        window, position = divmod(place - first, self._window_samples)
+        inside = self._permute_window(epoch, window)[:position] if position else []
+        return first + window * self._window_samples, first + np.array(inside, dtype=np.int64)
 
     def draw(self) -> EpochSample:
         """The next sample in reading order; the cursor moves behind it. Nothing is read from disk."""
@@ -83,8 +100,8 @@ class SourceCursor:
     def locate(self, epoch_sample: EpochSample) -> list[Span]:
         """The documents and offsets of a sample's `sequence_length + 1` tokens, in reading order."""
         epoch, sample = epoch_sample
-        position = self._origin + (self._first_sample(epoch) + sample) * self._length
-        return self._stream.spans(position, self._length + 1)
+        position = self._origin + (self._first_sample(epoch) + sample) * self.sequence_length
+        return self.stream.spans(position, self.sequence_length + 1)
 
     def read(self, epoch_sample: EpochSample, out: NDArray[np.int64]) -> list[Span]:
         """Reads a sample's row, and returns `locate` of it.
@@ -128,7 +145,7 @@ class SourceCursor:
             "seed": self._seed,
             "data_id": self.documents.data_id,
             "block_documents": self.documents.block_documents,
-            "sequence_length": self._length,
+            "sequence_length": self.sequence_length,
             "window_samples": self._window_samples,
             "origin": self._origin,
         }
@@ -141,7 +158,7 @@ class SourceCursor:
 
     def _first_sample(self, epoch: int) -> int:
         """Samples of this cutting that begin before the epoch does."""
-        return max(0, -(-(epoch * self.documents.num_tokens - self._origin) // self._length))
+        return max(0, -(-(epoch * self.documents.num_tokens - self._origin) // self.sequence_length))
 
     def _num_samples(self, epoch: int) -> int:
         """Samples that begin in the epoch; 0 where one sample is longer than the source."""
@@ -154,7 +171,7 @@ class SourceCursor:
         self._next_epoch()
 
     def _next_epoch(self) -> None:
-        first_left = self._origin + self._first_sample(self._epoch + 1) * self._length
+        first_left = self._origin + self._first_sample(self._epoch + 1) * self.sequence_length
         self._move_to(epoch=first_left // self.documents.num_tokens, window=0, position=0)
 
     def _move_to(self, *, epoch: int, window: int, position: int) -> None:

@@ -1,34 +1,47 @@
-"""What a checkpoint has read, and how often: by source and phase, and over the chain of stages behind it.
+"""What a stage has read, and how often: by source and phase, and over the chain of stages behind it.
 
-It follows from two files of the checkpoint: `plan.json` says what was planned and what the stages before have
-read, `state.json` how many samples of each source the cursor has dealt. A row:
+`ledger.json` of a checkpoint and `ledger` in `stage.json` are lists of rows:
 
-| field            | meaning |
-|------------------|---------|
-| phase            | from 1; 0 are all stages that this one continues, summed |
-| source, domain   | as planned |
-| planned, read    | processed tokens: samples x sequence_length |
-| epochs           | passes over the source that `read` makes |
-| first, repeated  | tokens of `read` that no earlier row had read, and the others; null where a `cursor` was moved |
+| field               | meaning |
+|---------------------|---------|
+| phase               | from 1; 0 are all stages that this one continues, summed |
+| source, domain      | as planned; `data_id` is the content's |
+| planned, read       | processed tokens: samples x sequence_length |
+| samples             | rows read |
+| epochs              | passes over the source that `read` makes |
+| first, repeated     | tokens of `read` that no earlier row had read, and the others |
+| documents_first     | documents whose first token was read for the first time, |
+| documents_repeated  | and again |
+| masked, truncated   | tokens left out of the loss, and cut off documents: 0, pretraining does neither |
+| pieces_isolated     | pieces of documents that were kept apart in their rows; 0 with `document_isolation: none` |
+| distinct            | tokens of the source read at least once by the end of the row, over the chain |
+| place               | samples of the source's order before the cursor at the end of the row |
 
-Worked example: a source of 400 tokens of which stages before read 160 has in a phase of 320 tokens
+`first`, `repeated`, their documents and `distinct` are null behind a `cursor: fresh` that left the first pass
+unfinished. Worked example: a source of 400 tokens of which stages before read 160 has in a phase of 320 tokens
 first 240 and repeated 80.
 """
 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_tools.errors import DataError
 from data_tools.quantities import format_exact
 from megatron_ext.plan.render import terminal
 from megatron_ext.plan.render_table import frame
-from megatron_ext.plan.stage_plan import StagePlan
+from megatron_ext.plan.stage_plan import SourcePlan, StagePlan
+
+if TYPE_CHECKING:
+    from megatron_ext.datasets.blended import BlendedCursor
+
+LEDGER = "ledger.json"
+_SUMMED = ("planned", "read", "samples", "epochs", "masked", "truncated", "pieces_isolated")
+_SUMMED_WHERE_KNOWN = ("first", "repeated", "documents_first", "documents_repeated")
 
 
 @dataclass(frozen=True)
@@ -38,53 +51,112 @@ class LedgerRow:
     phase: int
     source: str
     domain: str
-    planned: int
-    read: int
-    epochs: float
-    first: int | None
-    repeated: int | None
+    data_id: str
+    planned: int = 0
+    read: int = 0
+    samples: int = 0
+    epochs: float = 0.0
+    first: int | None = 0
+    repeated: int | None = 0
+    documents_first: int | None = 0
+    documents_repeated: int | None = 0
+    masked: int = 0
+    truncated: int = 0
+    pieces_isolated: int = 0
+    distinct: int | None = 0
+    place: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The row as a plain mapping."""
         return asdict(self)
 
 
-def ledger_of(plan: StagePlan, cursor: dict[str, Any]) -> list[LedgerRow]:
-    """What has been read at a place of a stage.
+def ledger_of(plan: StagePlan, cursor: BlendedCursor) -> list[LedgerRow]:
+    """What has been read up to where a cursor stands.
 
     Args:
         plan: The stage.
-        cursor: `BlendedCursor.state_dict` at that place.
+        cursor: Of the stage.
     """
-    length = plan.batch.sequence_length
-    rows = []
-    behind: defaultdict[str, int] = defaultdict(int)  # tokens read of each content
-    moved: set[str] = set()
-    for read in plan.parent.sources if plan.parent is not None else ():
-        tokens = read.samples * length
-        moved |= {read.data_id} if read.was_moved else set()
-        first = None if read.was_moved else min(tokens, read.tokens)
-        rows.append(_row(0, read.source, read.domain, (tokens, tokens), read.tokens, first))
-        behind[read.data_id] = tokens
+    state = cursor.state_dict()
+    rows = [LedgerRow(**row) for row in state["before"]]
+    newest = {row.data_id: row for row in rows}
     sources = {source.source: source for source in plan.data.sources}
     for number, phase in enumerate(plan.data.all_phases()):
-        counts = cursor["samples"] if number == cursor["phase"] else None
-        for place, given in enumerate(phase.sources):
+        begins = state["begins"][number] if number < len(state["begins"]) else None
+        counts = state["samples"] if number == state["phase"] else [given.samples for given in phase.sources]
+        for at, given in enumerate(phase.sources):
             source = sources[given.source]
-            dealt = counts[place] if counts is not None else given.samples if number < cursor["phase"] else 0
-            tokens, before = dealt * length, behind[source.data_id]
-            moved |= {source.data_id} if given.cursor != "continue" else set()
-            new = None if source.data_id in moved else max(0, min(tokens, source.tokens - before))
-            both = given.samples * length, tokens
-            rows.append(_row(number + 1, given.source, source.domain, both, source.tokens, new))
-            behind[source.data_id] += tokens
+            planned = given.samples * plan.batch.sequence_length
+            row = LedgerRow(number + 1, source.source, source.domain, source.data_id, planned)
+            if (before := newest.get(source.data_id)) is not None:
+                row = replace(row, distinct=before.distinct, place=before.place)
+            if begins:
+                row = _read(row, cursor, source, plan, begin=begins[at], samples=counts[at])
+            newest[source.data_id] = row
+            rows.append(row)
     return rows
 
 
-def _row(phase: int, source: str, domain: str, both: tuple[int, int], has: int, first: int | None) -> LedgerRow:
-    planned, read = both
-    repeated = read - first if first is not None else None
-    return LedgerRow(phase, source, domain, planned, read, read / has, first, repeated)
+def _read(
+    row: LedgerRow, cursor: BlendedCursor, source: SourcePlan, plan: StagePlan, *, begin: int, samples: int
+) -> LedgerRow:
+    """A row that has read samples `begin` to `begin + samples` of its source's order; given as of before."""
+    length, end = plan.batch.sequence_length, begin + samples
+    known = row.distinct
+    if known is not None and begin > row.place and known < source.tokens:
+        known = None  # `fresh` left a part of the first pass unread: the next pass meets some of it for the first time
+    distinct = None if known is None else max(known, min(source.tokens, end * length))
+    here, there = (cursor.documents_begun(source.source, place) for place in (end, begin))
+    documents = sum(here[:2]) - sum(there[:2])
+    pieces = samples + documents - (here.at_row_start - there.at_row_start)
+    first = new = None
+    if known is not None and distinct is not None:
+        first = distinct - known
+        after, before = (cursor.documents_begun(source.source, -(-tokens // length)) for tokens in (distinct, known))
+        new = after.in_first_pass - before.in_first_pass
+    return replace(
+        row,
+        read=samples * length,
+        samples=samples,
+        epochs=samples * length / source.tokens,
+        first=first,
+        repeated=None if first is None else samples * length - first,
+        documents_first=new,
+        documents_repeated=None if new is None else documents - new,
+        pieces_isolated=pieces if plan.data.document_isolation != "none" else 0,
+        distinct=distinct,
+        place=end,
+    )
+
+
+def sum_by_source(rows: Sequence[LedgerRow]) -> list[LedgerRow]:
+    """A row a source (its content counts, not its name), as phase 0."""
+    return [
+        _sum([row for row in rows if row.data_id == data_id]) for data_id in dict.fromkeys(row.data_id for row in rows)
+    ]
+
+
+def _sum(rows: Sequence[LedgerRow]) -> LedgerRow:
+    sums: dict[str, Any] = {name: sum(getattr(row, name) for row in rows) for name in _SUMMED}
+    for name in _SUMMED_WHERE_KNOWN:
+        values = [getattr(row, name) for row in rows]
+        sums[name] = None if None in values else sum(values)
+    return replace(rows[-1], phase=0, **sums)
+
+
+def checkpoint_at(path: Path) -> Path:
+    """A checkpoint as it is; of a stage's folder its newest one.
+
+    Raises:
+        DataError: There is none.
+    """
+    if (path / "state.json").is_file():
+        return path
+    found = sorted((path / "checkpoints").glob("step_*"), key=lambda step: int(step.name.removeprefix("step_")))
+    if not found:
+        raise DataError(f"{path}: no checkpoint; name a stage's folder, or one of its checkpoints/step_N")
+    return found[-1]
 
 
 def read_ledger(path: Path) -> list[LedgerRow]:
@@ -93,18 +165,11 @@ def read_ledger(path: Path) -> list[LedgerRow]:
     Raises:
         DataError: There is no checkpoint, or one of an earlier version.
     """
-    if not (path / "state.json").is_file():
-        found = sorted((path / "checkpoints").glob("step_*"), key=lambda step: int(step.name.removeprefix("step_")))
-        if not found:
-            raise DataError(f"{path}: no checkpoint; name a stage's folder, or one of its checkpoints/step_N")
-        path = found[-1]
+    path = checkpoint_at(path)
     try:
-        plan = StagePlan.model_validate_json((path / "plan.json").read_bytes())
-        return ledger_of(plan, json.loads((path / "state.json").read_bytes())["cursor"])
+        return [LedgerRow(**row) for row in json.loads((path / LEDGER).read_bytes())]
     except (OSError, ValueError, KeyError, TypeError):
-        raise DataError(
-            f"{path}: plan.json or state.json is missing, damaged or of another version; take a whole checkpoint"
-        ) from None
+        raise DataError(f"{path / LEDGER}: missing, damaged or of another version; take a whole checkpoint") from None
 
 
 def ledger_json(rows: Sequence[LedgerRow]) -> str:
@@ -116,33 +181,38 @@ def print_ledger(rows: Sequence[LedgerRow], path: Path) -> None:
     """Prints the rows, and the sum of each source and domain."""
     console = terminal()
     console.print(str(path))
-    table = frame("phase", "source", "domain", "planned", "read", "epochs", "first", "repeated")
+    columns = ("phase", "source", "domain", "planned", "read", "epochs", "first", "repeated", "documents", "again")
+    table = frame(*columns)
     for column in table.columns[3:]:
         column.justify = "right"
     for row in rows:
-        _add(table, str(row.phase) if row.phase else "before", row.source, row.domain, [row])
-    for source in dict.fromkeys(row.source for row in rows):
-        mine = [row for row in rows if row.source == source]
-        _add(table, "all", source, mine[0].domain, mine)
+        _add(table, str(row.phase) if row.phase else "before", row.source, row.domain, row)
+    for row in sum_by_source(rows):
+        _add(table, "all", row.source, row.domain, row)
     for domain in dict.fromkeys(row.domain for row in rows):
-        _add(table, "all", "", domain, [row for row in rows if row.domain == domain], with_epochs=False)
-    _add(table, "all", "", "", rows, with_epochs=False)
+        _add(table, "all", "", domain, _sum([row for row in rows if row.domain == domain]))
+    whole = _sum(rows)
+    _add(table, "all", "", "", whole)
     console.print(table)
+    print(
+        f"{whole.samples:,} samples; {whole.masked:,} tokens masked, {whole.truncated:,} truncated; "
+        f"{whole.pieces_isolated:,} pieces of documents isolated"
+    )
 
 
-def _add(
-    table: Any, phase: str, source: str, domain: str, rows: Sequence[LedgerRow], *, with_epochs: bool = True
-) -> None:
-    first = [row.first for row in rows if row.first is not None]
-    repeated = [row.repeated for row in rows if row.repeated is not None]
-    is_known = len(first) == len(rows)
+def _add(table: Any, phase: str, source: str, domain: str, row: LedgerRow) -> None:
+    def known(count: int | None) -> str:
+        return "unknown" if count is None else format_exact(count)
+
     table.add_row(
         phase,
         source,
         domain,
-        format_exact(sum(row.planned for row in rows)),
-        format_exact(sum(row.read for row in rows)),
-        f"{sum(row.epochs for row in rows):.3g}" if with_epochs else "",
-        format_exact(sum(first)) if is_known else "unknown",
-        format_exact(sum(repeated)) if is_known else "unknown",
+        format_exact(row.planned),
+        format_exact(row.read),
+        f"{row.epochs:.3g}" if source else "",
+        known(row.first),
+        known(row.repeated),
+        known(row.documents_first),
+        known(row.documents_repeated),
     )

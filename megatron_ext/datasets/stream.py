@@ -93,6 +93,34 @@ class TokenStream:
             position += self._append_spans_of_block(spans, epoch, offset, end - position)
         return spans
 
+    def starts(self, position: int, num_tokens: int) -> NDArray[np.int64]:
+        """Positions among the tokens from `position` on at which documents begin, rising; empty ones never do."""
+        found, end = [np.empty(0, dtype=np.int64)], position + num_tokens
+        while position < end:
+            epoch, place = self.block_at(position)
+            begins = self.starts_of_block(epoch, place)
+            found.append(begins[(begins >= position) & (begins < end)])
+            position = epoch * self.documents.num_tokens + int(self._epoch(epoch).ends[place])
+        return np.concatenate(found)
+
+    def starts_of_block(self, epoch: int, place: int) -> NDArray[np.int64]:
+        """Positions at which documents of an epoch's block begin, rising; `place` is the block's in reading order."""
+        order = self._epoch(epoch)
+        block = int(order.blocks[place])
+        ends = self._block(epoch, block).ends.astype(np.int64)
+        begins = np.concatenate(([0], ends[:-1]))
+        before = int(order.ends[place]) - int(self.documents.block_tokens[block])
+        return epoch * self.documents.num_tokens + before + begins[begins < ends]
+
+    def block_at(self, position: int) -> tuple[int, int]:
+        """The epoch of a position, and the place in its order of the block that holds it."""
+        epoch, offset = divmod(position, self.documents.num_tokens)
+        return epoch, int(self._epoch(epoch).ends.searchsorted(offset, side="right"))
+
+    def blocks(self, epoch: int) -> NDArray[np.int64]:
+        """The blocks in an epoch's reading order, `[blocks]`."""
+        return self._epoch(epoch).blocks
+
     def _append_spans_of_block(self, spans: list[Span], epoch: int, offset: int, num_tokens: int) -> int:
         """Appends at most `num_tokens` from the block at `offset` of an epoch; returns how many."""
         order = self._epoch(epoch)

@@ -42,18 +42,13 @@ def chain_behind(parent: StagePlan) -> ParentPlan:
     """What lies behind a stage that continues `parent`."""
     before = parent.parent
     read = {source.data_id: source for source in before.sources} if before is not None else {}
-    moved = {
-        source.source for phase in parent.data.all_phases() for source in phase.sources if source.cursor != "continue"
-    }
     for source in parent.data.sources:
-        was_moved = source.data_id in read and read[source.data_id].was_moved
         read[source.data_id] = SourceRead(
             source=source.source,
             domain=source.domain,
             data_id=source.data_id,
             tokens=source.tokens,
             samples=source.samples_before + source.samples,
-            was_moved=was_moved or source.source in moved,
         )
     stage = ChainStage(
         stage_id=parent.stage_id,

@@ -230,7 +230,6 @@ class SourceRead(PlanPart):
     data_id: str
     tokens: int  # that it has
     samples: int
-    was_moved: bool = False  # by `cursor: fresh` or `replay`: what was read twice is not what lies behind one pass
 
 
 class ChainStage(PlanPart):

@@ -13,6 +13,7 @@ _PATTERNS = (
     "torch.distributed is disabled, unavailable or uninitialized",
     "The argument order of load has been changed",
     "Only transformer-engine>=",
+    "Could not determine rank from torch.distributed",
     "`torch.distributed.(all_gather_into|reduce_scatter)_tensor` is deprecated",
 )
 _LOG_PATTERN = "MCore's async save is deprecated"  # said of every save, the synchronous ones that we use included

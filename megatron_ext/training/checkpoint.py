@@ -4,6 +4,7 @@ A checkpoint is the folder `checkpoints/step_N/`:
 
     plan.json        the stage plan that wrote it
     state.json       counters, data cursor, layout, number and format of the optimizer's updates
+    ledger.json      what has been read, how often (datasets/ledger.py)
     tokenizer/       the tokenizer's files, so that weights never lose their vocabulary
     metadata.json, .metadata, __*_*.distcp
                      Megatron-Core's `torch_dist` format: weights under upstream's key names,
@@ -35,6 +36,7 @@ from megatron.core.dist_checkpointing.validation import StrictHandling
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from data_tools.errors import DataError
+from megatron_ext.datasets.ledger import read_ledger, sum_by_source
 from megatron_ext.models.weights import put_weights, sharded_weights
 from megatron_ext.runtime.seed import random_state, restore_random_state, seed_everything
 from megatron_ext.training.checkpoint_facts import layout_of, read_facts, read_plan, require_fit
@@ -80,7 +82,8 @@ def continue_from(path: Path, parts: Parts) -> None:
         DataError: Its weights have other shapes, or its data was read in another way.
     """
     facts = _restore(path, parts)
-    parts.cursor.take_over(facts["cursor"])
+    ledger = [row.to_json() for row in sum_by_source(read_ledger(path))]
+    parts.cursor.take_over(facts["cursor"], ledger=ledger)
 
 
 def _restore(path: Path, parts: Parts) -> dict[str, Any]:

@@ -22,7 +22,10 @@ from data_tools.errors import DataError
 
 FILE_LIST = "files.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-ALWAYS_LISTED = ("plan.json", "state.json", "metadata.json", ".metadata", *(f"tokenizer/{n}" for n in TOKENIZER_FILES))
+ALWAYS_LISTED = (
+    *("plan.json", "state.json", "ledger.json", "metadata.json", ".metadata"),
+    *(f"tokenizer/{name}" for name in TOKENIZER_FILES),
+)
 _SHOWN = 5
 
 

@@ -29,6 +29,7 @@ from megatron.core.dist_checkpointing.strategies import filesystem_async
 
 from data_tools.atomic_files import sync_folder, write_atomically
 from data_tools.errors import SetupError, TrainingError
+from megatron_ext.datasets.ledger import LEDGER, ledger_json, ledger_of
 from megatron_ext.models.backends import choose_backend
 from megatron_ext.runtime.agreement import raise_on_all_ranks
 from megatron_ext.runtime.device import device
@@ -255,6 +256,7 @@ def _small_files(parts: Parts, state: TrainState, optimizer_format: OptimizerFor
     return {
         "state.json": json.dumps(facts, indent=1).encode(),
         "plan.json": parts.plan.model_dump_json(indent=1).encode(),
+        LEDGER: ledger_json(ledger_of(parts.plan, parts.cursor)).encode(),
         **_tokenizer_files(parts.plan.data.tokenizer),
     }
 

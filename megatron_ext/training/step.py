@@ -26,6 +26,14 @@ from megatron_ext.training.parts import Parts
 from megatron_ext.training.state import StepResult
 
 
+class NonFiniteError(TrainingError):
+    """Loss or gradient is not finite in `step`."""
+
+    def __init__(self, message: str, *, step: int) -> None:
+        super().__init__(message)
+        self.step = step
+
+
 def train_step(parts: Parts, *, lr: float, step: int, may_skip: bool = False) -> StepResult:
     """Reads the next global batch and updates the parameters once.
 
@@ -38,7 +46,7 @@ def train_step(parts: Parts, *, lr: float, step: int, may_skip: bool = False) ->
         may_skip: Leave weights and optimizer alone, rather than stop, when loss or gradient is not finite.
 
     Raises:
-        TrainingError: Loss or gradient is not finite; the weights are those of the step before.
+        NonFiniteError: Loss or gradient is not finite; the weights are those of the step before.
         DataError: A rank cannot read its samples.
     """
     parts.clock.restart()
@@ -54,7 +62,7 @@ def train_step(parts: Parts, *, lr: float, step: int, may_skip: bool = False) ->
         skipped = _non_finite(parts, batches, loss=loss, grad_norm=grad_norm, step=step)
         if not may_skip:
             remedy = "  The newest checkpoint is untouched. Lower optimizer.lr or look at these samples."
-            raise TrainingError(f"{skipped}\n{remedy}")
+            raise NonFiniteError(f"{skipped}\n{remedy}", step=step)
     norms = norms_by_kind(parts.model, parts.optimizer, parts.groups) if _is_norm_step(parts, step, skipped) else {}
     if skipped is None:
         clip_and_step(parts.optimizer, grad_norm)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
 
+from data_tools.errors import TrainingError
 from megatron_ext.datasets.ledger import ledger_of
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.runtime.agreement import answer_of_main_rank
@@ -26,6 +27,7 @@ from megatron_ext.training.parts import make_parts
 from megatron_ext.training.saving import Saver, remove_unfinished
 from megatron_ext.training.stage_folder import StageFolder, write_json
 from megatron_ext.training.state import TrainState
+from megatron_ext.training.step import NonFiniteError
 from megatron_ext.training.trace import StepTrace
 from megatron_ext.training.watcher import Watcher
 
@@ -80,12 +82,24 @@ def walk(plan: StagePlan, folder: StageFolder, groups: ProcessGroupCollection, *
             watcher or contextlib.nullcontext(),
             Saver(parts, folder.checkpoints, say=say) as saver,
             StepTrace(parts, folder.path / "profile", say=say) as trace,
+            _naming_the_batch(folder),
         ):
             outcome = train(parts, state, saver=saver, watcher=watcher, trace=trace, stop=stop)
         if outcome.reason == "finished" and is_main:
-            write_json(folder.stage_file, _stage_facts(plan, folder, outcome, parts.cursor.state_dict()))
+            ledger = [row.to_json() for row in ledger_of(plan, parts.cursor)]
+            write_json(folder.stage_file, _stage_facts(plan, folder, outcome) | {"ledger": ledger})
         dist.barrier()
     return outcome
+
+
+@contextlib.contextmanager
+def _naming_the_batch(folder: StageFolder) -> Iterator[None]:
+    """Adds to an error of a step the command that shows what the step has read."""
+    try:
+        yield
+    except NonFiniteError as error:
+        command = f"megatron-ext trace {shlex.quote(str(folder.path))} --step {error.step} --text"
+        raise TrainingError(f"{error}\n  Their documents: {command}") from None
 
 
 def _watcher(folder: StageFolder, plan: StagePlan, state: TrainState, begins_at: Path | None) -> Watcher:
@@ -95,7 +109,7 @@ def _watcher(folder: StageFolder, plan: StagePlan, state: TrainState, begins_at:
     return watcher
 
 
-def _stage_facts(plan: StagePlan, folder: StageFolder, outcome: Outcome, cursor: dict[str, Any]) -> dict[str, object]:
+def _stage_facts(plan: StagePlan, folder: StageFolder, outcome: Outcome) -> dict[str, object]:
     """What a finished stage says of itself; the same run interrupted and resumed says the same."""
     last = read_last(folder.metrics_file)
     return {
@@ -108,5 +122,4 @@ def _stage_facts(plan: StagePlan, folder: StageFolder, outcome: Outcome, cursor:
         "tokenizer_fingerprint": plan.data.tokenizer_fingerprint,
         "loss": last.get("loss"),
         "validation": last.get("validation"),
-        "ledger": [row.to_json() for row in ledger_of(plan, cursor)],
     }

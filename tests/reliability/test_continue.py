@@ -81,6 +81,10 @@ def test_a_base_and_its_continuation_are_one_stage_of_two_phases_bit_for_bit(
         (1, "sums", 640),
         (1, "words", 1920),
     ]
+    assert json.loads((child.stage_folder / "checkpoints" / "step_5" / "ledger.json").read_text()) == ledger
+    whole_ledger = json.loads((whole.stage_folder / "stage.json").read_text())["ledger"]
+    counted = ("read", "first", "repeated", "documents_first", "documents_repeated", "distinct", "place")
+    assert [[row[key] for key in counted] for row in ledger] == [[row[key] for key in counted] for row in whole_ledger]
     assert f"goes on behind the parent stage from {tmp_path / 'chain'}/stages/{base.stage_folder.name}" in child.output
 
 

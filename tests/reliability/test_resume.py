@@ -101,6 +101,8 @@ def test_kill_minus_nine_loses_at_most_the_steps_since_the_checkpoint(
     assert "goes on at step 20" in rest.output
     assert [line["step"] for line in rest.metrics] == list(range(1, 61))
     assert rest.losses == undisturbed.losses
+    of_both = [run.stage_folder / "checkpoints" / "step_60" / "ledger.json" for run in (rest, undisturbed)]
+    assert of_both[0].read_bytes() == of_both[1].read_bytes()
 
 
 def test_a_half_written_checkpoint_is_never_taken(toy_project: ToyProject, undisturbed: Run, tmp_path: Path) -> None:

@@ -212,7 +212,7 @@ def test_a_state_of_another_reading_is_refused_with_both(folder, changes, said):
 
 def test_a_state_of_another_version_is_refused(folder):
     cursor = _cursor(_plan(folder))
-    with pytest.raises(DataError, match="version: the checkpoint has None, this run 2"):
+    with pytest.raises(DataError, match="version: the checkpoint has None, this run 3"):
         cursor.load_state_dict({})
 
 

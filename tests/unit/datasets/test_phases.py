@@ -108,7 +108,7 @@ def test_stages_that_continue_one_another_read_what_one_stage_of_all_phases_read
         plan = _plan(folder, stage)
         cursor = _cursor(plan)
         if state is not None:
-            cursor.take_over(json.loads(state))
+            cursor.take_over(json.loads(state), ledger=[])
         ids += [name for step in _ids(cursor, plan.batch.total_steps) for name in step]
         state = json.dumps(cursor.state_dict())
     assert ids == _run(_plan(folder, phases))
@@ -137,7 +137,7 @@ def test_a_source_that_a_stage_leaves_out_goes_on_where_it_was_in_the_next(folde
     for phase in (first, second, third):
         cursor = _cursor(_plan(folder, [phase]))
         if state is not None:
-            cursor.take_over(state)
+            cursor.take_over(state, ledger=[])
         ids = _ids(cursor, sum(phase.values()) // ROWS)
         state = cursor.state_dict()
     assert [name for step in ids for name in step] == [
@@ -150,7 +150,7 @@ def test_a_source_goes_on_by_its_content_when_it_was_renamed(folder):
     _ids(before, 2)
     renamed = plan_reading({"z": (folder / "a", 8)}, global_batch_size=ROWS)
     after = _cursor(renamed)
-    after.take_over(before.state_dict())
+    after.take_over(before.state_dict(), ledger=[])
     assert [name[1:] for step in _ids(after, 2) for name in step] == [
         name[1:] for name in _run(_plan(folder, [{"a": 8}, {"a": 8}]))[8:]
     ]
@@ -178,6 +178,6 @@ def test_a_moved_cursor_is_not_moved_again_on_resume(folder):
 def test_a_parent_of_another_seed_or_length_is_refused(folder):
     state = _cursor(_plan(folder, [{"a": 8}])).state_dict()
     with pytest.raises(DataError, match='source "a": seed: the checkpoint has 1234, this run 5'):
-        _cursor(_plan(folder, [{"a": 8}], seed=5)).take_over(state)
-    with pytest.raises(DataError, match="version: the parent stage has 1, this run 2"):
-        _cursor(_plan(folder, [{"a": 8}])).take_over(state | {"version": 1})
+        _cursor(_plan(folder, [{"a": 8}], seed=5)).take_over(state, ledger=[])
+    with pytest.raises(DataError, match="version: the parent stage has 1, this run 3"):
+        _cursor(_plan(folder, [{"a": 8}])).take_over(state | {"version": 1}, ledger=[])

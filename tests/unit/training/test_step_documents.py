@@ -1,0 +1,127 @@
+"""`trace` names what a step reads: the rows of training, with their documents, places and text."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shlex
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from data_tools.errors import DataError, UsageError
+from megatron_ext.__main__ import main
+from megatron_ext.datasets.blended import BlendedCursor
+from megatron_ext.plan.lineage import chain_behind
+from megatron_ext.plan.stage_plan import StagePlan
+from megatron_ext.training.step_documents import Piece, trace_step
+from tests.support.sources import plan_reading, write_source
+from tests.support.toy_project import Run, ToyProject
+
+PHASES = [{"a": 6, "b": 2}, {"a": 4, "b": (8, "replay")}]
+
+
+def _plan(folder: Path, stage_id: str, **changes: object) -> StagePlan:
+    if not (folder / "a.idx").is_file():
+        write_source(folder / "a", [[1 + d % 7, 2, 0] for d in range(40)])
+        write_source(folder / "b", [[11 + d % 7, 12, 0] for d in range(8)])
+    sources = {"a": (folder / "a", 10), "b": (folder / "b", 10)}
+    plan = plan_reading(sources, global_batch_size=4, phases=PHASES, **changes)
+    return plan.model_copy(update={"stage_id": stage_id})
+
+
+def _train(folder: Path, plan: StagePlan, *, checkpoints: set[int], parent: BlendedCursor | None) -> list[list[str]]:
+    """The sample ids of every step as two ranks read them, rank after rank; leaves a stage's folder."""
+    stage = folder / "stages" / plan.stage_id
+    stage.mkdir(parents=True)
+    (stage / "plan.json").write_text(plan.model_dump_json())
+    ranks = [BlendedCursor(plan, data_parallel_rank=rank, data_parallel_size=2) for rank in range(2)]
+    steps = []
+    for rank in ranks:
+        if parent is not None:
+            rank.take_over(parent.state_dict(), ledger=[])
+    for step in range(1, plan.batch.total_steps + 1):
+        microbatches = [[list(batch.sample_ids) for batch in rank.next_step()] for rank in ranks]
+        steps.append([name for pair in zip(*microbatches, strict=True) for names in pair for name in names])
+        if step in checkpoints:
+            path = stage / "checkpoints" / f"step_{step}"
+            path.mkdir(parents=True)
+            (path / "state.json").write_text(json.dumps({"cursor": ranks[0].state_dict()}))
+    last = f"checkpoints/step_{plan.batch.total_steps}"
+    facts = {"tokenizer_fingerprint": plan.data.tokenizer_fingerprint, "checkpoint": last}
+    (stage / "stage.json").write_text(json.dumps(facts))
+    return steps
+
+
+@pytest.mark.parametrize("checkpoints", [{5}, {2, 4, 5}])
+def test_every_step_of_a_chain_of_phases_is_what_its_ranks_read(tmp_path: Path, checkpoints: set[int]) -> None:
+    first = _plan(tmp_path, "pretrain-1")
+    read = {"pretrain-1": _train(tmp_path, first, checkpoints=checkpoints, parent=None)}
+    end = BlendedCursor(first, data_parallel_rank=0, data_parallel_size=1)
+    for _ in range(5):
+        end.next_sample_ids()
+    second = _plan(tmp_path, "pretrain-2", parent=chain_behind(first))
+    read["pretrain-2"] = _train(tmp_path, second, checkpoints=checkpoints, parent=end)
+    assert read["pretrain-1"] != read["pretrain-2"]
+    for name, steps in read.items():
+        for step, sample_ids in enumerate(steps, 1):
+            assert [row.sample_id for row in trace_step(tmp_path / "stages" / name, step)] == sample_ids
+
+
+def test_pieces_are_the_documents_of_a_row_and_its_label_with_their_ids(tmp_path: Path) -> None:
+    _train(tmp_path, _plan(tmp_path, "pretrain-1"), checkpoints=set(), parent=None)
+    for row in trace_step(tmp_path / "stages" / "pretrain-1", 1):
+        first, word = (11, 12) if row.sample_id[0] == "b" else (1, 2)
+        ids = [
+            [first + piece.document % 7, word, 0][at]
+            for piece in row.pieces
+            for at in range(piece.start, piece.start + piece.length)
+        ]
+        assert row.ids == tuple(ids)
+        assert len(ids) == 5
+        assert all(isinstance(piece, Piece) and piece.origin is None for piece in row.pieces)
+
+
+def test_a_step_that_the_stage_does_not_have_and_what_is_no_stage_are_refused(tmp_path: Path) -> None:
+    _train(tmp_path, _plan(tmp_path, "pretrain-1"), checkpoints=set(), parent=None)
+    with pytest.raises(UsageError, match="--step 6: pretrain-1 has steps 1 to 5"):
+        trace_step(tmp_path / "stages" / "pretrain-1", 6)
+    with pytest.raises(DataError, match="plan.json: missing; name a stage's folder"):
+        trace_step(tmp_path, 1)
+
+
+def _warned(run: Run) -> dict[int, list[str]]:
+    """The sample ids of each step that was not finite, as the run said them."""
+    found = re.findall(r"step (\d+): loss is nan.*?samples read +([^(]*)  \(", run.output, re.DOTALL)
+    return {int(step): samples.split() for step, samples in found}
+
+
+@pytest.mark.slow
+def test_the_error_of_a_loss_that_is_not_finite_names_the_command_that_shows_its_documents(
+    toy_project: ToyProject, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The first update of this size makes every later loss NaN.
+    overrides = ("optimizer.lr=1e30", "optimizer.min_lr=1e30", "schedule={style: constant, warmup_tokens: 0}")
+    run = toy_project.run(tmp_path, *overrides, "training.max_skipped_steps=2", processes=2)
+    monkeypatch.chdir(toy_project.root)  # the plan names its data as seen from there
+    said = _warned(run)
+    assert list(said) == [2, 3, 4]
+    for step, samples in said.items():
+        assert sorted(row.sample_id for row in trace_step(run.stage_folder, step)) == samples
+    message = json.loads((run.stage_folder / "exit.json").read_text())["message"]
+    assert " ".join(said[4]) in message
+    command = shlex.split(message.splitlines()[-1].removeprefix("  Their documents: "))
+    assert command == ["megatron-ext", "trace", str(run.stage_folder), "--step", "4", "--text"]
+    assert main(command[1:]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    place = re.compile(r"  document (\d+), tokens (\d+) to (\d+)  (.*)\.jsonl row (\d+)")
+    matches = [(place.fullmatch(line), text) for line, text in pairwise(lines)]
+    shown = [(match, text) for match, text in matches if match is not None]
+    assert shown
+    for match, text in shown:
+        document, _, _, file, row = match.groups()
+        assert int(row) == int(document) + 1, "toy files have a document a row"
+        whole = json.loads(Path(f"{file}.jsonl").read_text().splitlines()[int(document)])["text"]
+        assert ast.literal_eval(text.strip()).removesuffix("<|endoftext|>") in whole
