@@ -54,14 +54,19 @@ def export(plan: ResolvedBlend, form: Form, folder: Path) -> Path:
     Raises:
         DataError: A source is only declared: there is no dataset to name.
     """
+    refuse_declared(plan)
+    path = folder / FILES[form]
+    write_atomically(path, {"megatron-args": _arguments, "per-split-json": _per_split, "bridge": _bridge}[form](plan))
+    return path
+
+
+def refuse_declared(plan: ResolvedBlend) -> None:
+    """Raises DataError where a source is only declared: an export has no dataset to name."""
     if declared := [source.source for source in plan.sources if source.declared]:
         raise DataError(
             f"--export: {', '.join(declared)}: declared, not built, so there is no dataset to name; tokenize it, or "
             "name its folder with --data-root"
         )
-    path = folder / FILES[form]
-    write_atomically(path, {"megatron-args": _arguments, "per-split-json": _per_split, "bridge": _bridge}[form](plan))
-    return path
 
 
 def train_pairs(plan: ResolvedBlend) -> Pairs:

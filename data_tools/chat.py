@@ -109,7 +109,8 @@ class ChatJob(DatasetJob):
         unknown = sorted(self.train_on - set(TRAINABLE))
         if unknown or "assistant" not in self.train_on:
             raise UsageError(
-                f"--train-on: {','.join(sorted(self.train_on))}: assistant, and of {', '.join(TRAINABLE[1:])} any"
+                f"--train-on: {','.join(sorted(self.train_on))}: assistant must be named, and may be with "
+                f"{', '.join(TRAINABLE[1:])}; try {','.join(TRAINABLE)}"
             )
         if self.special_tokens == "parse":
             raise UsageError("--special-tokens: parse: would let text forge turns; give literal or reject")

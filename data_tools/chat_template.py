@@ -257,8 +257,12 @@ def template_source(tokenizer: Path, file: Path | None) -> tuple[str, Path]:
     if file or path.exists():
         try:
             return path.read_text(encoding="utf-8"), path
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: cannot be read: {error}") from None
+        except OSError as error:
+            raise DataError(
+                f"{path}: cannot be read: {error.strerror}; name a Jinja file with --chat-template"
+            ) from None
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: is no UTF-8: {error}; name a Jinja file with --chat-template") from None
     path = tokenizer / "tokenizer_config.json"
     source = json.loads(path.read_bytes()).get("chat_template") if path.exists() else None
     if isinstance(source, list):  # [{name, template}]: several

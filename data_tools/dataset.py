@@ -203,8 +203,12 @@ def open_shard(folder: Path, plan: dict[str, Any], number: int) -> Shard:
     return shard
 
 
-def _shards_of_plan(folder: Path) -> list[Shard]:
-    plan = read_plan(folder)
+def finished_shards(folder: Path, plan: dict[str, Any]) -> range:
+    """The numbers of a plan's shards.
+
+    Raises:
+        DataError: If one is not finished, with how many.
+    """
     numbers = range(len(plan["shards"]))
     missing = [number for number in numbers if not manifest_path(shard_prefix(folder, number)).is_file()]
     if missing:
@@ -213,7 +217,12 @@ def _shards_of_plan(folder: Path) -> list[Shard]:
             f"{shard_prefix(folder, missing[0]).name} the first; run the "
             f"same tokenize command again (python -m data_tools status {folder} says why)"
         )
-    return [open_shard(folder, plan, number) for number in numbers]
+    return numbers
+
+
+def _shards_of_plan(folder: Path) -> list[Shard]:
+    plan = read_plan(folder)
+    return [open_shard(folder, plan, number) for number in finished_shards(folder, plan)]
 
 
 def _refuse_strangers(shards: Sequence[Shard]) -> None:

@@ -94,7 +94,7 @@ def changes_of(part: Part, source: SourceFile) -> list[tuple[str, object, object
     """
     path = part.file.path
     if path == STDIN:
-        return [("sha256 of stdin", source.sha256, "what cannot be compared before it is read")]
+        return [("stdin", f"sha256 {source.sha256[:12]}", "what can be read only once, so it cannot be compared")]
     pairs = [(f"first byte of {path}", source.start, part.start), (f"bytes of {path}", source.bytes, part.size)]
     if changed := [pair for pair in pairs if pair[1] != pair[2]]:
         return [*changed]

@@ -75,7 +75,9 @@ def _differences(job: DatasetJob, parts: Sequence[Part], manifest: Manifest) -> 
     if manifest.rejected and job.on_error == "fail":
         pairs.append(("--on-error", f"skip, with {manifest.rejected:,} lines rejected", "fail"))
     for part, source in zip(parts, manifest.sources, strict=False):
-        pairs += changes_of(part, source)
+        if (changes := changes_of(part, source)) and source.path != str(part.file.path):
+            pairs.append(("--input", source.path, part.file.path))
+        pairs += changes
     return [f"{name}: it has {there}, asked for {asked}" for name, there, asked in pairs if there != asked]
 
 

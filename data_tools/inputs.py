@@ -77,7 +77,7 @@ def _expanded(path: Path) -> list[Path]:
         return [path]
     found = sorted(glob.glob(str(path), recursive=True))
     if not found:
-        raise DataError(f"{path}: matches no file; quote it if the shell should leave it alone")
+        raise DataError(f"{path}: matches no file; mend the pattern, or name files or their folder")
     # `**` matches folders too, and all that they hold besides.
     return [Path(match) for match in found if "**" not in path.parts or not Path(match).is_dir()]
 

@@ -62,7 +62,7 @@ def _rows(manifests: Sequence[Manifest], data_id: str) -> list[tuple[str, str]]:
     trained = sum(manifest.chat.trained_tokens for manifest in manifests if manifest.chat)
     return [
         ("documents", format_exact(documents)),
-        ("tokens", f"{format_exact(tokens)} ({format_count(tokens)})"),
+        ("tokens", format_exact(tokens) + (f" ({format_count(tokens)})" if tokens >= 1000 else "")),
         ("tokens per document", f"{tokens / max(1, documents):,.1f} on average"),
         *([("trained tokens", f"{trained:,} ({100 * trained / max(1, tokens):.1f} %)")] if first.chat else []),
         ("rejected lines", _rejected(manifests)),

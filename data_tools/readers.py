@@ -131,7 +131,7 @@ def record_of(raw: Raw) -> Record:
     try:
         record = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
-        raise BadRecord("malformed", str(error)) from None
+        raise BadRecord("malformed", f"{error.msg}, at column {error.colno}") from None
     if not isinstance(record, dict):
         raise BadRecord("not an object", f"the line is a {type(record).__name__}, not an object with keys")
     return record

@@ -43,7 +43,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import orjson
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data_tools.atomic_files import write_atomically
 from data_tools.blend_files import SourceFile, as_blend, read_blend
@@ -221,6 +221,32 @@ def _versions() -> dict[str, str]:
     except PackageNotFoundError:
         ours = "not installed"
     return {"megatron-ext": ours, "python": platform.python_version()}
+
+
+def changes_of_plan(folder: Path, plan: ResolvedBlend) -> list[str]:
+    """What the plan in a folder says otherwise than this one, a line each; none where there is no plan.
+
+    Command, versions and time decide nothing and are passed over.
+
+    Raises:
+        DataError: If what stands there is no plan.
+    """
+    path = folder / FILE_NAME
+    if not path.exists():
+        return []
+    try:
+        there = ResolvedBlend.model_validate_json(path.read_bytes()).model_dump()
+    except ValidationError:
+        raise DataError(
+            f"{path}: is no blend plan of format {FORMAT_VERSION}; give --overwrite, or another --out"
+        ) from None
+    made = plan.model_dump(exclude={"command", "versions", "created"})
+    names = [name for name, value in made.items() if there[name] != value]
+    nested = {"sources": "other sources, sizes or shares", "domain_shares": "other shares", "notes": "other notes"}
+    return [
+        f"{name}: {nested[name]}" if name in nested else f"{name}: it has {there[name]}, asked for {made[name]}"
+        for name in names
+    ]
 
 
 def write_plan(folder: Path, plan: ResolvedBlend) -> Path:

@@ -128,12 +128,20 @@ def _refuse_another(out: Path, training: dict[str, Any]) -> None:
         there = orjson.loads(path.read_bytes())
     except orjson.JSONDecodeError:
         raise DataError(f"{path}: not JSON; {remedy}") from None
-    for name, wanted in training.items():
-        if there.get(name) != wanted:
-            raise DataError(
-                f"{out}: holds a different tokenizer: {name}: it has {there.get(name)!r}, "
-                f"asked for {wanted!r}; {remedy}"
-            )
+    differences = [
+        f"{name}: it has {_said(there.get(name))}, asked for {_said(wanted)}"
+        for name, wanted in training.items()
+        if there.get(name) != wanted
+    ]
+    if differences:
+        raise DataError(f"{out}: holds a different tokenizer: {'; '.join(differences)}; {remedy}")
+
+
+def _said(value: object) -> str:
+    """Long lists, of hashes above all, by their number and beginnings."""
+    if not isinstance(value, list):
+        return repr(value)
+    return f"{len(value)} ({', '.join(str(part)[:12] for part in value)})"
 
 
 def _training_texts(files: Sequence[Path], key: str) -> Iterator[str]:

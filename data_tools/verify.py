@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_tools.atomic_files import beside
-from data_tools.dataset import read_plan, shard_prefix
+from data_tools.dataset import finished_shards, read_plan, shard_prefix
 from data_tools.encode import tokens_per_block
 from data_tools.errors import DataError
 from data_tools.index_header import HEADER_BYTES, ITEM_BYTES, read_index_header
@@ -40,10 +40,10 @@ _TOKENS_AT_ONCE = 1 << 22
 
 
 def prefixes_of(output: Path) -> list[Path]:
-    """PREFIX itself, or those of all shards where it is the folder of a plan."""
+    """PREFIX itself, or those of all shards where it is the folder of a plan; DataError until all are finished."""
     if not (output / "plan.json").exists():
         return [output]
-    return [shard_prefix(output, number) for number in range(len(read_plan(output)["shards"]))]
+    return [shard_prefix(output, number) for number in finished_shards(output, read_plan(output))]
 
 
 def verify(prefix: Path, *, deep: bool) -> Manifest:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_tools.cli.output import print_table, warn
-from data_tools.errors import UsageError
+from data_tools.errors import DataError, UsageError
 from data_tools.quantities import format_count, parse_count
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def add(verbs: Any) -> None:
     parser.add_argument(
         "--export", choices=FORMS, action="append", default=[], help="also write what this trainer takes; repeatable"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace another plan and its exports in DIR")
     parser.set_defaults(verb=_blend)
 
 
@@ -51,10 +52,18 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _blend(options: argparse.Namespace) -> None:
-    from data_tools.blend_export import export, warnings
-    from data_tools.resolved_blend import write_plan
+    from data_tools.blend_export import FILES, export, refuse_declared, warnings
+    from data_tools.resolved_blend import FILE_NAME, changes_of_plan, write_plan
 
     plan = _resolved(options)
+    if options.export:
+        refuse_declared(plan)
+    if options.overwrite:
+        for name in (FILE_NAME, *FILES.values()):  # exports of another plan must not stand beside this one
+            (options.out / name).unlink(missing_ok=True)
+    elif changes := changes_of_plan(options.out, plan):
+        lines = "\n  ".join(changes)
+        raise DataError(f"{options.out}: holds another blend plan; give --overwrite, or another --out\n  {lines}")
     options.out.mkdir(parents=True, exist_ok=True)
     written = [export(plan, form, options.out) for form in dict.fromkeys(options.export)]
     written.append(write_plan(options.out, plan))

@@ -113,8 +113,8 @@ def write(
     limit_threads(_workers(options.workers))
     inputs = find_inputs(job.inputs)
     if inputs.left_out:
-        names = ", ".join(str(path) for path in inputs.left_out[:3])
-        warn(f"{len(inputs.left_out):,} files are no inputs by their names and were left out: {names}, …")
+        names = ", ".join(map(str, inputs.left_out[:3])) + (", …" if inputs.left_out[3:] else "")
+        warn(f"files left out, as their names are not those of inputs ({len(inputs.left_out):,}): {names}")
     if shards.are_asked_for(options):
         shards.run(job, options)
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,7 +114,7 @@ def _facts(view: Documents | Rows) -> list[list[str]]:
         ["pieces", f"{packs.pieces:,}, {packs.pieces / max(1, packs.packs):.1f} a row"],
         ["padding", f"{packs.padding:,} of {packs.packs * packs.length:,} positions"],
         ["trained tokens", f"{packs.packed_trained_tokens:,} of {packs.packed_tokens:,}"],
-        ["dataset", view.documents.stored.prefix],
+        ["dataset", os.path.normpath(view.documents.stored.prefix)],
         ["tokens per piece", *each.values()],
     ]
 

@@ -79,7 +79,9 @@ def _pack(options: argparse.Namespace) -> None:
     )
     result = pack_dataset(job)
     if result.manifest.untrained_pieces:
-        warn(f"{result.manifest.untrained_pieces:,} pieces hold no trained token; their answers were cut off")
+        warn(
+            f"{result.manifest.untrained_pieces:,} pieces hold no trained token: a row ends before their answers begin"
+        )
     print_table(f"{options.output}: {'already done' if result.was_done else 'done'}", ["", ""], _rows(result.manifest))
 
 

@@ -83,6 +83,36 @@ def test_blend_writes_the_plan_and_exports_and_warns(project: Path, capsys: pyte
     assert "WARNING: stock Megatron does not enforce max_epochs" in capsys.readouterr().err
 
 
+def test_another_blend_plan_is_refused_and_its_exports_go_with_it(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blend = "blend blend.yaml --sequence-length 16 --out out --tokens"
+    assert run(f"{blend} 640 --export megatron-args --export bridge") == 0
+    assert run(f"{blend} 640 --export per-split-json") == 0
+    capsys.readouterr()
+    assert run(f"{blend} 320 --export megatron-args") == 3
+    assert capsys.readouterr().err.splitlines()[:4] == [
+        "error: out: holds another blend plan; give --overwrite, or another --out",
+        "  requested_tokens: it has 640, asked for 320",
+        "  samples: it has 40, asked for 20",
+        "  tokens: it has 640, asked for 320",
+    ]
+    assert "--train-samples 40" in Path("out/megatron_args.txt").read_text()
+    assert run(f"{blend} 320 --export megatron-args --overwrite") == 0
+    assert sorted(path.name for path in Path("out").iterdir()) == ["blend_plan.json", "megatron_args.txt"]
+    assert "--train-samples 20" in Path("out/megatron_args.txt").read_text()
+
+
+def test_an_export_of_a_source_that_is_not_built_leaves_no_folder(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    out = tmp_path / "out"
+    assert run(f"blend recipes/blends/lmq.yaml --tokens 80B --data-root {tmp_path} --out {out} --export bridge") == 3
+    assert "openthoughts3: declared, not built, so there is no dataset to name" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_a_bad_budget_is_a_usage_error(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("plan blend.yaml --tokens many") == 2
     assert "error: --tokens: 'many' is not a count" in capsys.readouterr().err

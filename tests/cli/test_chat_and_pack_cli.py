@@ -46,7 +46,7 @@ def test_answers_that_were_cut_off_are_warned_of(data: Path, capsys: pytest.Capt
     main(shlex.split("chat --input in.jsonl --tokenizer tok --output c --on-error skip"))
     capsys.readouterr()
     assert main(shlex.split("pack c --length 4 --overlong truncate --output p")) == 0
-    assert capsys.readouterr().err == "WARNING: 1 pieces hold no trained token; their answers were cut off\n"
+    assert capsys.readouterr().err == "WARNING: 1 pieces hold no trained token: a row ends before their answers begin\n"
 
 
 def test_shards_of_conversations_are_packed_as_one_pair(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -219,6 +219,8 @@ def test_another_input_at_the_same_prefix_is_refused_unless_overwritten(
     source.write_text('{"text": "bc"}\n')
     with pytest.raises(DataError, match=r"bytes of .*in\.jsonl: it has 14, asked for 15"):
         run(source, tiny_tokenizer)
+    with pytest.raises(DataError, match=r"--input: it has .*in\.jsonl, asked for .*other\.jsonl\n  bytes of .*other"):
+        run(source, tiny_tokenizer, inputs=(write_lines({"text": "def"}, name="other.jsonl"),))
     with pytest.raises(DataError, match="number of --input files: it has 1, asked for 2"):
         run(source, tiny_tokenizer, inputs=(source, write_lines({"text": "d"}, name="more.jsonl")))
     assert run(source, tiny_tokenizer, overwrite=True).manifest.tokens == 2

@@ -145,6 +145,12 @@ def test_a_folder_with_a_different_tokenizer_is_not_overwritten(tmp_path: Path, 
     before = (tmp_path / "t/tokenizer.json").read_bytes()
     with pytest.raises(DataError, match="t: holds a different tokenizer: vocab_size: it has 290, asked for 280"):
         train([corpus], "text", 280, tmp_path / "t")
+    two = [corpus, write_lines({"text": "b"}, name="more.jsonl")]
+    with pytest.raises(
+        DataError,
+        match=r"inputs_sha256: it has 1 \([0-9a-f]{12}\), asked for 2 \(.*\); vocab_size: it has 290, asked for 280",
+    ):
+        train(two, "text", 280, tmp_path / "t")
     (tmp_path / "t/training.json").unlink()
     with pytest.raises(DataError, match="t: holds a tokenizer that was not trained here"):
         train([corpus], "text", 290, tmp_path / "t")

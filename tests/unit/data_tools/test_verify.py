@@ -16,6 +16,7 @@ from data_tools.loss_mask import mask_path, read_masks
 from data_tools.manifest import Manifest, read_manifest, write_manifest
 from data_tools.origin import ORIGIN
 from data_tools.progress import NoProgress
+from data_tools.shards import freeze_plan, make_plan, parse_task, tokenize_shards
 from data_tools.tokenize import TokenizeJob, tokenize
 from data_tools.verify import prefixes_of, verify
 
@@ -102,6 +103,19 @@ def test_wrong_tokens_per_block_are_found(prefix: Path) -> None:
     claim(prefix, block_documents=2)
     with pytest.raises(DataError, match=r"tokens_per_block: found \[5, 2\], its manifest says \[7\]"):
         verify(prefix, deep=False)
+
+
+def test_shards_that_are_not_all_finished_are_refused_with_their_number(
+    tiny_tokenizer: Path, write_lines: WriteLines
+) -> None:
+    first, second = write_lines({"text": "a"}), write_lines({"text": "b"}, name="more.jsonl")
+    out = first.parent / "shards"
+    job = TokenizeJob((first, second), tiny_tokenizer, out)
+    plan = make_plan(job, shard_bytes=1000)
+    freeze_plan(out, plan, overwrite=False)
+    tokenize_shards(job, plan, parse_task("0/2"), NoProgress())
+    with pytest.raises(DataError, match=r"shards: 1 of 2 shards are not finished, shard-00001 the first; run the same"):
+        prefixes_of(out)
 
 
 def test_a_prefix_that_is_no_folder_of_shards_is_one_dataset(prefix: Path) -> None:
