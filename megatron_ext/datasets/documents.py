@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 from collections.abc import Iterable
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 from numpy.typing import NDArray
 
 from data_tools.errors import DataError
+from data_tools.index_header import HEADER_BYTES
 from data_tools.manifest import check_files, manifest_path, read_manifest
 
 
@@ -22,10 +26,12 @@ class Span(NamedTuple):
 
 
 class Documents:
-    """One `.bin/.idx` pair, memory-mapped through Megatron-Core's `IndexedDataset`.
+    """One `.bin/.idx` pair; its index is memory-mapped through Megatron-Core's `IndexedDataset`.
 
     Memory is that of the manifest's token counts, one number a block of documents; nothing here
-    grows with documents or samples.
+    grows with documents or samples. Tokens are read, not mapped: rows lie at random, and around each
+    page fault the kernel would read and map a hundred kilobytes that nobody wants. A file that was
+    shortened meanwhile is an error, where a mapping would end the process with SIGBUS.
 
     Attributes:
         source: Name of the source, for messages.
@@ -72,12 +78,20 @@ class Documents:
         self.block_tokens = np.array(manifest.tokens_per_block, dtype=np.int64)
         self._prefix = prefix
         try:
-            self._dataset = IndexedDataset(prefix, mmap=True)
+            self._index: Any = IndexedDataset(prefix, mmap=False).index  # mapped; mmap=False is for the tokens
         except AssertionError:  # core's only word on an index whose last document is not its last sequence
             raise DataError(
                 f"{prefix}.idx: documents and sequences disagree; damaged. Tokenize again with --overwrite."
             ) from None
-        self._item_bytes = int(self._dataset.index.dtype_size)
+        self._files = [
+            Path(f"{prefix}{suffix}").open("rb", buffering=0)  # noqa: SIM115 (open as long as this object lives)
+            for suffix in (".bin", ".idx")
+        ]
+        self._bin_fd, self._idx_fd = (file.fileno() for file in self._files)
+        os.posix_fadvise(self._bin_fd, 0, 0, os.POSIX_FADV_RANDOM)
+        self._pointers_at = HEADER_BYTES + 4 * self._index.sequence_count  # of `.idx`; see data_tools/indexed.py
+        self._indices_at = self._pointers_at + 8 * self._index.sequence_count
+        self._item_bytes = int(self._index.dtype_size)
 
     def first_of_block(self, block: int) -> int:
         """The first document of a block."""
@@ -90,7 +104,7 @@ class Documents:
             DataError: If they do not sum to what the manifest says.
         """
         first = block * self.block_documents
-        index = self._dataset.index
+        index = self._index
         # A document may hold several sequences: Megatron's own tools can split it into sentences.
         bounds = index.document_indices[first : first + self.block_documents + 1]
         lengths = index.sequence_lengths[int(bounds[0]) : int(bounds[-1])]
@@ -101,7 +115,10 @@ class Documents:
                 f"its manifest says {int(self.block_tokens[block]):,}; the file was changed. "
                 "Copy it again, or tokenize with --overwrite."
             )
-        return np.diff(ends[bounds - bounds[0]])
+        lengths_of_documents = np.diff(ends[bounds - bounds[0]])
+        # The pages stay in the page cache; mapped, those of hundreds of sources would count as this process's.
+        index.bin_buffer_mmap.base.madvise(mmap.MADV_DONTNEED)
+        return lengths_of_documents
 
     def read(self, spans: Iterable[Span], out: NDArray[np.int64]) -> None:
         """Copies spans, one after another, into `out`.
@@ -110,13 +127,18 @@ class Documents:
             spans: None of them empty; together exactly as long as `out`.
             out: `[tokens]` int64, overwritten.
         """
-        index, read = self._dataset.index, self._dataset.bin_reader.read
         filled = 0
         for document, start, length in spans:
-            first = int(index.sequence_pointers[index.document_indices[document]])
-            out[filled : filled + length] = read(index.dtype, length, first + start * self._item_bytes)
+            first = self._start_of(document)
+            self._read_tokens(first + start * self._item_bytes, out[filled : filled + length])
             filled += length
         assert filled == len(out), f"spans hold {filled} tokens, {len(out)} were asked"
+
+    def _start_of(self, document: int) -> int:
+        """Byte of `.bin` where a document begins."""
+        # Read, too: a lookup in the mapping would map whole folios of the page cache, up to 2 MB, for 8 bytes.
+        sequence = int.from_bytes(os.pread(self._idx_fd, 8, self._indices_at + 8 * document), "little")
+        return int.from_bytes(os.pread(self._idx_fd, 8, self._pointers_at + 8 * sequence), "little")
 
     def read_in_file_order(self, position: int, out: NDArray[np.int64]) -> None:
         """Copies the tokens from `position` of the file on into `out`, whatever documents they belong to.
@@ -125,11 +147,22 @@ class Documents:
             position: Tokens from the start of the file.
             out: `[tokens]` int64, overwritten.
         """
-        out[:] = self._dataset.bin_reader.read(self._dataset.index.dtype, len(out), position * self._item_bytes)
+        self._read_tokens(position * self._item_bytes, out)
+
+    def _read_tokens(self, offset: int, out: NDArray[np.int64]) -> None:
+        """Copies the tokens from byte `offset` of `.bin` on into `out`."""
+        num_bytes = len(out) * self._item_bytes
+        raw = os.pread(self._bin_fd, num_bytes, offset)
+        if len(raw) != num_bytes:
+            raise DataError(
+                f'{self._prefix}.bin: {len(raw):,} of {num_bytes:,} bytes at {offset:,} of source "{self.source}"; the '
+                "file was shortened while it was read. Copy it again, and resume from the last checkpoint."
+            )
+        out[:] = np.frombuffer(raw, self._index.dtype)
 
     def starts_in_file_order(self, position: int, num_tokens: int) -> list[int]:
         """Where documents begin among the tokens from `position` of the file on, counted from there."""
-        index = self._dataset.index
+        index = self._index
         first, last = self.document_at(position), self.document_at(position + num_tokens - 1)
         sequences = index.document_indices[first : last + 1]
         starts = np.unique(index.sequence_pointers[sequences]) // self._item_bytes - position
@@ -137,7 +170,7 @@ class Documents:
 
     def document_at(self, position: int) -> int:
         """The document that holds the token at `position` of the file."""
-        index = self._dataset.index
+        index = self._index
         sequence = int(np.searchsorted(index.sequence_pointers, position * self._item_bytes, side="right")) - 1
         return int(np.searchsorted(index.document_indices, sequence, side="right")) - 1
 

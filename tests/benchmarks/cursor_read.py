@@ -1,18 +1,22 @@
 """Rows per second of our blended cursor against stock Megatron-Core's blended GPTDataset.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/cursor_read.py [--tokens 16_000_000] [--rounds 15]
+    OMP_NUM_THREADS=1 python tests/benchmarks/cursor_read.py [--tokens 16_000_000] [--rounds 15] [--cold]
 
 Both read the same two synthetic sources (0.8 and 0.2; documents of about 700 tokens, lognormal), warm
-from the page cache, and make the same microbatches: tokens, labels, loss mask, position ids. A round
-of one and a round of the other in turn, so that a noisy machine disturbs both alike. Stock is measured
-with the collation that its DataLoader does and, favourably to it, without any. Printed: the median of
-each and the median ratio of the rounds.
+from the page cache or, with --cold, dropped from it before every round. Both make the same
+microbatches: tokens, labels, loss mask, position ids. A round of one and a round of the other in turn,
+so that a noisy machine disturbs both alike. Stock is measured with the collation that its DataLoader
+does and, favourably to it, without any. Printed: the median of each, the median ratio of the rounds,
+and what a round read from the disk.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import mmap
+import os
+import re
 import statistics
 import sys
 import tempfile
@@ -43,6 +47,7 @@ def main() -> None:
     """Measures sequence lengths 512 and 4096."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=16_000_000, help="tokens of each source")
+    parser.add_argument("--cold", action="store_true", help="drop the files from the page cache before every round")
     parser.add_argument("--rounds", type=int, default=15, help="rounds of 64 rows that are timed")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -51,7 +56,7 @@ def main() -> None:
         for seed, name in enumerate(SHARES):
             _write(Path(folder) / name, arguments.tokens, seed)
         for sequence_length in (512, 4096):
-            _compare(Path(folder), sequence_length, arguments.rounds)
+            _compare(Path(folder), sequence_length, arguments.rounds, is_cold=arguments.cold)
 
 
 def _write(prefix: Path, num_tokens: int, seed: int) -> None:
@@ -62,7 +67,7 @@ def _write(prefix: Path, num_tokens: int, seed: int) -> None:
     write_source(prefix, np.split(tokens, np.cumsum(lengths)[:-1]))
 
 
-def _compare(folder: Path, sequence_length: int, rounds: int) -> None:
+def _compare(folder: Path, sequence_length: int, rounds: int, *, is_cold: bool) -> None:
     plan = _plan(folder, sequence_length, rounds + WARM_UP)
     began = time.perf_counter()
     cursor = BlendedCursor(plan, data_parallel_rank=0, data_parallel_size=1)
@@ -77,10 +82,14 @@ def _compare(folder: Path, sequence_length: int, rounds: int) -> None:
         "stock without collation": lambda: list(_microbatches(stock, indices)),
     }
     rows_per_s: dict[str, list[float]] = {name: [] for name in sides}
+    disk_bytes = dict.fromkeys(sides, 0)
     for _ in range(rounds + WARM_UP):
         for name, read in sides.items():
-            began = time.perf_counter()
+            if is_cold:
+                _drop_from_page_cache(folder, stock)
+            from_disk, began = _disk_bytes(), time.perf_counter()
             read()
+            disk_bytes[name] += _disk_bytes() - from_disk
             rows_per_s[name].append(MICRO_BATCH_SIZE * MICROBATCHES / (time.perf_counter() - began))
     print(
         f"sequence {sequence_length}, opening: cursor {cursor_open_s * 1e3:.0f} ms, stock {stock_open_s * 1e3:.0f} ms"
@@ -88,7 +97,26 @@ def _compare(folder: Path, sequence_length: int, rounds: int) -> None:
     ours = rows_per_s["cursor"][WARM_UP:]
     for name, rates in rows_per_s.items():
         ratio = statistics.median(mine / other for mine, other in zip(ours, rates[WARM_UP:], strict=True))
-        print(f"  {name:24} {statistics.median(rates[WARM_UP:]):9,.0f} rows/s   cursor / this {ratio:.2f}")
+        print(
+            f"  {name:24} {statistics.median(rates[WARM_UP:]):9,.0f} rows/s   cursor / this {ratio:.2f}   "
+            f"{disk_bytes[name] / len(rates) / 1e6:.1f} MB from disk a round"
+        )
+
+
+def _drop_from_page_cache(folder: Path, stock: Any) -> None:
+    """Only pages that nobody has mapped can be dropped, so core's mappings give them up first."""
+    for dataset in stock.datasets:
+        dataset.dataset.bin_reader._bin_buffer_mmap.base.madvise(mmap.MADV_DONTNEED)
+        dataset.dataset.index.bin_buffer_mmap.base.madvise(mmap.MADV_DONTNEED)
+    for path in [*folder.glob("*.bin"), *folder.glob("*.idx")]:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _disk_bytes() -> int:
+    """Bytes that this process had the disk read."""
+    return int(re.findall(r"read_bytes: (\d+)", Path("/proc/self/io").read_text())[0])
 
 
 def _plan(folder: Path, sequence_length: int, steps: int) -> StagePlan:

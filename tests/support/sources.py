@@ -3,7 +3,8 @@
     write_source(tmp_path / "a", [[1, 2, 0], [3, 0]])     the pair, written by Megatron-Core, and its manifest
     plan_reading({"a": (tmp_path / "a", 8)}, ...)          a plan that takes 8 samples of it
 
-A source may lie about itself only through `describe_source`, which writes the manifest alone.
+A source may lie about itself only through `describe_source`, which writes the manifest alone, and
+`write_sparse_source`, whose tokens are nowhere.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from typing import Any
 
 import numpy as np
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+from numpy.typing import NDArray
 
 from data_tools.dataset import read_dataset
+from data_tools.indexed import write_index
 from data_tools.manifest import BLOCK_DOCUMENTS, Manifest, TokenizerRecord, write_manifest
 from megatron_ext.plan.stage_plan import PhasePlan, PhaseSource, StagePlan
 from megatron_ext.training.file_list import TOKENIZER_FILES
@@ -41,22 +44,52 @@ def describe_source(
     prefix: Path, documents: Sequence[Sequence[int]], *, block_documents: int = BLOCK_DOCUMENTS, dtype: str = "uint16"
 ) -> Manifest:
     """Writes only the manifest of a pair that lies at PREFIX."""
-    lengths = [len(document) for document in documents]
-    content = {suffix: Path(f"{prefix}.{suffix}").read_bytes() for suffix in ("bin", "idx")}
+    lengths = np.array([len(document) for document in documents], dtype=np.int32)
+    hashes = {
+        f"{suffix}_sha256": hashlib.sha256(Path(f"{prefix}.{suffix}").read_bytes()).hexdigest()
+        for suffix in ("bin", "idx")
+    }
+    largest = max((token for document in documents for token in document), default=0)
+    return _describe(prefix, lengths, hashes, max_token_id=largest, block_documents=block_documents, dtype=dtype)
+
+
+def write_sparse_source(prefix: Path, lengths: NDArray[np.int32]) -> Manifest:
+    """Writes a pair whose index is true and whose `.bin` is a hole: every token is 0, no disk is taken by them.
+
+    Args:
+        prefix: PREFIX of the pair.
+        lengths: `[documents]` tokens of each.
+    """
+    _, idx_sha256 = write_index(Path(f"{prefix}.idx"), lengths, dtype="uint16")
+    with Path(f"{prefix}.bin").open("wb") as file:
+        file.truncate(2 * int(lengths.sum(dtype=np.int64)))
+    hashes = {"bin_sha256": hashlib.sha256(prefix.name.encode()).hexdigest(), "idx_sha256": idx_sha256}
+    return _describe(prefix, lengths, hashes, max_token_id=0)
+
+
+def _describe(
+    prefix: Path,
+    lengths: NDArray[np.int32],
+    hashes: Mapping[str, str],
+    *,
+    max_token_id: int,
+    block_documents: int = BLOCK_DOCUMENTS,
+    dtype: str = "uint16",
+) -> Manifest:
     manifest = Manifest(
-        documents=len(documents),
-        tokens=sum(lengths),
+        documents=len(lengths),
+        tokens=int(lengths.sum(dtype=np.int64)),
         rejected=0,
         rejected_by_reason={},
-        bin_bytes=len(content["bin"]),
-        idx_bytes=len(content["idx"]),
-        bin_sha256=hashlib.sha256(content["bin"]).hexdigest(),
-        idx_sha256=hashlib.sha256(content["idx"]).hexdigest(),
+        bin_bytes=Path(f"{prefix}.bin").stat().st_size,
+        idx_bytes=Path(f"{prefix}.idx").stat().st_size,
+        **hashes,
         dtype=dtype,
-        max_token_id=max((token for document in documents for token in document), default=0),
+        max_token_id=max_token_id,
         block_documents=block_documents,
         tokens_per_block=[
-            sum(lengths[first : first + block_documents]) for first in range(0, len(lengths), block_documents)
+            int(lengths[first : first + block_documents].sum(dtype=np.int64))
+            for first in range(0, len(lengths), block_documents)
         ],
         append_eod=True,
         eod_id=EOD,

@@ -1,6 +1,7 @@
 """Opening a tokenised source and reading its tokens."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -133,3 +134,11 @@ def test_starts_are_counted_from_the_place_asked_for_and_empty_documents_have_no
     assert documents.starts_in_file_order(1, 5) == [2, 4]
     assert documents.starts_in_file_order(1, 4) == [2]
     assert documents.starts_in_file_order(6, 3) == []
+
+
+def test_a_file_that_is_shortened_while_it_is_read_is_an_error_with_its_place(tmp_path):
+    manifest = write_source(tmp_path / "a", PENCIL)  # 10 tokens of 2 bytes; the last document from byte 10 on
+    documents = _open(tmp_path / "a", manifest.data_id)
+    os.truncate(tmp_path / "a.bin", 14)
+    with pytest.raises(DataError, match=r'a\.bin: 4 of 10 bytes at 10 of source "pencil"; the file was shortened'):
+        documents.read([Span(3, 0, 5)], np.empty(5, dtype=np.int64))
