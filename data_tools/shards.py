@@ -64,7 +64,8 @@ def parse_task(written: str | None) -> Task:
     """
     if written is None:
         first = int(os.environ.get("SLURM_ARRAY_TASK_MIN", 0))
-        number = int(os.environ.get("SLURM_ARRAY_TASK_ID", first)) - first
+        step = int(os.environ.get("SLURM_ARRAY_TASK_STEP", 1))  # --array=0-14:2
+        number = (int(os.environ.get("SLURM_ARRAY_TASK_ID", first)) - first) // step
         return Task(number, int(os.environ.get("SLURM_ARRAY_TASK_COUNT", 1)))
     number_of, _, of = written.partition("/")
     if not (number_of.isdigit() and of.isdigit()):

@@ -155,6 +155,15 @@ def test_a_task_is_named_or_that_of_the_slurm_array(monkeypatch: pytest.MonkeyPa
         parse_task("1")
 
 
+def test_a_slurm_array_with_a_step_leaves_no_shard_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for number in (1, 3, 5):  # --array=1-5:2
+        for name, value in (("MIN", "1"), ("ID", str(number)), ("COUNT", "3"), ("STEP", "2")):
+            monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
+        found.append(parse_task(None))
+    assert found == [Task(0, 3), Task(1, 3), Task(2, 3)]
+
+
 def test_tasks_beyond_the_last_are_refused(job: TokenizeJob) -> None:
     with pytest.raises(UsageError, match="--task: 2/2: tasks are numbered 0 to 1"):
         run(job, "2/2")
