@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -48,6 +48,8 @@ def _overlap(options: argparse.Namespace) -> None:
         raise UsageError(f"--ngram: {options.ngram} is too few; give at least 1")
     corpora = [_corpus(name, options) for name in (options.a, options.b) if name is not None]
     tests = [_corpus(name, options) for name in options.against]
+    if options.out:
+        _refuse_an_input(options.out, [*corpora, *tests])
     pairs = [tuple(corpora)] if len(corpora) == 2 else []
     pairs += [(corpus, test) for corpus in corpora for test in tests]
     rows: list[list[str]] = []
@@ -73,6 +75,15 @@ def _overlap(options: argparse.Namespace) -> None:
         ["of", "against", "documents", "too short", "duplicates", "with a hit", "hit by half"],
         rows,
     )
+
+
+def _refuse_an_input(out: Path, corpora: Sequence[Corpus]) -> None:
+    """The report takes the place of whatever stands at `out`, which must not be what is compared."""
+    from data_tools.inputs import find_inputs
+
+    read = [file.path for corpus in corpora for names, _ in corpus.parts for file in find_inputs(names).files]
+    if out.resolve() in {path.resolve() for path in (*read, *(Path(corpus.name) for corpus in corpora))}:
+        raise UsageError(f"--out: {out}: is one of the files that are compared; name another")
 
 
 @contextmanager

@@ -149,6 +149,15 @@ def test_overlap_of_a_source_reads_the_text_that_its_manifest_names(
     assert sides == ["a.yaml", "text.jsonl"]
 
 
+def test_a_report_never_replaces_what_is_compared(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("text.jsonl").write_text(json.dumps({"text": WORDS}) + "\n")
+    Path("more.jsonl").write_text(json.dumps({"text": WORDS}) + "\n")
+    before = Path("more.jsonl").read_bytes()
+    assert run("overlap text.jsonl --against more.jsonl --out ./more.jsonl") == 2
+    assert "--out: more.jsonl: is one of the files that are compared; name another" in capsys.readouterr().err
+    assert Path("more.jsonl").read_bytes() == before
+
+
 def test_overlap_with_nothing_to_compare_is_a_usage_error(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("overlap a.jsonl") == 2
     assert "nothing to compare with; give B, or --against EVAL" in capsys.readouterr().err

@@ -25,7 +25,7 @@ OPTIONS = {
     f"--max-bad --rejects --bpe --workers --output --hold-out --overwrite {SHARDS}",
     "pack": "data --length --output --algo --overlong --pad-multiple --seed --out --overwrite",
     "plan": "file --tokens --sequence-length --data-root",
-    "blend": "file --tokens --sequence-length --data-root --out --export",
+    "blend": "file --tokens --sequence-length --data-root --out --export --overwrite",
     "overlap": "a b --against --out --ngram --adapter --key --data-root",
     "status": "output",
     "merge": "prefixes --output --overwrite",
