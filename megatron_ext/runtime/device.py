@@ -153,10 +153,15 @@ _STAND_INS: dict[str, Any] = {
 
 
 def _torch_optimizer() -> list[tuple[Any, str, Any]]:
-    """What core's optimizer has where no fused extension is installed; with one it takes CUDA kernels, GPU or not."""
-    if not any(importlib.util.find_spec(extension) for extension in ("transformer_engine", "amp_C")):
+    """What core's optimizer has where no fused extension is installed; with one it takes CUDA kernels, GPU or not.
+
+    The kernels are in the compiled modules of Transformer Engine, which finds its own in several places when it is
+    imported, and of apex.
+    """
+    from megatron.core import optimizer as core_optimizer  # imports the extensions
+
+    if not any(importlib.util.find_spec(compiled) for compiled in ("transformer_engine_torch", "amp_C")):
         return []
-    from megatron.core import optimizer as core_optimizer
     from megatron.core import utils
     from megatron.core.optimizer import clip_grads, distrib_optimizer
     from megatron.core.optimizer import optimizer as mixed_precision

@@ -179,7 +179,7 @@ def cut_and_resume(project: ToyProject, run_root: Path, before: str, after: str,
 def cut_at_step_5(whole: Run, run_root: Path) -> Path:
     """Copies a finished run without its end: its last save is fully reshardable, that of step 5 a periodic one."""
     shutil.copytree(whole.run_root, run_root)
-    stage = Run(0, "", run_root).stage_folder
+    stage = Run(0, whole.output, run_root).stage_folder
     (stage / "stage.json").unlink()
     shutil.rmtree(stage / "checkpoints" / "step_10")
     return run_root

@@ -18,8 +18,7 @@ class FusedAdam:
 
 @pytest.mark.skipif(has_gpu(), reason="says what happens without a GPU")
 def test_an_installed_extension_is_set_aside_inside_the_scope(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "transformer_engine").mkdir()
-    (tmp_path / "transformer_engine" / "__init__.py").touch()
+    (tmp_path / "transformer_engine_torch.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(optimizer, "Adam", FusedAdam)
     monkeypatch.setattr(clip_grads, "l2_norm_impl", FusedAdam)
