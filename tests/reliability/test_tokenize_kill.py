@@ -1,104 +1,151 @@
-"""kill -9 at random moments: never a bad pair accepted, and a re-run ends with the bytes of an undisturbed run."""
+"""kill -9 at random moments: never a bad pair accepted, and a re-run ends with the bytes of an undisturbed run.
+
+Moments are drawn over the time that an undisturbed run takes; `tests/unit/data_tools/test_tokenize_killed.py`
+strikes before every single call on the file system instead.
+"""
 
 from __future__ import annotations
 
 import json
 import random
-import signal
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from data_tools.dataset import read_dataset
 from data_tools.errors import DataError
-from data_tools.progress import NoProgress
-from data_tools.shards import Task as ShardTask
-from data_tools.shards import freeze_plan, make_plan, shard_prefix, status, tokenize_shards
-from data_tools.tokenize import TokenizeJob
+from data_tools.manifest import read_manifest
 from data_tools.tokenizer import train
 from data_tools.verify import verify
 
-pytestmark = [pytest.mark.slow, pytest.mark.system]
-
-KILLS = 8
-SHARD_BYTES = 250_000
+COMMANDS = {
+    "tokenize": "tokenize --input {corpus}/text.jsonl --append-eod --hold-out 5%",
+    "shards": "tokenize --input {corpus}/text.jsonl --append-eod --hold-out 5% --shard-bytes 1M",
+    "chat": "chat --input {corpus}/chat.jsonl --hold-out 5%",
+}
+SLOW_KILLS = {"tokenize": 34, "shards": 33, "chat": 33}
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """2 MB in 4,000 documents, and a tokenizer."""
+    """5 MB in 10,000 documents, the same as conversations, and a tokenizer."""
     folder = tmp_path_factory.mktemp("corpus")
     generator = random.Random(0)
     words = ["".join(generator.choices("abcdefgh ", k=6)) for _ in range(500)]
-    rows = [json.dumps({"text": " ".join(generator.choices(words, k=70)), "id": str(n)}) for n in range(4_000)]
-    (folder / "in.jsonl").write_text("\n".join(rows) + "\n")
-    (folder / "some.jsonl").write_text("\n".join(rows[:200]) + "\n")
+    texts = [" ".join(generator.choices(words, k=70)) for _ in range(10_000)]
+    write_lines(folder / "text.jsonl", ({"text": text, "id": str(number)} for number, text in enumerate(texts)))
+    write_lines(folder / "some.jsonl", ({"text": text} for text in texts[:200]))
+    write_lines(folder / "chat.jsonl", map(conversation, texts))
     train([folder / "some.jsonl"], "text", 400, folder / "tok")
+    time.sleep(
+        2.1
+    )  # from then on manifests record when an input was changed, those of later runs as those of the first
     return folder
 
 
-def command(corpus: Path, output: Path) -> list[str]:
-    arguments = ["--input", str(corpus / "in.jsonl"), "--tokenizer", str(corpus / "tok"), "--output", str(output)]
-    options = ["--append-eod", "--hold-out", "5%", "--shard-bytes", str(SHARD_BYTES), "--workers", "1"]
-    return [sys.executable, "-m", "data_tools", "tokenize", *arguments, *options]
+def write_lines(path: Path, records: Iterator[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
-def content(output: Path) -> dict[str, bytes]:
-    """All bytes of all finished shards, those of held-out documents included."""
+def conversation(text: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": text[:60]}, {"role": "assistant", "content": text[60:]}]}
+
+
+def started(kind: str, corpus: Path, folder: Path) -> subprocess.Popen[bytes]:
+    """The command, whose dataset is `folder/set`."""
+    arguments = COMMANDS[kind].format(corpus=corpus).split()
+    arguments += ["--tokenizer", str(corpus / "tok"), "--output", str(folder / "set"), "--workers", "1"]
+    command = [sys.executable, "-m", "data_tools", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def finish(kind: str, corpus: Path, folder: Path) -> float:
+    """Runs the command to its end; returns the seconds that it took."""
+    began = time.monotonic()
+    process = started(kind, corpus, folder)
+    said = process.communicate()[1]
+    assert process.returncode == 0, said.decode()
+    return time.monotonic() - began
+
+
+def kill(kind: str, corpus: Path, folder: Path, *, after_s: float) -> bool:
+    """Runs the command and kills it; False if it was faster."""
+    with started(kind, corpus, folder) as process:
+        try:
+            process.wait(after_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait() < 0
+    return False
+
+
+def content(folder: Path) -> dict[str, object]:
+    """All that a command left: bytes; of manifests the fields, save those that tell of the run itself."""
     return {
-        f"{folder.name.removeprefix(output.name)}/{path.name}": path.read_bytes()
-        for folder in (output, Path(f"{output}.validation"))
-        for path in folder.glob("*")
-        if path.suffix in (".bin", ".idx", ".origin")
+        str(path.relative_to(folder)): fields_of(path) if path.name.endswith(".manifest.json") else path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
     }
 
 
-def undisturbed(corpus: Path, output: Path) -> None:
-    job = TokenizeJob((corpus / "in.jsonl",), corpus / "tok", output, append_eod=True, hold_out_percent=5.0)
-    plan = make_plan(job, shard_bytes=SHARD_BYTES)
-    freeze_plan(output, plan, overwrite=False)
-    tokenize_shards(job, plan, ShardTask(), NoProgress())
+def fields_of(manifest: Path) -> dict[str, Any]:
+    fields = json.loads(manifest.read_bytes())
+    return {name: value for name, value in fields.items() if name not in ("created", "command")}
 
 
-def accepted(output: Path) -> int:
-    """Checks every byte of every shard that a reader would take; returns how many there are."""
-    if not (output / "plan.json").exists():
-        return 0
-    shards = status(output)
-    assert {shard.state for shard in shards} <= {"done", "missing"}
-    for shard in shards:
-        for prefix in (shard.prefix, shard_prefix(Path(f"{output}.validation"), int(shard.prefix.name[-5:]))):
-            if Path(f"{prefix}.manifest.json").exists():
-                verify(prefix, deep=True)
-            else:
-                with pytest.raises(DataError):
-                    verify(prefix, deep=False)
-    return sum(shard.state == "done" for shard in shards)
-
-
-def test_killed_at_random_moments_it_ends_with_the_same_bytes(corpus: Path, tmp_path: Path) -> None:
-    undisturbed(corpus, tmp_path / "whole")
-    output = tmp_path / "out"
-    began = time.monotonic()
-    assert subprocess.run(command(corpus, tmp_path / "timed"), capture_output=True).returncode == 0
-    took_s = time.monotonic() - began
-    generator, killed, done = random.Random(7), 0, [0]
-    while killed < KILLS:
-        process = subprocess.Popen(command(corpus, output), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def check_readers(folder: Path, whole: Path) -> int:
+    """Every pair is whole, to the last byte, or refused; returns how many are whole."""
+    accepted = 0
+    for manifest in whole.rglob("*.manifest.json"):
+        expected = Path(str(manifest).removesuffix(".manifest.json"))
+        prefix = folder / expected.relative_to(whole)
+        if Path(f"{prefix}.manifest.json").exists():
+            verify(prefix, deep=True)
+            assert read_manifest(prefix).data_id == read_manifest(expected).data_id
+            accepted += 1
+        else:
+            with pytest.raises(DataError):
+                verify(prefix, deep=False)
+    for name in ("set", "set.validation"):
         try:
-            process.wait(took_s * generator.uniform(0.1, 1.0))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            killed += 1
-        done.append(accepted(output))
-        assert done[-1] >= done[-2]  # what was finished stays finished
-        if done[-1] == len(status(output) if (output / "plan.json").exists() else [None]):
-            assert content(output) == content(tmp_path / "whole")
-            output = tmp_path / f"out{killed}"  # all is done: the next kills strike a new one
-            done = [0]
-    assert subprocess.run(command(corpus, output), capture_output=True).returncode == 0
-    accepted(output)
-    assert content(output) == content(tmp_path / "whole")
+            found = read_dataset(folder / name)
+        except DataError:
+            continue
+        assert found.data_id == read_dataset(whole / name).data_id
+    return accepted
+
+
+@pytest.mark.parametrize(
+    ("kind", "kills"),
+    [
+        *((kind, 1) for kind in COMMANDS),
+        *(pytest.param(*item, marks=[pytest.mark.slow, pytest.mark.system]) for item in SLOW_KILLS.items()),
+    ],
+)
+def test_killed_at_random_moments_a_command_ends_with_the_same_bytes(
+    kind: str, kills: int, corpus: Path, tmp_path: Path
+) -> None:
+    took_s = finish(kind, corpus, whole := tmp_path / "whole")
+    expected = content(whole)
+    assert check_readers(whole, whole) >= 2
+    generator, killed, attempts, at_work, part_done = random.Random(7), 0, 0, 0, 0
+    while killed < kills:
+        folder = tmp_path / str(attempts)
+        attempts += 1
+        assert attempts <= 5 + 3 * kills, "the command is mostly faster than its first run was"
+        if not kill(kind, corpus, folder, after_s=took_s * generator.uniform(0.3, 1.0)):
+            assert content(folder) == expected
+            continue
+        killed += 1
+        part_done += check_readers(folder, whole) > 0
+        at_work += any(folder.rglob("*.partial"))
+        finish(kind, corpus, folder)
+        assert content(folder) == expected
+        shutil.rmtree(folder)
+    print(f"{kind}: {killed} kills, {at_work} with files in work, {part_done} with some datasets done")

@@ -331,11 +331,11 @@ def test_a_filter_takes_conversations_by_their_answer(job: ChatJob, write_lines:
 
 def test_a_conversation_too_long_to_compare_gives_its_place_to_the_next(job: ChatJob, write_lines: WriteLines) -> None:
     long = {"from": "gpt", "value": "sat " * (LONGEST_CHECKED // 4)}
-    write_lines(record(QUESTION, long), record(QUESTION, ANSWER))
+    write_lines(record(QUESTION, long), record(QUESTION, ANSWER), record(QUESTION, ANSWER))
     manifest = run(job).manifest
-    assert manifest.documents == 2
+    assert manifest.documents == 3
     assert manifest.engine is not None
-    assert manifest.engine.compared == 1
+    assert manifest.engine.compared == 2
 
 
 def test_ranges_by_characters_are_right_behind_text_with_marks(tiny_tokenizer: Path) -> None:
