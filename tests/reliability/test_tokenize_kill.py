@@ -74,7 +74,7 @@ def finish(kind: str, corpus: Path, folder: Path) -> float:
     return time.monotonic() - began
 
 
-def kill(kind: str, corpus: Path, folder: Path, *, after_s: float) -> bool:
+def is_killed(kind: str, corpus: Path, folder: Path, *, after_s: float) -> bool:
     """Runs the command and kills it; False if it was faster."""
     with started(kind, corpus, folder) as process:
         try:
@@ -138,14 +138,15 @@ def test_killed_at_random_moments_a_command_ends_with_the_same_bytes(
     while killed < kills:
         folder = tmp_path / str(attempts)
         attempts += 1
-        assert attempts <= 5 + 3 * kills, "the command is mostly faster than its first run was"
-        if not kill(kind, corpus, folder, after_s=took_s * generator.uniform(0.3, 1.0)):
+        moment_s = took_s * generator.uniform(0.3, 1.0)
+        if not is_killed(kind, corpus, folder, after_s=moment_s):
             assert content(folder) == expected
+            took_s = moment_s  # the machine is less busy than it was
             continue
         killed += 1
         part_done += check_readers(folder, whole) > 0
         at_work += any(folder.rglob("*.partial"))
-        finish(kind, corpus, folder)
+        took_s = max(took_s, finish(kind, corpus, folder))
         assert content(folder) == expected
         shutil.rmtree(folder)
     print(f"{kind}: {killed} kills, {at_work} with files in work, {part_done} with some datasets done")
