@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,6 +65,12 @@ def shown_status(slurm: PrivateSlurm, output: Path) -> str:
     return run(command, environment=slurm.environment, folder=REPOSITORY)
 
 
+def writers(output: Path) -> list[int]:
+    """The processes that write shards."""
+    lines = {path: path.read_bytes().split(b"\0") for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()}
+    return [int(path.parent.name) for path, words in lines.items() if {b"data_tools", str(output).encode()} <= {*words}]
+
+
 def row(table: str, name: str) -> str:
     """The value of a row of a printed table."""
     return next(line.split("│")[2].strip() for line in table.splitlines() if line.startswith(f"│ {name} "))
@@ -110,10 +117,12 @@ def test_fewer_tasks_than_shards_share_them(slurm: PrivateSlurm, corpus: Corpus,
 def test_status_knows_what_runs_and_what_waits_and_nothing_is_submitted_twice(
     slurm: PrivateSlurm, corpus: Corpus, output: Path
 ) -> None:
-    """Two of four shards run, as the node has two CPUs; the encoder is the slow one, so that there is time to look."""
+    """Two of four shards run, as the node has two CPUs; they are stopped there, so that there is time to look."""
     options = ("--bpe", "tokenizers", "--tasks", "4", "--shard-bytes", "5000000")
     job = submit(slurm, corpus, output, *options, text="long.jsonl")
     slurm.wait_for("two shards are in work", lambda: len(list(output.glob("*.lock"))) == 2)
+    for writer in writers(output):
+        os.kill(writer, signal.SIGSTOP)
     table = shown_status(slurm, output)
     assert table.startswith("exit 3\n")
     assert (row(table, "running"), row(table, "queued")) == ("2", "2")
