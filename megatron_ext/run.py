@@ -118,11 +118,11 @@ def _execute(plan: StagePlan, run_root: Path, launch: Launch, ending: Ending) ->
 
     folder = StageFolder(run_root, plan)
     folder.check(plan)
-    parent_checkpoint(run_root, plan)
     check_loggers(plan)
     if folder.is_finished:
         _say(launch, f"finished before: {folder.stage_file}. Nothing to do.")
         return
+    parent_checkpoint(run_root, plan)
     _say(launch, describe_layers(plan))
     with walk.taken(folder, plan, is_main=launch.is_main):
         ending.folder = folder

@@ -137,8 +137,8 @@ class Documents:
     def _start_of(self, document: int) -> int:
         """Byte of `.bin` where a document begins."""
         # Read, too: a lookup in the mapping would map whole folios of the page cache, up to 2 MB, for 8 bytes.
-        sequence = int.from_bytes(os.pread(self._idx_fd, 8, self._indices_at + 8 * document), "little")
-        return int.from_bytes(os.pread(self._idx_fd, 8, self._pointers_at + 8 * sequence), "little")
+        sequence = int.from_bytes(self._bytes_of(".idx", 8, self._indices_at + 8 * document), "little")
+        return int.from_bytes(self._bytes_of(".idx", 8, self._pointers_at + 8 * sequence), "little")
 
     def read_in_file_order(self, position: int, out: NDArray[np.int64]) -> None:
         """Copies the tokens from `position` of the file on into `out`, whatever documents they belong to.
@@ -151,14 +151,18 @@ class Documents:
 
     def _read_tokens(self, offset: int, out: NDArray[np.int64]) -> None:
         """Copies the tokens from byte `offset` of `.bin` on into `out`."""
-        num_bytes = len(out) * self._item_bytes
-        raw = os.pread(self._bin_fd, num_bytes, offset)
+        raw = self._bytes_of(".bin", len(out) * self._item_bytes, offset)
+        out[:] = np.frombuffer(raw, self._index.dtype)
+
+    def _bytes_of(self, suffix: str, num_bytes: int, offset: int) -> bytes:
+        """Bytes of one of the two files; fewer would be other tokens."""
+        raw = os.pread(self._bin_fd if suffix == ".bin" else self._idx_fd, num_bytes, offset)
         if len(raw) != num_bytes:
             raise DataError(
-                f'{self._prefix}.bin: {len(raw):,} of {num_bytes:,} bytes at {offset:,} of source "{self.source}"; the '
-                "file was shortened while it was read. Copy it again, and resume from the last checkpoint."
+                f'{self._prefix}{suffix}: {len(raw):,} of {num_bytes:,} bytes at {offset:,} of source "{self.source}"; '
+                "the file was shortened while it was read. Copy it again, and resume from the last checkpoint."
             )
-        out[:] = np.frombuffer(raw, self._index.dtype)
+        return raw
 
     def starts_in_file_order(self, position: int, num_tokens: int) -> list[int]:
         """Where documents begin among the tokens from `position` of the file on, counted from there."""

@@ -131,7 +131,7 @@ def _note_idle_cursors(
     entries: Mapping[str, int],
     problems: Problems,
 ) -> None:
-    """A cursor that cannot do what is asked of it."""
+    """A cursor that cannot do what is asked of it, or may not."""
     for given in allotments:
         index = entries[given.source]
         cursor, key = blend.entries[index].cursor, (*blend.key, index, "cursor")
@@ -145,4 +145,10 @@ def _note_idle_cursors(
             problems.add(loaded.origin(key), key, f"source {given.source!r} is to {ways} at once; write one of them")
         elif cursor != "continue" and not given.samples_before:
             message = f"{cursor}, but source {given.source!r} was not read before; remove it"
+            problems.add(loaded.origin(key), key, message)
+        elif cursor != "continue" and given.max_epochs <= 1:
+            message = (
+                f"{cursor} reads documents of source {given.source!r} again, and max_epochs {given.max_epochs:g} "
+                "forbids it; raise max_epochs above 1, or write continue"
+            )
             problems.add(loaded.origin(key), key, message)

@@ -28,7 +28,7 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 
 from data_tools.atomic_files import sync_folder, write_atomically
-from data_tools.errors import SetupError, TrainingError
+from data_tools.errors import SetupError, TrainingError, UserError
 from megatron_ext.datasets.ledger import LEDGER, ledger_json, ledger_of
 from megatron_ext.models.backends import choose_backend
 from megatron_ext.runtime.agreement import raise_on_all_ranks
@@ -211,11 +211,11 @@ class CheckpointWrite:
             self._error = _cannot_write(self._writing, error)
 
     def _on_main_rank(self, act: Callable[[], None]) -> None:
-        error = None
+        error: UserError | None = None
         if dist.get_rank() == 0:
             try:
                 act()
-            except SetupError as caught:
+            except UserError as caught:  # the ledger reads the data, which may be damaged
                 error = caught
             except OSError as caught:
                 error = _cannot_write(self._writing, caught)

@@ -125,6 +125,14 @@ def test_a_parent_that_is_not_trained_or_not_finished_is_refused_before_training
     assert "Finish it first: python -m megatron_ext.run" in refused.output
 
 
+def test_a_finished_continuation_does_not_need_its_parents_checkpoint(project: ToyProject, tmp_path: Path) -> None:
+    base = run(project, "base", tmp_path)
+    assert run(project, "child", tmp_path).code == 0
+    shutil.rmtree(base.stage_folder / "checkpoints")
+    again = run(project, "child", tmp_path)
+    assert (again.code, "Nothing to do" in again.output) == (0, True), again.output
+
+
 def test_a_parent_whose_checkpoint_is_gone_or_damaged_is_refused(project: ToyProject, tmp_path: Path) -> None:
     base = run(project, "base", tmp_path)
     checkpoint = base.stage_folder / "checkpoints" / "step_5"

@@ -142,3 +142,11 @@ def test_a_file_that_is_shortened_while_it_is_read_is_an_error_with_its_place(tm
     os.truncate(tmp_path / "a.bin", 14)
     with pytest.raises(DataError, match=r'a\.bin: 4 of 10 bytes at 10 of source "pencil"; the file was shortened'):
         documents.read([Span(3, 0, 5)], np.empty(5, dtype=np.int64))
+
+
+def test_an_index_that_is_shortened_while_it_is_read_is_an_error_and_not_the_first_tokens(tmp_path):
+    manifest = write_source(tmp_path / "a", PENCIL)
+    documents = _open(tmp_path / "a", manifest.data_id)
+    os.truncate(tmp_path / "a.idx", 34)  # the header alone
+    with pytest.raises(DataError, match=r'a\.idx: 0 of 8 bytes at .* of source "pencil"; the file was shortened'):
+        documents.read([Span(3, 0, 5)], np.empty(5, dtype=np.int64))

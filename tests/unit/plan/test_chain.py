@@ -255,9 +255,17 @@ def test_a_cursor_with_nothing_to_go_on_from_is_refused(project: PencilProject) 
     assert "data.blend[0].cursor: replay, but source 'a' was not read before; remove it" in refusal(
         "pretrain", "data.blend[0].cursor=replay"
     )
-    child = plan("child", "data.blend[0].cursor=fresh")
+    child = plan("child", "data.blend[0].cursor=fresh", "data.blend[0].max_epochs=2")
     assert child.data.phases[0].sources[0].cursor == "fresh"
     assert child.stage_id != plan("child").stage_id
+
+
+@pytest.mark.parametrize("cursor", ["fresh", "replay"])
+def test_a_cursor_that_reads_again_needs_permission(project: PencilProject, cursor: str) -> None:
+    assert (
+        f"data.blend[0].cursor: {cursor} reads documents of source 'a' again, and max_epochs 1 forbids it; "
+        "raise max_epochs above 1, or write continue"
+    ) in refusal("child", f"data.blend[0].cursor={cursor}", "data.blend[0].max_epochs=1")
 
 
 def test_the_plan_shows_the_chain_and_its_passes(project: PencilProject, capsys: pytest.CaptureFixture[str]) -> None:
@@ -282,7 +290,7 @@ def test_the_plan_shows_the_chain_and_its_passes(project: PencilProject, capsys:
         ("data.phases[0].tokens=320", "data.phases[1].tokens=960"),
         ("data.phases[0].blend[0].share=0.5", "data.phases[0].blend[1].share=0.5"),
         ("data.phases[0].blend[0].source=c.yaml",),
-        ("data.phases[1].blend[0].cursor=replay",),
+        ("data.phases[1].blend[0].cursor=replay", "data.phases[1].blend[0].max_epochs=2"),
     ],
 )
 def test_what_a_phase_reads_is_part_of_the_meaning(project: PencilProject, change: tuple[str, ...]) -> None:
