@@ -94,7 +94,11 @@ def test_a_filter_that_takes_nothing_is_an_error_that_names_it(job: TokenizeJob)
 
 def test_the_share_of_bad_records_counts_what_is_left_out_among_all(job: TokenizeJob, write_lines: WriteLines) -> None:
     write_lines(talk("1"), talk("2"), talk("123"), {"text": "no mark"})
-    tokenize(replace(job, on_error="skip", max_bad="25%"), NoProgress())
+    skips = replace(job, on_error="skip", max_bad="25%")
+    manifest = tokenize(skips, NoProgress()).manifest
+    assert (manifest.documents, manifest.left_out, manifest.rejected) == (1, 2, 1)
+    with pytest.raises(DataError, match="--max-bad 24%"):
+        tokenize(replace(skips, max_bad="24%", overwrite=True), NoProgress())
 
 
 def test_held_out_documents_pass_the_filter_too_and_are_counted_once(job: TokenizeJob, write_lines: WriteLines) -> None:
