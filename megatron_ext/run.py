@@ -122,7 +122,8 @@ def _execute(plan: StagePlan, run_root: Path, launch: Launch, ending: Ending) ->
     if folder.is_finished:
         _say(launch, f"finished before: {folder.stage_file}. Nothing to do.")
         return
-    parent_checkpoint(run_root, plan)
+    if walk.newest_checkpoint(folder) is None:
+        parent_checkpoint(run_root, plan)
     _say(launch, describe_layers(plan))
     with walk.taken(folder, plan, is_main=launch.is_main):
         ending.folder = folder

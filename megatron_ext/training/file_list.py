@@ -21,6 +21,9 @@ from data_tools.atomic_files import write_atomically
 from data_tools.errors import DataError
 
 FILE_LIST = "files.json"
+STAGE_FILE = "stage.json"
+"""Beside `checkpoints`: its presence means that the stage is finished, so while it is there no run trains on."""
+
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 ALWAYS_LISTED = (
     *("plan.json", "state.json", "ledger.json", "metadata.json", ".metadata"),
@@ -108,12 +111,14 @@ def _way_out(path: Path, look: Callable[[Path], list[str]]) -> str:
         return f"  Take a whole one: {whole}" if whole else "  There is no whole checkpoint beside it."
     in_the_way = [*others[others.index(whole) + 1 if whole else 0 :], path]
     moves = "".join(f"    mv {other} {other.with_name(f'damaged_{other.name}')}\n" for other in in_the_way)
+    next_run = "the next run"
+    if (finished := path.parents[1] / STAGE_FILE).is_file():
+        moves += f"    rm {finished}\n"
+        next_run = f"the next run of the recipe of {finished.parent.name}"
     if whole:
-        then = (
-            f"The newest whole checkpoint before it is {whole} (every file verified): the next run goes on from there."
-        )
+        then = f"The newest whole checkpoint before it is {whole} (every file verified): {next_run} goes on from there."
     else:
-        then = "There is no whole checkpoint before it: the next run begins at step 1, and what was trained is lost."
+        then = f"There is no whole checkpoint before it: {next_run} begins at step 1, and what was trained is lost."
     return f"  Move away what is damaged:\n{moves}  {then}"
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 from data_tools.errors import DataError, RecipeError
 from megatron_ext.plan.stage_plan import StagePlan
+from megatron_ext.training.file_list import STAGE_FILE, checkpoints_of
 
 
 def parent_checkpoint(run_root: Path, plan: StagePlan) -> Path | None:
@@ -25,30 +27,38 @@ def parent_checkpoint(run_root: Path, plan: StagePlan) -> Path | None:
         return None
     parent = plan.parent.chain[-1]
     folder = run_root / "stages" / parent.stage_id
-    file = folder / "stage.json"
+    file = folder / STAGE_FILE
+    command = f"python -m megatron_ext.run {shlex.quote(parent.recipe)} --run-root {shlex.quote(str(run_root))}"
     if not file.is_file():
         is_begun = (folder / "plan.json").is_file()
         raise RecipeError(
             f"{plan.recipe}: continue: {parent.stage_id} ({parent.recipe}) is "
             f"{'not finished' if is_begun else 'not trained'} in {run_root}: there is no {file}.\n"
-            f"  {'Finish' if is_begun else 'Train'} it first: python -m megatron_ext.run {parent.recipe}"
+            f"  {'Finish' if is_begun else 'Train'} it first: {command}"
         )
-    facts = _read(file)
+    facts = _read(file, command)
     if facts["tokenizer_fingerprint"] != plan.data.tokenizer_fingerprint:
         raise DataError(
             f"{file}: tokenizer_fingerprint: {facts['tokenizer_fingerprint'][:12]}…, this stage reads with "
             f"{plan.data.tokenizer} ({plan.data.tokenizer_fingerprint[:12]}…); take the parent's tokenizer, "
             f"{folder / facts['checkpoint'] / 'tokenizer'}"
         )
-    checkpoint = folder / facts["checkpoint"]
+    checkpoint: Path = folder / facts["checkpoint"]
     if not checkpoint.is_dir():
-        raise DataError(f"{checkpoint}: missing, and {file} names it; restore it, or train the parent again")
+        raise DataError(f"{checkpoint}: missing, and {file} names it; {_train_again(file, command)}")
     return checkpoint
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path, command: str) -> dict[str, Any]:
     try:
         facts: dict[str, Any] = json.loads(file.read_bytes())
         return {key: facts[key] for key in ("tokenizer_fingerprint", "checkpoint")}
     except (json.JSONDecodeError, KeyError, TypeError):
-        raise DataError(f"{file}: damaged; restore it, or train the parent again") from None
+        raise DataError(f"{file}: damaged; {_train_again(file, command)}") from None
+
+
+def _train_again(file: Path, command: str) -> str:
+    """How a parent comes by a whole end again; as long as its stage.json is there, it counts as finished."""
+    newest = next(reversed(checkpoints_of(file.parent / "checkpoints")), None)
+    where = f"goes on from {newest.name}" if newest else "begins at step 1"
+    return f"restore it, or let the parent write it anew (it {where}):\n    rm {file}\n    {command}"

@@ -18,6 +18,7 @@ from data_tools.atomic_files import write_atomically
 from data_tools.errors import DataError, RecipeError, SetupError
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.training.checkpoint_facts import differing_meaning
+from megatron_ext.training.file_list import STAGE_FILE
 
 
 class StageFolder:
@@ -33,7 +34,7 @@ class StageFolder:
         self.path = run_root / "stages" / plan.stage_id
         self.plan_file = self.path / "plan.json"
         self.metrics_file = self.path / "metrics.jsonl"
-        self.stage_file = self.path / "stage.json"
+        self.stage_file = self.path / STAGE_FILE
         self.exit_file = self.path / "exit.json"
         self.checkpoints = self.path / "checkpoints"
 

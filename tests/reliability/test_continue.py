@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -133,14 +134,68 @@ def test_a_finished_continuation_does_not_need_its_parents_checkpoint(project: T
     assert (again.code, "Nothing to do" in again.output) == (0, True), again.output
 
 
-def test_a_parent_whose_checkpoint_is_gone_or_damaged_is_refused(project: ToyProject, tmp_path: Path) -> None:
+def test_a_begun_continuation_goes_on_without_its_parents_files(project: ToyProject, tmp_path: Path) -> None:
     base = run(project, "base", tmp_path)
-    checkpoint = base.stage_folder / "checkpoints" / "step_5"
-    (checkpoint / "state.json").write_text("{}")
+    cut = run(project, "child", tmp_path, "training.max_steps=2")
+    shutil.rmtree(base.stage_folder)
+    rest = run(project, "child", tmp_path)
+    assert (cut.code, rest.code) == (0, 0), rest.output
+    assert "goes on at step 2 from" in rest.output
+    assert [line["step"] for line in rest.metrics] == [1, 2, 3, 4, 5]
+
+
+def damage_its_facts(parent: Path) -> None:
+    (parent / "stage.json").write_text("{}")
+
+
+def damage_its_checkpoint(parent: Path) -> None:
+    (parent / "checkpoints" / "step_5" / "state.json").write_text("{}")
+
+
+def lose_its_checkpoint(parent: Path) -> None:
+    shutil.rmtree(parent / "checkpoints" / "step_5")
+
+
+def follow(remedy: str, project: ToyProject, run_root: Path) -> list[str]:
+    """Does what each indented line of a message says; returns the names of its commands."""
+    names = []
+    for line in remedy.splitlines():
+        words = line.split()
+        if not line.startswith("    ") and "-m megatron_ext.run" not in line:
+            continue
+        names.append(words[0] if words[0] in ("mv", "rm") else "run")
+        if words[0] == "mv":
+            shutil.move(words[1], words[2])
+        elif words[0] == "rm":
+            Path(words[1]).unlink()
+        else:
+            recipe, _, root = words[words.index("megatron_ext.run") + 1 :]
+            assert root == str(run_root)
+            assert run(project, Path(recipe).stem, run_root).code == 0
+    return names
+
+
+@pytest.mark.parametrize(
+    ("damage", "words", "commands"),
+    [
+        (damage_its_facts, "stage.json: damaged; ", ["rm", "run"]),
+        (lose_its_checkpoint, "step_5: missing, and", ["rm", "run"]),
+        (damage_its_checkpoint, "state.json: 2 bytes, was written with", ["mv", "rm"]),
+    ],
+)
+def test_the_remedy_for_a_damaged_parent_leads_back_to_training(
+    project: ToyProject, tmp_path: Path, damage: Callable[[Path], None], words: str, commands: list[str]
+) -> None:
+    base = run(project, "base", tmp_path, "checkpoint.interval_tokens=1_024")  # leaves step_4 and step_5
+    finished = (base.stage_folder / "stage.json").read_bytes()
+    damage(base.stage_folder)
     refused = run(project, "child", tmp_path)
     assert refused.code == 3, refused.output
-    assert "state.json" in refused.output
-    shutil.rmtree(checkpoint)
-    refused = run(project, "child", tmp_path)
-    assert refused.code == 3
-    assert "step_5: missing, and" in refused.output
+    assert words in refused.output
+    assert follow(refused.output, project, tmp_path) == commands
+    if commands[-1] != "run":
+        refused = run(project, "child", tmp_path)
+        assert "is not finished in" in refused.output
+        assert follow(refused.output, project, tmp_path) == ["run"]
+    assert (base.stage_folder / "stage.json").read_bytes() == finished
+    assert run(project, "child", tmp_path).code == 0
