@@ -121,9 +121,7 @@ def _refuse_idle_options(arguments: argparse.Namespace) -> None:
     """Options of `plan` that the rest of the command line would leave unread."""
     unread: dict[str, tuple[str, ...]] = {"without --suggest": ("gpus", "gpu_memory")}
     if arguments.suggest:
-        unread = {"with --suggest": ("world_size", "mfu", "gpu", "run_root")}
-    elif arguments.json:
-        unread["with --json"] = ("run_root",)
+        unread = {"with --suggest": ("world_size", "mfu", "gpu")}
     for where, names in unread.items():
         given = [f"--{name.replace('_', '-')}" for name in names if getattr(arguments, name) is not None]
         if given:
@@ -138,7 +136,7 @@ def _suggest(arguments: argparse.Namespace) -> None:
     if arguments.gpus is None or arguments.gpu_memory is None:
         raise UsageError("plan: --suggest needs --gpus N and --gpu-memory SIZE, such as 80GB.")
     loaded = load_recipe(arguments.recipe, overrides=arguments.set, site=arguments.site)
-    found = suggest_layouts(loaded, gpus=arguments.gpus, gpu_memory=arguments.gpu_memory)
+    found = suggest_layouts(loaded, gpus=arguments.gpus, gpu_memory=arguments.gpu_memory, run_root=arguments.run_root)
     if arguments.json:
         print(suggestions_json(found))
     else:
@@ -165,7 +163,7 @@ def _diff(arguments: argparse.Namespace) -> None:
     from megatron_ext.recipe.load import load_recipe
 
     first, second = (load_recipe(path, overrides=arguments.set, site=arguments.site) for path in arguments.recipes)
-    print_comparison(first, second)
+    print_comparison(first, second, run_root=arguments.run_root)
 
 
 def _ledger(arguments: argparse.Namespace) -> None:
@@ -223,7 +221,7 @@ def _plan_arguments(add: Any) -> None:
     add("--suggest", action="store_true", help="rank layouts that fit --gpus of --gpu-memory, instead of planning one")
     add("--gpus", type=_positive, metavar="N", help="with --suggest: processes of the run")
     add("--gpu-memory", type=_bytes, metavar="SIZE", help="with --suggest: memory of one GPU, such as 80GB or 80GiB")
-    add("--run-root", type=Path, metavar="DIR", help="folder that holds stages/ (default: the site's run_root)")
+    _run_root_argument(add)
 
 
 def _show_arguments(add: Any) -> None:
@@ -240,6 +238,7 @@ def _show_arguments(add: Any) -> None:
 def _diff_arguments(add: Any) -> None:
     add("recipes", nargs=2, type=Path, metavar="RECIPE", help="two stage recipes")
     _common_arguments(add)
+    _run_root_argument(add)
 
 
 def _ledger_arguments(add: Any) -> None:
@@ -277,6 +276,15 @@ def _recipe_arguments(add: Any) -> None:
 def _common_arguments(add: Any) -> None:
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, such as optimizer.lr=1e-3")
     add("--site", type=Path, metavar="FILE", help="paths of this place (default: recipes/sites/laptop.yaml)")
+
+
+def _run_root_argument(add: Any) -> None:
+    add(
+        "--run-root",
+        type=Path,
+        metavar="DIR",
+        help="folder that holds stages/, parents named by their id among them (default: the site's run_root)",
+    )
 
 
 def _positive(text: str) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from data_tools.errors import DataError
 from megatron_ext.plan.make import make_stage_plan
 from megatron_ext.plan.render import terminal
@@ -11,12 +13,13 @@ from megatron_ext.recipe.layer_pattern import parse_pattern
 from megatron_ext.recipe.load import LoadedRecipe
 
 
-def print_comparison(first: LoadedRecipe, second: LoadedRecipe) -> None:
+def print_comparison(first: LoadedRecipe, second: LoadedRecipe, *, run_root: Path | None = None) -> None:
     """Prints the keys that differ and a verdict.
 
     Args:
         first: A checked recipe.
         second: Another one.
+        run_root: Where a parent named by its id lies; None takes the site's.
 
     Raises:
         RecipeError: One of the two cannot be planned.
@@ -37,7 +40,7 @@ def print_comparison(first: LoadedRecipe, second: LoadedRecipe) -> None:
         console.print(table, "", sep="\n")
     else:
         console.print("no key differs")
-    console.print(_verdict(first, second, found), soft_wrap=True)
+    console.print(_verdict(first, second, found, run_root), soft_wrap=True)
 
 
 def _role(difference: Difference, first: LoadedRecipe, second: LoadedRecipe) -> str:
@@ -47,9 +50,11 @@ def _role(difference: Difference, first: LoadedRecipe, second: LoadedRecipe) -> 
     return "placement" if is_only_cut else difference.role
 
 
-def _verdict(first: LoadedRecipe, second: LoadedRecipe, found: list[Difference]) -> str:
+def _verdict(first: LoadedRecipe, second: LoadedRecipe, found: list[Difference], run_root: Path | None) -> str:
     try:
-        ids = [make_stage_plan(loaded, may_be_provisional=True).stage_id for loaded in (first, second)]
+        ids = [
+            make_stage_plan(loaded, may_be_provisional=True, run_root=run_root).stage_id for loaded in (first, second)
+        ]
     except DataError:
         roles = [_role(difference, first, second) for difference in found]
         count = sum(role != "placement" for role in roles)

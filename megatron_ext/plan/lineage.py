@@ -93,7 +93,14 @@ def check_common(loaded: LoadedRecipe, plan: StagePlan, parent: StagePlan) -> No
         RecipeError: With each key that differs.
     """
     problems = Problems()
-    there, here = dict(parent.meaning), dict(plan.meaning)
+    there, here = parent.meaning, plan.meaning
+    if (then := there["semantics_version"]) != (now := here["semantics_version"]):
+        problems.add(
+            loaded.origin(CONTINUE),
+            CONTINUE,
+            f"{parent.stage_id} was trained with semantics_version {then} of the numerics, and this code has {now}; "
+            "train its recipe again, or go on with the code that trained it",
+        )
     pairs = {
         ("precision",): (there["precision"], here["precision"]),
         ("seed",): (there["seed"], here["seed"]),

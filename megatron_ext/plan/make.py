@@ -45,15 +45,19 @@ class Draft:
 
 
 def draft_plan(
-    loaded: LoadedRecipe, *, world_size: int | None = None, before: Draft | StagePlan | None = None
+    loaded: LoadedRecipe,
+    *,
+    world_size: int | None = None,
+    before: Draft | StagePlan | None = None,
+    run_root: Path | None = None,
 ) -> Draft:
     """Decides what can be decided without data.
 
     Args:
         loaded: What was asked.
         world_size: Processes of the run; None takes the fewest that the layout needs.
-        before: The stage that this one continues; None drafts it where the recipe names its recipe, and reads its
-            plan where it names an id.
+        before: The stage that this one continues; None finds it (`draft_before`).
+        run_root: Where a parent named by its id lies; None takes the site's.
 
     Raises:
         RecipeError: Everything that cannot be carried out as written.
@@ -61,7 +65,7 @@ def draft_plan(
     problems = Problems()
     roundings: list[str] = []
     if before is None:
-        before = draft_plan(loaded.parent) if loaded.parent is not None else _parent_by_id(loaded, None)
+        before = draft_before(loaded, run_root=run_root)
     layout = plan_layout(loaded, problems, world_size=world_size)
     batch = plan_batch(loaded, layout, problems, roundings, before=before.batch if before is not None else None)
     phase_samples = plan_phases(loaded, batch, problems, roundings)
@@ -72,6 +76,17 @@ def draft_plan(
     execution = plan_execution(loaded, layout, batch, problems)
     problems.raise_recipe_error()
     return Draft(layout, batch, phase_samples, schedule, cadence, execution, tuple(roundings))
+
+
+def draft_before(loaded: LoadedRecipe, *, run_root: Path | None = None) -> Draft | StagePlan | None:
+    """The numbers of the stage that a recipe continues: drafted where it names a recipe, read where it names an id.
+
+    Raises:
+        RecipeError: The parent cannot be carried out, or is not in this place's run_root.
+    """
+    if loaded.parent is not None:
+        return draft_plan(loaded.parent, run_root=run_root)
+    return _parent_by_id(loaded, run_root)
 
 
 def _parent_by_id(loaded: LoadedRecipe, run_root: Path | None) -> StagePlan | None:

@@ -24,6 +24,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
 from typing import Any
 
 from data_tools.errors import RecipeError
@@ -31,9 +33,9 @@ from megatron_ext.plan.cost import counted_on_gpus
 from megatron_ext.plan.execution import legal_recompute_modules
 from megatron_ext.plan.flops import recomputed_token_flops, stage_token_flops, token_flops
 from megatron_ext.plan.layouts import legal_tensor_parallel_sizes
-from megatron_ext.plan.make import Draft, draft_plan
+from megatron_ext.plan.make import Draft, draft_before, draft_plan
 from megatron_ext.plan.memory import memory_per_rank
-from megatron_ext.plan.stage_plan import BatchPlan, ExecutionPlan, LayoutPlan, RankMemory
+from megatron_ext.plan.stage_plan import BatchPlan, ExecutionPlan, LayoutPlan, RankMemory, StagePlan
 from megatron_ext.recipe.layer_pattern import parse_pattern
 from megatron_ext.recipe.load import LoadedRecipe
 from megatron_ext.recipe.rules import divisors, listed
@@ -50,6 +52,9 @@ MOST = 10
 
 _RECOMPUTE = ("recompute", "recompute_modules", "recompute_num_layers")
 _PLAIN = {key: TrainingRecipe.model_fields[key].default for key in _RECOMPUTE} | {"micro_batch_size": 1}
+
+Before = Draft | StagePlan | None
+"""The stage that the suggested one continues."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,9 @@ class Suggestion:
         return " ".join(f"--set {override}" for override in self.overrides)
 
 
-def suggest_layouts(loaded: LoadedRecipe, *, gpus: int, gpu_memory: int) -> list[Suggestion]:
+def suggest_layouts(
+    loaded: LoadedRecipe, *, gpus: int, gpu_memory: int, run_root: Path | None = None
+) -> list[Suggestion]:
     """Ranks the layouts that fit.
 
     Args:
@@ -107,6 +114,7 @@ def suggest_layouts(loaded: LoadedRecipe, *, gpus: int, gpu_memory: int) -> list
             counted as `te`, which it takes on GPUs where te can run.
         gpus: Processes of the run.
         gpu_memory: Bytes of one GPU.
+        run_root: Where a parent named by its id lies; None takes the site's.
 
     Returns:
         Up to `MOST`, the best first.
@@ -114,8 +122,9 @@ def suggest_layouts(loaded: LoadedRecipe, *, gpus: int, gpu_memory: int) -> list
     Raises:
         RecipeError: What no layout mends; no layout is legal; or none fits, with the smallest need.
     """
-    draft_plan(_smallest_layout(loaded))
-    candidates = [candidate for draft in _legal_layouts(loaded, gpus) for candidate in _candidates(loaded, draft, gpus)]
+    before = draft_before(loaded, run_root=run_root)
+    draft_plan(_smallest_layout(loaded), before=before)
+    candidates = list(_candidates(loaded, gpus, before))
     if not candidates:
         raise RecipeError(_nothing_legal(loaded.recipe, gpus))
     most_frugal = {candidate.sizes: candidate for candidate in sorted(candidates, key=_frugality)}
@@ -141,14 +150,14 @@ def _smallest_layout(loaded: LoadedRecipe) -> LoadedRecipe:
     return _with(loaded, parallel=_sizes(1, stages, is_sharded=is_sharded), training=_PLAIN)
 
 
-def _legal_layouts(loaded: LoadedRecipe, gpus: int) -> Iterator[tuple[dict[str, Any], Draft]]:
+def _legal_layouts(loaded: LoadedRecipe, gpus: int, before: Before) -> Iterator[tuple[dict[str, Any], Draft]]:
     """Every TP and PP that is legal with a micro-batch of one sample and without recomputation: keys and plan."""
     for tensor in legal_tensor_parallel_sizes(loaded.recipe.model):
         for pipeline in divisors(gpus) if tensor <= NODE else []:
             is_shared = gpus > tensor * pipeline
             for is_sharded in (is_shared, not is_shared):
                 keys = _sizes(tensor, pipeline, is_sharded=is_sharded)
-                if draft := _legal_draft(_with(loaded, parallel=keys, training=_PLAIN), gpus):
+                if draft := _legal_draft(_with(loaded, parallel=keys, training=_PLAIN), gpus, before):
                     yield keys, draft
                     break
 
@@ -163,27 +172,26 @@ def _sizes(tensor: int, pipeline: int, *, is_sharded: bool) -> dict[str, Any]:
     }
 
 
-def _candidates(loaded: LoadedRecipe, legal: tuple[dict[str, Any], Draft], gpus: int) -> Iterator[Candidate]:
-    """Every legal micro-batch and recomputation of one layout."""
-    keys, plain = legal
+def _candidates(loaded: LoadedRecipe, gpus: int, before: Before) -> Iterator[Candidate]:
+    """Every legal micro-batch and recomputation of every legal layout."""
     recipe, length = loaded.recipe, loaded.recipe.training.sequence_length
     work = sum(token_flops(recipe.model, length).values())
-    stages = stage_token_flops(recipe.model, plain.layout, length)
-    imbalance = max(stages) * len(stages) / sum(stages)
     kinds: list[dict[str, Any]] = [{}, {"recompute": "full"}]
     if modules := legal_recompute_modules(recipe):
         kinds.append({"recompute": "selective", "recompute_modules": tuple(modules)})
-    for kind in kinds:
-        for micro in divisors(plain.batch.num_microbatches):
+    for keys, plain in _legal_layouts(loaded, gpus, before):
+        stages = stage_token_flops(recipe.model, plain.layout, length)
+        imbalance = max(stages) * len(stages) / sum(stages)
+        for kind, micro in product(kinds, divisors(plain.batch.num_microbatches)):
             asked = _with(loaded, parallel=keys, training=_PLAIN | kind | {"micro_batch_size": micro})
-            if draft := _legal_draft(asked, gpus):
+            if draft := _legal_draft(asked, gpus, before):
                 recomputed = recomputed_token_flops(recipe.model, draft.execution, length) / work
                 yield Candidate(counted_on_gpus(draft.layout), draft.batch, draft.execution, recomputed, imbalance)
 
 
-def _legal_draft(loaded: LoadedRecipe, gpus: int) -> Draft | None:
+def _legal_draft(loaded: LoadedRecipe, gpus: int, before: Before) -> Draft | None:
     try:
-        return draft_plan(loaded, world_size=gpus)
+        return draft_plan(loaded, world_size=gpus, before=before)
     except RecipeError:
         return None
 

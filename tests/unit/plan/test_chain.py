@@ -10,7 +10,7 @@ import pytest
 from data_tools.errors import DataError, RecipeError
 from megatron_ext.__main__ import main
 from megatron_ext.plan.make import make_stage_plan
-from megatron_ext.plan.stage_plan import StagePlan
+from megatron_ext.plan.stage_plan import SEMANTICS_VERSION, StagePlan
 from megatron_ext.recipe.load import load_recipe
 from tests.support.pencil_project import PencilProject, refused
 
@@ -52,6 +52,14 @@ def refusal(name: str, *overrides: str) -> str:
 
 def given(stage: StagePlan) -> list[dict[str, int]]:
     return [{source.source: source.samples for source in phase.sources} for phase in stage.data.all_phases()]
+
+
+def record(stage: StagePlan, run_root: Path) -> StagePlan:
+    """Leaves a stage's plan where its run would."""
+    folder = run_root / "stages" / stage.stage_id
+    folder.mkdir(parents=True)
+    (folder / "plan.json").write_text(stage.model_dump_json())
+    return stage
 
 
 def test_phases_have_their_own_shares_and_sum_to_the_stage(project: PencilProject) -> None:
@@ -217,10 +225,7 @@ def test_a_phase_may_not_end_inside_the_ramp(project: PencilProject) -> None:
 
 
 def test_a_source_replaced_between_the_stages_is_refused(project: PencilProject) -> None:
-    parent = plan("pretrain")
-    folder = Path("runs/stages") / parent.stage_id
-    folder.mkdir(parents=True)
-    (folder / "plan.json").write_text(parent.model_dump_json())
+    parent = record(plan("pretrain"), Path("runs"))
     project.write_dataset("b", tokens=410)
     message = refused(lambda: plan("child", f"continue={parent.stage_id}"), DataError)
     assert message.startswith("b.yaml:2: prefix: source 'b' was read as ")
@@ -228,11 +233,38 @@ def test_a_source_replaced_between_the_stages_is_refused(project: PencilProject)
 
 
 def test_a_parent_may_be_named_by_its_id(project: PencilProject) -> None:
-    parent = plan("pretrain")
-    folder = Path("runs/stages") / parent.stage_id
-    folder.mkdir(parents=True)
-    (folder / "plan.json").write_text(parent.model_dump_json())
+    parent = record(plan("pretrain"), Path("runs"))
     assert plan("child", f"continue={parent.stage_id}").stage_id == plan("child").stage_id
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["plan", "--json"],
+        ["plan"],
+        ["plan", "--suggest", "--gpus", "2", "--gpu-memory", "80GB"],
+        ["diff", "child.yaml"],
+    ],
+)
+def test_a_parent_named_by_its_id_is_found_in_the_given_run_root(
+    project: PencilProject, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    parent = record(plan("pretrain"), Path("elsewhere"))
+    command = [*words[:1], "child.yaml", *words[1:], "--set", f"continue={parent.stage_id}"]
+    assert main(command) == 2
+    assert f"{parent.stage_id}: no such stage in runs/stages" in capsys.readouterr().err
+    assert main([*command, "--run-root", "elsewhere"]) == 0
+    assert "no such stage" not in capsys.readouterr().err
+
+
+def test_a_parent_of_other_numerics_is_not_continued(project: PencilProject) -> None:
+    parent = plan("pretrain")
+    older = parent.model_copy(update={"meaning": parent.meaning | {"semantics_version": 0}})
+    record(older, Path("runs"))
+    assert refusal("child", f"continue={parent.stage_id}") == (
+        f"--set continue={parent.stage_id}: continue: {parent.stage_id} was trained with semantics_version 0 of the "
+        f"numerics, and this code has {SEMANTICS_VERSION}; train its recipe again, or go on with the code that trained it"
+    )
 
 
 def test_a_parent_that_is_nowhere_is_refused(project: PencilProject) -> None:

@@ -176,8 +176,6 @@ SUGGEST = ["--suggest", "--gpus", "8", "--gpu-memory", "80GB"]
         (["--gpu-memory", "8GB"], "--gpu-memory: not read without --suggest"),
         ([*SUGGEST, "--mfu", "0.4", "--gpu", "h100"], "--mfu, --gpu: not read with --suggest"),
         ([*SUGGEST, "--world-size", "8", "--json"], "--world-size: not read with --suggest"),
-        ([*SUGGEST, "--run-root", "x"], "--run-root: not read with --suggest"),
-        (["--json", "--run-root", "x"], "--run-root: not read with --json"),
         (["--json", "--mfu", "7", "--gpu", "nonsense"], "--mfu 7 is no share of the peak"),
         (["--json", "--mfu", "0.4", "--gpu", "nonsense"], "--gpu 'nonsense': use a100"),
     ],
