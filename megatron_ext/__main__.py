@@ -166,6 +166,14 @@ def _diff(arguments: argparse.Namespace) -> None:
     print_comparison(first, second, run_root=arguments.run_root)
 
 
+def _prepare(arguments: argparse.Namespace) -> None:
+    from megatron_ext.plan.preparation import prepare_recipe
+    from megatron_ext.recipe.load import load_recipe
+
+    loaded = load_recipe(arguments.recipe, overrides=arguments.set, site=arguments.site)
+    prepare_recipe(loaded, run_root=Path(arguments.run_root or loaded.site.run_root))
+
+
 def _ledger(arguments: argparse.Namespace) -> None:
     from megatron_ext.datasets.ledger import ledger_json, print_ledger, read_ledger
 
@@ -239,6 +247,11 @@ def _diff_arguments(add: Any) -> None:
     add("recipes", nargs=2, type=Path, metavar="RECIPE", help="two stage recipes")
     _common_arguments(add)
     _run_root_argument(add)
+
+
+def _prepare_arguments(add: Any) -> None:
+    _recipe_arguments(add)
+    add("--run-root", type=Path, metavar="DIR", help="folder that holds prepared/ (default: the site's run_root)")
 
 
 def _ledger_arguments(add: Any) -> None:
@@ -328,6 +341,13 @@ VERBS = (
         "Print the keys that two recipes set differently, and whether they are the same stage.",
         _diff,
         _diff_arguments,
+    ),
+    Verb(
+        "prepare",
+        "prepare recipes/demo/pretrain.yaml",
+        "Compute ahead, once, what every run of a recipe would compute at its start.",
+        _prepare,
+        _prepare_arguments,
     ),
     Verb(
         "ledger",
