@@ -6,7 +6,7 @@ A document's number counts through all shards of a dataset, from 0; so does a ro
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ from data_tools.atomic_files import beside
 from data_tools.dataset import Shard, StoredDataset, read_dataset
 from data_tools.errors import DataError, UsageError
 from data_tools.indexed import IndexedReader
-from data_tools.loss_mask import LossMasks, read_masks
+from data_tools.loss_mask import read_masks
 from data_tools.origin import DOMAINS, ORIGIN
 from data_tools.pack_index import PackManifest, pack_manifest_path, read_pack_manifest, read_packs
 
 Mask = npt.NDArray[np.bool_]
+_SHARDS_OPEN = 16
+"""Of one dataset at once, three mapped files each."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,10 @@ class Documents:
 
     def __init__(self, stored: StoredDataset) -> None:
         self.stored = stored
-        self._readers = [IndexedReader(shard.prefix) for shard in stored.shards]
-        self._ends = np.cumsum([len(reader) for reader in self._readers])
-        self._masks: list[LossMasks] = [read_masks(shard.prefix) for shard in stored.shards] if stored.chat else []
+        self._ends = np.cumsum([shard.manifest.documents for shard in stored.shards])
+        # Opened where they are asked for: of thousands of shards, all at once are more than a process may have open.
+        self._reader = lru_cache(maxsize=_SHARDS_OPEN)(lambda shard: IndexedReader(stored.shards[shard].prefix))
+        self._masks = lru_cache(maxsize=_SHARDS_OPEN)(lambda shard: read_masks(stored.shards[shard].prefix))
 
     def __len__(self) -> int:
         """Number of documents."""
@@ -101,17 +104,17 @@ class Documents:
     @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:
         """[documents] tokens of each."""
-        return np.concatenate([reader.lengths for reader in self._readers])
+        return np.concatenate([self._reader(shard).lengths for shard in range(len(self._ends))])
 
     @cached_property
     def trained(self) -> npt.NDArray[np.int64] | None:
         """[documents] trained tokens of each; None in a dataset of text."""
-        if not self._masks:
+        if not self.stored.chat:
             return None
         return np.concatenate(
             [
-                masks.trained_before(np.arange(len(masks)), reader.lengths)
-                for masks, reader in zip(self._masks, self._readers, strict=True)
+                masks.trained_before(np.arange(len(masks)), self._reader(shard).lengths)
+                for shard, masks in enumerate(map(self._masks, range(len(self._ends))))
             ]
         )
 
@@ -125,8 +128,8 @@ class Documents:
             raise IndexError(f"document {number} is not in 0..{len(self) - 1}")
         shard = int(np.searchsorted(self._ends, number, side="right"))
         inside = number - (int(self._ends[shard - 1]) if shard else 0)
-        ids = self._readers[shard][inside]
-        trained = self._masks[shard].mask(inside, tokens=len(ids)) if self._masks else None
+        ids = self._reader(shard)[inside]
+        trained = self._masks(shard).mask(inside, tokens=len(ids)) if self.stored.chat else None
         return DocumentView(number, ids, trained, _origin(self.stored.shards[shard], inside))
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import resource
 import sys
 import time
 from pathlib import Path
@@ -32,6 +33,7 @@ _OTHER_RANK_WAIT_S = 5.0
 """Errors are mostly the same on all ranks: the others let the main rank speak, and torchrun end them."""
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+_TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -49,8 +51,8 @@ def main(argv: list[str] | None = None) -> int:
         )
         return _fail(error, launch, ending)
     except Exception as bug:
-        if isinstance(bug, OSError) and bug.errno in _DISK_ERRORS:
-            return _fail(_disk_error(bug), launch, ending)
+        if isinstance(bug, OSError) and bug.errno in (*_DISK_ERRORS, *_TOO_MANY_FILES):
+            return _fail(_environment_error(bug), launch, ending)
         if launch.is_main:
             ending.record(code=1, reason="crashed", message=f"{type(bug).__name__}: {bug}")
         raise
@@ -74,10 +76,14 @@ class Ending:
             print(f"WARNING: {self.folder.exit_file}: not written ({error.strerror})", file=sys.stderr)
 
 
-def _disk_error(error: OSError) -> SetupError:
+def _environment_error(error: OSError) -> SetupError:
+    remedy = "Make room or mend the disk"
+    if error.errno in _TOO_MANY_FILES:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        remedy = f"A process may have {soft:,} open files here, at most {hard:,}. Raise that (ulimit -n {max(2 * soft, 4096)})"
     return SetupError(
         f"{error.filename or 'a file of the run'}: {error.strerror}.\n"
-        "  The checkpoints that are there are untouched. Make room or mend the disk, and run again to go on."
+        f"  The checkpoints that are there are untouched. {remedy}, and run again to go on."
     )
 
 

@@ -19,6 +19,7 @@ from megatron_ext.datasets.begun import Begun, BegunDocuments
 from megatron_ext.datasets.cursor import EpochSample, SourceCursor
 from megatron_ext.datasets.documents import Span, first_unknown_id, unknown_id_error
 from megatron_ext.datasets.interleave import Interleaver
+from megatron_ext.datasets.open_files import OpenFiles
 from megatron_ext.datasets.shards import open_documents
 from megatron_ext.plan.stage_plan import StagePlan
 
@@ -55,9 +56,10 @@ class BlendedCursor:
         self._carried: list[dict[str, Any]] = []  # places in sources that earlier stages read and this one does not
         self._before: list[dict[str, Any]] = []  # ledger of the stages before, a row a source
         self._begins: list[list[int]] = []  # of each phase entered: the place of each of its sources at its start
+        files = OpenFiles()
         self._cursors = [
             SourceCursor(
-                open_documents(source.prefix, source=source.source, data_id=source.data_id),
+                open_documents(source.prefix, source=source.source, data_id=source.data_id, files=files),
                 seed=plan.seed,
                 sequence_length=batch.sequence_length,
             )

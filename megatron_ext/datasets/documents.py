@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +13,7 @@ from numpy.typing import NDArray
 from data_tools.errors import DataError
 from data_tools.index_header import HEADER_BYTES
 from data_tools.manifest import check_files, manifest_path, read_manifest
+from megatron_ext.datasets.open_files import OpenFiles
 
 
 class Span(NamedTuple):
@@ -26,10 +25,11 @@ class Span(NamedTuple):
 
 
 class Documents:
-    """One `.bin/.idx` pair; its index is memory-mapped through Megatron-Core's `IndexedDataset`.
+    """One `.bin/.idx` pair; its index is mapped through Megatron-Core's `IndexedDataset` where it is looked into.
 
-    Memory is that of the manifest's token counts, one number a block of documents; nothing here
-    grows with documents or samples. Tokens are read, not mapped: rows lie at random, and around each
+    Memory is that of the manifest's token counts, one number a block of documents; nothing here grows with
+    documents or samples. No mapping and no file is held open for good: a blend may have more pairs than the
+    process may have open files. Tokens are read, not mapped: rows lie at random, and around each
     page fault the kernel would read and map a hundred kilobytes that nobody wants. A file that was
     shortened meanwhile is an error, where a mapping would end the process with SIGBUS.
 
@@ -42,13 +42,14 @@ class Documents:
         block_tokens: Tokens of each block, `[blocks]` int64.
     """
 
-    def __init__(self, prefix: str, *, source: str, data_id: str) -> None:
+    def __init__(self, prefix: str, *, source: str, data_id: str, files: OpenFiles | None = None) -> None:
         """Opens the pair and checks that it is the one that was planned.
 
         Args:
             prefix: PREFIX of PREFIX.bin, PREFIX.idx and PREFIX.manifest.json.
             source: Name of the source.
             data_id: `Manifest.data_id` as the plan recorded it.
+            files: Opens them; one for all sources that are read together. None takes one of its own.
 
         Raises:
             DataError: If a file is missing, of another size than its manifest says, of other
@@ -77,21 +78,23 @@ class Documents:
         self.block_documents = manifest.block_documents
         self.block_tokens = np.array(manifest.tokens_per_block, dtype=np.int64)
         self._prefix = prefix
+        self._files = OpenFiles() if files is None else files
+        index = self._index()
+        self._dtype, self._item_bytes = index.dtype, int(index.dtype_size)
+        self._pointers_at = HEADER_BYTES + 4 * index.sequence_count  # of `.idx`; see data_tools/indexed.py
+        self._indices_at = self._pointers_at + 8 * index.sequence_count
+        for suffix in (".bin", ".idx"):
+            self._files.descriptor(f"{prefix}{suffix}")  # from here on it is the file that was checked, or an error
+
+    def _index(self) -> Any:
+        """Core's index. It is unmapped with the last reference to it, whoever still holds a view of its arrays."""
         try:
-            self._index: Any = IndexedDataset(prefix, mmap=False).index  # mapped; mmap=False is for the tokens
-        except AssertionError:  # core's only word on an index whose last document is not its last sequence
+            return IndexedDataset(self._prefix, mmap=False).index  # mmap=False is for the tokens
+        # Core's only words on an index whose last document is not its last sequence, or that is too short.
+        except (AssertionError, ValueError):
             raise DataError(
-                f"{prefix}.idx: documents and sequences disagree; damaged. Tokenize again with --overwrite."
+                f"{self._prefix}.idx: documents and sequences disagree; damaged. Tokenize again with --overwrite."
             ) from None
-        self._files = [
-            Path(f"{prefix}{suffix}").open("rb", buffering=0)  # noqa: SIM115 (open as long as this object lives)
-            for suffix in (".bin", ".idx")
-        ]
-        self._bin_fd, self._idx_fd = (file.fileno() for file in self._files)
-        os.posix_fadvise(self._bin_fd, 0, 0, os.POSIX_FADV_RANDOM)
-        self._pointers_at = HEADER_BYTES + 4 * self._index.sequence_count  # of `.idx`; see data_tools/indexed.py
-        self._indices_at = self._pointers_at + 8 * self._index.sequence_count
-        self._item_bytes = int(self._index.dtype_size)
 
     def first_of_block(self, block: int) -> int:
         """The first document of a block."""
@@ -104,7 +107,7 @@ class Documents:
             DataError: If they do not sum to what the manifest says.
         """
         first = block * self.block_documents
-        index = self._index
+        index = self._index()
         # A document may hold several sequences: Megatron's own tools can split it into sentences.
         bounds = index.document_indices[first : first + self.block_documents + 1]
         lengths = index.sequence_lengths[int(bounds[0]) : int(bounds[-1])]
@@ -115,10 +118,7 @@ class Documents:
                 f"its manifest says {int(self.block_tokens[block]):,}; the file was changed. "
                 "Copy it again, or tokenize with --overwrite."
             )
-        lengths_of_documents = np.diff(ends[bounds - bounds[0]])
-        # The pages stay in the page cache; mapped, those of hundreds of sources would count as this process's.
-        index.bin_buffer_mmap.base.madvise(mmap.MADV_DONTNEED)
-        return lengths_of_documents
+        return np.diff(ends[bounds - bounds[0]])
 
     def read(self, spans: Iterable[Span], out: NDArray[np.int64]) -> None:
         """Copies spans, one after another, into `out`.
@@ -152,11 +152,11 @@ class Documents:
     def _read_tokens(self, offset: int, out: NDArray[np.int64]) -> None:
         """Copies the tokens from byte `offset` of `.bin` on into `out`."""
         raw = self._bytes_of(".bin", len(out) * self._item_bytes, offset)
-        out[:] = np.frombuffer(raw, self._index.dtype)
+        out[:] = np.frombuffer(raw, self._dtype)
 
     def _bytes_of(self, suffix: str, num_bytes: int, offset: int) -> bytes:
         """Bytes of one of the two files; fewer would be other tokens."""
-        raw = os.pread(self._bin_fd if suffix == ".bin" else self._idx_fd, num_bytes, offset)
+        raw = os.pread(self._files.descriptor(self._prefix + suffix), num_bytes, offset)
         if len(raw) != num_bytes:
             raise DataError(
                 f'{self._prefix}{suffix}: {len(raw):,} of {num_bytes:,} bytes at {offset:,} of source "{self.source}"; '
@@ -166,15 +166,17 @@ class Documents:
 
     def starts_in_file_order(self, position: int, num_tokens: int) -> list[int]:
         """Where documents begin among the tokens from `position` of the file on, counted from there."""
-        index = self._index
-        first, last = self.document_at(position), self.document_at(position + num_tokens - 1)
+        index = self._index()
+        first, last = (self._document_at(place, index) for place in (position, position + num_tokens - 1))
         sequences = index.document_indices[first : last + 1]
         starts = np.unique(index.sequence_pointers[sequences]) // self._item_bytes - position
         return [int(start) for start in starts if start >= 0]
 
     def document_at(self, position: int) -> int:
         """The document that holds the token at `position` of the file."""
-        index = self._index
+        return self._document_at(position, self._index())
+
+    def _document_at(self, position: int, index: Any) -> int:
         sequence = int(np.searchsorted(index.sequence_pointers, position * self._item_bytes, side="right")) - 1
         return int(np.searchsorted(index.document_indices, sequence, side="right")) - 1
 

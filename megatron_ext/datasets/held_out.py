@@ -9,8 +9,12 @@ import numpy as np
 from data_tools.errors import DataError
 from megatron_ext.datasets.batch import Batch, rows_of_rank
 from megatron_ext.datasets.documents import Documents, first_unknown_id, unknown_id_error
+from megatron_ext.datasets.open_files import OpenFiles
 from megatron_ext.datasets.shards import ShardedDocuments, open_documents
 from megatron_ext.plan.stage_plan import SourcePlan, StagePlan
+
+_FILES_OPEN = 4
+"""Rows are read in file order, from one shard after another; the training data keeps its own files open."""
 
 _PADDING = "padding"  # sample id of a row that only fills up a microbatch
 
@@ -36,7 +40,12 @@ def held_out_batches(
             one row, or hold an id outside the vocabulary.
     """
     length, micro = plan.batch.sequence_length, plan.batch.micro_batch_size
-    documents = open_documents(source.validation_prefix, source=source.source, data_id=source.validation_data_id)
+    documents = open_documents(
+        source.validation_prefix,
+        source=source.source,
+        data_id=source.validation_data_id,
+        files=OpenFiles(most=_FILES_OPEN),
+    )
     num_rows = min(plan.cadence.validation_samples, (documents.num_tokens - 1) // length)
     if num_rows == 0:
         raise DataError(

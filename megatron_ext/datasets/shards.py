@@ -15,15 +15,19 @@ from numpy.typing import NDArray
 from data_tools.dataset import Shard, read_dataset
 from data_tools.errors import DataError
 from megatron_ext.datasets.documents import Documents, Span
+from megatron_ext.datasets.open_files import OpenFiles
 
 
-def open_documents(prefix: str, *, source: str, data_id: str) -> Documents | ShardedDocuments:
+def open_documents(
+    prefix: str, *, source: str, data_id: str, files: OpenFiles | None = None
+) -> Documents | ShardedDocuments:
     """Opens a source's dataset, one pair or shards, and checks that it is the one that was planned.
 
     Args:
         prefix: PREFIX of the dataset.
         source: Name of the source.
         data_id: Identity of the content, as the plan recorded it.
+        files: Opens them; one for all sources that are read together. None takes one of its own.
 
     Raises:
         DataError: If a file is missing, of another size than its manifest says, of other content than
@@ -31,7 +35,7 @@ def open_documents(prefix: str, *, source: str, data_id: str) -> Documents | Sha
     """
     dataset = read_dataset(prefix)
     if len(dataset.shards) == 1 and dataset.shards[0].prefix == prefix:
-        return Documents(prefix, source=source, data_id=data_id)
+        return Documents(prefix, source=source, data_id=data_id, files=files)
     if dataset.data_id != data_id:
         raise DataError(
             f'{prefix}: data_id: {dataset.data_id} of the {len(dataset.shards)} shards of source "{source}" is not the '
@@ -40,7 +44,7 @@ def open_documents(prefix: str, *, source: str, data_id: str) -> Documents | Sha
         )
     if dataset.tokens == 0:
         raise DataError(f'{prefix}: tokens: 0; source "{source}" has nothing to read. Take it out of data.blend.')
-    return ShardedDocuments(dataset.shards, source=source, data_id=data_id)
+    return ShardedDocuments(dataset.shards, source=source, data_id=data_id, files=files or OpenFiles())
 
 
 class ShardedDocuments:
@@ -55,13 +59,14 @@ class ShardedDocuments:
         block_tokens: Tokens of each block, `[blocks]` int64.
     """
 
-    def __init__(self, shards: Sequence[Shard], *, source: str, data_id: str) -> None:
+    def __init__(self, shards: Sequence[Shard], *, source: str, data_id: str, files: OpenFiles) -> None:
         """Opens the shards.
 
         Args:
             shards: In order; some may be empty, not all.
             source: Name of the source.
             data_id: Identity of the whole.
+            files: Opens them.
 
         Raises:
             DataError: If their blocks are of different sizes, or one is damaged.
@@ -77,7 +82,9 @@ class ShardedDocuments:
         self.num_tokens = sum(shard.manifest.tokens for shard in shards)
         documents = accumulate((shard.manifest.documents for shard in shards), initial=0)
         filled = [(shard, first) for shard, first in zip(shards, documents, strict=False) if shard.manifest.tokens]
-        self._pairs = [Documents(shard.prefix, source=source, data_id=shard.manifest.data_id) for shard, _ in filled]
+        self._pairs = [
+            Documents(shard.prefix, source=source, data_id=shard.manifest.data_id, files=files) for shard, _ in filled
+        ]
         self.block_tokens = np.concatenate([pair.block_tokens for pair in self._pairs])
         # The first document, token and block of each pair, in the whole.
         self._documents = [first for _, first in filled]

@@ -1,0 +1,98 @@
+"""A blend of more pairs than the process may have open files is read as any other, and replaced files are noticed."""
+
+import os
+import resource
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_tools.dataset import read_dataset
+from data_tools.document_view import Documents as DocumentsView
+from data_tools.errors import DataError
+from megatron_ext.datasets.blended import BlendedCursor
+from megatron_ext.datasets.documents import Documents, Span
+from megatron_ext.datasets.open_files import OpenFiles
+from tests.support.child_process import exit_code_of
+from tests.support.sources import plan_reading, write_source
+
+PAIRS, LIMIT = 200, 96
+
+
+def _write_small_sources(folder: Path) -> None:
+    for number in range(PAIRS):
+        write_source(folder / f"s{number:03}", [[1 + number // 100, 1 + number % 100, 1, 0]])
+
+
+def _read_all(folder: Path) -> None:
+    """Every source gives its only sample."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (LIMIT, LIMIT))
+    plan = plan_reading(
+        {f"s{number:03}": (folder / f"s{number:03}", 1) for number in range(PAIRS)}, global_batch_size=8
+    )
+    cursor = BlendedCursor(plan, data_parallel_rank=0, data_parallel_size=1)
+    rows = {}
+    for _ in range(PAIRS // 8):
+        for batch in cursor.next_step():
+            rows |= dict(zip(batch.sample_ids, batch.tokens.tolist(), strict=True))
+    assert rows == {f"s{n:03}:0:0": [1 + n // 100, 1 + n % 100, 1, 0] for n in range(PAIRS)}
+
+
+def _read_shards(folder: Path) -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (LIMIT, LIMIT))
+    views = DocumentsView(read_dataset(folder / "shards"))
+    assert [views[number].ids.tolist() for number in range(PAIRS)] == [[number + 1, 0] for number in range(PAIRS)]
+
+
+def test_more_sources_than_open_files_are_read(tmp_path):
+    _write_small_sources(tmp_path)
+    assert exit_code_of(_read_all, tmp_path) == 0
+
+
+def test_the_documents_of_more_shards_than_open_files_are_shown(tmp_path):
+    for number in range(PAIRS):
+        write_source(tmp_path / f"shards-{number:05}", [[number + 1, 0]])
+    assert exit_code_of(_read_shards, tmp_path) == 0
+
+
+def _held() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_so_many_files_are_open_as_were_allowed(tmp_path):
+    files, before = OpenFiles(most=3), _held()
+    for number in range(8):
+        manifest = write_source(tmp_path / str(number), [[1, 0]])
+        Documents(str(tmp_path / str(number)), source="s", data_id=manifest.data_id, files=files)
+    assert _held() - before == 3
+
+
+def test_the_file_longest_unread_is_closed(tmp_path):
+    for name in "abc":
+        (tmp_path / name).write_text(name)
+    files = OpenFiles(most=2)
+    a = files.descriptor(str(tmp_path / "a"))
+    files.descriptor(str(tmp_path / "b"))
+    assert files.descriptor(str(tmp_path / "a")) == a
+    files.descriptor(str(tmp_path / "c"))
+    assert os.readlink(f"/proc/self/fd/{a}") == str(tmp_path / "a")
+
+
+def test_a_file_that_was_replaced_between_two_openings_is_refused(tmp_path):
+    """Of the same size: the length of what is read would not tell."""
+    files = OpenFiles(most=1)
+    manifest = write_source(tmp_path / "a", [[1, 2, 0]])
+    documents = Documents(str(tmp_path / "a"), source="a", data_id=manifest.data_id, files=files)
+    write_source(tmp_path / "a", [[7, 8, 0]])
+    os.utime(tmp_path / "a.bin", ns=(1, 1))
+    os.utime(tmp_path / "a.idx", ns=(1, 1))
+    with pytest.raises(DataError, match=r"a\.(bin|idx): has .* it was replaced while it was read"):
+        documents.read([Span(0, 0, 3)], np.empty(3, dtype=np.int64))
+
+
+def test_a_file_that_was_removed_between_two_openings_is_an_error_with_its_place(tmp_path):
+    manifest = write_source(tmp_path / "a", [[1, 2, 0]])
+    documents = Documents(str(tmp_path / "a"), source="a", data_id=manifest.data_id, files=OpenFiles(most=1))
+    (tmp_path / "a.bin").unlink()
+    with pytest.raises(DataError, match=r"a\.bin: is gone; it was removed while it was read"):
+        documents.read([Span(0, 0, 3)], np.empty(3, dtype=np.int64))
