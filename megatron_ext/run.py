@@ -80,7 +80,8 @@ def _environment_error(error: OSError) -> SetupError:
     remedy = "Make room or mend the disk"
     if error.errno in _TOO_MANY_FILES:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        remedy = f"A process may have {soft:,} open files here, at most {hard:,}. Raise that (ulimit -n {max(2 * soft, 4096)})"
+        limit = f"A process may have {soft:,} open files here, at most {hard:,}"
+        remedy = f"{limit}. Raise that (ulimit -n {max(2 * soft, 4096)})"
     return SetupError(
         f"{error.filename or 'a file of the run'}: {error.strerror}.\n"
         f"  The checkpoints that are there are untouched. {remedy}, and run again to go on."

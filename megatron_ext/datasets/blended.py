@@ -7,6 +7,7 @@ or budget changes who gives the next sample, and not which sample of it that is.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from itertools import accumulate
 from typing import Any
 
@@ -142,7 +143,7 @@ class BlendedCursor:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on behind the last step: small, JSON-able, the same on all ranks."""
-        return {
+        state = {
             "version": _STATE_VERSION,
             "phase": self._phase,
             "planned_samples": self._planned,
@@ -155,34 +156,36 @@ class BlendedCursor:
             "before": self._before,
             "begins": self._begins,
         }
+        return deepcopy(state)  # a checkpoint is written while the run goes on
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where `state_dict` was taken, in any data-parallel layout.
+        """Goes on where `state_dict` was taken, in any data-parallel layout; sources are known by their content.
 
         Raises:
             DataError: If the state belongs to another seed, blend, data or sequence length.
         """
-        is_known = state.get("version") == _STATE_VERSION
-        sources = state["sources"] if is_known else []
-        for name, theirs, mine in (
-            ("version", state.get("version"), _STATE_VERSION),
-            ("sources", [source["source"] for source in sources], self._names),
-            ("planned_samples", state.get("planned_samples"), self._planned),
-        ):
-            if theirs != mine:
-                raise DataError(
-                    f"data position: {name}: the checkpoint has {theirs!r}, this run {mine!r}; its place cannot be "
-                    "taken up. Resume with the recipe of the checkpoint."
-                )
+        _require_version(state, of="the checkpoint")
+        theirs = [(place["source"], place["cursor"]["data_id"]) for place in state["sources"]]
+        mine = [(cursor.documents.source, cursor.documents.data_id) for cursor in self._cursors]
+        if [data_id for _, data_id in theirs] != [data_id for _, data_id in mine]:
+            raise DataError(
+                f"data position: sources: the checkpoint has {_named(theirs)}, this run {_named(mine)}; its place cannot "
+                "be taken up. Resume with the recipe and data of the checkpoint."
+            )
+        if state["planned_samples"] != self._planned:
+            raise DataError(
+                f"data position: planned_samples: the checkpoint has {state['planned_samples']!r}, this run "
+                f"{self._planned!r}; its place cannot be taken up. Resume with the recipe of the checkpoint."
+            )
         try:
             self._enter(state["phase"], counts=state["samples"])
         except (ValueError, IndexError) as error:
             raise DataError(
                 f"data position: samples: {error}; the checkpoint is damaged. Resume from an earlier one."
             ) from None
-        for cursor, source in zip(self._cursors, sources, strict=True):
-            cursor.load_state_dict(source["cursor"])
-        self._carried, self._before, self._begins = state["carried"], state["before"], state["begins"]
+        for cursor, place in zip(self._cursors, state["sources"], strict=True):
+            cursor.load_state_dict(place["cursor"])
+        self._carried, self._before, self._begins = (deepcopy(state[key]) for key in ("carried", "before", "begins"))
 
     def take_over(self, state: dict[str, Any], *, ledger: Sequence[dict[str, Any]]) -> None:
         """Goes on behind the end of the stage before: each source where that one left it, whatever its name was.
@@ -194,11 +197,7 @@ class BlendedCursor:
         Raises:
             DataError: If a source was read with another seed or sequence length.
         """
-        if state.get("version") != _STATE_VERSION:
-            raise DataError(
-                f"data position: version: the parent stage has {state.get('version')!r}, this run {_STATE_VERSION}; "
-                "its places cannot be taken up. Train the parent with this version."
-            )
+        _require_version(state, of="the parent stage")
         places = {place["cursor"]["data_id"]: place for place in [*state["carried"], *state["sources"]]}
         for cursor in self._cursors:
             if (place := places.pop(cursor.documents.data_id, None)) is not None:
@@ -243,3 +242,16 @@ class BlendedCursor:
             token_id=token_id,
             vocab_size=self._plan.model.vocab_size,
         )
+
+
+def _require_version(state: dict[str, Any], *, of: str) -> None:
+    if state.get("version") != _STATE_VERSION:
+        raise DataError(
+            f"data position: version: {of} has {state.get('version')!r}, this program reads {_STATE_VERSION}. Go on "
+            "with the version of the program that wrote it, or train anew: give --run-root another folder."
+        )
+
+
+def _named(sources: Sequence[tuple[str, str]]) -> str:
+    """Names and identities, as in `a (1f3e5a7b9c1d…), b (…)`."""
+    return ", ".join(f"{name} ({data_id[:12]}…)" for name, data_id in sources)

@@ -195,7 +195,10 @@ def test_a_source_replaced_since_the_plan_is_refused_when_the_cursor_opens(tmp_p
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"names": "acb"}, r"sources: the checkpoint has \['a', 'b', 'c'\], this run \['a', 'c', 'b'\]"),
+        (
+            {"names": "acb"},
+            r"sources: the checkpoint has a \(\w{12}…\), b \(\w{12}…\), c \(\w{12}…\), this run a \(\w{12}…\), c ",
+        ),
         (
             {"samples": (20, 12, 8)},
             r"planned_samples: the checkpoint has \[\[24, 12, 4\]\], this run \[\[20, 12, 8\]\]",
@@ -210,10 +213,25 @@ def test_a_state_of_another_reading_is_refused_with_both(folder, changes, said):
         _cursor(_plan(folder, **changes)).load_state_dict(state)
 
 
-def test_a_state_of_another_version_is_refused(folder):
+def test_a_state_of_another_version_is_refused_with_what_can_be_done(folder):
+    """The recipe of the checkpoint would be refused as well."""
     cursor = _cursor(_plan(folder))
-    with pytest.raises(DataError, match="version: the checkpoint has None, this run 3"):
-        cursor.load_state_dict({})
+    with pytest.raises(DataError) as caught:
+        cursor.load_state_dict({"version": 2})
+    assert str(caught.value) == (
+        "data position: version: the checkpoint has 2, this program reads 3. Go on with the version of the program "
+        "that wrote it, or train anew: give --run-root another folder."
+    )
+
+
+def test_sources_that_were_renamed_go_on_where_they_were(folder):
+    """Names are labels: each source takes the name of another one."""
+    stopped = _cursor(_plan(folder))
+    stopped.next_step()
+    renamed = {new: (folder / old, count) for new, old, count in zip("bca", "abc", (24, 12, 4), strict=True)}
+    resumed = _cursor(plan_reading(renamed, global_batch_size=8))
+    resumed.load_state_dict(json.loads(json.dumps(stopped.state_dict())))
+    assert [row[1:] for row in _rows([resumed.next_step()])] == [row[1:] for row in _rows([stopped.next_step()])]
 
 
 def test_counts_that_no_run_reaches_are_refused(folder):

@@ -179,5 +179,20 @@ def test_a_parent_of_another_seed_or_length_is_refused(folder):
     state = _cursor(_plan(folder, [{"a": 8}])).state_dict()
     with pytest.raises(DataError, match='source "a": seed: the checkpoint has 1234, this run 5'):
         _cursor(_plan(folder, [{"a": 8}], seed=5)).take_over(state, ledger=[])
-    with pytest.raises(DataError, match="version: the parent stage has 1, this run 3"):
+    with pytest.raises(DataError, match="version: the parent stage has 1, this program reads 3"):
         _cursor(_plan(folder, [{"a": 8}])).take_over(state | {"version": 1}, ledger=[])
+
+
+def test_a_state_is_a_copy_and_is_copied_where_it_is_taken_up(folder):
+    """A checkpoint is written, and a state may be loaded twice, while the cursor that it is of goes on."""
+    plan = _plan(folder, [{"a": 4}, {"a": 4}])
+    stopped = _cursor(plan)
+    _ids(stopped, 1)
+    state = stopped.state_dict()
+    saved = json.dumps(state)
+    resumed, child = _cursor(plan), _cursor(plan)
+    resumed.load_state_dict(state)
+    child.take_over(state, ledger=[])
+    for cursor in (stopped, resumed, child):
+        _ids(cursor, 1)
+    assert json.dumps(state) == saved
