@@ -224,6 +224,13 @@ class IndexedReader:
         ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(self._sequence_lengths, dtype=np.int64)])
         return np.diff(ends[self._documents])
 
+    def lengths_between(self, first: int, end: int) -> npt.NDArray[np.int64]:
+        """[documents first..end] tokens of each; nothing is read of the others."""
+        bounds = self._documents[first : end + 1]
+        lengths = self._sequence_lengths[int(bounds[0]) : int(bounds[-1])]
+        ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
+        return np.diff(ends[bounds - bounds[0]])
+
     def __getitem__(self, document: int) -> Ids:
         """The ids of one document, [tokens].
 

@@ -169,7 +169,7 @@ def pack(
         pieces, packs = _concatenated(lengths, length, pad_multiple)
         outcome = {"dropped": Changed(), "truncated": Changed(), "trimmed": Changed()}
     else:
-        pieces, outcome = _fitting(lengths, length, overlong, thinking)
+        pieces, outcome = fit_pieces(lengths, length, overlong, thinking)
         padded = -(-pieces.lengths // pad_multiple) * pad_multiple
         generator = np.random.default_rng(seed)
         packs = (
@@ -194,10 +194,23 @@ def _whole(conversation: Ints, stop: Ints, start: Ints | None = None) -> Pieces:
     return Pieces(conversation, np.zeros_like(stop) if start is None else start, stop, stop, stop)
 
 
-def _fitting(
+def fit_pieces(
     lengths: Ints, length: int, overlong: Overlong, thinking: npt.NDArray[Any] | None
 ) -> tuple[Pieces, dict[str, Changed]]:
-    """Pieces that each fit a pack, and what became of the conversations that did not."""
+    """Pieces that each fit a pack, and what became of the conversations that did not.
+
+    Args:
+        lengths: [conversations] tokens of each.
+        length: Capacity of a pack, in tokens.
+        overlong: What becomes of longer ones.
+        thinking: [conversations, 2] range of thinking that may be trimmed; needed for `trim-thinking`.
+
+    Returns:
+        The pieces in the order of their conversations, and `dropped`, `truncated` and `trimmed` of a `Packing`.
+
+    Raises:
+        DataError: If a conversation is too long and `overlong` is `error`.
+    """
     outcome = {"dropped": Changed(), "truncated": Changed(), "trimmed": Changed()}
     every = np.arange(len(lengths))
     too_long = np.flatnonzero(lengths > length)

@@ -50,6 +50,9 @@ PURE_DATA_TOOLS = {
     "tokenizer",
     "blend_plan",
     "packing",
+    "indexed",
+    "loss_mask",
+    "progress",
     "schema",
     "blend_files",
 }
