@@ -169,6 +169,14 @@ def trained_tokens(masks: LossMasks | None, pieces: Pieces) -> Ints:
     return head_end - head_start + tail_end - tail_start
 
 
+def target_tokens(masks: LossMasks | None, pieces: Pieces) -> Ints:
+    """Trained tokens of each piece that a token of it comes before, [pieces]: a piece's first is predicted by none."""
+    if masks is None:
+        return np.maximum(pieces.lengths - 1, 0)
+    after, before = (masks.trained_before(pieces.conversation, pieces.start + shift) for shift in (1, 0))
+    return trained_tokens(masks, pieces) - (after - before)
+
+
 def read_pack_manifest(out: str | Path) -> PackManifest:
     """Reads the manifest of finished packs.
 

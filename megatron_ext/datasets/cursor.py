@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_tools.errors import DataError
+from data_tools.permutation import keyed_permutation
 from megatron_ext.datasets.documents import Documents, Span
 from megatron_ext.datasets.shards import ShardedDocuments
-from megatron_ext.datasets.stream import TokenStream, keyed_permutation
+from megatron_ext.datasets.stream import TokenStream
 
 WINDOW_SAMPLES = 4096
 """Samples shuffled together. At least a few global batches, so that the samples of one document

@@ -7,13 +7,13 @@ block are 763 blocks.
 
 from __future__ import annotations
 
-import hashlib
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data_tools.permutation import keyed_permutation
 from megatron_ext.datasets.documents import Documents, Span
 from megatron_ext.datasets.shards import ShardedDocuments
 
@@ -23,31 +23,6 @@ shorter than samples. A block of 65,536 documents and fewer than 2^32 tokens tak
 milliseconds to expand again."""
 
 _EPOCHS_HELD = 2  # a sample may cross from one epoch into the next
-
-
-def keyed_permutation(size: int, *, key: str) -> NDArray[np.int64]:
-    """A permutation that depends on `size` and `key` only: not on machine, numpy version or earlier draws.
-
-    Element i is ranked by the i-th output of a splitmix64 generator that starts at 64 bits of
-    sha256(key). Its outputs never repeat within 2^64, so there are no ties and every sorting
-    algorithm gives the same answer. numpy's own `Generator.permutation` carries no such promise.
-
-    >>> keyed_permutation(5, key="a").tolist()
-    [1, 2, 4, 3, 0]
-
-    Source: G. Steele, D. Lea, C. Flood, "Fast splittable pseudorandom number generators",
-    OOPSLA 2014, with the constants of S. Vigna's splitmix64.c.
-    """
-    start = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little")
-    bits = np.arange(1, size + 1, dtype=np.uint64)
-    bits *= np.uint64(0x9E3779B97F4A7C15)
-    bits += np.uint64(start)
-    bits ^= bits >> np.uint64(30)
-    bits *= np.uint64(0xBF58476D1CE4E5B9)
-    bits ^= bits >> np.uint64(27)
-    bits *= np.uint64(0x94D049BB133111EB)
-    bits ^= bits >> np.uint64(31)
-    return np.argsort(bits)
 
 
 class _EpochOrder(NamedTuple):

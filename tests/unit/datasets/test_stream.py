@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_tools.permutation import keyed_permutation
 from megatron_ext.datasets.documents import Documents, Span
-from megatron_ext.datasets.stream import TokenStream, keyed_permutation
+from megatron_ext.datasets.stream import TokenStream
 from tests.support.sources import write_source
 
 ELEVEN = [[document] * (document % 4) + [0] for document in range(1, 12)]

@@ -1,0 +1,299 @@
+"""Rows of a fine-tuning stage: drawn conversations of several sources, cut to size, packed, dealt into steps.
+
+| batch unit    | a step is                                                                                |
+|---------------|------------------------------------------------------------------------------------------|
+| rows          | so many rows; each round is packed as one, its rows come in random order                  |
+| conversations | so many conversations exactly, in random order; they are packed among themselves          |
+
+`rows` fills best and its steps hold about equally many tokens; `conversations` takes as many rows as they need.
+The last step has what is left. A conversation that is split stays within one step where conversations are
+counted; all its pieces stay in one round otherwise.
+
+A piece counts as trained where one of its tokens is a target: the mask marks it and a token of the piece comes
+before it. Text without masks trains on every token but each piece's first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+
+from data_tools.drawing import Drawn, Ints
+from data_tools.loss_mask import LossMasks
+from data_tools.pack_index import target_tokens
+from data_tools.packing import Changed, Overlong, Pieces, best_fit_decreasing, fit_pieces
+from data_tools.permutation import keyed_permutation
+
+BatchUnit = Literal["rows", "conversations"]
+ROWS_VERSION = 1
+"""Raised when the same conversations would give other rows; part of what a stage is."""
+
+
+@dataclass(frozen=True)
+class Conversations:
+    """What packing needs to know of one source.
+
+    Attributes:
+        lengths: [conversations] tokens of each.
+        masks: None where there are no turns and all is trained on.
+    """
+
+    lengths: Ints
+    masks: LossMasks | None
+
+    @property
+    def thinking(self) -> Any:
+        """[conversations, 2] range of thinking that may be trimmed."""
+        return self.masks.thinking if self.masks is not None else np.zeros((len(self.lengths), 2), np.int32)
+
+
+@dataclass(frozen=True)
+class RowOptions:
+    """How rows are made.
+
+    Attributes:
+        length: Tokens of a row.
+        step: Rows or conversations of a step.
+        unit: Which of them.
+        overlong: What becomes of conversations longer than a row; see `packing.py`.
+        pad_multiple: Each piece is padded to a multiple of this.
+        seed: Of the orders.
+    """
+
+    length: int
+    step: int
+    unit: BatchUnit = "rows"
+    overlong: Overlong = "error"
+    pad_multiple: int = 1
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class SourceCount:
+    """What became of the conversations of one source, each counted as often as it was drawn.
+
+    Attributes:
+        drawn: Conversations.
+        distinct: Those of them that were drawn at least once.
+        tokens: Their tokens = `packed` + those of `dropped`, `truncated`, `trimmed` and `untrained`.
+        packed: Tokens in rows.
+        targets: Those of them that are trained on.
+        pieces: Pieces in rows.
+        dropped, truncated, trimmed, split: As in a `Packing`.
+        untrained: Pieces that hold no target, and are in no row.
+    """
+
+    drawn: int
+    distinct: int
+    tokens: int
+    packed: int
+    targets: int
+    pieces: int
+    dropped: Changed
+    truncated: Changed
+    trimmed: Changed
+    split: Changed
+    untrained: Changed
+
+
+@dataclass(frozen=True)
+class Rows:
+    """All rows of a stage.
+
+    Attributes:
+        length: Tokens of a row.
+        pad_multiple: What the length of each piece is padded to a multiple of.
+        first_row: [steps + 1] number of the first row of each step.
+        first_piece: [rows + 1] number of the first piece of each row.
+        pieces: In the order of the rows; conversations are counted within their source.
+        source: [pieces] place of each one's source.
+        targets: [pieces] tokens of each that are trained on.
+        conversations: Conversations of each step, [steps]; in steps of rows a split one counts where it begins.
+        counts: Of each source.
+    """
+
+    length: int
+    pad_multiple: int
+    first_row: Ints
+    first_piece: Ints
+    pieces: Pieces
+    source: Ints
+    targets: Ints
+    conversations: Ints
+    counts: tuple[SourceCount, ...]
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return len(self.first_piece) - 1
+
+    @property
+    def steps(self) -> int:
+        """Number of steps."""
+        return len(self.first_row) - 1
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Pieces that fit, with their source, targets and the place of their conversation in the reading order."""
+
+    pieces: Pieces
+    source: Ints
+    targets: Ints
+    place: Ints
+
+    def take(self, order: Any) -> _Cut:
+        return _Cut(self.pieces.take(order), self.source[order], self.targets[order], self.place[order])
+
+    @staticmethod
+    def joined(cuts: Sequence[_Cut]) -> _Cut:
+        names = ("conversation", "start", "stop", "skip_start", "skip_stop")
+        columns = [np.concatenate([getattr(cut.pieces, name) for cut in cuts]) for name in names]
+        others = [np.concatenate([getattr(cut, name) for cut in cuts]) for name in ("source", "targets", "place")]
+        return _Cut(Pieces(*columns), *others)
+
+
+def make_rows(sources: Sequence[Conversations], rounds: Sequence[Drawn], options: RowOptions) -> Rows:
+    """Makes the rows of all rounds.
+
+    Args:
+        sources: What the rounds were drawn from.
+        rounds: At least one conversation in all.
+        options: How.
+
+    Raises:
+        DataError: If a conversation is too long and `overlong` is `error`.
+
+    >>> ten = Conversations(np.full(10, 4), None)
+    >>> rows = make_rows([ten], [Drawn(np.zeros(10, int), np.arange(10))], RowOptions(length=8, step=2))
+    >>> rows.rows, rows.first_row.tolist(), rows.targets.tolist()[:3], rows.counts[0].targets
+    (5, [0, 2, 4, 5], [3, 3, 3], 30)
+    """
+    tallies = [_Tally(source) for source in sources]
+    cuts = [_cut(drawn, number, tallies, options) for number, drawn in enumerate(rounds)]
+    if options.unit == "rows":
+        packed = [_packed(cut, options, key=f"rows {options.seed} {number}") for number, cut in enumerate(cuts)]
+        cut, row_of = _in_a_row(packed)
+        num_rows = int(row_of[-1]) + 1 if len(row_of) else 0
+        first_row = np.append(np.arange(0, num_rows, options.step), num_rows)
+        begins = cut.pieces.start == 0
+        conversations = np.bincount(row_of[begins] // options.step, minlength=len(first_row) - 1)
+    else:
+        cut, row_of, first_row, conversations = _by_conversations(cuts, options)
+    pieces_of_row = np.bincount(row_of, minlength=int(first_row[-1]))
+    return Rows(
+        length=options.length,
+        pad_multiple=options.pad_multiple,
+        first_row=first_row,
+        first_piece=np.concatenate([np.zeros(1, np.int64), np.cumsum(pieces_of_row)]),
+        pieces=cut.pieces,
+        source=cut.source,
+        targets=cut.targets,
+        conversations=conversations,
+        counts=tuple(tally.count() for tally in tallies),
+    )
+
+
+def _cut(drawn: Drawn, number: int, tallies: Sequence[_Tally], options: RowOptions) -> _Cut:
+    """The pieces of a round that hold a target."""
+    order = keyed_permutation(len(drawn), key=f"order {options.seed} {number}")
+    place_of = np.empty(len(drawn), np.int64)
+    place_of[order] = np.arange(len(drawn))
+    cuts = []
+    for source, tally in enumerate(tallies):
+        mine = np.flatnonzero(drawn.source == source)
+        pieces, targets = tally.fit(drawn.conversation[mine], options)
+        place = place_of[mine[pieces.conversation]]
+        pieces = _of_conversations(pieces, drawn.conversation[mine])
+        cut = _Cut(pieces, np.full(len(pieces), source), targets, place)
+        cuts.append(cut.take(np.flatnonzero(targets > 0)))
+    return _Cut.joined(cuts)
+
+
+def _of_conversations(pieces: Pieces, numbers: Ints) -> Pieces:
+    """Pieces that count conversations by `numbers` instead of by their place in it."""
+    return Pieces(numbers[pieces.conversation], pieces.start, pieces.stop, pieces.skip_start, pieces.skip_stop)
+
+
+def _packed(cut: _Cut, options: RowOptions, *, key: str) -> tuple[_Cut, Ints]:
+    """The pieces of some rows in order, and the row of each; rows in random order."""
+    padded = -(-cut.pieces.lengths // options.pad_multiple) * options.pad_multiple
+    row_of = best_fit_decreasing(padded, options.length)
+    row_of = keyed_permutation(int(row_of.max(initial=-1)) + 1, key=key)[row_of]
+    order = np.argsort(row_of, kind="stable")
+    return cut.take(order), row_of[order]
+
+
+def _in_a_row(packed: Sequence[tuple[_Cut, Ints]]) -> tuple[_Cut, Ints]:
+    """Several packings, their rows numbered through."""
+    begin, numbered = 0, []
+    for _, row_of in packed:
+        numbered.append(row_of + begin)
+        begin += int(row_of[-1]) + 1 if len(row_of) else 0
+    return _Cut.joined([cut for cut, _ in packed]), np.concatenate(numbered)
+
+
+def _by_conversations(cuts: Sequence[_Cut], options: RowOptions) -> tuple[_Cut, Ints, Ints, Ints]:
+    """Pieces in the order of rows, the row of each, the first row and the conversations of each step."""
+    cut = _Cut.joined([part.take(np.argsort(part.place, kind="stable")) for part in cuts])
+    is_new = np.ones(len(cut.place), np.bool_)
+    is_new[1:] = cut.place[1:] != cut.place[:-1]
+    round_of = np.repeat(np.arange(len(cuts)), [len(part.place) for part in cuts])
+    is_new[1:] |= round_of[1:] != round_of[:-1]
+    conversation = np.cumsum(is_new) - 1
+    total = int(conversation[-1]) + 1 if len(conversation) else 0
+    bounds = np.searchsorted(conversation, np.arange(0, total + options.step, options.step))
+    packed = [
+        _packed(cut.take(np.arange(begin, end)), options, key=f"rows {options.seed} step {number}")
+        for number, (begin, end) in enumerate(pairwise(bounds))
+        if end > begin
+    ]
+    num_rows = [int(row_of[-1]) + 1 for _, row_of in packed]
+    first_row = np.concatenate([np.zeros(1, np.int64), np.cumsum(num_rows, dtype=np.int64)])
+    conversations = np.full(len(packed), options.step)
+    conversations[-1:] = total - options.step * (len(packed) - 1)
+    return *_in_a_row(packed), first_row, conversations
+
+
+_CHANGES = ("dropped", "truncated", "trimmed", "split", "untrained")
+
+
+class _Tally:
+    """Cuts one source's conversations, round after round, and counts what becomes of them."""
+
+    def __init__(self, source: Conversations) -> None:
+        self._source = source
+        self._is_drawn = np.zeros(len(source.lengths), np.bool_)
+        self._sums: dict[str, Any] = dict.fromkeys(("drawn", "tokens", "packed", "targets", "pieces"), 0)
+        self._changed: dict[str, Any] = dict.fromkeys(_CHANGES, Changed())
+
+    def fit(self, conversations: Ints, options: RowOptions) -> tuple[Pieces, Ints]:
+        """Pieces of conversations, counted by their place in the argument, and the targets of each."""
+        lengths = self._source.lengths[conversations]
+        thinking = self._source.thinking[conversations]
+        pieces, changed = fit_pieces(lengths, options.length, options.overlong, thinking)
+        targets = target_tokens(self._source.masks, _of_conversations(pieces, conversations))
+        is_trained = targets > 0
+        copies = np.bincount(pieces.conversation, minlength=len(lengths))
+        changed |= {
+            "split": Changed(conversations=int((copies > 1).sum())),
+            "untrained": Changed(int((~is_trained).sum()), int(pieces.lengths[~is_trained].sum())),
+        }
+        self._is_drawn[conversations] = True
+        for name, more in changed.items():
+            was = self._changed[name]
+            self._changed[name] = Changed(was.conversations + more.conversations, was.tokens + more.tokens)
+        self._sums["drawn"] += len(conversations)
+        self._sums["tokens"] += int(lengths.sum())
+        self._sums["packed"] += int(pieces.lengths[is_trained].sum())
+        self._sums["targets"] += int(targets.sum())
+        self._sums["pieces"] += int(is_trained.sum())
+        return pieces, targets
+
+    def count(self) -> SourceCount:
+        """All of it."""
+        return SourceCount(distinct=int(self._is_drawn.sum()), **self._sums, **self._changed)
