@@ -61,14 +61,16 @@ class LossMasks:
         return LossMasks(bounds - bounds[0], self.thinking[first:end], self.runs[bounds[0] : bounds[-1]])
 
     def mask(self, conversation: int, *, tokens: int) -> npt.NDArray[np.bool_]:
-        """The mask of one conversation, [tokens].
+        """The mask of the first `tokens` tokens of one conversation, [tokens].
 
         >>> masks = LossMasks(np.array([0, 2]), np.zeros((1, 2), np.int32), np.array([[1, 2], [3, 5]], np.int32))
         >>> masks.mask(0, tokens=5).tolist()
         [False, True, False, True, True]
+        >>> masks.mask(0, tokens=2).tolist()
+        [False, True]
         """
         edges = np.zeros(tokens + 1, np.int8)
-        runs = self.runs[self.first_run[conversation] : self.first_run[conversation + 1]]
+        runs = np.minimum(self.runs[self.first_run[conversation] : self.first_run[conversation + 1]], tokens)
         edges[runs[:, 0]] = 1
         edges[runs[:, 1]] -= 1
         return np.cumsum(edges[:-1]).astype(np.bool_)

@@ -17,10 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from data_tools.drawing import Drawn, Ints
 from data_tools.loss_mask import LossMasks
@@ -112,6 +114,7 @@ class Rows:
         pieces: In the order of the rows; conversations are counted within their source.
         source: [pieces] place of each one's source.
         targets: [pieces] tokens of each that are trained on.
+        cut: [pieces] tokens of its conversation that are in no piece, because they were truncated or trimmed.
         conversations: Conversations of each step, [steps]; in steps of rows a split one counts where it begins.
         counts: Of each source.
     """
@@ -123,6 +126,7 @@ class Rows:
     pieces: Pieces
     source: Ints
     targets: Ints
+    cut: Ints
     conversations: Ints
     counts: tuple[SourceCount, ...]
 
@@ -136,24 +140,37 @@ class Rows:
         """Number of steps."""
         return len(self.first_row) - 1
 
+    @cached_property
+    def is_first(self) -> npt.NDArray[np.bool_]:
+        """[pieces] whether the same tokens stand in no row before, nor before it in its own."""
+        names = np.stack([self.source, self.pieces.conversation, self.pieces.start])
+        first = np.unique(names, axis=1, return_index=True)[1]
+        is_first = np.zeros(len(self.source), np.bool_)
+        is_first[first] = True
+        return is_first
+
+
+_COLUMNS = ("source", "targets", "cut", "place")
+
 
 @dataclass(frozen=True)
 class _Cut:
-    """Pieces that fit, with their source, targets and the place of their conversation in the reading order."""
+    """Pieces that fit, with what `Rows` says of them, and the place of their conversation in the reading order."""
 
     pieces: Pieces
     source: Ints
     targets: Ints
+    cut: Ints
     place: Ints
 
     def take(self, order: Any) -> _Cut:
-        return _Cut(self.pieces.take(order), self.source[order], self.targets[order], self.place[order])
+        return _Cut(self.pieces.take(order), *(getattr(self, name)[order] for name in _COLUMNS))
 
     @staticmethod
     def joined(cuts: Sequence[_Cut]) -> _Cut:
         names = ("conversation", "start", "stop", "skip_start", "skip_stop")
         columns = [np.concatenate([getattr(cut.pieces, name) for cut in cuts]) for name in names]
-        others = [np.concatenate([getattr(cut, name) for cut in cuts]) for name in ("source", "targets", "place")]
+        others = [np.concatenate([getattr(cut, name) for cut in cuts]) for name in _COLUMNS]
         return _Cut(Pieces(*columns), *others)
 
 
@@ -193,6 +210,7 @@ def make_rows(sources: Sequence[Conversations], rounds: Sequence[Drawn], options
         pieces=cut.pieces,
         source=cut.source,
         targets=cut.targets,
+        cut=cut.cut,
         conversations=conversations,
         counts=tuple(tally.count() for tally in tallies),
     )
@@ -206,10 +224,10 @@ def _cut(drawn: Drawn, number: int, tallies: Sequence[_Tally], options: RowOptio
     cuts = []
     for source, tally in enumerate(tallies):
         mine = np.flatnonzero(drawn.source == source)
-        pieces, targets = tally.fit(drawn.conversation[mine], options)
+        pieces, targets, lost = tally.fit(drawn.conversation[mine], options)
         place = place_of[mine[pieces.conversation]]
         pieces = _of_conversations(pieces, drawn.conversation[mine])
-        cut = _Cut(pieces, np.full(len(pieces), source), targets, place)
+        cut = _Cut(pieces, np.full(len(pieces), source), targets, lost, place)
         cuts.append(cut.take(np.flatnonzero(targets > 0)))
     return _Cut.joined(cuts)
 
@@ -271,8 +289,8 @@ class _Tally:
         self._sums: dict[str, Any] = dict.fromkeys(("drawn", "tokens", "packed", "targets", "pieces"), 0)
         self._changed: dict[str, Any] = dict.fromkeys(_CHANGES, Changed())
 
-    def fit(self, conversations: Ints, options: RowOptions) -> tuple[Pieces, Ints]:
-        """Pieces of conversations, counted by their place in the argument, and the targets of each."""
+    def fit(self, conversations: Ints, options: RowOptions) -> tuple[Pieces, Ints, Ints]:
+        """Pieces of conversations, counted by their place in the argument; of each the targets, and what was cut."""
         lengths = self._source.lengths[conversations]
         thinking = self._source.thinking[conversations]
         pieces, changed = fit_pieces(lengths, options.length, options.overlong, thinking)
@@ -292,7 +310,8 @@ class _Tally:
         self._sums["packed"] += int(pieces.lengths[is_trained].sum())
         self._sums["targets"] += int(targets.sum())
         self._sums["pieces"] += int(is_trained.sum())
-        return pieces, targets
+        lost = lengths[pieces.conversation] - pieces.lengths
+        return pieces, targets, lost if options.overlong != "split" else np.zeros_like(lost)
 
     def count(self) -> SourceCount:
         """All of it."""

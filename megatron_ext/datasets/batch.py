@@ -17,10 +17,11 @@ class Batch:
     Attributes:
         tokens: Inputs, `[b, s]` int64.
         labels: The token after each input, `[b, s]` int64.
-        loss_mask: 1 where a label is trained on, else 0, `[b, s]` float32.
+        loss_mask: 1 where a label is trained on, else 0, `[b, s]` float32; in packed rows what it weighs.
         position_ids: Place of each token in its row, `[b, s]` int64; the rows are one row in memory.
-        source_index: Place of each row's source in `plan.data.sources`, `[b]` int64.
-        sample_ids: One `source:epoch:sample` a row.
+        source_index: Place of each row's source in `plan.data.sources`, `[b]` int64; in packed rows of each token's,
+            `[b, s]`.
+        sample_ids: One `source:epoch:sample` a row; of packed rows `row:number`.
         cu_seqlens: Where documents begin, counted over the rows laid end to end, from 0, and the end `b * s` of all;
             None where documents are not kept apart. Every row begins a document, if only with the rest of one.
     """

@@ -75,6 +75,11 @@ class BlendedCursor:
         """Samples of the stage that lie behind the cursor, of all ranks."""
         return sum(map(sum, self._planned[: self._phase])) + sum(self._interleaver.counts)
 
+    @property
+    def consumed_tokens(self) -> int:
+        """Processed tokens that lie behind the cursor, of all ranks."""
+        return self.consumed_samples * self._plan.batch.sequence_length
+
     def next_step(self) -> tuple[Batch, ...]:
         """This rank's microbatches of the next global batch; the cursor moves behind it.
 
@@ -129,6 +134,10 @@ class BlendedCursor:
         """The documents and offsets behind a `source:epoch:sample` of a batch, in reading order."""
         name, epoch, sample = sample_id.split(":")
         return self._cursors[self._names.index(name)].locate(EpochSample(int(epoch), int(sample)))
+
+    def pieces_of(self, sample_id: str) -> list[tuple[str, Span]]:
+        """The same with the name of the source of each."""
+        return [(sample_id.split(":")[0], span) for span in self.locate(sample_id)]
 
     def read_sample(self, sample_id: str) -> NDArray[np.int64]:
         """The tokens that `locate` names, `[sequence_length + 1]`."""

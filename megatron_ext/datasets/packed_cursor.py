@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_tools.errors import DataError
+from data_tools.permutation import keyed_permutation
 from megatron_ext.datasets.cursor import EpochSample
 from megatron_ext.datasets.documents import Documents, Span
 from megatron_ext.datasets.shards import ShardedDocuments
-from megatron_ext.datasets.stream import keyed_permutation
 from megatron_ext.plan.packed_rows import LongDocuments, PackedBlock, RowCounts, Thinking, pack_block, sum_counts
 
 _BLOCKS_HELD = 2  # the one being read and, at its end, the next: 0.3 MB each

@@ -16,7 +16,8 @@ from megatron_ext.datasets.batch import Batch
 from megatron_ext.datasets.packed_params import Reset, packed_params
 
 Report = torch.Tensor
-"""`[num_sources, 2]` float64: summed loss in nats and trained tokens of each source, of one microbatch."""
+"""`[num_sources, columns]` float64 of one microbatch: of each source the summed loss in nats, what divides it, and
+last the trained tokens. In pretraining these divide it, and there are two columns."""
 
 LossFunction = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, Report]]
 
@@ -28,6 +29,8 @@ class PretrainObjective:
         num_sources: Sources of the blend; `Batch.source_index` is below it.
         reset: What stops at a document's end, in batches that say where documents begin.
     """
+
+    report_columns = 2
 
     def __init__(self, num_sources: int, *, reset: Reset = "full") -> None:
         self.num_sources = num_sources
@@ -72,7 +75,7 @@ class PretrainObjective:
             counter wants it), and the report per source.
         """
         masked = losses.float() * batch.loss_mask
-        report = torch.zeros(self.num_sources, 2, dtype=torch.float64, device=losses.device)
+        report = torch.zeros(self.num_sources, self.report_columns, dtype=torch.float64, device=losses.device)
         per_row = torch.stack((masked.detach().double().sum(1), batch.loss_mask.double().sum(1)), dim=1)
         report.index_add_(0, batch.source_index, per_row)
         return masked.sum(), batch.loss_mask.sum().to(torch.int32), report

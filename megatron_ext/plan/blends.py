@@ -41,10 +41,12 @@ def plan_blends(
     read = dict(read)
     phases = []
     for blend, samples in zip(loaded.blends, phase_samples, strict=True):
-        entries = _entry_of_each_source(blend)
+        entries = entry_of_each_source(blend)
         allotments = [
             replace(given, samples_before=read.get(given.source, 0))
-            for given in _allotments(loaded, blend, samples, tokens, batch, roundings)
+            for given in allotments_of(
+                loaded, blend, samples, tokens, sequence_length=batch.sequence_length, roundings=roundings
+            )
         ]
         _note_unread(loaded, blend, allotments, entries, samples, problems)
         _note_idle_cursors(loaded, blend, allotments, entries, problems)
@@ -58,14 +60,25 @@ def plan_blends(
     return tuple(phases)
 
 
-def _allotments(
+def allotments_of(
     loaded: LoadedRecipe,
     blend: LoadedBlend,
     samples: int,
     tokens: Mapping[str, int],
-    batch: BatchPlan,
+    *,
+    sequence_length: int,
     roundings: list[str],
 ) -> tuple[Allotment, ...]:
+    """Whole samples of every source of a blend; whether it has them is not looked at.
+
+    Args:
+        loaded: What was asked.
+        blend: Of the stage or a phase.
+        samples: What all sources together give.
+        tokens: Size of each source, by name.
+        sequence_length: Tokens of a sample; 1 where sizes and samples both count conversations.
+        roundings: Takes a sentence for everything that is rounded or joined.
+    """
     entries = (
         Entry(
             of=as_source_or_blend(part, tokens),
@@ -76,10 +89,10 @@ def _allotments(
         for index, (entry, part) in enumerate(zip(blend.entries, blend.parts, strict=True))
     )
     whole = Blend("stage", tuple(entries))
-    return allot(whole, total_samples=samples, sequence_length=batch.sequence_length, notes=roundings)
+    return allot(whole, total_samples=samples, sequence_length=sequence_length, notes=roundings)
 
 
-def _entry_of_each_source(blend: LoadedBlend) -> dict[str, int]:
+def entry_of_each_source(blend: LoadedBlend) -> dict[str, int]:
     """The first entry that leads to each source."""
     found: dict[str, int] = {}
     for index, part in enumerate(blend.parts):

@@ -165,12 +165,14 @@ def _misfits(
             f"({loaded.origin(('model', 'vocab_size'))}); raise that to at least {dataset.max_token_id + 1:,}, "
             "or tokenize again"
         )
-    if not dataset.append_eod:
+    is_packed = loaded.recipe.stage == "sft"  # what is held out is packed too: a conversation makes a row
+    is_conversations = is_packed and dataset.chat is not None  # their template ends them
+    if not dataset.append_eod and not is_conversations:
         found.append(
             "was tokenized without --append-eod, so its documents run into each other unmarked; "
             "tokenize it again with that option"
         )
-    if available_samples(dataset.tokens, 1, length) == 0 and not is_training:
+    if available_samples(dataset.tokens, 1, length) == 0 and not is_training and not is_packed:
         found.append(
             f"{dataset.tokens:,} tokens give no validation sample of sequence_length {length:,}, which reads "
             f"{length + 1:,}; hold out more documents, or lower training.sequence_length"

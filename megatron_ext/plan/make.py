@@ -13,6 +13,8 @@ from megatron_ext.plan.layouts import plan_layout
 from megatron_ext.plan.lineage import chain_behind, check_common, check_numbers, read_stage_plan
 from megatron_ext.plan.meaning import stage_id, stage_meaning
 from megatron_ext.plan.schedule import plan_schedule
+from megatron_ext.plan.sft import PackedStage, plan_sft
+from megatron_ext.plan.sft_batch import plan_sft_batch
 from megatron_ext.plan.sizes import model_size
 from megatron_ext.plan.stage_plan import (
     BatchPlan,
@@ -50,6 +52,7 @@ def draft_plan(
     world_size: int | None = None,
     before: Draft | StagePlan | None = None,
     run_root: Path | None = None,
+    packed: PackedStage | None = None,
 ) -> Draft:
     """Decides what can be decided without data.
 
@@ -58,6 +61,7 @@ def draft_plan(
         world_size: Processes of the run; None takes the fewest that the layout needs.
         before: The stage that this one continues; None finds it (`draft_before`).
         run_root: Where a parent named by its id lies; None takes the site's.
+        packed: The rows of an sft stage; None supposes a row for each conversation.
 
     Raises:
         RecipeError: Everything that cannot be carried out as written.
@@ -67,7 +71,10 @@ def draft_plan(
     if before is None:
         before = draft_before(loaded, run_root=run_root)
     layout = plan_layout(loaded, problems, world_size=world_size)
-    batch = plan_batch(loaded, layout, problems, roundings, before=before.batch if before is not None else None)
+    if loaded.recipe.stage == "sft":
+        batch = plan_sft_batch(loaded, layout, roundings, packed)
+    else:
+        batch = plan_batch(loaded, layout, problems, roundings, before=before.batch if before is not None else None)
     phase_samples = plan_phases(loaded, batch, problems, roundings)
     schedule = plan_schedule(loaded, batch, problems, roundings, before=before.schedule if before is not None else None)
     if before is not None:
@@ -122,18 +129,24 @@ def make_stage_plan(
         parent = make_stage_plan(loaded.parent, may_be_provisional=may_be_provisional, run_root=run_root)
     else:
         parent = _parent_by_id(loaded, run_root)
-    draft = draft_plan(loaded, world_size=world_size, before=parent)
+    notes: list[str] = []
+    packed = plan_sft(loaded, notes) if loaded.recipe.stage == "sft" else None
+    draft = draft_plan(loaded, world_size=world_size, before=parent, packed=packed)
     behind = chain_behind(parent) if parent is not None else None
-    roundings = list(draft.roundings)
+    roundings = [*notes, *draft.roundings]
     recipe = loaded.recipe
-    data = plan_data(
-        loaded,
-        draft.batch,
-        draft.cadence,
-        roundings,
-        phase_samples=draft.phase_samples,
-        parent=behind,
-        may_be_provisional=may_be_provisional,
+    data = (
+        packed.data
+        if packed is not None
+        else plan_data(
+            loaded,
+            draft.batch,
+            draft.cadence,
+            roundings,
+            phase_samples=draft.phase_samples,
+            parent=behind,
+            may_be_provisional=may_be_provisional,
+        )
     )
     meaning = stage_meaning(recipe, data=data, batch=draft.batch, schedule=draft.schedule, parent=behind)
     identity = stage_id(meaning)
@@ -146,6 +159,7 @@ def make_stage_plan(
         model=recipe.model,
         model_size=model_size(recipe.model),
         data=data,
+        sft=packed.sft if packed is not None else None,
         batch=draft.batch,
         schedule=draft.schedule,
         optimizer=recipe.optimizer,

@@ -3,8 +3,8 @@
 Two runs with equal meaning train the same model on the same tokens in the same order, so the second
 one resumes or reuses the first. Not part of it: layout, micro-batch, backend, logging, cadence of
 checkpoints and validation, `max_steps`, paths, the names of model and sources, validation data,
-`max_epochs` (a permission: the samples say what is read), and whatever the model or schedule does
-not read.
+`max_epochs` and `sft.untrained` (permissions: the samples say what is read), and whatever the model or
+schedule does not read.
 
 Names of sources are left out because the order of reading is drawn from the seed and the source's
 content: renaming a corpus changes a label in the ledger and no sample. The order of the blend is
@@ -17,10 +17,11 @@ import hashlib
 import json
 from typing import Any
 
+from data_tools.pack_rows import ROWS_VERSION
 from megatron_ext.plan.sizes import padded_vocab_size
 from megatron_ext.plan.stage_plan import SEMANTICS_VERSION, BatchPlan, DataPlan, ParentPlan, SchedulePlan
 from megatron_ext.recipe.layer_pattern import parse_pattern
-from megatron_ext.recipe.schema import ModelRecipe, Recipe
+from megatron_ext.recipe.schema import ModelRecipe, Recipe, SftRecipe
 
 ID_DIGITS = 16
 """Hex digits of an id: 64 bits, so a billion stages collide with a chance of 3 %."""
@@ -51,6 +52,8 @@ def stage_meaning(
         "precision": recipe.precision,
         "seed": recipe.seed,
     }
+    if recipe.stage == "sft":
+        meaning["sft"] = (recipe.sft or SftRecipe()).model_dump(exclude={"untrained"}) | {"rows_version": ROWS_VERSION}
     return meaning | ({"parent": parent.stage_id} if parent is not None else {})
 
 

@@ -14,7 +14,8 @@ from data_tools.quantities import format_exact
 from megatron_ext.plan.cost import GpuTime
 from megatron_ext.plan.render_cost import cost_rows, execution_rows
 from megatron_ext.plan.render_data import chain_rows, data_tables
-from megatron_ext.plan.render_table import Row, frame
+from megatron_ext.plan.render_sft import sft_rows
+from megatron_ext.plan.render_table import Row, cut_rows, frame
 from megatron_ext.plan.stage_plan import BatchPlan, StagePlan
 
 _PIPE_WIDTH = 10_000
@@ -67,7 +68,7 @@ def _facts(plan: StagePlan, run_root: Path, time: GpuTime | None) -> Table:
     rows = [
         *_model_rows(plan),
         *_layout_rows(plan),
-        *_batch_rows(plan.batch),
+        *(_batch_rows(plan.batch) if plan.sft is None else sft_rows(plan.sft, plan.batch)),
         *chain_rows(plan),
         *_schedule_rows(plan),
         *_cadence_rows(plan),
@@ -129,9 +130,7 @@ def _batch_rows(batch: BatchPlan) -> list[Row]:
             f"{batch.num_microbatches} a step on each rank, of {counted(batch.micro_batch_size, 'sample')}",
         ),
     ]
-    if batch.max_steps is not None and batch.max_steps < batch.total_steps:
-        rows.append(("cut", f"after step {format_exact(batch.max_steps)} (training.max_steps): a trial, not the stage"))
-    return rows
+    return rows + cut_rows(batch)
 
 
 def _schedule_rows(plan: StagePlan) -> list[Row]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from rich.table import Table
 
 from data_tools.quantities import format_count, format_exact
-from megatron_ext.plan.render_table import Row, frame
+from megatron_ext.plan.render_sft import sft_table
+from megatron_ext.plan.render_table import Row, align_numbers, frame
 from megatron_ext.plan.stage_plan import PhasePlan, StagePlan
 
 
@@ -36,6 +37,8 @@ def chain_rows(plan: StagePlan) -> list[Row]:
 
 def data_tables(plan: StagePlan) -> list[tuple[str, Table]]:
     """A title and a table for each phase where there are several, and for the whole stage."""
+    if plan.sft is not None:
+        return [("", sft_table(plan.sft, plan.data))]
     phases = plan.data.all_phases()
     if len(phases) == 1:
         return [("", _sources(plan))]
@@ -51,7 +54,7 @@ def _sources(plan: StagePlan) -> Table:
     so_far = ("in chain",) if plan.parent is not None else ()
     columns = ("source", "share", "samples", "tokens", "of its", "documents", "epochs", *so_far, "at most", "dataset")
     table = frame(*columns)
-    _align_numbers(table, columns[1:-1])
+    align_numbers(table, columns[1:-1])
     for source in plan.data.sources:
         in_chain = (source.samples_before + source.samples) * plan.batch.sequence_length / source.tokens
         table.add_row(
@@ -72,7 +75,7 @@ def _sources(plan: StagePlan) -> Table:
 def _phase(plan: StagePlan, phase: PhasePlan) -> Table:
     columns = ("source", "share", "samples", "tokens", "epochs", "so far", "at most", "cursor")
     table = frame(*columns)
-    _align_numbers(table, columns[1:-1])
+    align_numbers(table, columns[1:-1])
     has_tokens = {source.source: source.tokens for source in plan.data.sources}
     length = plan.batch.sequence_length
     for source in phase.sources:
@@ -88,10 +91,3 @@ def _phase(plan: StagePlan, phase: PhasePlan) -> Table:
             source.cursor,
         )
     return table
-
-
-def _align_numbers(table: Table, names: tuple[str, ...]) -> None:
-    for column in table.columns:
-        if column.header in names:
-            column.justify = "right"
-            column.no_wrap = True

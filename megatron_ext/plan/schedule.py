@@ -29,7 +29,7 @@ def plan_schedule(
         before: The schedule of the stage that this one continues; its horizon is inherited.
     """
     asked = loaded.recipe.schedule
-    warmup = to_samples("schedule.warmup_tokens", asked.warmup_tokens, batch, roundings)
+    warmup = _warmup(asked, batch, roundings)
     horizon = before.horizon_samples if before is not None else _horizon(asked, batch, roundings)
     if asked.decay_tokens is not None:
         decay = to_samples("schedule.decay_tokens", asked.decay_tokens, batch, roundings)
@@ -61,6 +61,12 @@ def plan_schedule(
         horizon_samples=horizon,
         horizon_tokens=asked.horizon_tokens,
     )
+
+
+def _warmup(asked: ScheduleRecipe, batch: BatchPlan, roundings: list[str]) -> int:
+    if asked.warmup_ratio:
+        return round(asked.warmup_ratio * batch.total_samples)
+    return to_samples("schedule.warmup_tokens", asked.warmup_tokens, batch, roundings)
 
 
 def _horizon(asked: ScheduleRecipe, batch: BatchPlan, roundings: list[str]) -> int:

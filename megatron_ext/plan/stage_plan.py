@@ -17,6 +17,7 @@ from megatron_ext.recipe.schema import (
     ModelRecipe,
     OptimizerRecipe,
     Precision,
+    SftRecipe,
 )
 
 SEMANTICS_VERSION = 1
@@ -91,7 +92,8 @@ class BatchPlan(PlanPart):
                 assert (consumed_samples - begin) % rows == 0, f"no step of the ramp begins at {consumed_samples}"
                 return rows
             begin += (after - first) * rows
-        return self.global_batch_size
+        left = self.total_samples - consumed_samples
+        return min(self.global_batch_size, left) if left > 0 else self.global_batch_size
 
 
 class PhaseSource(PlanPart):
@@ -124,7 +126,7 @@ class SourcePlan(PlanPart):
     documents: int
     tokens: int
     share: float
-    samples: int  # of total_samples; the samples of all sources sum to it
+    samples: int  # of total_samples; the samples of all sources sum to it. Of an sft stage conversations to read
     epochs: float
     max_epochs: float  # of the last phase that reads it
     samples_before: int = 0  # in the stages that this one continues
@@ -154,6 +156,38 @@ class DataPlan(PlanPart):
     def is_provisional(self) -> bool:
         """Whether a size is declared instead of counted: the plan can be read, not run."""
         return any(source.is_declared for source in self.sources)
+
+
+class SftSource(PlanPart):
+    """What became of the conversations of one source, each counted as often as it is read."""
+
+    source: str
+    has_turns: bool  # False: text, of which every token is trained on
+    conversations: int  # read
+    distinct: int
+    tokens: int  # of them, before anything is cut
+    packed_tokens: int  # in rows
+    trained_tokens: int
+    pieces: int
+    dropped: int  # conversations, as are the next three
+    truncated: int
+    trimmed: int
+    split: int
+    untrained: int  # pieces left out
+
+
+class SftPlan(PlanPart):
+    """The packed rows of an sft stage; which they are follows from sources, seed, batch and these options."""
+
+    options: SftRecipe
+    rows: int
+    pieces: int
+    trained_tokens: int
+    padding: int  # positions of rows that hold no token
+    most_rows_of_step: int
+    sources: tuple[SftSource, ...]
+    chat_template: str  # path of the file that holds the template; "" where no source has turns
+    chat_template_sha256: str
 
 
 class SchedulePlan(PlanPart):
@@ -261,13 +295,14 @@ class ParentPlan(PlanPart):
 class StagePlan(PlanPart):
     """One stage, decided."""
 
-    stage: Literal["pretrain"]
+    stage: Literal["pretrain", "sft"]
     stage_id: str  # f"{stage}-{16 hex digits of sha256(meaning)}"; f"{stage}-provisional-{…}" while data is declared
     recipe: str  # path of the recipe, as given
     parent: ParentPlan | None = None  # the stage that this one continues
     model: ModelRecipe
     model_size: ModelSize
     data: DataPlan
+    sft: SftPlan | None = None  # of stage sft
     batch: BatchPlan
     schedule: SchedulePlan
     optimizer: OptimizerRecipe

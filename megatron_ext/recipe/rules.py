@@ -21,9 +21,7 @@ from megatron_ext.recipe.schema import (
     Section,
     TrainingRecipe,
 )
-
-Broken = tuple[KeyPath, str]
-"""A key, relative to its section, and its value, rule and remedy."""
+from megatron_ext.recipe.stage_rules import Broken, broken_stage_rules
 
 
 def broken_rules(section: Section) -> Iterator[Broken]:
@@ -86,6 +84,12 @@ def _optimizer_rules(optimizer: OptimizerRecipe) -> Iterator[Broken]:
 
 
 def _schedule_rules(schedule: ScheduleRecipe) -> Iterator[Broken]:
+    if schedule.warmup_tokens and schedule.warmup_ratio:
+        yield (
+            ("warmup_ratio",),
+            f"{schedule.warmup_ratio:g}, and warmup_tokens is {schedule.warmup_tokens:,}; write one of them, 0 for the "
+            "other",
+        )
     if schedule.style == "wsd" and schedule.decay_tokens is None:
         yield ("decay_tokens",), "not set, but style wsd ends in a decay; set the tokens of that decay"
     if schedule.style != "wsd" and schedule.decay_tokens is not None:
@@ -139,6 +143,7 @@ def _blend_rules(blend: tuple[BlendEntry, ...], key: KeyPath) -> Iterator[Broken
 
 
 def _recipe_rules(recipe: Recipe) -> Iterator[Broken]:
+    yield from broken_stage_rules(recipe)
     phases = recipe.data.phases
     total = sum(phase.tokens for phase in phases or ())
     if phases is not None and total != recipe.budget.tokens:

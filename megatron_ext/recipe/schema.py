@@ -11,6 +11,9 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
+from data_tools.drawing import DrawRule
+from data_tools.pack_rows import BatchUnit
+from data_tools.packing import Overlong
 from data_tools.schema import BlendRecipe as BlendRecipe
 from data_tools.schema import Count, Number
 from data_tools.schema import Section as Section
@@ -24,6 +27,7 @@ PLACEMENT_KEYS = frozenset(
         "model.name",
         "data.blend.max_epochs",
         "data.phases.blend.max_epochs",
+        "sft.untrained",
         "training.micro_batch_size",
         "training.max_steps",
         "training.validation_interval_tokens",
@@ -135,7 +139,47 @@ class BudgetRecipe(Section):
     """How much is read."""
 
     tokens: Count = Field(
-        gt=0, description="Processed tokens of this stage; rounded to whole steps as the plan states."
+        default=0, ge=0, description="pretrain: processed tokens of this stage; rounded to whole steps as planned."
+    )
+    examples: Count = Field(
+        default=0, ge=0, description="sft: conversations to draw from the blend; every one is read sft.passes times."
+    )
+
+
+class SftRecipe(Section):
+    """Which conversations an sft stage reads, how they share rows, and what they weigh."""
+
+    draw: DrawRule = Field(
+        default="without_replacement",
+        description="Whether a source gives each conversation once before any comes again, or draws each from all.",
+    )
+    passes: Count = Field(
+        default=1, gt=0, description="How often every drawn conversation is read, in rows of another order each time."
+    )
+    overlong: Overlong = Field(
+        default="error", description="What becomes of conversations longer than training.sequence_length."
+    )
+    untrained: Literal["error", "skip"] = Field(
+        default="error",
+        description="What becomes of conversations, or pieces, of which no token would be trained on: refused, or left "
+        "out and counted.",
+    )
+    batch_unit: BatchUnit = Field(
+        default="rows",
+        description="What training.global_batch_size counts: rows, or conversations, of which every step holds exactly "
+        "so many in as many rows as they need.",
+    )
+    pad_multiple: Count = Field(
+        default=1, gt=0, description="Tokens to a multiple of which each conversation is padded in its row."
+    )
+    loss: Literal["token", "sample"] = Field(
+        default="token",
+        description="What weighs the same in a step: every trained token, or every conversation (piece, if split).",
+    )
+    loss_switch_tokens: Count | None = Field(
+        default=None,
+        gt=0,
+        description="Trained tokens after which the other one of loss is taken, from the next step on; null: never.",
     )
 
 
@@ -143,7 +187,9 @@ class TrainingRecipe(Section):
     """How one step is made."""
 
     sequence_length: Count = Field(gt=0, description="Tokens of one sample.")
-    global_batch_size: Count = Field(gt=0, description="Samples of one step, over all ranks.")
+    global_batch_size: Count = Field(
+        gt=0, description="Samples of one step, over all ranks; in an sft stage rows or conversations (sft.batch_unit)."
+    )
     micro_batch_size: Count = Field(default=1, gt=0, description="Samples of one forward pass on one rank; not hashed.")
     max_steps: Count | None = Field(
         default=None, gt=0, description="Cut for trials: stop after this step; not hashed; writes no stage.json."
@@ -205,6 +251,9 @@ class ScheduleRecipe(Section):
         description="Shape after the warmup: warmup-stable-decay, cosine, linear or constant."
     )
     warmup_tokens: Count = Field(default=0, ge=0, description="Processed tokens of linear warmup from 0.")
+    warmup_ratio: Number = Field(
+        default=0, ge=0, lt=1, description="Instead of warmup_tokens: the part of this stage that is warmup."
+    )
     decay_tokens: Count | None = Field(default=None, gt=0, description="wsd only: tokens of the final decay.")
     horizon_tokens: Count | None = Field(
         default=None,
@@ -272,7 +321,7 @@ class ProfileRecipe(Section):
 class Recipe(Section):
     """One stage, complete."""
 
-    stage: Literal["pretrain"] = Field(description="What kind of stage this is.")
+    stage: Literal["pretrain", "sft"] = Field(description="What kind of stage this is.")
     parent: str | None = Field(
         default=None,
         alias="continue",
@@ -281,7 +330,8 @@ class Recipe(Section):
     )
     model: ModelRecipe
     data: DataRecipe
-    budget: BudgetRecipe
+    budget: BudgetRecipe = BudgetRecipe()
+    sft: SftRecipe | None = Field(default=None, description="sft only: how conversations are drawn and packed.")
     training: TrainingRecipe
     optimizer: OptimizerRecipe
     schedule: ScheduleRecipe

@@ -83,6 +83,8 @@ class MetricsLog:
             "save_s": save_s,
             **result.norms,
         }
+        if result.loss_by_domain:
+            line["loss_by_domain"] = result.loss_by_domain
         if result.rank_seconds:
             line["rank_times"] = slowest(result.rank_seconds)
             line["rank_seconds"] = {str(rank): seconds for rank, seconds in enumerate(result.rank_seconds)}

@@ -11,10 +11,14 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import Float16Module
 
-from megatron_ext.datasets.blended import BlendedCursor
+from megatron_ext.datasets.conversation_ledger import conversation_ledger_of
+from megatron_ext.datasets.conversations import ConversationCursor
+from megatron_ext.datasets.ledger import LedgerRow, ledger_of
+from megatron_ext.datasets.open_cursor import Cursor, open_cursor
 from megatron_ext.models.backends import backend_of_all_ranks
 from megatron_ext.models.build import build_model
 from megatron_ext.objectives.pretrain import PretrainObjective
+from megatron_ext.objectives.sft import SftObjective
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.training.optimizer import make_optimizer
 from megatron_ext.training.optimizer_state import fill_states
@@ -39,9 +43,14 @@ class Parts:
     groups: ProcessGroupCollection
     model: DistributedDataParallel
     optimizer: MegatronOptimizer
-    cursor: BlendedCursor
+    cursor: Cursor
     objective: PretrainObjective
     clock: StepClock
+
+    def ledger(self) -> list[LedgerRow]:
+        """What has been read up to where the cursor stands."""
+        cursor = self.cursor
+        return (conversation_ledger_of if isinstance(cursor, ConversationCursor) else ledger_of)(self.plan, cursor)
 
     @property
     def is_last_pipeline_stage(self) -> bool:
@@ -58,6 +67,7 @@ def make_parts(plan: StagePlan, groups: ProcessGroupCollection) -> Parts:
         SetupError: The ranks' machines would build different layers.
     """
     model = wrap_model(plan, build_model(plan, groups, backend=backend_of_all_ranks(plan)), groups)
+    objective = PretrainObjective if plan.sft is None else SftObjective
     clock = StepClock(is_on=plan.logging.rank_times)
     model.config.finalize_model_grads_func = clock.stopping_before(finalize_model_grads)
     optimizer = make_optimizer(plan, model, groups)
@@ -67,8 +77,8 @@ def make_parts(plan: StagePlan, groups: ProcessGroupCollection) -> Parts:
         groups=groups,
         model=model,
         optimizer=optimizer,
-        cursor=BlendedCursor(plan, data_parallel_rank=groups.dp.rank(), data_parallel_size=groups.dp.size()),
-        objective=PretrainObjective(
+        cursor=open_cursor(plan, data_parallel_rank=groups.dp.rank(), data_parallel_size=groups.dp.size()),
+        objective=objective(
             len(plan.data.sources), reset="attention" if plan.data.document_isolation == "attention" else "full"
         ),
         clock=clock,

@@ -29,10 +29,12 @@ from megatron.core.dist_checkpointing.strategies import filesystem_async
 
 from data_tools.atomic_files import sync_folder, write_atomically
 from data_tools.errors import SetupError, TrainingError, UserError
-from megatron_ext.datasets.ledger import LEDGER, ledger_json, ledger_of
+from megatron_ext.datasets.ledger import LEDGER, ledger_json
 from megatron_ext.models.backends import choose_backend
+from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.runtime.agreement import raise_on_all_ranks
 from megatron_ext.runtime.device import device
+from megatron_ext.training.chat_template import chat_template_of
 from megatron_ext.training.checkpoint import sharded_random_state, sharding_metadata
 from megatron_ext.training.checkpoint_facts import layout_of
 from megatron_ext.training.file_list import (
@@ -256,9 +258,16 @@ def _small_files(parts: Parts, state: TrainState, optimizer_format: OptimizerFor
     return {
         "state.json": json.dumps(facts, indent=1).encode(),
         "plan.json": parts.plan.model_dump_json(indent=1).encode(),
-        LEDGER: ledger_json(ledger_of(parts.plan, parts.cursor)).encode(),
+        LEDGER: ledger_json(parts.ledger()).encode(),
         **_tokenizer_files(parts.plan.data.tokenizer),
+        **_chat_template_files(parts.plan),
     }
+
+
+def _chat_template_files(plan: StagePlan) -> dict[str, bytes]:
+    """The chat template that the stage trains on, where tokenizers' folders have it."""
+    template = chat_template_of(plan)
+    return {} if template is None else {"tokenizer/chat_template.jinja": template.encode()}
 
 
 @functools.cache  # read at the first save; later ones do not depend on the folder any more

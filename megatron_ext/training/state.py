@@ -14,11 +14,12 @@ class StepResult:
         loss_by_source: The same for each source that the step read.
         grad_norm: L2 norm of the gradient before clipping.
         lr: Learning rate of the update.
-        samples: Rows of the global batch.
-        processed_tokens: Tokens of these rows.
+        samples: Samples of the global batch.
+        processed_tokens: Tokens of its rows.
         trained_tokens: Tokens that carried loss; 0 when the update was skipped.
         skipped: What was not finite, where, and the samples; None when there was an update.
         norms: `grad_norm_by_kind` and `weight_norm_by_kind` in steps that look at them.
+        loss_by_domain: The loss of each domain, where the stage reads several.
         rank_seconds: Each rank's own time, when it is measured.
     """
 
@@ -31,6 +32,7 @@ class StepResult:
     trained_tokens: int
     skipped: str | None = None
     norms: dict[str, dict[str, float]] = field(default_factory=dict)
+    loss_by_domain: dict[str, float] = field(default_factory=dict)
     rank_seconds: tuple[float, ...] = ()
 
 

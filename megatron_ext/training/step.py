@@ -50,6 +50,7 @@ def train_step(parts: Parts, *, lr: float, step: int, may_skip: bool = False) ->
         DataError: A rank cannot read its samples.
     """
     parts.clock.restart()
+    samples, tokens = parts.cursor.consumed_samples, parts.cursor.consumed_tokens
     batches = _read(parts)
     set_learning_rate(parts.optimizer, lr)
     parts.model.zero_grad_buffer()
@@ -66,15 +67,15 @@ def train_step(parts: Parts, *, lr: float, step: int, may_skip: bool = False) ->
     norms = norms_by_kind(parts.model, parts.optimizer, parts.groups) if _is_norm_step(parts, step, skipped) else {}
     if skipped is None:
         clip_and_step(parts.optimizer, grad_norm)
-    samples = sum(len(batch.sample_ids) for batch in batches) * parts.groups.dp.size()
     return StepResult(
         loss=loss,
         loss_by_source=losses_by_source(parts, report),
+        loss_by_domain=losses_by_domain(parts, report),
         grad_norm=grad_norm,
         lr=lr,
-        samples=samples,
-        processed_tokens=samples * parts.plan.batch.sequence_length,
-        trained_tokens=int(report[:, 1].sum()) if skipped is None else 0,
+        samples=parts.cursor.consumed_samples - samples,
+        processed_tokens=parts.cursor.consumed_tokens - tokens,
+        trained_tokens=int(report[:, -1].sum()) if skipped is None else 0,
         skipped=skipped,
         norms=norms,
         rank_seconds=parts.clock.of_all_ranks(),
@@ -108,7 +109,7 @@ def run_microbatches(parts: Parts, batches: Sequence[Batch], *, forward_only: bo
         forward_only: Whether to leave gradients alone.
 
     Returns:
-        `[num_sources, 2]` summed loss and trained tokens over all microbatches and ranks.
+        The objective's reports, summed over all microbatches and ranks.
     """
     rows, tokens = batches[0].model_shape
     forward_backward = get_forward_backward_func(pp_size=parts.groups.pp.size(), vp_size=None)
@@ -128,7 +129,9 @@ def _sum_over_ranks(parts: Parts, reports: list[Report]) -> Report:
     if parts.is_last_pipeline_stage:
         total = torch.stack(reports).sum(0)
     else:
-        total = torch.zeros(parts.objective.num_sources, 2, dtype=torch.float64, device=device())
+        total = torch.zeros(
+            parts.objective.num_sources, parts.objective.report_columns, dtype=torch.float64, device=device()
+        )
     dist.all_reduce(total, group=parts.groups.dp)
     dist.broadcast(total, group_src=parts.groups.pp.size() - 1, group=parts.groups.pp)
     return total.cpu()
@@ -140,9 +143,17 @@ def losses_by_source(parts: Parts, report: Report) -> dict[str, float]:
     return {source.source: _mean(row) for source, row in zip(sources, report, strict=True) if row[1] > 0}
 
 
-def _mean(loss_and_tokens: torch.Tensor) -> float:
-    loss, tokens = loss_and_tokens.tolist()
-    return loss / tokens if tokens else math.nan
+def losses_by_domain(parts: Parts, report: Report) -> dict[str, float]:
+    """The same of each domain, where the stage reads several."""
+    domains = [source.domain for source in parts.plan.data.sources]
+    sums = {name: report[[domain == name for domain in domains]].sum(0) for name in dict.fromkeys(domains)}
+    return {name: _mean(row) for name, row in sums.items() if row[1] > 0} if len(sums) > 1 else {}
+
+
+def _mean(row: torch.Tensor) -> float:
+    """Summed loss over what divides it; of the row of a report."""
+    loss, weight = row[:2].tolist()
+    return loss / weight if weight else math.nan
 
 
 def _prepared_grad_norm(parts: Parts) -> float:
@@ -171,7 +182,7 @@ def _non_finite(parts: Parts, batches: Sequence[Batch], *, loss: float, grad_nor
         f"step {step}: {what} is {value}; the weights are those of step {step - 1}.\n"
         f"  first seen in   {where}{' …' if len(parameters) > 8 else ''}\n"
         f"  learning rate   {parts.optimizer.param_groups[0]['lr']:g}\n"
-        f"  samples read    {' '.join(samples)}  (source:epoch:sample)"
+        f"  samples read    {' '.join(samples)}  ({'rows' if parts.plan.sft is not None else 'source:epoch:sample'})"
     )
 
 

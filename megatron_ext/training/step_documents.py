@@ -18,6 +18,7 @@ from data_tools.document_view import Documents, Origin
 from data_tools.errors import DataError, UsageError
 from data_tools.tokenizer import Tokenizer, fingerprint
 from megatron_ext.datasets.blended import BlendedCursor
+from megatron_ext.datasets.open_cursor import Cursor, open_cursor
 from megatron_ext.plan.render import terminal
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.training.file_list import checkpoints_of
@@ -29,12 +30,14 @@ class Piece:
     """A run of tokens of one document in a row.
 
     Attributes:
+        source: Name of its source.
         document: Its number in the source's dataset, from 0.
         start: First token of it, from 0.
-        length: Tokens; those of a row sum to `sequence_length + 1`, the last is only a label.
+        length: Tokens; those of a pretraining row sum to `sequence_length + 1`, the last is only a label.
         origin: Where the document came from; None where the dataset does not say.
     """
 
+    source: str
     document: int
     start: int
     length: int
@@ -46,7 +49,7 @@ class TracedRow:
     """One row of a global batch.
 
     Attributes:
-        sample_id: `source:epoch:sample`, as in a batch.
+        sample_id: `source:epoch:sample`, or `row:number` of an sft stage, as in a batch.
         pieces: In reading order.
         ids: The tokens of all pieces.
     """
@@ -77,9 +80,10 @@ def trace_step(folder: Path, step: int) -> list[TracedRow]:
     return [_row(cursor, sample_id, views) for sample_id in cursor.next_sample_ids()]
 
 
-def _row(cursor: BlendedCursor, sample_id: str, views: dict[str, Documents]) -> TracedRow:
-    view = views[sample_id.split(":")[0]]
-    pieces = tuple(Piece(*span, origin=view[span.document].origin) for span in cursor.locate(sample_id))
+def _row(cursor: Cursor, sample_id: str, views: dict[str, Documents]) -> TracedRow:
+    pieces = tuple(
+        Piece(source, *span, origin=views[source][span.document].origin) for source, span in cursor.pieces_of(sample_id)
+    )
     return TracedRow(sample_id, pieces, tuple(cursor.read_sample(sample_id).tolist()))
 
 
@@ -93,16 +97,16 @@ def _read_plan(folder: Path) -> StagePlan:
         raise DataError(f"{file}: damaged or of another version; run the recipe again to write it anew") from None
 
 
-def _cursor_before(folder: Path, plan: StagePlan, step: int) -> tuple[BlendedCursor, int]:
+def _cursor_before(folder: Path, plan: StagePlan, step: int) -> tuple[Cursor, int]:
     """A cursor at the nearest recorded place before a step, and the steps that lie before it."""
-    cursor = BlendedCursor(plan, data_parallel_rank=0, data_parallel_size=1)
+    cursor = open_cursor(plan, data_parallel_rank=0, data_parallel_size=1)
     for checkpoint in reversed(checkpoints_of(folder / "checkpoints")):
         done = int(checkpoint.name.removeprefix("step_"))
         if done < step:
             cursor.load_state_dict(_state_of(checkpoint))
             return cursor, done
     parent = parent_checkpoint(folder.resolve().parents[1], plan)
-    if parent is not None:
+    if parent is not None and isinstance(cursor, BlendedCursor):
         cursor.take_over(_state_of(parent), ledger=[])
     return cursor, 0
 
@@ -131,9 +135,11 @@ def print_trace(folder: Path, step: int, *, tokenizer: Path | None, with_text: b
     plan = _read_plan(folder)
     decoder = _decoder(plan, tokenizer) if with_text else None
     console = terminal()
-    console.print(f"{plan.stage_id}, step {step}: {len(rows)} rows of {plan.batch.sequence_length} tokens and a label")
+    label = " and a label" if plan.sft is None else ""
+    console.print(f"{plan.stage_id}, step {step}: {len(rows)} rows of {plan.batch.sequence_length} tokens{label}")
     for number, row in enumerate(rows):
-        console.print(f"row {number}  {row.sample_id}  (source:epoch:sample)", soft_wrap=True)
+        meaning = "  (source:epoch:sample)" if plan.sft is None else ""
+        console.print(f"row {number}  {row.sample_id}{meaning}", soft_wrap=True)
         for line in _lines(row, decoder):
             console.print(f"  {line}", soft_wrap=True)
 
@@ -155,7 +161,9 @@ def _lines(row: TracedRow, decoder: Tokenizer | None) -> Iterator[str]:
         origin = piece.origin
         start = f" from byte {origin.start:,}" if origin and origin.start else ""
         source = f"  {origin.file} row {origin.row:,}{start}" if origin else ""
-        yield f"document {piece.document:,}, tokens {piece.start:,} to {piece.start + piece.length:,}{source}"
+        tokens = f"{piece.start:,} to {piece.start + piece.length:,}"
+        name = f"{piece.source} " if row.sample_id.startswith("row:") else ""  # else the row's name says it
+        yield f"{name}document {piece.document:,}, tokens {tokens}{source}"
         if decoder is not None:
             yield f"  {decoder.decode(row.ids[filled : filled + piece.length])!r}"
         filled += piece.length

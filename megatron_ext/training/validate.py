@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from megatron_ext.datasets.conversations import held_out_conversations
 from megatron_ext.datasets.held_out import held_out_batches
 from megatron_ext.training.parts import Parts
 from megatron_ext.training.step import losses_by_source, run_microbatches
@@ -19,10 +20,11 @@ def validate(parts: Parts) -> dict[str, float]:
     """
     parts.model.eval()
     losses = {}
+    read = held_out_batches if parts.plan.sft is None else held_out_conversations
     with torch.no_grad():
         for source in parts.plan.data.sources:
             batches = list(
-                held_out_batches(
+                read(
                     parts.plan,
                     source,
                     data_parallel_rank=parts.groups.dp.rank(),

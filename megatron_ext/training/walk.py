@@ -11,11 +11,11 @@ import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from data_tools.errors import TrainingError
-from megatron_ext.datasets.ledger import ledger_of
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.runtime.agreement import answer_of_main_rank
 from megatron_ext.runtime.seed import seed_everything
 from megatron_ext.runtime.signals import StopRequest
+from megatron_ext.training.chat_template import chat_template_of
 from megatron_ext.training.checkpoint import continue_from, damage_seen_by_all_ranks, load_checkpoint
 from megatron_ext.training.checkpoint_facts import describe_resume, read_facts
 from megatron_ext.training.file_list import checkpoints_of, require_whole
@@ -86,7 +86,7 @@ def walk(plan: StagePlan, folder: StageFolder, groups: ProcessGroupCollection, *
         ):
             outcome = train(parts, state, saver=saver, watcher=watcher, trace=trace, stop=stop)
         if outcome.reason == "finished" and is_main:
-            ledger = [row.to_json() for row in ledger_of(plan, parts.cursor)]
+            ledger = [row.to_json() for row in parts.ledger()]
             write_json(folder.stage_file, _stage_facts(plan, folder, outcome) | {"ledger": ledger})
         dist.barrier()
     return outcome
@@ -120,6 +120,7 @@ def _stage_facts(plan: StagePlan, folder: StageFolder, outcome: Outcome) -> dict
         "state": outcome.state.to_json(),
         "checkpoint": f"checkpoints/step_{outcome.state.step}",
         "tokenizer_fingerprint": plan.data.tokenizer_fingerprint,
+        **({"chat_template": chat_template_of(plan)} if plan.sft is not None else {}),
         "loss": last.get("loss"),
         "validation": last.get("validation"),
     }

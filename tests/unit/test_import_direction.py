@@ -53,6 +53,9 @@ PURE_DATA_TOOLS = {
     "indexed",
     "loss_mask",
     "progress",
+    "drawing",
+    "pack_rows",
+    "chat_template",
     "schema",
     "blend_files",
 }

@@ -47,6 +47,7 @@ MEANING = {
     "optimizer.clip_grad": ["optimizer.clip_grad=0"],
     "schedule.style": ["schedule={style: cosine, decay_tokens: null}"],
     "schedule.warmup_tokens": ["schedule.warmup_tokens=64"],
+    "schedule.warmup_ratio": ["schedule={warmup_tokens: 0, warmup_ratio: 0.5}"],
     "schedule.decay_tokens": ["schedule.decay_tokens=128"],
     "schedule.horizon_tokens": ["schedule.horizon_tokens=1280"],
     "schedule.decay_style": ["schedule.decay_style=cosine"],
@@ -87,8 +88,17 @@ PLACEMENT = {
     "profile.steps": ["profile.steps=5-7"],
 }
 UNTRIED = {
-    "stage",  # one value only, like the next two
-    "model.activation",
+    "stage",
+    "budget.examples",  # of stage sft, like the section: test_plan_sft.py
+    "sft.draw",
+    "sft.passes",
+    "sft.overlong",
+    "sft.untrained",
+    "sft.batch_unit",
+    "sft.pad_multiple",
+    "sft.loss",
+    "sft.loss_switch_tokens",
+    "model.activation",  # one value only
     "model.rotary_base",  # tried with RoPE below
     "data.tokenizer",  # by content: tried below
     "data.blend[0].source",
@@ -144,7 +154,8 @@ def test_what_no_layer_reads_leaves_the_id(own_project: PencilProject) -> None:
 def test_explain_and_the_hash_agree_on_every_key() -> None:
     roles = {key_name(leaf): role_of(leaf) for leaf in leaf_keys(Recipe)}
     assert {key for key, role in roles.items() if role == "placement"} == PLACEMENT.keys() | {
-        "data.phases[0].blend[0].max_epochs"
+        "data.phases[0].blend[0].max_epochs",
+        "sft.untrained",
     }
     assert {key for key, role in roles.items() if role == "meaning (by content)"} == {
         "continue",

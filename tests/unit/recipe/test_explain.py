@@ -44,7 +44,8 @@ def test_a_key_is_explained_with_value_origin_type_and_meaning(project: PencilPr
 def test_a_section_is_explained_by_its_keys(project: PencilProject) -> None:
     assert explain(project.load(), "budget").splitlines() == [
         "budget: How much is read.",
-        "  budget.tokens: Processed tokens of this stage; rounded to whole steps as the plan states.",
+        "  budget.tokens: pretrain: processed tokens of this stage; rounded to whole steps as planned.",
+        "  budget.examples: sft: conversations to draw from the blend; every one is read sft.passes times.",
     ]
 
 

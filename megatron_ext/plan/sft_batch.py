@@ -1,0 +1,47 @@
+"""Steps of an sft stage: its packed rows, or its conversations, by `global_batch_size`; the last has the rest."""
+
+from __future__ import annotations
+
+from data_tools.quantities import format_exact
+from megatron_ext.plan.sft import PackedStage
+from megatron_ext.plan.stage_plan import BatchPlan, LayoutPlan
+from megatron_ext.recipe.load import LoadedRecipe
+from megatron_ext.recipe.schema import SftRecipe
+
+
+def plan_sft_batch(
+    loaded: LoadedRecipe, layout: LayoutPlan, roundings: list[str], packed: PackedStage | None
+) -> BatchPlan:
+    """Divides an sft stage into steps; a sample is what `sft.batch_unit` says.
+
+    Args:
+        loaded: What was asked.
+        layout: How many ranks share the rows of a step.
+        roundings: Takes a sentence when the last step is smaller.
+        packed: The rows; None before the data is looked at, when every conversation counts as a row of its own.
+    """
+    recipe, training = loaded.recipe, loaded.recipe.training
+    options = recipe.sft or SftRecipe()
+    length, step = training.sequence_length, training.global_batch_size
+    read = recipe.budget.examples * options.passes
+    rows, conversations = (packed.rows, packed.conversations) if packed is not None else (read, read)
+    samples = rows if options.batch_unit == "rows" else conversations
+    steps = -(-samples // step)
+    if packed is not None and samples % step:
+        roundings.append(
+            f"training.global_batch_size {step:,}: the last of {format_exact(steps)} steps has the "
+            f"{format_exact(samples % step)} {options.batch_unit} that are left."
+        )
+    most_rows = packed.most_rows_of_step if packed is not None else step
+    return BatchPlan(
+        sequence_length=length,
+        global_batch_size=step,
+        micro_batch_size=training.micro_batch_size,
+        num_microbatches=-(-most_rows // layout.data_parallel_size),
+        requested_tokens=rows * length,
+        tokens_per_step=step * length if options.batch_unit == "rows" else max(1, round(rows * length / steps)),
+        total_steps=steps,
+        total_samples=samples,
+        total_tokens=rows * length,
+        max_steps=training.max_steps,
+    )

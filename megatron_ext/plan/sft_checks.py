@@ -1,0 +1,89 @@
+"""What an sft stage refuses of its data, and the chat template that the data was made with."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_tools.chat_template import SHIPPED_TEMPLATE, template_source
+from data_tools.dataset import StoredDataset
+from data_tools.errors import DataError
+from data_tools.pack_rows import SourceCount
+from data_tools.strict_yaml import KeyPath
+from megatron_ext.plan.datasets import tokenizer_folder
+from megatron_ext.plan.sft_rows import held_out_rows, read_conversations
+from megatron_ext.plan.stage_plan import SourcePlan
+from megatron_ext.recipe.load import LoadedRecipe
+from megatron_ext.recipe.problems import Problems
+from megatron_ext.recipe.schema import SftRecipe
+
+
+def check_lengths(
+    loaded: LoadedRecipe, datasets: Sequence[StoredDataset], options: SftRecipe, problems: Problems
+) -> None:
+    """Refuses conversations that no row holds, unless the recipe says what becomes of them."""
+    length = loaded.recipe.training.sequence_length
+    key: KeyPath = ("sft", "overlong")
+    if options.overlong != "error":
+        return
+    for dataset in datasets:
+        lengths = read_conversations(dataset.prefix).lengths
+        if (too_long := int((lengths > length).sum())) > 0:
+            message = (
+                f"error, and {too_long:,} of {len(lengths):,} conversations of {dataset.prefix} have more than "
+                f"training.sequence_length {length:,} tokens, the longest {int(lengths.max()):,} (conversation "
+                f"{int(lengths.argmax()):,}); lengthen the rows, or write drop, truncate, split or trim-thinking"
+            )
+            problems.add(loaded.origin(key), key, message)
+
+
+def refuse_untrained(loaded: LoadedRecipe, name: str, count: SourceCount, problems: Problems) -> None:
+    """Refuses conversations of which nothing would be trained on."""
+    key: KeyPath = ("sft", "untrained")
+    message = (
+        f"error, and {count.untrained.conversations:,} conversations or pieces of source {name!r} have no token to "
+        "train on: no assistant's turn is left of them; write skip to leave them out"
+    )
+    problems.add(loaded.origin(key), key, message)
+
+
+def check_held_out(loaded: LoadedRecipe, sources: Sequence[SourcePlan], options: SftRecipe, problems: Problems) -> None:
+    """Refuses held-out conversations that cannot be validated on."""
+    for index, source in enumerate(sources):
+        rows = held_out_rows(source.validation_prefix, options, sequence_length=loaded.recipe.training.sequence_length)
+        if not rows.rows:
+            message = f"{source.validation_prefix}: holds no conversation to train on; hold out more"
+            problems.add(loaded.origin(("sources", index, "validation_prefix")), ("validation_prefix",), message)
+
+
+def chat_template(loaded: LoadedRecipe, datasets: Sequence[StoredDataset], problems: Problems) -> tuple[str, str]:
+    """The file of the template that made the conversations, and its hash; it goes with the stage's checkpoints."""
+    made = {dataset.chat.template_sha256: dataset for dataset in datasets if dataset.chat is not None}
+    if not made:
+        return "", ""
+    if len(made) > 1:
+        (first, one), (second, other) = list(made.items())[:2]
+        message = (
+            f"{one.prefix} was made with chat template {first[:12]}…, {other.prefix} with {second[:12]}…; a model "
+            "learns one format: make one of them again"
+        )
+        problems.add(loaded.origin(("data", "blend")), ("data", "blend"), message)
+        return "", ""
+    ((wanted, dataset),) = made.items()
+    folder = Path(tokenizer_folder(loaded))
+    candidates = [(SHIPPED_TEMPLATE.read_text(encoding="utf-8"), SHIPPED_TEMPLATE)]
+    with contextlib.suppress(DataError):  # a folder without one; the conversations may have been made with ours
+        candidates.insert(0, template_source(folder, None))
+    for text, file in candidates:
+        if hashlib.sha256(text.encode()).hexdigest() == wanted:
+            return str(file), wanted
+    assert dataset.chat is not None, "it was made with a template"
+    key: KeyPath = ("data", "tokenizer")
+    message = (
+        f"{folder}: has not the chat template that made {dataset.prefix} ({dataset.chat.template}, {wanted[:12]}…); "
+        f"copy that one to {folder / 'chat_template.jinja'}"
+    )
+    problems.add(loaded.origin(key), key, message)
+    return "", wanted

@@ -1,0 +1,162 @@
+"""What an sft stage plans to read, refuses, and is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from data_tools.errors import DataError, RecipeError
+from megatron_ext.plan.stage_plan import StagePlan
+from tests.support.pencil_project import PencilProject, refused
+from tests.support.sft_project import LONG, SHORT, make_sft_project, write_chat
+
+CHANGES = {
+    "examples": ["budget.examples=8"],
+    "draw": ["sft.draw=with_replacement", "data.blend[0].max_epochs=9", "data.blend[1].max_epochs=9"],
+    "passes": ["sft.passes=2", "data.blend[0].max_epochs=2", "data.blend[1].max_epochs=2"],
+    "overlong": ["sft.overlong=drop"],
+    "batch_unit": ["sft.batch_unit=conversations"],
+    "pad_multiple": ["sft.pad_multiple=2"],
+    "loss": ["sft.loss=sample"],
+    "loss_switch_tokens": ["sft.loss_switch_tokens=50"],
+    "warmup_ratio": ["schedule.warmup_ratio=0.5"],
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> PencilProject:
+    return make_sft_project(tmp_path)
+
+
+def numbers(plan: StagePlan) -> tuple[int, int, int]:
+    assert plan.sft is not None
+    return plan.sft.rows, plan.batch.total_steps, plan.sft.trained_tokens
+
+
+def test_rows_steps_and_trained_tokens_are_those_of_a_pencil(project: PencilProject) -> None:
+    plan = project.plan()
+    assert plan.sft is not None
+    # 4 rows of 12 + 4, 2 of 7 + 7 and 1 of 4 x 4: 108 tokens in 7 rows of 16
+    assert numbers(plan) == (7, 4, 8 * 2 + 4 * 9 + 4 * 6)
+    assert plan.sft.padding == 7 * 16 - 108 == 4
+    assert (plan.batch.total_samples, plan.batch.total_tokens) == (7, 112)
+    assert plan.schedule.warmup_samples == 2  # a quarter of 7 rows
+    assert [source.has_turns for source in plan.sft.sources] == [True, False]
+    assert plan.roundings == ("training.global_batch_size 2: the last of 4 steps has the 1 rows that are left.",)
+
+
+def test_steps_of_conversations_are_counted_in_conversations(project: PencilProject) -> None:
+    plan = project.plan("sft.batch_unit=conversations", "training.global_batch_size=3")
+    assert (plan.batch.total_samples, plan.batch.total_steps) == (16, 6)
+    assert plan.batch.batch_size_at(12) == 3
+    assert plan.batch.batch_size_at(15) == 1
+    assert sum(source.conversations for source in plan.sft.sources) == 16  # type: ignore[union-attr]
+
+
+def test_twice_the_epochs_reads_the_same_twice_and_twice_new_reads_more(project: PencilProject) -> None:
+    once = project.plan("budget.examples=8")
+    two_passes = project.plan("budget.examples=8", "sft.passes=2")
+    two_new = project.plan("budget.examples=16")
+    assert [[s.distinct for s in plan.sft.sources] for plan in (once, two_passes, two_new)] == [  # type: ignore[union-attr]
+        [6, 2],
+        [6, 2],
+        [12, 4],
+    ]
+    assert [[s.conversations for s in plan.sft.sources] for plan in (two_passes, two_new)] == [[12, 4], [12, 4]]  # type: ignore[union-attr]
+
+
+def test_a_source_is_not_read_more_often_than_it_may_be(project: PencilProject) -> None:
+    message = refused(lambda: project.plan("sft.passes=3"))
+    assert 'source "c" cannot supply its share.' in message
+    assert "needed   36 conversations = 12 x sft.passes 3" in message
+    assert "Lower budget.examples to 5, or raise max_epochs to 3." in message
+    assert numbers(project.plan("sft.passes=3", "data.blend[0].max_epochs=3", "data.blend[1].max_epochs=3"))[0] == 21
+
+
+@pytest.mark.parametrize(
+    ("overlong", "rows", "said"),
+    [
+        ("drop", 8, "4 of 12 conversations are too long for a row and left out: 48 of 80 tokens."),
+        ("truncate", 12, "4 of 12 conversations are too long for a row and lose their end: 16 of 80 tokens."),
+        ("split", 14, "4 of 12 conversations are too long for a row and cut into pieces that do not see each other."),
+    ],
+)
+def test_what_becomes_of_long_conversations_is_said(
+    project: PencilProject, overlong: str, rows: int, said: str
+) -> None:
+    plan = project.plan("training.sequence_length=8", f"sft.overlong={overlong}")
+    # 4 rows of two short ones, 4 of a text each; of the four long ones nothing, 8 tokens, or 8 and 4
+    assert f"source c: {said}" in plan.roundings
+    assert numbers(plan)[0] == rows
+
+
+def test_long_conversations_are_refused_unless_the_recipe_says_what_becomes_of_them(project: PencilProject) -> None:
+    message = refused(lambda: project.plan("training.sequence_length=8"), DataError)
+    assert "sft.overlong: error, and 4 of 12 conversations of" in message
+    assert "the longest 12 (conversation 8)" in message
+
+
+def test_a_conversation_without_anything_to_train_on_is_refused_or_left_out(project: PencilProject) -> None:
+    write_chat(project, "c", [SHORT] * 8 + [LONG] * 3 + [(5, [])])
+    message = refused(project.plan, DataError)
+    assert "sft.untrained: error, and 1 conversations or pieces of source 'c' have no token to train on" in message
+    plan = project.plan("sft.untrained=skip")
+    assert any(
+        "1 conversations or pieces have no token to train on and are left out: 5 of" in s for s in plan.roundings
+    )
+    assert plan.sft is not None
+    assert plan.sft.sources[0].untrained == 1
+
+
+def test_a_stage_of_nothing_but_prompts_is_refused(project: PencilProject) -> None:
+    write_chat(project, "c", [(5, []), (4, [])])
+    only = (f"data.blend=[{{source: {project.root}/c.yaml, share: 1.0}}]", "budget.examples=2", "sft.untrained=skip")
+    assert "no conversation is left to train on" in refused(lambda: project.plan(*only), DataError)
+
+
+def test_two_chat_templates_are_refused(project: PencilProject) -> None:
+    write_chat(project, "c.validation", [SHORT], template="another")
+    assert "a model learns one format" in refused(project.plan, DataError)
+
+
+def test_a_missing_chat_template_is_asked_for(project: PencilProject) -> None:
+    for name, talks in {"c": [SHORT] * 12, "c.validation": [SHORT]}.items():
+        write_chat(project, name, talks, template="{{ messages }}")
+    message = refused(project.plan, DataError)
+    assert re.search(r"has not the chat template that made .*; copy that one to .*chat_template.jinja", message)
+    file = project.root / "data" / "tokenizer" / "chat_template.jinja"
+    file.write_text("{{ messages }}")
+    plan = project.plan()
+    assert plan.sft is not None
+    assert plan.sft.chat_template == str(file)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.document_isolation=attention", "data.document_isolation: attention: conversations that share a row"),
+        ("training.micro_batch_size=2", "training.micro_batch_size: 2: a packed row is a microbatch"),
+        ("budget.tokens=5", "budget.tokens: 5: stage sft is measured in budget.examples"),
+        ("budget.examples=0", "budget.examples: required and not set"),
+        ("schedule.warmup_tokens=5", "schedule.warmup_tokens: 5: how many tokens an sft stage reads"),
+        ("sft.pad_multiple=3", "sft.pad_multiple: 3 does not divide training.sequence_length 16"),
+        ("schedule={style: wsd, decay_tokens: 4}", "schedule.style: wsd needs the tokens of its decay"),
+        ("data.blend[0].cursor=fresh", "data.blend[0].cursor: fresh: an sft stage draws anew"),
+        ("stage=pretrain", "budget.tokens: required and not set"),
+    ],
+)
+def test_keys_that_mean_nothing_in_the_stage_are_refused(project: PencilProject, override: str, message: str) -> None:
+    assert message in refused(lambda: project.load(override), RecipeError)
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_a_key_of_the_section_changes_what_the_stage_is(project: PencilProject, key: str) -> None:
+    assert project.plan(*CHANGES[key]).stage_id != project.plan().stage_id
+
+
+def test_permissions_and_layouts_leave_the_stage_what_it_is(project: PencilProject) -> None:
+    before = project.plan().stage_id
+    assert project.plan("sft.untrained=skip").stage_id == before
+    assert project.plan(world_size=4).stage_id == before
