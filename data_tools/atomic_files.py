@@ -5,8 +5,9 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from data_tools.errors import DataError
 
@@ -28,12 +29,22 @@ def write_atomically(path: Path, content: bytes) -> None:
         content: All of it.
     """
     partial = beside(path, ".partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        error.filename = str(path)  # writing to an open file does not name it
+        raise
     os.replace(partial, path)
     sync_folder(path.parent)
+
+
+def close_unwritten(file: BinaryIO) -> None:
+    """Closes a file that is about to be removed: on a full disk what is still buffered cannot be written."""
+    with suppress(OSError):
+        file.close()
 
 
 def sync_folder(folder: Path) -> None:

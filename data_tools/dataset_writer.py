@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from data_tools.atomic_files import beside
+from data_tools.atomic_files import beside, close_unwritten
 from data_tools.bpe import Encoded
 from data_tools.index_header import DTypeName
 from data_tools.indexed import IndexedWriter, WrittenPair
@@ -130,8 +130,8 @@ class DatasetWriter:
 
     def discard(self) -> None:
         """Removes the partial files of a job that failed."""
-        self._pair.close()
-        self._origin.close()
+        self._pair.discard()
+        close_unwritten(self._origin)
         for suffix in self._suffixes:
             self._partial(suffix).unlink(missing_ok=True)
 

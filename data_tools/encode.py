@@ -77,8 +77,8 @@ class BlockEncoder:
         self.is_control = np.zeros(tokenizer.vocab_size, bool)
         self.is_control[tokenizer.control_ids] = True
         self._held_out_below = held_out_below(job.hold_out_percent)
-        self._rejects_partial = beside(job.rejects_path, ".partial")
-        self.rejects = Rejects(self._rejects_partial, skips=job.on_error == "skip", max_bad=job.max_bad)
+        partial = beside(job.rejects_path, ".partial")
+        self.rejects = Rejects(partial, skips=job.on_error == "skip", max_bad=job.max_bad)
         self._left_out = 0
         self.writers = [DatasetWriter(prefix, dtype=self._dtype, suffixes=job.suffixes) for prefix in job.outputs]
 
@@ -88,11 +88,13 @@ class BlockEncoder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.rejects.close()
-        if error is not None:
-            self._rejects_partial.unlink(missing_ok=True)
-            for writer in self.writers:
-                writer.discard()
+        if error is None:
+            return
+        self.rejects.discard()
+        for writer in self.writers:
+            writer.discard()
+        if isinstance(error, OSError) and not error.filename:  # writing to an open file does not name it
+            error.filename = str(self.job.output)
 
     def read(self, part: Part, source: int, progress: Progress) -> SourceFile:
         """Encodes the documents of one file, or of a part of one.
@@ -176,6 +178,7 @@ class BlockEncoder:
                 )
             raise DataError(f"{names}: no document has text ({rejected}); nothing was written")
         self.rejects.check(documents + self._left_out)
+        self.rejects.close()
         return [self._manifest(one, sources, held_out=number > 0) for number, one in enumerate(written)]
 
     def _manifest(self, written: WrittenDataset, sources: list[SourceFile], *, held_out: bool) -> Manifest:

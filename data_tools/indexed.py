@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_tools.atomic_files import beside
+from data_tools.atomic_files import beside, close_unwritten
 from data_tools.errors import DataError
 from data_tools.index_header import HEADER_BYTES, ITEM_BYTES, DTypeName, IndexHeader, read_index_header
 
@@ -125,9 +125,9 @@ class IndexedWriter:
             idx_sha256=idx_sha256,
         )
 
-    def close(self) -> None:
+    def discard(self) -> None:
         """Closes the `.bin` file without an index; for a job that failed."""
-        self._file.close()
+        close_unwritten(self._file)
 
 
 def _sync_and_close(file: Any) -> None:

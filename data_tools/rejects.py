@@ -12,6 +12,7 @@ from pathlib import Path
 
 import orjson
 
+from data_tools.atomic_files import close_unwritten
 from data_tools.errors import DataError, UsageError
 from data_tools.parts import Part, place_of
 from data_tools.readers import BadRecord
@@ -81,6 +82,7 @@ class Rejects:
         self._written = max_bad
         self._limit = parse_max_bad(max_bad)
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
         self._file = path.open("wb")
 
     def add(self, part: Part, row: int, error: BadRecord) -> None:
@@ -125,3 +127,8 @@ class Rejects:
     def close(self) -> None:
         """Closes the list."""
         self._file.close()
+
+    def discard(self) -> None:
+        """Removes the list of a job that failed."""
+        close_unwritten(self._file)
+        self._path.unlink(missing_ok=True)

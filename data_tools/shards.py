@@ -152,13 +152,15 @@ def _freeze(folder: Path, plan: ShardPlan, *, overwrite: bool) -> None:
         write_atomically(path, content)
         return
     own = beside(path, f".{os.getpid()}.partial")
-    own.write_bytes(content)
     try:
+        own.write_bytes(content)
         os.link(own, path)  # of tasks that start together, one succeeds and all compare
-    except FileExistsError:
+    except (FileExistsError, FileNotFoundError):  # not found: another task, which saw the plan there, has tidied up
         _refuse_another_plan(path, plan.fields)
     finally:
-        own.unlink()
+        own.unlink(missing_ok=True)
+    for left in folder.glob("plan.json.*.partial"):  # of tasks that were killed
+        left.unlink(missing_ok=True)
 
 
 def _refuse_another_plan(path: Path, fields: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ def exit_code_of(function: Callable[..., None], *args: Any, timeout_s: float = 1
         TimeoutError: When it is still running after `timeout_s`.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["data_tools.tokenize"])
+    context.set_forkserver_preload(["data_tools.chat_write", "data_tools.tokenize"])  # and all that they import
     child = context.Process(target=function, args=args)
     child.start()
     child.join(timeout_s)

@@ -68,7 +68,7 @@ def test_an_id_that_does_not_fit_the_type_is_refused(tmp_path: Path) -> None:
     writer = IndexedWriter(tmp_path / "a.bin", dtype="uint16")
     with pytest.raises(DataError, match="token ids 1 to 65536 do not fit uint16"):
         writer.add_documents(np.array([1, 65_536]), np.array([2]))
-    writer.close()
+    writer.discard()
 
 
 def test_the_type_is_uint16_below_65500_ids() -> None:
