@@ -95,26 +95,29 @@ def read_file(path: str | Path, above: tuple[str, ...] = ()) -> SourceFile | Ble
     return BlendFile(name, recipe, tuple(parts), tuple(places))
 
 
-def as_source_or_blend(part: SourceFile | BlendFile, tokens: Mapping[str, int]) -> Source | Blend:
+def as_source_or_blend(
+    part: SourceFile | BlendFile, tokens: Mapping[str, int], *, label_tokens: int = 1
+) -> Source | Blend:
     """The arithmetic's view of a file.
 
     Args:
         part: A source or blend file.
         tokens: Size of each source below it, by name.
+        label_tokens: Tokens that the last sample of each reads beyond its length; 0 of packed rows.
     """
     if isinstance(part, BlendFile):
-        return as_blend(part, tokens)
-    return Source(part.recipe.source, tokens[part.recipe.source])
+        return as_blend(part, tokens, label_tokens=label_tokens)
+    return Source(part.recipe.source, tokens[part.recipe.source], label_tokens)
 
 
-def as_blend(file: BlendFile, tokens: Mapping[str, int]) -> Blend:
+def as_blend(file: BlendFile, tokens: Mapping[str, int], *, label_tokens: int = 1) -> Blend:
     """The arithmetic's view of a blend file; see `as_source_or_blend`."""
     entries = []
     for entry, part, place in zip(file.recipe.entries, file.parts, file.places, strict=True):
         amount = (entry.amounts or [""])[0]
         entries.append(
             Entry(
-                of=as_source_or_blend(part, tokens),
+                of=as_source_or_blend(part, tokens, label_tokens=label_tokens),
                 place=f"{place}.{amount}" if amount else place,
                 share=entry.share,
                 tokens=entry.tokens,

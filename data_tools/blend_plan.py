@@ -61,16 +61,17 @@ def tokens_in(tokens: int, max_epochs: float) -> int:
     return math.floor(exact(max_epochs) * tokens)
 
 
-def available_samples(tokens: int, max_epochs: float, sequence_length: int) -> int:
+def available_samples(tokens: int, max_epochs: float, sequence_length: int, *, label_tokens: int = 1) -> int:
     """Samples that a source can give in `max_epochs` passes.
 
     A sample starts every `sequence_length` tokens and reads one more, the label of its last token.
-    The tokens run on from one pass into the next, so only the very end needs that extra token.
+    The tokens run on from one pass into the next, so only the very end needs that extra token. Packed rows hold
+    their labels themselves: `tokens` are the positions of a pass's rows, and `label_tokens` is 0.
 
     >>> available_samples(1025, 1, 256), available_samples(1024, 1, 256), available_samples(1024, 2, 256)
     (4, 3, 7)
     """
-    return max(0, (tokens_in(tokens, max_epochs) - 1) // sequence_length)
+    return max(0, (tokens_in(tokens, max_epochs) - label_tokens) // sequence_length)
 
 
 class Supply(Protocol):
@@ -99,6 +100,10 @@ class Supply(Protocol):
     @property
     def samples_before(self) -> int:
         """Samples of it that were read before this budget, and count as passes."""
+
+    @property
+    def label_tokens(self) -> int:
+        """Tokens that its last sample reads beyond its length: 1, or 0 of packed rows."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,11 @@ def shortages(sources: Sequence[Supply], budget: Budget) -> Iterator[tuple[int, 
     """
     length = budget.sequence_length
     has = [
-        max(0, available_samples(source.tokens, source.max_epochs, length) - source.samples_before)
+        max(
+            0,
+            available_samples(source.tokens, source.max_epochs, length, label_tokens=source.label_tokens)
+            - source.samples_before,
+        )
         for source in sources
     ]
     for index, source in enumerate(sources):
@@ -145,7 +154,7 @@ def _message(index: int, sources: Sequence[Supply], has: list[int], budget: Budg
     needed = source.samples * budget.sequence_length
     product = tokens_in(source.tokens, source.max_epochs)
     before = source.samples_before * budget.sequence_length
-    label = " + 1 for the last label" if before + needed == product else ""
+    label = " + 1 for the last label" if source.label_tokens and before + needed == product else ""
     total = budget.total_samples * budget.sequence_length
     return (
         f'source "{source.source}" cannot supply its share.\n'
@@ -159,7 +168,7 @@ def _message(index: int, sources: Sequence[Supply], has: list[int], budget: Budg
 def _remedies(index: int, sources: Sequence[Supply], has: list[int], budget: Budget) -> str:
     source = sources[index]
     wanted = source.samples_before + source.samples
-    passes = -(-(wanted * budget.sequence_length + 1) // source.tokens)
+    passes = -(-(wanted * budget.sequence_length + source.label_tokens) // source.tokens)
     remedies = [f"raise max_epochs to {passes:,}"]
     share = _share_below(has[index], budget.total_samples)
     if len(sources) > 1 and share is not None and budget.shares_are_written:
@@ -192,10 +201,17 @@ def _most_samples(sources: Sequence[Supply], has: list[int], budget: Budget) -> 
 
 @dataclass(frozen=True)
 class Source:
-    """One corpus, counted or declared."""
+    """One corpus, counted or declared.
+
+    Attributes:
+        name: Its name.
+        tokens: Processed tokens of one pass.
+        label_tokens: Tokens that its last sample reads beyond its length: 1, or 0 of packed rows.
+    """
 
     name: str
     tokens: int
+    label_tokens: int = 1
 
 
 @dataclass(frozen=True)
@@ -241,6 +257,7 @@ class Allotment:
         max_epochs: Passes over it that may be read.
         places: The entries that led to it.
         samples_before: Samples of it that were read before this budget.
+        label_tokens: Tokens that its last sample reads beyond its length.
     """
 
     source: str
@@ -250,6 +267,7 @@ class Allotment:
     max_epochs: float
     places: tuple[str, ...]
     samples_before: int = 0
+    label_tokens: int = 1
 
 
 @dataclass(frozen=True)
@@ -321,6 +339,7 @@ def allot(blend: Blend, *, total_samples: int, sequence_length: int, notes: list
             samples=samples,
             max_epochs=min(way.max_epochs for way in ways),
             places=tuple(dict.fromkeys(way.place for way in ways)),
+            label_tokens=ways[0].source.label_tokens,
         )
         for (name, ways), whole, samples in zip(found.items(), sums, split_samples(sums, total_samples), strict=True)
     )
@@ -376,7 +395,7 @@ def _written_samples(entry: Entry, length: int, notes: list[str]) -> int:
     if entry.epochs is not None:
         if isinstance(entry.of, Blend):
             raise RecipeError(f"{entry.place}: {entry.of.name} is a blend; epochs count passes over one source")
-        return available_samples(entry.of.tokens, entry.epochs, length)
+        return available_samples(entry.of.tokens, entry.epochs, length, label_tokens=entry.of.label_tokens)
     assert entry.tokens is not None, "an entry without a share says its tokens or epochs"
     samples = nearest_multiple(entry.tokens, length)
     if samples * length != entry.tokens:

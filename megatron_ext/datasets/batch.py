@@ -49,6 +49,7 @@ class Batch:
         sample_ids: Sequence[str],
         row_mask: Sequence[float] | None = None,
         document_starts: Sequence[Sequence[int]] | None = None,
+        masked_labels: Sequence[Sequence[int]] = (),
     ) -> Batch:
         """Splits rows into inputs and labels.
 
@@ -58,12 +59,15 @@ class Batch:
             sample_ids: `[b]`.
             row_mask: Loss mask of each whole row, `[b]`; None trains on all of them.
             document_starts: Places in each row where a document begins, rising; None does not keep them apart.
+            masked_labels: Places in each row whose label is not trained on; () masks none.
         """
         tokens = torch.from_numpy(rows)
         batch_size, sequence_length = rows.shape[0], rows.shape[1] - 1
         loss_mask = torch.ones(batch_size, sequence_length)
         if row_mask is not None:
             loss_mask *= torch.tensor(row_mask)[:, None]
+        for row, places in enumerate(masked_labels):
+            loss_mask[row, places] = 0
         return cls(
             tokens=tokens[:, :-1].contiguous(),
             labels=tokens[:, 1:].contiguous(),

@@ -21,8 +21,9 @@ from megatron_ext.datasets.cursor import EpochSample, SourceCursor
 from megatron_ext.datasets.documents import Span, first_unknown_id, unknown_id_error
 from megatron_ext.datasets.interleave import Interleaver
 from megatron_ext.datasets.open_files import OpenFiles
+from megatron_ext.datasets.packed_cursor import PackedCursor, open_packed_cursor
 from megatron_ext.datasets.shards import open_documents
-from megatron_ext.plan.stage_plan import StagePlan
+from megatron_ext.plan.stage_plan import SourcePlan, StagePlan
 
 _STATE_VERSION = 3
 
@@ -58,17 +59,12 @@ class BlendedCursor:
         self._before: list[dict[str, Any]] = []  # ledger of the stages before, a row a source
         self._begins: list[list[int]] = []  # of each phase entered: the place of each of its sources at its start
         files = OpenFiles()
-        self._cursors = [
-            SourceCursor(
-                open_documents(source.prefix, source=source.source, data_id=source.data_id, files=files),
-                seed=plan.seed,
-                sequence_length=batch.sequence_length,
-            )
-            for source in plan.data.sources
-        ]
-        self._begun = [
-            BegunDocuments(cursor, with_row_starts=plan.data.document_isolation != "none") for cursor in self._cursors
-        ]
+        self._cursors = [_open_cursor(plan, source, files) for source in plan.data.sources]
+        self._begun = {
+            name: BegunDocuments(cursor, with_row_starts=plan.data.document_isolation != "none")
+            for name, cursor in zip(self._names, self._cursors, strict=True)
+            if isinstance(cursor, SourceCursor)
+        }
 
     @property
     def consumed_samples(self) -> int:
@@ -146,9 +142,14 @@ class BlendedCursor:
         self._cursors[self._names.index(name)].read(EpochSample(int(epoch), int(sample)), row)
         return row
 
+    def packed_cursor(self, source: str) -> PackedCursor | None:
+        """The cursor of a source whose documents are packed, to be asked and not moved; None of another one."""
+        cursor = self._cursors[self._names.index(source)]
+        return cursor if isinstance(cursor, PackedCursor) else None
+
     def documents_begun(self, source: str, place: int) -> Begun:
         """Documents of a source that begin in the samples before a place of its reading order."""
-        return self._begun[self._names.index(source)].before(place)
+        return self._begun[source].before(place)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on behind the last step: small, JSON-able, the same on all ranks."""
@@ -229,10 +230,15 @@ class BlendedCursor:
     def _read(self, samples: list[tuple[int, EpochSample]]) -> Batch:
         """Reads one microbatch."""
         rows = np.empty((len(samples), self._plan.batch.sequence_length + 1), dtype=np.int64)
-        starts = []
+        starts, unlabelled = [], []
         for row, (source, sample) in zip(rows, samples, strict=True):
-            spans = self._cursors[source].read(sample, row)
-            starts.append([0, *accumulate(span.length for span in spans[:-1])])
+            cursor = self._cursors[source]
+            spans = cursor.read(sample, row)
+            if isinstance(cursor, PackedCursor):
+                starts.append(cursor.starts_in_row(sample))
+                unlabelled.append(cursor.seams(sample))
+            else:
+                starts.append([0, *accumulate(span.length for span in spans[:-1])])
             unknown = first_unknown_id(row, vocab_size=self._plan.model.vocab_size)
             if unknown is not None:
                 raise self._unknown_id(source, sample, unknown, int(row[unknown]))
@@ -241,6 +247,7 @@ class BlendedCursor:
             source_index=[source for source, _ in samples],
             sample_ids=[self._sample_id(source, sample) for source, sample in samples],
             document_starts=starts if self._plan.data.document_isolation != "none" else None,
+            masked_labels=unlabelled,
         )
 
     def _unknown_id(self, source: int, sample: EpochSample, place: int, token_id: int) -> DataError:
@@ -251,6 +258,13 @@ class BlendedCursor:
             token_id=token_id,
             vocab_size=self._plan.model.vocab_size,
         )
+
+
+def _open_cursor(plan: StagePlan, source: SourcePlan, files: OpenFiles) -> SourceCursor | PackedCursor:
+    documents = open_documents(source.prefix, source=source.source, data_id=source.data_id, files=files)
+    if plan.data.packing != "none":
+        return open_packed_cursor(plan, source, documents)
+    return SourceCursor(documents, seed=plan.seed, sequence_length=plan.batch.sequence_length)
 
 
 def _require_version(state: dict[str, Any], *, of: str) -> None:

@@ -12,10 +12,16 @@
 | first, repeated     | tokens of `read` that no earlier row had read, and the others |
 | documents_first     | documents whose first token was read for the first time, |
 | documents_repeated  | and again |
-| masked, truncated   | tokens left out of the loss, and cut off documents: 0, pretraining does neither |
+| padding             | of `read`, positions of packed rows that hold no token; first + repeated are the others |
+| masked              | tokens whose label is left out of the loss: of packed rows the last ones of documents |
+| truncated, trimmed  | tokens of packed documents longer than a row that were cut off, or out of their thinking, |
+| documents_cut       | of so many |
+| dropped,            | tokens of those that were left out, counted with the last row of their block of documents, |
+| documents_dropped   | and how many they were |
 | pieces_isolated     | pieces of documents that were kept apart in their rows; 0 with `document_isolation: none` |
 | distinct            | tokens of the source read at least once by the end of the row, over the chain |
-| place               | samples of the source's order before the cursor at the end of the row |
+| distinct_documents  | documents begun at least once; of packed sources only |
+| place               | samples of the source's order before the cursor at the end of the row; packed: positions |
 
 `first`, `repeated`, their documents and `distinct` are null behind a `cursor: fresh` that left the first pass
 unfinished. Worked example: a source of 400 tokens of which stages before read 160 has in a phase of 320 tokens
@@ -32,6 +38,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_tools.errors import DataError
 from data_tools.quantities import format_exact
+from megatron_ext.datasets.packed_reads import packed_reads
 from megatron_ext.plan.render import terminal
 from megatron_ext.plan.render_table import frame
 from megatron_ext.plan.stage_plan import SourcePlan, StagePlan
@@ -40,7 +47,9 @@ if TYPE_CHECKING:
     from megatron_ext.datasets.blended import BlendedCursor
 
 LEDGER = "ledger.json"
-_SUMMED = ("planned", "read", "samples", "epochs", "masked", "truncated", "pieces_isolated")
+_SUMMED = ("planned", "read", "samples", "epochs", "padding", "masked", "truncated", "trimmed", "documents_cut")
+_SUMMED += ("dropped", "documents_dropped", "pieces_isolated")
+_CARRIED = ("distinct", "distinct_documents", "place")
 _SUMMED_WHERE_KNOWN = ("first", "repeated", "documents_first", "documents_repeated")
 
 
@@ -60,10 +69,16 @@ class LedgerRow:
     repeated: int | None = 0
     documents_first: int | None = 0
     documents_repeated: int | None = 0
+    padding: int = 0
     masked: int = 0
     truncated: int = 0
+    trimmed: int = 0
+    documents_cut: int = 0
+    dropped: int = 0
+    documents_dropped: int = 0
     pieces_isolated: int = 0
     distinct: int | None = 0
+    distinct_documents: int | None = 0
     place: int = 0
 
     def to_json(self) -> dict[str, Any]:
@@ -90,7 +105,7 @@ def ledger_of(plan: StagePlan, cursor: BlendedCursor) -> list[LedgerRow]:
             planned = given.samples * plan.batch.sequence_length
             row = LedgerRow(number + 1, source.source, source.domain, source.data_id, planned)
             if (before := newest.get(source.data_id)) is not None:
-                row = replace(row, distinct=before.distinct, place=before.place)
+                row = replace(row, **{name: getattr(before, name) for name in _CARRIED})
             if begins:
                 row = _read(row, cursor, source, plan, begin=begins[at], samples=counts[at])
             newest[source.data_id] = row
@@ -102,6 +117,9 @@ def _read(
     row: LedgerRow, cursor: BlendedCursor, source: SourcePlan, plan: StagePlan, *, begin: int, samples: int
 ) -> LedgerRow:
     """A row that has read samples `begin` to `begin + samples` of its source's order; given as of before."""
+    if (packed := cursor.packed_cursor(source.source)) is not None:
+        before = {"distinct": row.distinct, "documents": row.distinct_documents, "place": row.place}
+        return replace(row, **packed_reads(plan, packed, begin=begin, samples=samples, **before))
     length, end = plan.batch.sequence_length, begin + samples
     known = row.distinct
     if known is not None and begin > row.place and known < source.tokens:
@@ -198,6 +216,12 @@ def print_ledger(rows: Sequence[LedgerRow], path: Path) -> None:
         f"{whole.samples:,} samples; {whole.masked:,} tokens masked, {whole.truncated:,} truncated; "
         f"{whole.pieces_isolated:,} pieces of documents isolated"
     )
+    if whole.padding or whole.documents_cut or whole.documents_dropped:
+        print(
+            f"packed: {100 * (1 - whole.padding / whole.read):.2f} % filled, {whole.padding:,} positions of padding; "
+            f"{whole.documents_cut:,} long documents cut, {whole.truncated + whole.trimmed:,} tokens of them; "
+            f"{whole.documents_dropped:,} dropped, {whole.dropped:,} tokens"
+        )
 
 
 def _add(table: Any, phase: str, source: str, domain: str, row: LedgerRow) -> None:

@@ -10,17 +10,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data_tools.dataset import read_dataset
 from data_tools.errors import DataError
 from data_tools.permutation import keyed_permutation
 from megatron_ext.datasets.cursor import EpochSample
 from megatron_ext.datasets.documents import Documents, Span
 from megatron_ext.datasets.shards import ShardedDocuments
-from megatron_ext.plan.packed_rows import LongDocuments, PackedBlock, RowCounts, Thinking, pack_block, sum_counts
+from megatron_ext.plan.packed_rows import (
+    LongDocuments,
+    PackedBlock,
+    RowCounts,
+    Thinking,
+    count_rows,
+    pack_block,
+    sum_counts,
+)
+from megatron_ext.plan.stage_plan import SourcePlan, StagePlan
 
 _BLOCKS_HELD = 2  # the one being read and, at its end, the next: 0.3 MB each
 _EPOCHS_HELD = 2
@@ -148,9 +159,8 @@ class PackedCursor:
         out[filled:] = self._padding_id
         return spans
 
-    def starts_in_row(self, epoch_sample: EpochSample, spans: Sequence[Span]) -> list[int]:
+    def starts_in_row(self, epoch_sample: EpochSample) -> list[int]:
         """Places of a row, from 0, at which a document, a piece of one, or the padding begins."""
-        del spans  # a trimmed document has two
         _, block, pieces = self._pieces(epoch_sample)
         return [0, *accumulate(block.length[pieces.start : pieces.stop].tolist())]
 
@@ -262,3 +272,27 @@ class PackedCursor:
         assert block.num_rows == self._rows_of_block[number], "rows depend on the lengths alone"
         rows = keyed_permutation(block.num_rows, key=f"rows/{self._key}/{epoch}/{number}")
         return _BlockOrder(block, rows.astype(np.min_scalar_type(max(block.num_rows - 1, 0))))
+
+
+def open_packed_cursor(plan: StagePlan, source: SourcePlan, documents: Documents | ShardedDocuments) -> PackedCursor:
+    """The cursor of a source of a stage that packs; its counts come from the store, or are made and put there.
+
+    Args:
+        plan: The stage.
+        source: One of its sources.
+        documents: Of it, as planned.
+
+    Raises:
+        DataError: Its index, or its masks where thinking is trimmed, is missing or damaged.
+    """
+    dataset = read_dataset(source.prefix)
+    data, length = plan.data, plan.batch.sequence_length
+    return PackedCursor(
+        documents,
+        counts=count_rows(dataset, sequence_length=length, long_documents=data.long_documents, store=Path(data.store)),
+        seed=plan.seed,
+        sequence_length=length,
+        long_documents=data.long_documents,
+        padding_id=data.eod_id,
+        thinking=Thinking(dataset) if data.long_documents == "trim-thinking" else None,
+    )

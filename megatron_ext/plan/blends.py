@@ -30,7 +30,7 @@ def plan_blends(
         batch: The stage's numbers.
         roundings: Takes a sentence for everything that is rounded or joined.
         phase_samples: Samples of each phase.
-        tokens: Size of each source, by name.
+        tokens: Processed tokens of one pass over each source, by name.
         read: Samples of it that the stages before have read, by name.
 
     Raises:
@@ -75,13 +75,14 @@ def allotments_of(
         loaded: What was asked.
         blend: Of the stage or a phase.
         samples: What all sources together give.
-        tokens: Size of each source, by name.
+        tokens: Processed tokens of one pass over each source, by name.
         sequence_length: Tokens of a sample; 1 where sizes and samples both count conversations.
         roundings: Takes a sentence for everything that is rounded or joined.
     """
+    label_tokens = 0 if loaded.recipe.data.packing == "best_fit" else 1
     entries = (
         Entry(
-            of=as_source_or_blend(part, tokens),
+            of=as_source_or_blend(part, tokens, label_tokens=label_tokens),
             place=str(loaded.origin((*blend.key, index))),
             share=entry.share,
             max_epochs=entry.max_epochs,

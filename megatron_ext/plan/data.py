@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from data_tools.blend_plan import available_samples
 from data_tools.dataset import StoredDataset
 from megatron_ext.plan.blends import plan_blends
-from megatron_ext.plan.datasets import dataset_prefix, read_data, tokenizer_folder
-from megatron_ext.plan.stage_plan import BatchPlan, CadencePlan, DataPlan, ParentPlan, PhasePlan, SourcePlan
+from megatron_ext.plan.datasets import Pair, dataset_prefix, read_data, tokenizer_folder
+from megatron_ext.plan.packing import plan_rows
+from megatron_ext.plan.stage_plan import (
+    BatchPlan,
+    CadencePlan,
+    DataPlan,
+    PackedPlan,
+    ParentPlan,
+    PhasePlan,
+    SourcePlan,
+)
 from megatron_ext.recipe.load import LoadedRecipe
+from megatron_ext.recipe.locate import shown
 from megatron_ext.recipe.problems import Problems
 
 
@@ -20,6 +31,7 @@ def plan_data(
     roundings: list[str],
     *,
     phase_samples: Sequence[int],
+    store: Path,
     parent: ParentPlan | None = None,
     may_be_provisional: bool = False,
 ) -> DataPlan:
@@ -31,6 +43,7 @@ def plan_data(
         cadence: How many held-out samples a validation reads.
         roundings: Takes a sentence for each source that gives fewer than was asked.
         phase_samples: Samples of each phase.
+        store: Run root, whose `prepared/` keeps the counts of packed rows.
         parent: What the stages before have read.
         may_be_provisional: Whether `declared_tokens` may stand for data that is not built yet. Then a missing
             tokenizer is no problem either: nothing can be made with it before there is one.
@@ -41,6 +54,7 @@ def plan_data(
     """
     tokenizer, pairs = read_data(loaded, may_be_provisional=may_be_provisional)
     sizes = [_size(loaded, index, pair["prefix"]) for index, pair in enumerate(pairs)]
+    packed = _packed(loaded, pairs, roundings, store=store)
     read = _read_before(loaded, [data_id for _, data_id in sizes], parent)
     names = [source.source for source in loaded.sources]
     phases = plan_blends(
@@ -48,11 +62,14 @@ def plan_data(
         batch,
         roundings,
         phase_samples=phase_samples,
-        tokens={name: tokens for name, (tokens, _) in zip(names, sizes, strict=True)},
+        tokens={
+            name: rows.rows * batch.sequence_length if rows is not None else tokens
+            for name, (tokens, _), rows in zip(names, sizes, packed, strict=True)
+        },
         read=read,
     )
     sources = tuple(
-        _plan_source(loaded, index, pair, phases, batch, samples_before=read[names[index]])
+        _plan_source(loaded, index, pair, phases, batch, samples_before=read[names[index]], packed=packed[index])
         for index, pair in enumerate(pairs)
     )
     for source, pair in zip(sources, pairs, strict=True):
@@ -66,6 +83,9 @@ def plan_data(
         sources=sources,
         phases=phases,
         document_isolation=loaded.recipe.data.document_isolation,
+        packing=loaded.recipe.data.packing,
+        long_documents=loaded.recipe.data.long_documents,
+        store=shown(store) if loaded.recipe.data.packing != "none" else "",
     )
 
 
@@ -76,6 +96,28 @@ def _size(loaded: LoadedRecipe, index: int, dataset: StoredDataset | None) -> tu
     source = loaded.sources[index]
     assert source.declared_tokens is not None, "a missing dataset without a declared size is a problem"
     return source.declared_tokens, f"declared-{source.source}-{source.declared_tokens}"
+
+
+def _packed(
+    loaded: LoadedRecipe, pairs: Sequence[Pair], roundings: list[str], *, store: Path
+) -> list[PackedPlan | None]:
+    """The rows of each source; None where samples are cut from documents laid end to end.
+
+    Raises:
+        DataError: A source of which no document is left for a row.
+    """
+    if loaded.recipe.data.packing == "none":
+        return [None] * len(pairs)
+    problems = Problems()
+    rows = [plan_rows(loaded, index, pair["prefix"], problems, store=store) for index, pair in enumerate(pairs)]
+    problems.raise_data_error()
+    declared = [source.source for source, pair in zip(loaded.sources, pairs, strict=True) if pair["prefix"] is None]
+    if declared:
+        roundings.append(
+            f"data.packing best_fit: the sizes of {', '.join(declared)} are declared, so rows without padding, "
+            "and no document that is cut or left out, are supposed there."
+        )
+    return list(rows)
 
 
 def _read_before(loaded: LoadedRecipe, data_ids: Sequence[str], parent: ParentPlan | None) -> dict[str, int]:
@@ -108,12 +150,14 @@ def _plan_source(
     batch: BatchPlan,
     *,
     samples_before: int,
+    packed: PackedPlan | None,
 ) -> SourcePlan:
     source = loaded.sources[index]
     dataset, held_out = pair["prefix"], pair["validation_prefix"]
     tokens, data_id = _size(loaded, index, dataset)
     given = [part for phase in phases for part in phase.sources if part.source == source.source]
     samples = sum(part.samples for part in given)
+    pass_tokens = packed.rows * batch.sequence_length if packed is not None else tokens
     return SourcePlan(
         source=source.source,
         domain=source.domain,
@@ -125,10 +169,11 @@ def _plan_source(
         tokens=tokens,
         share=given[0].share if len(phases) == 1 else samples / batch.total_samples,
         samples=samples,
-        epochs=samples * batch.sequence_length / tokens,
+        epochs=samples * batch.sequence_length / pass_tokens,
         max_epochs=given[-1].max_epochs,
         samples_before=samples_before,
         is_declared=dataset is None,
+        packed=packed,
     )
 
 

@@ -172,6 +172,13 @@ def _misfits(
             "was tokenized without --append-eod, so its documents run into each other unmarked; "
             "tokenize it again with that option"
         )
+    data = loaded.recipe.data
+    if is_training and data.packing == "best_fit" and data.long_documents == "trim-thinking" and dataset.chat is None:
+        found.append(
+            f"does not say where its documents think, and data.long_documents is trim-thinking "
+            f"({loaded.origin(('data', 'long_documents'))}); make it with data-tools chat, or write split, truncate or "
+            "drop there"
+        )
     if available_samples(dataset.tokens, 1, length) == 0 and not is_training and not is_packed:
         found.append(
             f"{dataset.tokens:,} tokens give no validation sample of sequence_length {length:,}, which reads "

@@ -105,7 +105,12 @@ def check_common(loaded: LoadedRecipe, plan: StagePlan, parent: StagePlan) -> No
         ("precision",): (there["precision"], here["precision"]),
         ("seed",): (there["seed"], here["seed"]),
         ("data", "tokenizer"): (parent.data.tokenizer_fingerprint[:12], plan.data.tokenizer_fingerprint[:12]),
+        ("data", "packing"): (parent.data.packing, plan.data.packing),
+        ("data", "long_documents"): (parent.data.long_documents, plan.data.long_documents),
     }
+    if plan.data.packing != "none":  # rows are packed for their length; documents laid end to end can be cut anew
+        lengths = (parent.batch.sequence_length, plan.batch.sequence_length)
+        pairs[("training", "sequence_length")] = lengths
     for section in ("model", "optimizer"):
         keys = there[section].keys() | here[section].keys()
         pairs |= {(section, key): (there[section].get(key), here[section].get(key)) for key in sorted(keys)}

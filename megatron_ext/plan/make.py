@@ -115,7 +115,7 @@ def make_stage_plan(
         loaded: What was asked.
         world_size: Processes of the run; None takes the fewest that the layout needs.
         may_be_provisional: Whether `declared_tokens` may stand for data that is not built yet.
-        run_root: Where a parent named by its id lies; None takes the site's.
+        run_root: Where a parent named by its id lies, and what is prepared; None takes the site's.
 
     Returns:
         The plan; equal recipes and data give the same `stage_id` whatever the layout is.
@@ -144,6 +144,7 @@ def make_stage_plan(
             draft.cadence,
             roundings,
             phase_samples=draft.phase_samples,
+            store=run_root or Path(loaded.site.run_root),
             parent=behind,
             may_be_provisional=may_be_provisional,
         )

@@ -18,6 +18,7 @@ import json
 from typing import Any
 
 from data_tools.pack_rows import ROWS_VERSION
+from megatron_ext.plan.packed_rows import DOCUMENT_ROWS_VERSION
 from megatron_ext.plan.sizes import padded_vocab_size
 from megatron_ext.plan.stage_plan import SEMANTICS_VERSION, BatchPlan, DataPlan, ParentPlan, SchedulePlan
 from megatron_ext.recipe.layer_pattern import parse_pattern
@@ -38,6 +39,7 @@ def stage_meaning(
         "data": {
             "tokenizer_fingerprint": data.tokenizer_fingerprint,
             "document_isolation": data.document_isolation,
+            **_packing_meaning(data),
             **_blend_meaning(data),
         },
         "batch": {
@@ -89,6 +91,12 @@ def _unread(model: ModelRecipe) -> list[str]:
     if "-" not in model.hybrid_layer_pattern:
         unread += ["ffn_hidden_size", "activation"]
     return unread
+
+
+def _packing_meaning(data: DataPlan) -> dict[str, Any]:
+    if data.packing == "none":
+        return {}
+    return {"packing": data.packing, "long_documents": data.long_documents, "rows_version": DOCUMENT_ROWS_VERSION}
 
 
 def _blend_meaning(data: DataPlan) -> dict[str, Any]:

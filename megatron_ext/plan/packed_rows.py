@@ -31,7 +31,7 @@ from megatron_ext.plan.prepared import prepare
 LongDocuments = Literal["split", "truncate", "trim-thinking", "drop"]
 """What becomes of a document longer than a row; see `data_tools.packing`."""
 
-ROWS_VERSION = 1
+DOCUMENT_ROWS_VERSION = 1
 """Part of the store's key; raised when the same lengths would give other rows, with SEMANTICS_VERSION."""
 
 Ints = NDArray[Any]
@@ -211,7 +211,7 @@ def count_rows(
         DataError: The index is not the one of its manifest.
     """
     key = {
-        "rows_version": ROWS_VERSION,
+        "rows_version": DOCUMENT_ROWS_VERSION,
         "data_id": dataset.data_id,
         "block_documents": dataset.shards[0].manifest.block_documents,
         "sequence_length": sequence_length,

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from data_tools.progress import shown
+from megatron_ext.plan.datasets import read_data
+from megatron_ext.plan.packing import packing_table, plan_rows
+from megatron_ext.plan.render import terminal
 from megatron_ext.recipe.load import LoadedRecipe
+from megatron_ext.recipe.problems import Problems
 
 
 def prepare_recipe(loaded: LoadedRecipe, *, run_root: Path) -> None:
@@ -13,5 +18,29 @@ def prepare_recipe(loaded: LoadedRecipe, *, run_root: Path) -> None:
     Args:
         loaded: The recipe.
         run_root: Folder that holds `prepared/` and `stages/`.
+
+    Raises:
+        DataError: Data that is missing, damaged, or does not fit.
     """
-    print(f"{loaded.path}: nothing needs preparing in {run_root}: samples are cut from the sources as they lie.")
+    if loaded.recipe.data.packing == "none":
+        print(f"{loaded.path}: nothing needs preparing in {run_root}: samples are cut from the sources as they lie.")
+        return
+    _prepare_rows(loaded, run_root)
+
+
+def _prepare_rows(loaded: LoadedRecipe, run_root: Path) -> None:
+    _, pairs = read_data(loaded, may_be_provisional=False)
+    datasets = [pair["prefix"] for pair in pairs]
+    sizes = [shard.manifest.idx_bytes for dataset in datasets if dataset is not None for shard in dataset.shards]
+    problems = Problems()
+    rows = []
+    with shown("packing", sum(sizes)) as progress:
+        for index, dataset in enumerate(datasets):
+            assert dataset is not None, "nothing is provisional"
+            packed = plan_rows(loaded, index, dataset, problems, store=run_root, progress=progress)
+            rows.append((loaded.sources[index].source, dataset.documents, packed))
+    problems.raise_data_error()
+    length, long_documents = loaded.recipe.training.sequence_length, loaded.recipe.data.long_documents
+    console = terminal()
+    console.print(packing_table(rows, sequence_length=length, long_documents=long_documents))
+    console.print(f"kept in {run_root / 'prepared'}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 
 from data_tools.quantities import format_count, format_exact
+from megatron_ext.plan.packing import packing_table
 from megatron_ext.plan.render_sft import sft_table
 from megatron_ext.plan.render_table import Row, align_numbers, frame
 from megatron_ext.plan.stage_plan import PhasePlan, StagePlan
@@ -40,14 +41,26 @@ def data_tables(plan: StagePlan) -> list[tuple[str, Table]]:
     if plan.sft is not None:
         return [("", sft_table(plan.sft, plan.data))]
     phases = plan.data.all_phases()
+    packed = _packed(plan)
     if len(phases) == 1:
-        return [("", _sources(plan))]
+        return [("", _sources(plan)), *packed]
     tables = []
     for number, phase in enumerate(phases, 1):
         tokens = format_exact(phase.samples * plan.batch.sequence_length)
         title = f"phase {number} of {len(phases)}: {tokens} tokens, {format_exact(phase.samples)} samples"
         tables.append((title, _phase(plan, phase)))
-    return [*tables, ("all phases", _sources(plan))]
+    return [*tables, ("all phases", _sources(plan)), *packed]
+
+
+def _packed(plan: StagePlan) -> list[tuple[str, Table]]:
+    """The rows of the sources that are built, where documents are packed."""
+    rows = [
+        (source.source, source.documents, source.packed)
+        for source in plan.data.sources
+        if source.packed is not None and not source.is_declared
+    ]
+    length = plan.batch.sequence_length
+    return [("", packing_table(rows, sequence_length=length, long_documents=plan.data.long_documents))] if rows else []
 
 
 def _sources(plan: StagePlan) -> Table:
@@ -55,8 +68,9 @@ def _sources(plan: StagePlan) -> Table:
     columns = ("source", "share", "samples", "tokens", "of its", "documents", "epochs", *so_far, "at most", "dataset")
     table = frame(*columns)
     align_numbers(table, columns[1:-1])
+    length = plan.batch.sequence_length
     for source in plan.data.sources:
-        in_chain = (source.samples_before + source.samples) * plan.batch.sequence_length / source.tokens
+        in_chain = (source.samples_before + source.samples) * length / source.pass_tokens(length)
         table.add_row(
             source.source,
             f"{100 * source.share:.4g} %",
@@ -76,8 +90,8 @@ def _phase(plan: StagePlan, phase: PhasePlan) -> Table:
     columns = ("source", "share", "samples", "tokens", "epochs", "so far", "at most", "cursor")
     table = frame(*columns)
     align_numbers(table, columns[1:-1])
-    has_tokens = {source.source: source.tokens for source in plan.data.sources}
     length = plan.batch.sequence_length
+    has_tokens = {source.source: source.pass_tokens(length) for source in plan.data.sources}
     for source in phase.sources:
         tokens = has_tokens[source.source]
         table.add_row(

@@ -114,6 +114,21 @@ class PhasePlan(PlanPart):
     sources: tuple[PhaseSource, ...]  # in the order of its blend: where two are equally due, the first gives
 
 
+class PackedPlan(PlanPart):
+    """The packed rows of one pass over a source; the fields are those of `packed_rows.RowCounts`."""
+
+    rows: int
+    documents: int
+    pieces: int
+    tokens: int
+    unlabelled: int
+    split: int
+    cut: int
+    cut_tokens: int
+    dropped: int
+    dropped_tokens: int
+
+
 class SourcePlan(PlanPart):
     """What one source gives to this stage, in all its phases."""
 
@@ -131,6 +146,11 @@ class SourcePlan(PlanPart):
     max_epochs: float  # of the last phase that reads it
     samples_before: int = 0  # in the stages that this one continues
     is_declared: bool  # tokens as the source file says; not built yet, so the ids are made up of name and size
+    packed: PackedPlan | None = None  # None: samples are cut from the documents laid end to end
+
+    def pass_tokens(self, sequence_length: int) -> int:
+        """Processed tokens of one pass over the source: of packed rows their padding too."""
+        return self.packed.rows * sequence_length if self.packed is not None else self.tokens
 
 
 class DataPlan(PlanPart):
@@ -143,6 +163,9 @@ class DataPlan(PlanPart):
     sources: tuple[SourcePlan, ...]
     phases: tuple[PhasePlan, ...] = ()  # () where the sources above are the only blend
     document_isolation: Literal["none", "attention", "full"]
+    packing: Literal["none", "best_fit"] = "none"
+    long_documents: Literal["split", "truncate", "trim-thinking", "drop"] = "split"
+    store: str = ""  # run root whose prepared/ holds the counts of packed rows; "" where nothing is packed
 
     def all_phases(self) -> tuple[PhasePlan, ...]:
         """The phases; one of all sources where none are written down."""

@@ -122,6 +122,12 @@ def _data_rules(data: DataRecipe) -> Iterator[Broken]:
         yield from _blend_rules(data.blend, ("blend",))
     if data.phases is not None and data.blend is not None:
         yield ("phases",), "set together with blend; a stage has the one or the other, set one of them to null"
+    if data.packing == "none" and data.long_documents != "split":
+        yield (
+            ("long_documents",),
+            f"{data.long_documents}, but packing is none: there a long document runs on in the next row and nothing of "
+            "it is lost; set packing to best_fit, or write split",
+        )
     for index, phase in enumerate(data.phases or ()):
         yield from _blend_rules(phase.blend, ("phases", index, "blend"))
 

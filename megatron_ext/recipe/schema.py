@@ -133,6 +133,16 @@ class DataRecipe(Section):
         description="What stops at a document's end: nothing (Megatron's default), attention, or attention, "
         "convolution and state.",
     )
+    packing: Literal["none", "best_fit"] = Field(
+        default="none",
+        description="How documents share rows: cut from documents laid end to end (none), or whole in rows that "
+        "end in padding (best_fit).",
+    )
+    long_documents: Literal["split", "truncate", "trim-thinking", "drop"] = Field(
+        default="split",
+        description="best_fit only: what becomes of documents longer than a row: pieces of a row's length and a rest, "
+        "their first tokens, all but the tail of their thinking, nothing.",
+    )
 
 
 class BudgetRecipe(Section):

@@ -58,6 +58,12 @@ def _unread_in_sft(recipe: Recipe) -> Iterator[Broken]:
         yield ("budget", "tokens"), f"{recipe.budget.tokens:,}: stage sft is measured in budget.examples; remove it"
     if recipe.data.phases is not None:
         yield ("data", "phases"), "stage sft reads one blend; write data.blend"
+    if recipe.data.packing != "none":
+        yield (
+            ("data", "packing"),
+            f"{recipe.data.packing}: stage sft packs conversations whatever this says, and sft.overlong decides about "
+            "long ones; remove it",
+        )
     if training.micro_batch_size != 1:
         yield ("training", "micro_batch_size"), f"{training.micro_batch_size}: a packed row is a microbatch; set 1"
     if training.ramp_tokens:

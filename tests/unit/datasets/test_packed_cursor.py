@@ -60,8 +60,7 @@ def test_a_row_is_labelled_by_the_next_tokens_of_its_own_documents_alone(tmp_pat
             is_trimmed = packed.long_documents == "trim-thinking" and label > token + 1 and label + 1 in begins
             assert label == token + 1 or is_trimmed
             assert label not in begins
-        spans = cursor.locate(sample)
-        starts = cursor.starts_in_row(sample, spans)
+        starts = cursor.starts_in_row(sample)
         begun = {place for place in range(len(row) - 1) if place == 0 or place - 1 in unlabelled}
         padding = {place for place in unlabelled if row[place] == PADDING}
         assert set(starts) - {len(row) - 1} == begun - {place for place in padding if place - 1 in padding}
@@ -89,7 +88,7 @@ def test_the_counts_before_every_place_equal_a_recount_of_the_rows(tmp_path_fact
     document_of = {token: d for d, (start, end) in enumerate(pairwise(begins)) for token in range(start, end)}
     blocks = range(0, len(packed.lengths), packed.block_documents)
     seen: list[set[int]] = []
-    recount = Counter({field: 0 for field in RowCounts._fields})
+    recount = Counter(dict.fromkeys(RowCounts._fields, 0))
     for number in range(3 * cursor.rows_of_pass):
         if number % cursor.rows_of_pass == 0:
             seen.append(set())

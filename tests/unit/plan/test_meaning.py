@@ -32,6 +32,8 @@ MEANING = {
     "model.init_method_std": ["model.init_method_std=0.01"],
     "data.blend[0].share": ["data.blend[0].share=0.5", "data.blend[1].share=0.5"],
     "data.document_isolation": ["data.document_isolation=full"],
+    "data.packing": ["data.packing=best_fit"],
+    "data.long_documents": ["data={packing: best_fit, long_documents: truncate}"],
     "budget.tokens": ["budget.tokens=1280"],
     "training.sequence_length": ["training.sequence_length=8", "training.global_batch_size=8"],
     "training.global_batch_size": ["training.global_batch_size=8"],

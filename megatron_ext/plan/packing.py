@@ -1,0 +1,88 @@
+"""The rows of each source of a stage that packs its documents: counted, stored, and said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich.table import Table
+
+from data_tools.dataset import StoredDataset
+from data_tools.progress import Progress
+from data_tools.quantities import format_exact
+from data_tools.strict_yaml import KeyPath
+from megatron_ext.plan.packed_rows import RowCounts, count_rows, sum_counts
+from megatron_ext.plan.render_table import frame
+from megatron_ext.plan.stage_plan import PackedPlan
+from megatron_ext.recipe.load import LoadedRecipe
+from megatron_ext.recipe.problems import Problems
+
+_CUT = {"truncate": "truncated", "trim-thinking": "trimmed"}
+
+
+def plan_rows(
+    loaded: LoadedRecipe,
+    index: int,
+    dataset: StoredDataset | None,
+    problems: Problems,
+    *,
+    store: Path,
+    progress: Progress | None = None,
+) -> PackedPlan:
+    """The rows of one pass over a source.
+
+    Args:
+        loaded: What was asked.
+        index: Place of the source in the recipe.
+        dataset: Of it; None where its size is declared: then rows without padding are supposed.
+        problems: Takes a source of which no document is left for a row.
+        store: Run root, whose `prepared/` keeps the counts.
+        progress: Is told the bytes of `.idx` that were read.
+    """
+    data, length = loaded.recipe.data, loaded.recipe.training.sequence_length
+    if dataset is None:
+        tokens = loaded.sources[index].declared_tokens or 0
+        nothing = dict.fromkeys(RowCounts._fields, 0)
+        return PackedPlan(**(nothing | {"rows": max(1, tokens // length), "tokens": tokens}))
+    blocks = count_rows(
+        dataset, sequence_length=length, long_documents=data.long_documents, store=store, progress=progress
+    )
+    counts = sum_counts(blocks)
+    if counts.rows == 0:
+        key: KeyPath = ("sources", index, "prefix")
+        message = (
+            f"{dataset.prefix}: none of its {dataset.documents:,} documents is left for rows of {length:,} tokens "
+            f"with data.long_documents {data.long_documents}; write split there, or raise training.sequence_length"
+        )
+        problems.add(loaded.origin(key), ("prefix",), message)
+    return PackedPlan(**counts._asdict())
+
+
+def fill_percent(packed: PackedPlan, sequence_length: int) -> float:
+    """Positions of the rows that hold a token."""
+    return 100 * packed.tokens / (packed.rows * sequence_length)
+
+
+def packing_table(
+    sources: Iterable[tuple[str, int, PackedPlan]], *, sequence_length: int, long_documents: str
+) -> Table:
+    """What one pass over each source holds.
+
+    Args:
+        sources: Name, documents and rows of each that is built.
+        sequence_length: Positions of a row.
+        long_documents: What becomes of longer documents.
+    """
+    cut = _CUT.get(long_documents)
+    columns = ["source", "documents", "rows", "fill", "split"]
+    columns += [cut, "tokens"] if cut else []
+    columns += ["dropped", "tokens"]
+    table = frame(*columns, title=f"packed into rows of {sequence_length:,}, one pass")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, documents, packed in sources:
+        counts = [packed.split, *([packed.cut, packed.cut_tokens] if cut else [])]
+        counts += [packed.dropped, packed.dropped_tokens]
+        fill = f"{fill_percent(packed, sequence_length):.2f} %"
+        table.add_row(name, format_exact(documents), format_exact(packed.rows), fill, *map(format_exact, counts))
+    return table

@@ -1,0 +1,143 @@
+"""A stage that packs its documents: rows, passes, caps and shares counted from its lengths, said and prepared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data_tools.errors import DataError
+from data_tools.indexed import IndexedReader
+from megatron_ext.__main__ import main
+from megatron_ext.plan.make import make_stage_plan
+from megatron_ext.plan.stage_plan import PackedPlan, StagePlan
+from megatron_ext.recipe.load import load_recipe
+from tests.support.pencil_project import PencilProject, refused
+
+PACKED = "data.packing=best_fit"
+CHILD = """\
+extends: pretrain.yaml
+continue: pretrain.yaml
+data: {packing: best_fit}
+"""
+
+
+def rows(project: PencilProject, *overrides: str) -> PackedPlan:
+    """Of source `a`: 100 documents of 10 tokens."""
+    packed = project.plan(PACKED, *overrides).data.sources[0].packed
+    assert packed is not None
+    return packed
+
+
+def test_a_row_of_16_holds_one_document_of_10_and_its_last_token_has_no_label(project: PencilProject) -> None:
+    packed = rows(project)
+    assert (packed.rows, packed.documents, packed.pieces, packed.tokens) == (100, 100, 100, 1_000)
+    assert packed.unlabelled == 100
+
+
+def test_passes_count_rows_and_not_tokens(project: PencilProject) -> None:
+    a, b = project.plan(PACKED).data.sources
+    assert (a.samples, a.epochs, b.samples, b.epochs) == (30, 0.3, 10, 0.25)
+
+
+LONG = ("training.sequence_length=8", "training.global_batch_size=8")
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ("split", (125, 100, 200, 0, 0)),  # 8 and 2 tokens each; four rests a row
+        ("truncate", (100, 100, 100, 100, 200)),
+    ],
+)
+def test_long_documents_give_the_rows_of_their_policy(
+    project: PencilProject, policy: str, expected: tuple[int, ...]
+) -> None:
+    packed = rows(project, *LONG, f"data.long_documents={policy}")
+    assert (packed.rows, packed.documents, packed.pieces, packed.cut, packed.cut_tokens) == expected
+
+
+def test_a_source_of_which_every_document_is_dropped_is_refused(project: PencilProject) -> None:
+    with pytest.raises(DataError, match=r"data/a: none of its 100 documents is left for rows of 8 tokens with data"):
+        project.plan(PACKED, *LONG, "data.long_documents=drop")
+
+
+def test_a_whole_pass_of_rows_may_be_read_and_not_one_more(project: PencilProject) -> None:
+    """40 rows of b: with documents laid end to end its 400 tokens would give 24."""
+    shares = ("data.blend[0].share=0.5", "data.blend[1].share=0.5")
+    assert project.plan(PACKED, "budget.tokens=1280", *shares).data.sources[1].epochs == 1
+    said = refused(lambda: project.plan(PACKED, "budget.tokens=1344", *shares))
+    assert "needed   672 processed tokens (50.0 % of budget 1,344)" in said
+    assert "has      640 tokens x max_epochs 1 = 640" in said
+    assert "raise max_epochs to 2" in said
+
+
+def test_natural_shares_follow_the_rows_so_that_sources_end_together(project: PencilProject) -> None:
+    Path("both.yaml").write_text(
+        "blend: both\nweighting: natural\nentries:\n  - {source: a.yaml}\n  - {source: b.yaml}\n"
+    )
+    stage = project.plan(PACKED, f"data.blend=[{{source: {project.root}/both.yaml, share: 1}}]", "budget.tokens=2240")
+    assert [(source.samples, source.epochs) for source in stage.data.sources] == [(100, 1.0), (40, 1.0)]
+
+
+def test_what_becomes_of_long_documents_is_asked_of_packed_rows_only(project: PencilProject) -> None:
+    assert refused(lambda: project.load("data.long_documents=drop")) == (
+        "--set data.long_documents=drop: data.long_documents: drop, but packing is none: there a long document runs on "
+        "in the next row and nothing of it is lost; set packing to best_fit, or write split"
+    )
+
+
+def test_thinking_can_be_trimmed_only_where_the_dataset_says_where_it_is(project: PencilProject) -> None:
+    said = refused(lambda: project.plan(PACKED, "data.long_documents=trim-thinking"), DataError)
+    assert "data/a: does not say where its documents think, and data.long_documents is trim-thinking" in said
+    assert "make it with data-tools chat, or write split, truncate or drop there" in said
+
+
+def test_declared_sizes_suppose_rows_without_padding_and_say_so(project: PencilProject) -> None:
+    project.edit("a.yaml", "domain: math", "domain: math\ndeclared_tokens: 2K")
+    Path("data/a.manifest.json").unlink()
+    stage = make_stage_plan(project.load(PACKED), may_be_provisional=True)
+    assert stage.data.sources[0].epochs == 30 / 125
+    assert any("the sizes of a are declared, so rows without padding" in note for note in stage.roundings)
+
+
+def test_a_chain_keeps_packing_and_policy(project: PencilProject) -> None:
+    project.edit("pretrain.yaml", "decay_tokens: 256}", "decay_tokens: 256, horizon_tokens: 1_280}")
+    Path("child.yaml").write_text(CHILD)
+    assert "data.packing: 'best_fit', and 'none' in the stage that this one continues" in refused(child)
+    project.edit("pretrain.yaml", "tokenizer: tokenizer", "tokenizer: tokenizer\n  packing: best_fit")
+    assert [(source.samples_before, source.epochs) for source in child().data.sources] == [(30, 0.3), (10, 0.25)]
+    assert "data.long_documents: 'truncate', and 'split' in the stage that this" in refused(
+        lambda: child("data.long_documents=truncate")
+    )
+
+
+def child(*overrides: str) -> StagePlan:
+    return make_stage_plan(load_recipe("child.yaml", overrides=overrides))
+
+
+def test_prepare_counts_the_rows_once_and_plan_takes_them_up(
+    project: PencilProject, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["prepare", "pretrain.yaml", "--set", PACKED]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["a", "100", "100", "62.50", "%", "0", "0", "0"] in lines
+    assert ["kept", "in", "runs/prepared"] in lines
+    monkeypatch.setattr(IndexedReader, "lengths_between", None)  # nobody may read a length again
+    assert main(["plan", "pretrain.yaml", "--set", PACKED]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["b", "40", "40", "62.50", "%", "0", "0", "0"] in lines
+
+
+def test_prepare_says_that_cut_samples_need_nothing(project: PencilProject, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prepare", "pretrain.yaml"]) == 0
+    assert "pretrain.yaml: nothing needs preparing in runs" in capsys.readouterr().out
+    assert not Path("runs").exists()
+
+
+def test_where_the_store_cannot_be_written_rows_are_counted_anew_with_a_word(
+    project: PencilProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("runs").write_text("a file where the store would be")
+    assert rows(project).rows == 100
+    assert "runs/prepared: Not a directory: the rows of data/a are counted at every start" in capsys.readouterr().err
