@@ -23,7 +23,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -39,8 +39,7 @@ Ranges = list[tuple[int, int]]
 Ints = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Marked:
+class Marked(NamedTuple):
     """A rendered conversation, and what of it is trained on.
 
     Attributes:
@@ -290,23 +289,20 @@ class BatchEncoder:
     def encode(self, chats: Sequence[Marked]) -> tuple[EncodedChats, npt.NDArray[np.bool_]]:
         """Ids and ranges of all, and [conversations] whether they are right; of the others nothing is."""
         encoded = self._tokenizer.encode_batch(["" if chat.is_protected else chat.text for chat in chats])
-        edges = [_byte_edges(chat) for chat in chats]
         places = _BytePlaces(encoded, self._tokens.token_bytes)
-        sizes = np.fromiter((edge[-1] for edge in edges), np.int64, len(chats))
-        is_right = places.bytes_of_documents == sizes
-        for number, chat in enumerate(chats):
-            if chat.is_protected or (self._tokens.normalizes and not unicodedata.is_normalized("NFC", chat.text)):
-                is_right[number] = False
-        kinds = [(chat.trained, chat.thinking, [chat.answer]) for chat in chats]
-        owner, kind = _owners(kinds)
-        pairs = np.fromiter((at for edge in edges for at in edge[:-1]), np.int64).reshape(-1, 2)
-        filled = (pairs[:, 0] < pairs[:, 1]) & is_right[owner]
-        owner, kind, pairs = owner[filled], kind[filled], pairs[filled]
-        outward = places.ranges(owner, pairs, outward=True)
-        inward = places.ranges(owner[kind == 1], pairs[kind == 1], outward=False)
-        trained = kind == 0
-        masks = _masks(len(chats), owner[trained], outward[trained], owner[kind == 1], inward)
-        return EncodedChats(encoded, masks, self._answers(places, owner[kind == 2], outward[kind == 2])), is_right
+        is_right = ~np.array([chat.is_protected for chat in chats])
+        if self._tokens.normalizes:
+            is_right &= [unicodedata.is_normalized("NFC", chat.text) for chat in chats]
+        chats = [chat if chat.text.isascii() else _in_bytes(chat) for chat in chats]
+        sizes = [len(chat.text) if chat.text.isascii() else len(chat.text.encode()) for chat in chats]
+        is_right &= places.bytes_of_documents == sizes
+        trainer, trained = _flat([chat.trained for chat in chats], is_right)
+        thinker, thinking = _flat([chat.thinking for chat in chats], is_right)
+        answerer, answers = _flat([[chat.answer] for chat in chats], is_right)
+        runs = places.ranges(trainer, trained, outward=True)
+        masks = _masks(len(chats), trainer, runs, thinker, places.ranges(thinker, thinking, outward=False))
+        answer_tokens = self._answers(places, answerer, places.ranges(answerer, answers, outward=True))
+        return EncodedChats(encoded, masks, answer_tokens), is_right
 
     def _answers(self, places: _BytePlaces, owner: Ints, answer: Ints) -> Ints:
         counts = np.zeros(len(places.first), np.int64)
@@ -343,7 +339,7 @@ class _BytePlaces:
             ranges: [ranges, 2] bytes of the text.
             outward: Whether all tokens that touch them are meant, or only those that lie inside.
         """
-        places = ranges + self._base[owner][:, None]
+        places = (ranges + self._base[owner][:, None]).astype(self._starts.dtype)  # else `searchsorted` copies that
         start, stop = places[:, 0], places[:, 1]
         if outward:
             found = np.searchsorted(self._ends, start, "right"), np.searchsorted(self._starts, stop, "left")
@@ -353,14 +349,15 @@ class _BytePlaces:
         return tokens
 
 
-def _byte_edges(chat: Marked) -> list[int]:
-    """The edges of all ranges (trained, thinking, the answer) in bytes of UTF-8, and the size of the text."""
-    ranges = [*chat.trained, *chat.thinking, chat.answer]
-    edges = [edge for pair in ranges for edge in pair] + [len(chat.text)]
-    if chat.text.isascii():
-        return edges
+def _in_bytes(chat: Marked) -> Marked:
+    """A conversation with its ranges in bytes of UTF-8."""
     places = _places(chat, lambda text: len(text.encode()))
-    return [places[edge] for edge in edges]
+
+    def place(ranges: Ranges) -> Ranges:
+        return [(places[start], places[stop]) for start, stop in ranges]
+
+    (answer,) = place([chat.answer])
+    return chat._replace(trained=place(chat.trained), thinking=place(chat.thinking), answer=answer)
 
 
 def _places(chat: Marked, size_of: Callable[[str], int]) -> dict[int, int]:
@@ -373,11 +370,13 @@ def _places(chat: Marked, size_of: Callable[[str], int]) -> dict[int, int]:
     return places
 
 
-def _owners(kinds: Sequence[Sequence[Ranges]]) -> tuple[Ints, Ints]:
-    """[ranges] the conversation of each, and which of its kinds."""
-    counts = np.array([[len(ranges) for ranges in of] for of in kinds], np.int64).reshape(-1, 3)
-    owner = np.repeat(np.arange(len(kinds)), counts.sum(axis=1))
-    return owner, np.repeat(np.tile(np.arange(3), len(kinds)), counts.ravel())
+def _flat(ranges: Sequence[Ranges], is_wanted: npt.NDArray[np.bool_]) -> tuple[Ints, Ints]:
+    """[ranges] the conversation of each, and [ranges, 2] where it is, of those that are wanted and not empty."""
+    owner = np.repeat(np.arange(len(ranges)), np.fromiter(map(len, ranges), np.int64, len(ranges)))
+    edges = chain.from_iterable(chain.from_iterable(ranges))
+    pairs = np.fromiter(edges, np.int64, 2 * len(owner)).reshape(-1, 2)
+    keep = (pairs[:, 0] < pairs[:, 1]) & is_wanted[owner]
+    return owner[keep], pairs[keep]
 
 
 def _masks(count: int, owner: Ints, runs: Ints, thinker: Ints, thinking: Ints) -> LossMasks:

@@ -7,7 +7,7 @@ whose turn it was.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Domain = Literal["code", "general", "math", "science"]
 Role = Literal["system", "user", "assistant", "tool"]
@@ -30,8 +30,7 @@ class Document:
     answer: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
+class Turn(NamedTuple):
     """One contribution to a conversation; a trace of thinking stands in `content` as `<think>…</think>`.
 
     Attributes:

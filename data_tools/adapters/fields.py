@@ -66,14 +66,14 @@ def conversation_of(record: Record, turns: tuple[Turn, ...], domain: Domain, too
     Raises:
         BadRecord: If the assistant says nothing in it.
     """
-    if not any(turn.role == "assistant" for turn in turns):
+    if "assistant" not in [turn.role for turn in turns]:
         raise BadRecord("bad conversation", f"none of its {len(turns)} turns is the assistant's")
     return Conversation(id=id_of(record, content_of(turns)), turns=turns, domain=domain, tools=tools)
 
 
 def content_of(turns: tuple[Turn, ...]) -> bytes:
     """What tells a conversation from others, whichever adapter reads it, so that its split is one."""
-    return orjson.dumps([[turn.role, turn.content, turn.tool_calls] for turn in turns])
+    return orjson.dumps([tuple(turn) for turn in turns])
 
 
 def domain_in(record: Record, key: str, known: dict[str, Domain], default: Domain) -> Domain:

@@ -57,18 +57,21 @@ def messages_of(value: object, key: str) -> tuple[Turn, ...]:
 def _turn(number: int, message: object) -> Turn | None:
     if not isinstance(message, dict):
         raise BadRecord("bad conversation", f"turn {number} is {kind_of(message)}, not of the form {{role, content}}")
-    role, content = message.get("role"), message.get("content") or ""
-    if not isinstance(role, str) or role not in ROLES:
-        raise BadRecord("bad conversation", f"turn {number} is of role {role!r}, none of {', '.join(sorted(ROLES))}")
+    spelled, content = message.get("role"), message.get("content") or ""
+    role = ROLES.get(spelled) if isinstance(spelled, str) else None
+    if role is None:
+        raise BadRecord("bad conversation", f"turn {number} is of role {spelled!r}, none of {', '.join(sorted(ROLES))}")
     if not isinstance(content, str):
         raise BadRecord("not a string", f"turn {number}: content is {kind_of(content)}, not a string")
+    if content and len(message) == 2:
+        return Turn(role, content)
     calls = _calls(number, message.get("tool_calls"))
     content = _trace(number, message) + content
     if not content and not calls:
-        if ROLES[role] == "system":
+        if role == "system":
             return None
         raise BadRecord("empty", f"turn {number} is empty")
-    return Turn(ROLES[role], content, calls)
+    return Turn(role, content, calls)
 
 
 def _trace(number: int, message: dict[str, Any]) -> str:
