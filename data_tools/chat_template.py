@@ -24,16 +24,15 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEnvironment
 
 from data_tools.errors import DataError
 from data_tools.readers import BadRecord
@@ -70,8 +69,7 @@ class TokenFinder:
         return [match.span() for match in self._pattern.finditer(text)]
 
 
-@dataclass(frozen=True)
-class Rendered:
+class Rendered(NamedTuple):
     """A conversation as one text.
 
     Attributes:
@@ -132,7 +130,7 @@ class ChatTemplate:
 
     def _render(self, messages: list[dict[str, Any]], tools: list[Any] | None, *, prompt: bool) -> str:
         try:
-            return self._template.render(messages=messages, tools=tools, documents=None, add_generation_prompt=prompt)
+            return str(put_into(self._template, messages, tools, prompt=prompt))
         except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
             raise BadRecord("template", f"the chat template refuses it: {error}") from None
 
@@ -176,6 +174,13 @@ class ChatTemplate:
         return text
 
 
+def put_into(
+    template: jinja2.Template, messages: list[dict[str, Any]], tools: list[Any] | None, *, prompt: bool
+) -> Any:
+    """What a template makes of messages."""
+    return template.render(messages=messages, tools=tools, documents=None, add_generation_prompt=prompt)
+
+
 def _without_edges(text: str) -> Rendered:
     before, *blocks = text.split(_OPEN)
     parts, spans, size = [before], [], len(before)
@@ -216,14 +221,17 @@ class _Generation(jinja2.ext.Extension):
         return jinja2.nodes.CallBlock(self.call_method("_marked"), [], [], body).set_lineno(line)
 
     def _marked(self, caller: Callable[[], str]) -> str:
-        return f"{_OPEN}{caller()}{_CLOSE}"
+        return self.environment.concat((_OPEN, caller(), _CLOSE))
 
 
 @functools.cache
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-    )
+def _environment() -> SandboxedEnvironment:
+    return prepared(ImmutableSandboxedEnvironment)
+
+
+def prepared(kind: type[SandboxedEnvironment]) -> SandboxedEnvironment:
+    """An environment of a kind, with what chat templates may use."""
+    environment = kind(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise
     return environment

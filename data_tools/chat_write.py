@@ -1,25 +1,25 @@
 """Conversations into ids, masks and origins, a block at a time: the part of `chat` that takes the time.
 
 The first conversations of a job, `CHECK_FIRST` unless they are very long, and one in `CHECK_EVERY` after
-them are made a second time by `tokenizers`, with its offsets: ids and masks must be equal, or the job ends.
+them are made a second time, rendered each by itself (see `chat_shapes.py`) and encoded by `tokenizers`, with
+its offsets: texts, ids and masks must be equal, or the job ends.
 Conversations whose text spells a control token cannot be compared: the whole text would turn it into one; those
 of over `LONGEST_CHECKED` characters are not, for the memory that it takes. The next one is compared in their place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from data_tools.adapters.adapter import FileAdapter
 from data_tools.bpe import Encoded
 from data_tools.chat_encode import BatchEncoder, EncodedChats, Marked, PieceEncoder, WholeEncoder, added_tokens
-from data_tools.chat_template import ChatTemplate, holds_marks, special_tokens, strings_of
+from data_tools.chat_shapes import Shapes
+from data_tools.chat_template import ChatTemplate, Rendered, holds_marks, special_tokens, strings_of
 from data_tools.dataset_writer import Batch, WrittenDataset
 from data_tools.encode import BlockEncoder, Read
 from data_tools.errors import DataError
@@ -29,7 +29,7 @@ from data_tools.origin import origins_of
 from data_tools.parts import Part
 from data_tools.readers import BadRecord, Raw
 from data_tools.records import Conversation
-from data_tools.speech import Thinking, marked, messages_of, tools_of
+from data_tools.speech import Thinking, contents_of, marked, messages_of, tools_of
 from data_tools.tokenizer import Tokenizer, tokenizer_file
 
 CHAT_VERSION = "2"
@@ -42,8 +42,7 @@ _FIRST_CHARACTERS = 50_000
 """`tokenizers` takes 0.1 s for so many."""
 
 
-@dataclass(frozen=True)
-class Chat:
+class Chat(NamedTuple):
     """A conversation on its way.
 
     Attributes:
@@ -54,7 +53,7 @@ class Chat:
 
     conversation: Conversation
     marked: Marked
-    strings: tuple[str, ...]
+    strings: Sequence[str]
 
 
 class ChatMaker:
@@ -87,7 +86,9 @@ class ChatMaker:
         self.is_exact = self._tokens.is_exact
         self._thinking, self._train_on = thinking, train_on
         self._rejects_control = rejects_control
-        self._template = ChatTemplate(template, control_tokens=self._tokens.control, variables=special_tokens(folder))
+        named = special_tokens(folder)
+        self._template = ChatTemplate(template, control_tokens=self._tokens.control, variables=named)
+        self._shapes = Shapes(template, control_tokens=self._tokens.control, variables=named)
         self._batch = BatchEncoder(tokenizer, self._tokens)
         self._whole = WholeEncoder(tokenizer, self._tokens)
         self._pieces = PieceEncoder(tokenizer, self._tokens)
@@ -99,17 +100,24 @@ class ChatMaker:
         Raises:
             BadRecord: If it cannot be rendered, or nothing of it is trained on.
         """
-        messages, tools = messages_of(conversation, thinking=self._thinking), tools_of(conversation)
-        has_calls = tools is not None or any(turn.tool_calls for turn in conversation.turns)
-        said: Iterable[str] = (
-            strings_of([messages, tools]) if has_calls else (message["content"] for message in messages)
-        )
-        strings = tuple(said)
-        protects = any(map(holds_marks, strings))
-        return Chat(conversation, self._marked(conversation, messages, tools, protects=protects), strings)
+        roles, _, calls = zip(*conversation.turns, strict=True)
+        contents = contents_of(conversation, thinking=self._thinking)
+        strings = contents
+        if conversation.tools or any(calls):
+            messages, tools = messages_of(conversation, thinking=self._thinking), tools_of(conversation)
+            strings = tuple(strings_of([messages, tools]))
+        elif self.is_exact and all(contents) and (shape := self._shapes.of(roles)):
+            filled = shape.filled(contents)
+            if not holds_marks(filled.text):
+                return Chat(conversation, self._marked(conversation, filled, protects=False), contents)
+        return Chat(conversation, self._rendered(conversation, protects=any(map(holds_marks, strings))), strings)
 
-    def _marked(self, conversation: Conversation, messages: Any, tools: Any, *, protects: bool) -> Marked:
+    def _rendered(self, conversation: Conversation, *, protects: bool) -> Marked:
+        messages, tools = messages_of(conversation, thinking=self._thinking), tools_of(conversation)
         rendered = self._template.render(messages, tools, protects=protects)
+        return self._marked(conversation, rendered, protects=protects)
+
+    def _marked(self, conversation: Conversation, rendered: Rendered, *, protects: bool) -> Marked:
         return marked(rendered, conversation, train_on=self._train_on, is_protected=protects)
 
     def encode(self, chats: Sequence[Chat]) -> tuple[EncodedChats, dict[int, BadRecord]]:
@@ -147,20 +155,13 @@ class ChatMaker:
     def _slowly(self, chat: Chat, *, spells: bool) -> EncodedChats:
         if not spells and self._whole.can_encode(chat.marked):
             return self._whole.encode(chat.marked)
-        conversation = chat.conversation
-        messages = messages_of(conversation, thinking=self._thinking)
-        protected = self._marked(conversation, messages, tools_of(conversation), protects=True)
-        return self._pieces.encode(protected)
+        return self._pieces.encode(self._rendered(chat.conversation, protects=True))
 
     def _spelling(self, chats: Sequence[Chat], documents: Encoded) -> set[int]:
         """Those that spell a control token themselves; only a token that is in the ids can be spelled."""
-        every = "\0".join(chain.from_iterable(chat.strings for chat in chats))
-        present = (self._control_of[number] for number in self._tokens.control_in(documents.ids))
-        tokens = [token for token in present if token in every]
+        tokens = [self._control_of[number] for number in self._tokens.control_in(documents.ids)]
         return {
-            number
-            for number, chat in enumerate(chats)
-            if tokens and any(token in said for token in tokens for said in chat.strings)
+            number for number, chat in enumerate(chats) for said in chat.strings for token in tokens if token in said
         }
 
     def _spells(self, chat: Chat) -> bool:
@@ -173,6 +174,10 @@ class ChatMaker:
     def encode_whole(self, chat: Chat) -> EncodedChats:
         """Ids and ranges of one conversation, the slow way."""
         return self._whole.encode(chat.marked)
+
+    def is_as_rendered(self, chat: Chat) -> bool:
+        """Whether a conversation that took the shape of another is what the template makes of it."""
+        return self._rendered(chat.conversation, protects=chat.marked.is_protected) == chat.marked
 
 
 def _spelled(why: str) -> BadRecord:
@@ -234,6 +239,11 @@ class ChatEncoder(BlockEncoder):
                 self._owes_check = False
                 self._checked += 1
                 self._characters += len(chat.marked.text)
+                if not self._maker.is_as_rendered(chat):
+                    raise DataError(
+                        f"{read.place(number)}: rendered by itself it differs from what the shape of its conversation "
+                        "makes of it; nothing was written; please report the chat template and this record"
+                    )
                 whole = self._maker.encode_whole(chat)
                 made = encoded.one(number)
                 if not whole.equals(made):

@@ -16,6 +16,7 @@ never trained on: no model says it.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import orjson
@@ -39,15 +40,26 @@ def messages_of(conversation: Conversation, *, thinking: Thinking) -> list[dict[
     >>> messages_of(Conversation("a", turns), thinking="strip")
     [{'role': 'user', 'content': '1 + 1?'}, {'role': 'assistant', 'content': '2'}]
     """
+    contents = contents_of(conversation, thinking=thinking)
+    return [_message(turn, content) for turn, content in zip(conversation.turns, contents, strict=True)]
+
+
+def contents_of(conversation: Conversation, *, thinking: Thinking) -> Sequence[str]:
+    """[turns] what is said, with the traces that stay."""
+    _, contents, _ = zip(*conversation.turns, strict=True)
+    if thinking == "keep" or not any(_CLOSE in content for content in contents):
+        return contents
     turns = conversation.turns
     last_user = max((number for number, turn in enumerate(turns) if turn.role == "user"), default=-1)
-    keeps = {"keep": range(len(turns)), "strip": range(0), "last": range(last_user + 1, len(turns))}[thinking]
-    return [_message(turn, keeps_thinking=number in keeps) for number, turn in enumerate(turns)]
+    keeps = range(last_user + 1, len(turns)) if thinking == "last" else range(0)
+    return [
+        _TRACE.sub("", turn.content) if turn.role == "assistant" and number not in keeps else turn.content
+        for number, turn in enumerate(turns)
+    ]
 
 
-def _message(turn: Turn, *, keeps_thinking: bool) -> dict[str, Any]:
-    strips = turn.role == "assistant" and not keeps_thinking
-    message: dict[str, Any] = {"role": turn.role, "content": _TRACE.sub("", turn.content) if strips else turn.content}
+def _message(turn: Turn, content: str) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": turn.role, "content": content}
     if turn.tool_calls:
         calls = orjson.loads(turn.tool_calls)
         message["tool_calls"] = [{"type": "function", "function": call} for call in calls]
@@ -73,17 +85,22 @@ def marked(
     Raises:
         BadRecord: If nothing is, or turns that call tools cannot be told from others.
     """
-    turns = [turn for turn in conversation.turns if turn.role == "assistant"]
-    skips_tools = "tools" not in train_on and any(turn.tool_calls for turn in turns)
+    turns: list[Turn] = []
+    if "tools" not in train_on:
+        turns = [turn for turn in conversation.turns if turn.role == "assistant"]
+    skips_tools = any(turn.tool_calls for turn in turns)
     if skips_tools and len(turns) != len(rendered.spans):
         raise BadRecord("template", f"the chat template marks {len(rendered.spans)} of {len(turns)} assistant turns")
     trained: Ranges = []
     thinking: Ranges = []
-    for number, (start, stop) in enumerate(rendered.spans):
-        answer_start, trace = _trace(rendered.text, start, stop)
-        thinking += [trace] if trace else []
-        if not (skips_tools and turns[number].tool_calls):
-            trained.append((start if "thinking" in train_on else answer_start, stop))
+    if not skips_tools and _CLOSE not in rendered.text:
+        trained = rendered.spans
+    else:
+        for number, (start, stop) in enumerate(rendered.spans):
+            answer_start, trace = _trace(rendered.text, start, stop)
+            thinking += [trace] if trace else []
+            if not (skips_tools and turns[number].tool_calls):
+                trained.append((start if "thinking" in train_on else answer_start, stop))
     if not any(start < stop for start, stop in trained):
         raise BadRecord("nothing trained", f"no turn has anything of {', '.join(sorted(train_on))}")
     return Marked(rendered.text, trained, thinking, rendered.spans[-1], is_protected)

@@ -14,6 +14,7 @@ import pytest
 
 from data_tools import chat_encode
 from data_tools.chat import ChatJob, chat
+from data_tools.chat_shapes import Shape
 from data_tools.chat_template import SHIPPED_TEMPLATE, ChatTemplate
 from data_tools.chat_write import LONGEST_CHECKED
 from data_tools.errors import DataError, UsageError
@@ -217,6 +218,28 @@ def test_ways_that_disagree_end_the_job(job: ChatJob, write_lines: WriteLines, m
     ranges = chat_encode._BytePlaces.ranges
     monkeypatch.setattr(chat_encode._BytePlaces, "ranges", lambda *args, **options: ranges(*args, **options) // 2)
     with pytest.raises(DataError, match=r"in\.jsonl:1: encoded in a batch and .* it differs: trained tokens"):
+        run(job)
+    assert not list(job.output.parent.glob("c.*"))
+
+
+def test_a_turn_that_only_thinks_is_empty_without_its_trace(
+    job: ChatJob, write_lines: WriteLines, tmp_path: Path
+) -> None:
+    write_lines(record(QUESTION, ANSWER), record(QUESTION, {"from": "gpt", "value": "<think>\nsat\n</think>"}))
+    (path := tmp_path / "or.jinja").write_text(
+        "{% for m in messages %}{{ m.content or 'nothing' }}<|im_end|>{% endfor %}"
+    )
+    run(job, thinking="strip", chat_template=path)
+    assert [trained_text(job, number) for number in range(2)] == ["the mat<|im_end|>", "nothing<|im_end|>"]
+
+
+def test_a_shape_that_is_not_what_the_template_makes_ends_the_job(
+    job: ChatJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A fault put into filling: no template is known whose shape is wrong.
+    filled = Shape.filled
+    monkeypatch.setattr(Shape, "filled", lambda shape, contents: filled(shape, [said + "!" for said in contents]))
+    with pytest.raises(DataError, match=r"in\.jsonl:1: rendered by itself it differs from what the shape"):
         run(job)
     assert not list(job.output.parent.glob("c.*"))
 
