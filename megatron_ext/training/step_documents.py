@@ -33,7 +33,7 @@ class Piece:
         source: Name of its source.
         document: Its number in the source's dataset, from 0.
         start: First token of it, from 0.
-        length: Tokens; those of a pretraining row sum to `sequence_length + 1`, the last is only a label.
+        length: Tokens; those of a row cut from a stream sum to `sequence_length + 1`, the last is only a label.
         origin: Where the document came from; None where the dataset does not say.
     """
 

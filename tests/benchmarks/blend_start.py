@@ -1,12 +1,13 @@
 """How fast a large blend starts, and what it holds in memory.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/blend_start.py [--samples 1e9] [--sources 200] [--documents 5e7]
+    OMP_NUM_THREADS=1 python tests/benchmarks/blend_start.py [--samples 1e9] [--documents 5e7] [--packing best_fit]
 
 The index files are true, 20 bytes a document; the tokens are holes in sparse files and take no disk.
 Two processes, one after the other: one starts at the first step, one resumes in the middle of the
 stage from a state of 3 numbers a source. Each imports torch and core first; what is counted begins
 behind that: opening the sources, and the first batch. Then more steps, for what stays in memory.
 Memory is the growth of the peak resident size; of it, the index pages are the page cache's.
+With `--packing best_fit` the rows of all sources are counted first, as `megatron-ext prepare` does it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ import megatron.core.datasets.indexed_dataset  # noqa: F401  (what is measured c
 import numpy as np
 import torch
 
+from data_tools.dataset import read_dataset
 from megatron_ext.datasets.blended import BlendedCursor
+from megatron_ext.plan.packed_rows import count_rows, sum_counts
 from megatron_ext.plan.stage_plan import StagePlan
 from tests.support.sources import plan_reading, write_sparse_source
 
@@ -43,11 +46,12 @@ def main() -> None:
     parser.add_argument("--documents", type=float, default=5e7, help="documents of all sources together")
     parser.add_argument("--sequence-length", type=int, default=512)
     parser.add_argument("--steps", type=int, default=40, help=f"steps of {ROWS} rows read after the first")
+    parser.add_argument("--packing", choices=["none", "best_fit"], default="none")
     parser.add_argument("--measure", nargs=2, metavar=("FOLDER", "START"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
         folder, start = arguments.measure
-        _measure(Path(folder), start, arguments.sequence_length, arguments.steps)
+        _measure(Path(folder), start, arguments)
         return
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
@@ -56,6 +60,8 @@ def main() -> None:
             f"{arguments.sources} sources, {arguments.documents:.3g} documents, {arguments.samples:.3g} samples of "
             f"{arguments.sequence_length} tokens ({tokens:.3g} tokens), made in {time.perf_counter() - began:.0f} s"
         )
+        if arguments.packing != "none":
+            _prepare(Path(folder), arguments.sequence_length)
         for start in ("first step", "middle"):
             subprocess.run([sys.executable, *sys.argv, "--measure", folder, start], check=True)
 
@@ -77,7 +83,22 @@ def _generate(folder: Path, arguments: argparse.Namespace) -> int:
     return tokens
 
 
-def _measure(folder: Path, start: str, sequence_length: int, steps: int) -> None:
+def _prepare(folder: Path, sequence_length: int) -> None:
+    began, counts = time.process_time(), []
+    for name in json.loads((folder / "samples.json").read_text()):
+        counts += count_rows(
+            read_dataset(folder / name), sequence_length=sequence_length, long_documents="split", store=folder
+        )
+    taken_s, total = time.process_time() - began, sum_counts(counts)
+    fill = 100 * total.tokens / (total.rows * sequence_length)
+    print(
+        f"prepare: {total.documents:,} documents in {total.rows:,} rows, {fill:.3f} % filled: CPU {taken_s:.1f} s, "
+        f"{1e6 * taken_s / total.documents:.2f} s a million documents"
+    )
+
+
+def _measure(folder: Path, start: str, arguments: argparse.Namespace) -> None:
+    sequence_length, steps = arguments.sequence_length, arguments.steps
     torch.set_num_threads(1)
     samples = json.loads((folder / "samples.json").read_text())
     plan = plan_reading(
@@ -85,6 +106,7 @@ def _measure(folder: Path, start: str, sequence_length: int, steps: int) -> None
         global_batch_size=ROWS,
         batch={"sequence_length": sequence_length},
         micro_batch_size=4,
+        data={"packing": arguments.packing, "store": str(folder)},
     )
     state = _middle(plan) if start == "middle" else None
     held, cpu_s, began = _memory(), time.process_time(), time.perf_counter()
@@ -111,7 +133,10 @@ def _middle(plan: StagePlan) -> str:
     for place, source in enumerate(state["sources"]):
         state["samples"][place] = count = round(plan.data.sources[place].samples * share)
         cursor = source["cursor"]
-        cursor["window"], cursor["position"] = divmod(count, cursor["window_samples"])
+        if plan.data.packing == "none":
+            cursor["window"], cursor["position"] = divmod(count, cursor["window_samples"])
+        else:
+            cursor["window"] = int(share * plan.data.sources[place].documents) // cursor["block_documents"]
     return json.dumps(state)
 
 

@@ -84,6 +84,16 @@ def test_pieces_are_the_documents_of_a_row_and_its_label_with_their_ids(tmp_path
         assert all(isinstance(piece, Piece) and piece.origin is None for piece in row.pieces)
 
 
+def test_a_packed_row_lists_its_document_and_not_its_padding(tmp_path: Path) -> None:
+    packed = {"packing": "best_fit", "store": str(tmp_path)}
+    _train(tmp_path, _plan(tmp_path, "pretrain-1", data=packed), checkpoints=set(), parent=None)
+    for row in trace_step(tmp_path / "stages" / "pretrain-1", 1):
+        ((document, start, length, _),) = ((p.document, p.start, p.length, p.origin) for p in row.pieces)
+        first, word = (11, 12) if row.sample_id[0] == "b" else (1, 2)
+        assert (start, length) == (0, 3)
+        assert row.ids == (first + document % 7, word, 0, 0, 0)
+
+
 def test_a_step_that_the_stage_does_not_have_and_what_is_no_stage_are_refused(tmp_path: Path) -> None:
     _train(tmp_path, _plan(tmp_path, "pretrain-1"), checkpoints=set(), parent=None)
     with pytest.raises(UsageError, match="--step 6: pretrain-1 has steps 1 to 5"):
