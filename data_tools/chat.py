@@ -11,18 +11,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from data_tools.chat_template import special_tokens, template_source
-from data_tools.chat_write import CHAT_VERSION, ChatEncoder
-from data_tools.encode import BlockEncoder
+from data_tools.chat_template_files import special_tokens, template_source
 from data_tools.errors import DataError, UsageError
 from data_tools.job import DatasetJob
-from data_tools.manifest import Manifest
+from data_tools.manifest import CHAT_VERSION, Manifest
 from data_tools.progress import Progress
-from data_tools.speech import TRAINABLE, Thinking
+from data_tools.records import TRAINABLE, Thinking
 from data_tools.tokenize import TokenizeResult, write_dataset
 from data_tools.tokenizer import Tokenizer, tokenizer_file
+
+if TYPE_CHECKING:
+    from data_tools.encode import BlockEncoder
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class ChatJob(DatasetJob):
 
     Attributes:
         chat_template: Takes the place of the tokenizer's.
-        train_on: Some of `speech.TRAINABLE`, `assistant` among them.
+        train_on: Some of `records.TRAINABLE`, `assistant` among them.
         thinking: Which traces stay.
     """
 
@@ -97,6 +98,8 @@ class ChatJob(DatasetJob):
 
     def load_encoder(self) -> type[BlockEncoder]:
         """As in `DatasetJob`."""
+        from data_tools.chat_write import ChatEncoder
+
         return ChatEncoder
 
     def load_tokenizer(self) -> Tokenizer:

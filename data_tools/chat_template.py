@@ -25,7 +25,6 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
@@ -37,9 +36,6 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEnvironment
 from data_tools.errors import DataError
 from data_tools.readers import BadRecord
 
-SHIPPED_TEMPLATE = Path(__file__).parent / "chat_templates" / "chatml.jinja"
-"""For tokenizers of `train-tokenizer`, which puts it into their folder."""
-
 _INSIDE, _ESCAPED_INSIDE, _ESCAPED_OPEN, _ESCAPED_CLOSE = map(chr, range(0xFDD0, 0xFDD4))
 _OPEN, _CLOSE = "\x81", "\x8d"
 _MARKS = re.compile(f"[{_INSIDE}{_OPEN}{_CLOSE}]")
@@ -50,7 +46,6 @@ _ESCAPES = {
 }
 _UNESCAPES = {escape: mark for mark, escape in _ESCAPES.items()} | {_INSIDE: ""}
 _ESCAPED = re.compile(f"{_INSIDE}[{_ESCAPED_INSIDE}{_ESCAPED_OPEN}{_ESCAPED_CLOSE}]?")
-_NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 class TokenFinder:
@@ -249,44 +244,3 @@ def _to_json(
     sort_keys: bool = False,
 ) -> str:
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def template_source(tokenizer: Path, file: Path | None) -> tuple[str, Path]:
-    """The chat template of a tokenizer, and the file it stands in.
-
-    Args:
-        tokenizer: Tokenizer folder: its chat_template.jinja, else `chat_template` of tokenizer_config.json.
-        file: A template that takes its place.
-
-    Raises:
-        DataError: If there is none.
-    """
-    path = file or tokenizer / "chat_template.jinja"
-    if file or path.exists():
-        try:
-            return path.read_text(encoding="utf-8"), path
-        except OSError as error:
-            raise DataError(
-                f"{path}: cannot be read: {error.strerror}; name a Jinja file with --chat-template"
-            ) from None
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}: is no UTF-8: {error}; name a Jinja file with --chat-template") from None
-    path = tokenizer / "tokenizer_config.json"
-    source = json.loads(path.read_bytes()).get("chat_template") if path.exists() else None
-    if isinstance(source, list):  # [{name, template}]: several
-        source = next((entry["template"] for entry in source if entry.get("name") == "default"), None)
-    if not isinstance(source, str):
-        raise DataError(
-            f"{tokenizer}: holds no chat template (chat_template.jinja, or chat_template in tokenizer_config.json); "
-            f"give --chat-template FILE, for tokenizers of train-tokenizer {SHIPPED_TEMPLATE}"
-        )
-    return source, path
-
-
-def special_tokens(tokenizer: Path) -> dict[str, str]:
-    """Named tokens of a tokenizer folder, such as `bos_token`, for templates."""
-    config = json.loads((tokenizer / "tokenizer_config.json").read_bytes())
-    named = {
-        key: value["content"] if isinstance(value, dict) else value for key, value in config.items() if key in _NAMED
-    }
-    return {key: value for key, value in named.items() if isinstance(value, str)}

@@ -19,21 +19,20 @@ from data_tools.adapters.adapter import FileAdapter
 from data_tools.bpe import Encoded
 from data_tools.chat_encode import BatchEncoder, EncodedChats, Marked, PieceEncoder, WholeEncoder, added_tokens
 from data_tools.chat_shapes import Shapes
-from data_tools.chat_template import ChatTemplate, Rendered, holds_marks, special_tokens, strings_of
+from data_tools.chat_template import ChatTemplate, Rendered, holds_marks, strings_of
+from data_tools.chat_template_files import special_tokens
 from data_tools.dataset_writer import Batch, WrittenDataset
 from data_tools.encode import BlockEncoder, Read
 from data_tools.errors import DataError
 from data_tools.loss_mask import LossMasks
-from data_tools.manifest import ChatRecord
+from data_tools.manifest import CHAT_VERSION, ChatRecord
 from data_tools.origin import origins_of
 from data_tools.parts import Part
 from data_tools.readers import BadRecord, Raw
-from data_tools.records import Conversation
-from data_tools.speech import Thinking, contents_of, marked, messages_of, tools_of
+from data_tools.records import Conversation, Thinking
+from data_tools.speech import contents_of, marked, messages_of, tools_of
 from data_tools.tokenizer import Tokenizer, tokenizer_file
 
-CHAT_VERSION = "2"
-"""Raised when the same conversation would give other ids or another mask; recorded in every manifest."""
 CHECK_FIRST = 8
 CHECK_EVERY = 1_000
 LONGEST_CHECKED = 1_000_000

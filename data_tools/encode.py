@@ -21,11 +21,11 @@ from data_tools.errors import DataError
 from data_tools.indexed import dtype_for
 from data_tools.inputs import open_part
 from data_tools.job import TokenizeJob
-from data_tools.manifest import BLOCK_DOCUMENTS, EngineRecord, Manifest, SourceFile, TokenizerRecord
+from data_tools.manifest import BLOCK_DOCUMENTS, READER_VERSION, EngineRecord, Manifest, SourceFile, TokenizerRecord
 from data_tools.origin import Origins, origins_of
 from data_tools.parts import Part, place_of
 from data_tools.progress import Progress
-from data_tools.readers import READER_VERSION, BadRecord, Raw
+from data_tools.readers import BadRecord, Raw
 from data_tools.records import Conversation, Document, as_document
 from data_tools.rejects import Rejects
 from data_tools.selection import answer_lengths, no_answer

@@ -9,10 +9,9 @@ from data_tools.atomic_files import beside
 from data_tools.errors import DataError
 from data_tools.file_state import changes_of
 from data_tools.job import DatasetJob
-from data_tools.manifest import Manifest, check_files, manifest_path, read_manifest
+from data_tools.manifest import READER_VERSION, Manifest, check_files, manifest_path, read_manifest
+from data_tools.max_bad import parse_max_bad
 from data_tools.parts import Part
-from data_tools.readers import READER_VERSION
-from data_tools.rejects import parse_max_bad
 from data_tools.tokenizer import fingerprint
 
 

@@ -16,13 +16,14 @@ import glob
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data_tools.errors import DataError, UsageError
 from data_tools.formats import STDIN, format_of
-from data_tools.lines import JsonLines
-from data_tools.parquet import ParquetRows
 from data_tools.parts import InputFile, Part
-from data_tools.readers import Columns, Reader
+
+if TYPE_CHECKING:
+    from data_tools.readers import Columns, Reader
 
 INPUT_SUFFIXES = tuple(
     [f"{name}{packing}" for name in (".jsonl", ".ndjson") for packing in ("", ".gz", ".zst")]
@@ -117,4 +118,7 @@ def open_part(part: Part, columns: Columns | None = None) -> Reader:
         part: As from `split_inputs`.
         columns: The columns to take from Parquet; None: all. JSON lines come whole.
     """
+    from data_tools.lines import JsonLines  # whoever only finds inputs needs no reader
+    from data_tools.parquet import ParquetRows
+
     return ParquetRows(part, columns) if part.file.format == "parquet" else JsonLines(part)

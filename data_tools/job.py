@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from data_tools.adapters import adapter
-from data_tools.adapters.adapter import Adapter
+from data_tools.adapters import adapter_named, check_adapter
 from data_tools.atomic_files import beside
 from data_tools.errors import DataError, UsageError
 from data_tools.manifest import Manifest
+from data_tools.max_bad import parse_max_bad
 from data_tools.parts import Part
-from data_tools.rejects import parse_max_bad
 from data_tools.tokenizer import Tokenizer, is_model
 
 if TYPE_CHECKING:
+    from data_tools.adapters.adapter import Adapter
     from data_tools.bpe import EngineName, SpecialTokens
     from data_tools.encode import BlockEncoder
     from data_tools.selection import AnswerRule, Where
@@ -86,7 +86,7 @@ class DatasetJob:
         Raises:
             UsageError: If there is none of that name, or it takes no key.
         """
-        return adapter(self.adapter)
+        return adapter_named(self.adapter)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -125,7 +125,7 @@ class DatasetJob:
         if not 0 <= self.hold_out_percent < 100:
             raise UsageError(f"--hold-out: {self.hold_out_percent:g}% is not from 0% to below 100%")
         parse_max_bad(self.max_bad)
-        _ = self.reads
+        check_adapter(self.adapter)
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class TokenizeJob(DatasetJob):
     @property
     def reads(self) -> Adapter:
         """The adapter, told the key."""
-        return adapter(self.adapter, key=self.key)
+        return adapter_named(self.adapter, key=self.key)
 
     @property
     def text_key(self) -> str:
@@ -179,6 +179,7 @@ class TokenizeJob(DatasetJob):
     def check(self) -> None:
         """As in `DatasetJob`."""
         super().check()
+        check_adapter(self.adapter, key=self.key)
         if self.compat and self.special_tokens != "parse":
             raise UsageError(
                 f"--special-tokens {self.special_tokens}: preprocess_data.py parses control tokens; "

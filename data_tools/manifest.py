@@ -42,13 +42,12 @@ idx_bytes 34 + 3*4 + 3*8 + 4*8 = 102.
 from __future__ import annotations
 
 import hashlib
+import json
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
-
-import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from data_tools.atomic_files import beside, write_atomically
+from data_tools.checked_record import BadField, CheckedRecord, Count, Size
 from data_tools.errors import DataError
 from data_tools.index_header import ITEM_BYTES, DTypeName, read_index_header
 
@@ -56,31 +55,36 @@ FORMAT_VERSION = 1
 BLOCK_DOCUMENTS = 65_536
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+READER_VERSION = "2"
+"""Raised when the same record would give other text."""
+CHAT_VERSION = "2"
+"""Raised when the same conversation would give other ids or another mask."""
 
 
-class SourceFile(_Part):
+@dataclass(frozen=True, kw_only=True)
+class SourceFile(CheckedRecord):
     """One input file, as it was when it was read."""
 
     path: str
-    bytes: int = Field(ge=0)
+    bytes: Count
     sha256: str
     mtime_ns: int = 0
     ctime_ns: int = 0
     inode: int = 0
-    start: int = Field(default=0, ge=0)
+    start: Count = 0
 
 
-class TokenizerRecord(_Part):
+@dataclass(frozen=True, kw_only=True)
+class TokenizerRecord(CheckedRecord):
     """The tokenizer that made the ids."""
 
     fingerprint: str
-    vocab_size: int = Field(gt=0)
+    vocab_size: Size
     name: str
 
 
-class EngineRecord(_Part):
+@dataclass(frozen=True, kw_only=True)
+class EngineRecord(CheckedRecord):
     """The library that made the ids.
 
     Attributes:
@@ -93,10 +97,11 @@ class EngineRecord(_Part):
     name: str
     version: str
     reason: str = ""
-    compared: int = Field(default=0, ge=0)
+    compared: Count = 0
 
 
-class ChatRecord(_Part):
+@dataclass(frozen=True, kw_only=True)
+class ChatRecord(CheckedRecord):
     """How conversations became tokens, and the `PREFIX.mask` beside them.
 
     Attributes:
@@ -114,35 +119,36 @@ class ChatRecord(_Part):
     version: str
     template: str
     template_sha256: str
-    template_tokens: dict[str, str] = {}
+    template_tokens: dict[str, str] = field(default_factory=dict)
     train_on: list[str]
     thinking: str
-    trained_tokens: int = Field(ge=0)
-    mask_bytes: int = Field(ge=0)
+    trained_tokens: Count
+    mask_bytes: Count
     mask_sha256: str
 
 
-class Manifest(_Part):
+@dataclass(frozen=True, kw_only=True)
+class Manifest(CheckedRecord):
     """What a tokenised dataset holds; the fields are described at the top of this file."""
 
     format_version: int = FORMAT_VERSION
-    documents: int = Field(ge=0)
-    tokens: int = Field(ge=0)
-    rejected: int = Field(ge=0)
+    documents: Count
+    tokens: Count
+    rejected: Count
     rejected_by_reason: dict[str, int]
-    left_out: int = Field(default=0, ge=0)
-    bin_bytes: int = Field(ge=0)
-    idx_bytes: int = Field(ge=0)
+    left_out: Count = 0
+    bin_bytes: Count
+    idx_bytes: Count
     bin_sha256: str
     idx_sha256: str
     origin_bytes: int | None = None
     origin_sha256: str | None = None
     dtype: DTypeName
-    max_token_id: int = Field(ge=0)
-    block_documents: int = Field(default=BLOCK_DOCUMENTS, gt=0)
+    max_token_id: Count
+    block_documents: Size = BLOCK_DOCUMENTS
     tokens_per_block: list[int]
     append_eod: bool
-    eod_id: int = Field(ge=0)
+    eod_id: Count
     text_key: str = "text"
     adapter: str = "text"
     where: str = ""
@@ -155,22 +161,25 @@ class Manifest(_Part):
     tokenizer: TokenizerRecord
     sources: list[SourceFile]
     chat: ChatRecord | None = None
-    parts: list[str] = []
+    parts: list[str] = field(default_factory=list)
     command: str
     versions: dict[str, str]
     created: str
 
-    @model_validator(mode="after")
-    def _check_sums(self) -> Self:
-        """A manifest that contradicts itself was edited or damaged."""
+    def __post_init__(self) -> None:
+        """Checks the fields; a manifest that contradicts itself was edited or damaged.
+
+        Raises:
+            BadField: If one does not fit, or a sum is not what it must be.
+        """
+        super().__post_init__()
         expected_bytes = self.tokens * ITEM_BYTES[self.dtype]
         if self.bin_bytes != expected_bytes:
-            raise ValueError(f"bin_bytes {self.bin_bytes} is not tokens x {ITEM_BYTES[self.dtype]} = {expected_bytes}")
+            raise BadField(f"bin_bytes {self.bin_bytes} is not tokens x {ITEM_BYTES[self.dtype]} = {expected_bytes}")
         if sum(self.tokens_per_block) != self.tokens:
-            raise ValueError(f"tokens_per_block sums to {sum(self.tokens_per_block)}, tokens is {self.tokens}")
+            raise BadField(f"tokens_per_block sums to {sum(self.tokens_per_block)}, tokens is {self.tokens}")
         if sum(self.rejected_by_reason.values()) != self.rejected:
-            raise ValueError(f"rejected_by_reason does not sum to rejected = {self.rejected}")
-        return self
+            raise BadField(f"rejected_by_reason does not sum to rejected = {self.rejected}")
 
     @property
     def data_id(self) -> str:
@@ -202,8 +211,8 @@ def read_manifest(prefix: str | Path) -> Manifest:
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     try:
-        fields = orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
+        fields = json.loads(raw)
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON ({error}); tokenize it again with --overwrite") from None
     version = fields.get("format_version") if isinstance(fields, dict) else None
     if version != FORMAT_VERSION:
@@ -212,12 +221,9 @@ def read_manifest(prefix: str | Path) -> Manifest:
             "tokenize it again with --overwrite"
         )
     try:
-        return Manifest.model_validate(fields)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        said = f"{key}: {first['msg']}" if key else first["msg"]
-        raise DataError(f"{path}: {said}; tokenize it again with --overwrite") from None
+        return Manifest.of(fields)
+    except BadField as error:
+        raise DataError(f"{path}: {error}; tokenize it again with --overwrite") from None
 
 
 def _absent(prefix: str | Path, path: Path) -> str:
@@ -233,7 +239,9 @@ def _absent(prefix: str | Path, path: Path) -> str:
 
 def write_manifest(prefix: str | Path, manifest: Manifest) -> None:
     """Writes the manifest atomically. Call it last: from here on the dataset counts as finished."""
-    content = orjson.dumps(manifest.model_dump(mode="json"), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    import orjson
+
+    content = orjson.dumps(manifest, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
     write_atomically(manifest_path(prefix), content)
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import datetime
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -167,7 +168,7 @@ def _engine(engines: Sequence[EngineRecord | None]) -> EngineRecord | None:
         return None
     versions = " and ".join(sorted({engine.version for engine in engines if engine}))
     compared = sum(engine.compared for engine in engines if engine)
-    return first.model_copy(update={"version": versions, "compared": compared})
+    return replace(first, version=versions, compared=compared)
 
 
 def _merged(written: WrittenDataset, parts: Sequence[Manifest], *, command: str) -> Manifest:
@@ -175,7 +176,7 @@ def _merged(written: WrittenDataset, parts: Sequence[Manifest], *, command: str)
     rejected: Counter[str] = Counter()
     for part in parts:
         rejected.update(part.rejected_by_reason)
-    fields = {
+    fields: dict[str, Any] = {
         "documents": len(pair.lengths),
         "tokens": int(pair.lengths.sum(dtype=np.int64)),
         "rejected": rejected.total(),
@@ -190,7 +191,7 @@ def _merged(written: WrittenDataset, parts: Sequence[Manifest], *, command: str)
         "origin_sha256": written.origin_sha256,
         "max_token_id": pair.max_token_id,
         "tokens_per_block": tokens_per_block(pair.lengths, block_documents=first.block_documents),
-        "sources": [source.model_dump() for source in _sources(parts)],
+        "sources": _sources(parts),
         "parts": [part.data_id for part in parts],
         "engine": _engine([part.engine for part in parts]),
         "command": command,
@@ -198,5 +199,5 @@ def _merged(written: WrittenDataset, parts: Sequence[Manifest], *, command: str)
     }
     if first.chat:
         names = ("trained_tokens", "mask_bytes", "mask_sha256")
-        fields["chat"] = first.chat.model_dump() | {name: getattr(written, name) for name in names}
-    return Manifest.model_validate(first.model_dump() | fields)
+        fields["chat"] = replace(first.chat, **{name: getattr(written, name) for name in names})
+    return replace(first, **fields)

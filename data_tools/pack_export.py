@@ -35,7 +35,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from data_tools.adapters import adapter as adapter_named
+from data_tools.adapters import adapter_named
 from data_tools.atomic_files import beside
 from data_tools.errors import DataError, SetupError, UsageError
 from data_tools.inputs import find_inputs, open_part

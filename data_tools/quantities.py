@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import math
 import re
-from decimal import Decimal
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from decimal import Decimal
 
 _SCALES = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _COUNT = re.compile(
@@ -49,6 +52,8 @@ def parse_count(value: object) -> int:
 
 
 def _exact(value: int | float | str) -> Decimal:
+    from decimal import Decimal  # whoever only prints counts need not load it
+
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{value!r} is not a finite number")
     if not isinstance(value, str):
@@ -78,6 +83,8 @@ def parse_bytes(text: str) -> int:
         raise ValueError(
             f"{text!r} is no size; write a number and its unit: MB, GB, TB (powers of 1000), MiB, GiB, TiB"
         )
+    from decimal import Decimal
+
     unit = 1024 if match["binary"] else 1000
     return int(Decimal(match["number"]) * unit ** (2 + "MGT".index(match["scale"])))
 
@@ -112,9 +119,9 @@ def format_count(count: int) -> str:
     """
     if abs(count) < 1000:
         return str(count)
-    rounded = Decimal(f"{Decimal(count):.2e}")  # rounded first, so that 999,999 becomes 1M, not 1000K
-    scale = next(name for name, size in reversed(_SCALES.items()) if abs(rounded) >= size)
-    return f"{(rounded / _SCALES[scale]).normalize():f}{scale}"
+    mantissa, _, exponent = f"{count:.2e}".partition("e")  # rounded first, so that 999,999 becomes 1M, not 1000K
+    thousands = min(int(exponent) // 3, len(_SCALES))
+    return f"{float(mantissa) * 10 ** (int(exponent) - 3 * thousands):.10g}{list(_SCALES)[thousands - 1]}"
 
 
 def format_exact(count: int) -> str:

@@ -27,9 +27,6 @@ import orjson
 from data_tools.errors import DataError
 from data_tools.manifest import SourceFile
 
-READER_VERSION = "2"
-"""Raised when the same record would give other text; recorded in every manifest."""
-
 Record = dict[str, Any]
 
 

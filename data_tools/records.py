@@ -11,6 +11,11 @@ from typing import Literal, NamedTuple
 
 Domain = Literal["code", "general", "math", "science"]
 Role = Literal["system", "user", "assistant", "tool"]
+Thinking = Literal["keep", "strip", "last"]
+"""Which traces of thinking stay; see `speech.py`."""
+
+TRAINABLE = ("assistant", "thinking", "tools")
+"""What of a conversation is trained on, of choice; see `speech.py`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,12 +32,11 @@ from data_tools.errors import DataError, UsageError, UserError
 from data_tools.formats import STDIN
 from data_tools.inputs import find_inputs
 from data_tools.job import DatasetJob
-from data_tools.manifest import Manifest, manifest_path
+from data_tools.manifest import READER_VERSION, Manifest, manifest_path
 from data_tools.parts import Part, parts_of_task, split_inputs
 from data_tools.progress import Progress
-from data_tools.readers import READER_VERSION
 from data_tools.tokenize import TokenizeResult, write_dataset
-from data_tools.tokenizer import Tokenizer, describe
+from data_tools.tokenizer import Tokenizer, fingerprint
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def make_plan(job: DatasetJob, *, shard_bytes: int) -> ShardPlan:
     files = find_inputs(job.inputs).files
     parts = tuple(split_inputs(files, part_bytes=shard_bytes))
     numbers = {file.path: number for number, file in enumerate(files)}
-    settings = {"tokenizer": describe(job.tokenizer).fingerprint, "reader": READER_VERSION, **job.settings}
+    settings = {"tokenizer": fingerprint(job.tokenizer), "reader": READER_VERSION, **job.settings}
     fields = {
         "format_version": PLAN_FORMAT_VERSION,
         "shard_bytes": shard_bytes,

@@ -17,17 +17,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import orjson
 
 from data_tools.chat_encode import Marked, Ranges
 from data_tools.chat_template import Rendered
 from data_tools.readers import BadRecord
-from data_tools.records import Conversation, Turn
-
-Thinking = Literal["keep", "strip", "last"]
-TRAINABLE = ("assistant", "thinking", "tools")
+from data_tools.records import Conversation, Thinking, Turn
 
 _OPEN, _CLOSE = "<think>", "</think>"
 _TRACE = re.compile(rf"\A\s*{_OPEN}.*?{_CLOSE}\s*", re.DOTALL)

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 
 from data_tools.errors import DataError
 from data_tools.tokenizer_json import TokenizerFacts as TokenizerFacts
-from data_tools.tokenizer_json import eod_token_of, facts_of, fingerprint_of, read_tokenizer
+from data_tools.tokenizer_json import facts_of, fingerprint_of_file, read_tokenizer
 
 if TYPE_CHECKING:
     from data_tools.bpe import ChosenEngine, Encoded, EngineName, Reference, SpecialTokens
@@ -47,10 +47,9 @@ def fingerprint(tokenizer: str | Path) -> str:
         DataError: If there is no tokenizer.
     """
     path = tokenizer_file(tokenizer)
-    content = read_tokenizer(path)
-    if is_json(content):
-        return fingerprint_of(content, eod_token_of(path))
-    return describe(tokenizer).fingerprint
+    if is_model(path):
+        return describe(tokenizer).fingerprint
+    return fingerprint_of_file(path)
 
 
 def describe(tokenizer: str | Path) -> TokenizerFacts:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-
-import orjson
 
 from data_tools.errors import DataError
 
@@ -35,6 +35,21 @@ def fingerprint_of(content: bytes, eod_token: str) -> str:
     """Identity of a tokenizer: sha256 hex over the bytes of its file, then the end-of-document token."""
     digest = hashlib.sha256(content)
     digest.update(eod_token.encode())
+    return digest.hexdigest()
+
+
+def fingerprint_of_file(path: Path) -> str:
+    """The same of a tokenizer.json that is not held in memory.
+
+    Raises:
+        DataError: If it cannot be read, or names no end-of-document token.
+    """
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256")
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    digest.update(eod_token_of(path).encode())
     return digest.hexdigest()
 
 
@@ -77,7 +92,7 @@ def eod_token_of(json_file: Path) -> str:
         DataError: If it names none.
     """
     path = json_file.parent / "tokenizer_config.json"
-    token = _object_of(path, read_tokenizer(path)).get("eos_token")
+    token = _object_of(path, read_tokenizer(path), json.loads).get("eos_token")  # small: orjson would only cost time
     if isinstance(token, dict):  # transformers writes AddedToken objects too
         token = token.get("content")
     if not isinstance(token, str) or not token:
@@ -94,10 +109,14 @@ def read_tokenizer(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read: {error.strerror}; a tokenizer folder holds tokenizer.json and "
-            "tokenizer_config.json, make one with: python -m data_tools train-tokenizer"
-        ) from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(
+        f"{path}: cannot be read: {error.strerror}; a tokenizer folder holds tokenizer.json and "
+        "tokenizer_config.json, make one with: python -m data_tools train-tokenizer"
+    )
 
 
 def parse_json(content: bytes) -> Any:
@@ -111,16 +130,18 @@ def parse_json(content: bytes) -> Any:
     was_on = gc.isenabled()
     gc.disable()
     try:
+        import orjson
+
         return orjson.loads(content)
     finally:
         if was_on:
             gc.enable()
 
 
-def _object_of(path: Path, content: bytes) -> dict[str, Any]:
+def _object_of(path: Path, content: bytes, parse: Callable[[bytes], Any] = parse_json) -> dict[str, Any]:
     try:
-        fields = parse_json(content)
-    except orjson.JSONDecodeError as error:
+        fields = parse(content)
+    except ValueError as error:
         raise DataError(f"{path}: not JSON ({error})") from None
     if not isinstance(fields, dict):
         raise DataError(f"{path}: holds no JSON object")

@@ -18,13 +18,14 @@ from typing import Any
 
 import orjson
 
-from data_tools.adapters import adapter
+from data_tools.adapters import adapter_named
 from data_tools.atomic_files import only_writer, write_atomically
-from data_tools.chat_template import SHIPPED_TEMPLATE
+from data_tools.chat_template_files import SHIPPED_TEMPLATE
 from data_tools.documents import texts
 from data_tools.errors import DataError, UsageError
 from data_tools.inputs import find_inputs
-from data_tools.readers import READER_VERSION, hash_file
+from data_tools.manifest import READER_VERSION
+from data_tools.readers import hash_file
 from data_tools.tokenizer import (
     CONTROL_TOKENS,
     EOD_TOKEN,
@@ -146,7 +147,7 @@ def _said(value: object) -> str:
 
 def _training_texts(files: Sequence[Path], key: str) -> Iterator[str]:
     """Texts without added tokens: those have ids already and must not earn merges."""
-    for text in texts(files, adapter("text", key=key)):
+    for text in texts(files, adapter_named("text", key=key)):
         yield from filter(None, _ADDED_TEXT.split(text))
 
 

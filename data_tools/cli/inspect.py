@@ -192,7 +192,7 @@ def _print_json(view: Documents | Rows, number: int | None, tokenizer: Tokenizer
     else:
         shown = {
             "data_id": view.stored.data_id,
-            "manifests": [shard.manifest.model_dump(mode="json") for shard in view.stored.shards],
+            "manifests": [shard.manifest for shard in view.stored.shards],
         }
     shown["lengths"] = {
         name: asdict(LengthFacts.of(values)) | {"histogram": [asdict(one) for one in doublings(values)]}

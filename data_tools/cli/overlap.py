@@ -100,17 +100,17 @@ def _report(path: Path) -> Iterator[BinaryIO]:
 
 
 def _corpus(name: str, options: argparse.Namespace) -> Corpus:
-    from data_tools.adapters import adapter
+    from data_tools.adapters import adapter_named
     from data_tools.overlap import Corpus
 
     if Path(name).suffix in (".yaml", ".yml"):
         return _corpus_of_recipe(name, options.data_root)
-    return Corpus(name, (([name], adapter(options.adapter, key=options.key)),))
+    return Corpus(name, (([name], adapter_named(options.adapter, key=options.key)),))
 
 
 def _corpus_of_recipe(name: str, data_root: Path) -> Corpus:
     """The text from which the datasets of a source or blend were made, as their manifests name it."""
-    from data_tools.adapters import adapter
+    from data_tools.adapters import adapter_named
     from data_tools.blend_files import SourceFile, read_file
     from data_tools.dataset import find_dataset
     from data_tools.overlap import Corpus
@@ -137,7 +137,7 @@ def _corpus_of_recipe(name: str, data_root: Path) -> Corpus:
             of_reader = paths.setdefault((manifest.adapter, manifest.text_key), {})
             of_reader.update(dict.fromkeys(text.path for text in manifest.sources))
         for (reader, key), names in paths.items():
-            parts.append(([Path(path) for path in names], adapter(reader, key=key or None)))
+            parts.append(([Path(path) for path in names], adapter_named(reader, key=key or None)))
     return Corpus(name, tuple(parts), skips_bad=rejected > 0)
 
 

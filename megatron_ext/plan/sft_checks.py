@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_tools.chat_template import SHIPPED_TEMPLATE, template_source
+from data_tools.chat_template_files import SHIPPED_TEMPLATE, template_source
 from data_tools.dataset import StoredDataset
 from data_tools.errors import DataError
 from data_tools.pack_rows import SourceCount

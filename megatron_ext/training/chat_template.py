@@ -6,7 +6,7 @@ import functools
 import hashlib
 from pathlib import Path
 
-from data_tools.chat_template import template_source
+from data_tools.chat_template_files import template_source
 from data_tools.errors import SetupError
 from megatron_ext.plan.stage_plan import StagePlan
 

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
 
-from data_tools.adapters import adapter
+from data_tools.adapters import adapter_named
 from data_tools.overlap import Corpus, find_overlap
 
 DOCUMENT_WORDS, QUESTION_WORDS, QUESTIONS = 500, 40, 2000
@@ -70,7 +70,7 @@ def _write(path: Path, size: int, seed: int, planted: list[str]) -> list[str]:
 
 
 def _measure(root: Path, first: str, second: str) -> None:
-    corpora = [Corpus(name, (([root / f"{name}.jsonl"], adapter("text")),)) for name in (first, second)]
+    corpora = [Corpus(name, (([root / f"{name}.jsonl"], adapter_named("text")),)) for name in (first, second)]
     wall, cpu = time.perf_counter(), time.process_time()
     found = find_overlap(corpora[0], corpora[1])
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu

@@ -48,6 +48,7 @@ class Cost:
 def _run(command: list[str], *, cwd: Path) -> Cost:
     """Runs a command; its memory is looked at every `LOOK_S`."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(cwd)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # what is installed has its bytecode beside it
     before = os.times()
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.DEVNULL, stderr=said)

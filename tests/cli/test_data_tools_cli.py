@@ -46,12 +46,26 @@ def test_tokenize_ends_with_a_summary_and_says_when_it_was_done(data: Path, caps
     assert read_manifest("out").command == f"data-tools {shlex.join(command)}"
 
 
-def test_a_finished_job_loads_nothing_that_encodes_or_draws(data: Path) -> None:
-    command = shlex.split("tokenize --input in.jsonl --tokenizer tok --output out --append-eod")
+HEAVY = ("numpy", "pydantic", "orjson", "jinja2", "rich", "tokenizers", "gigatoken", "decimal", "data_tools.encode")
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "tokenize --input in.jsonl --tokenizer tok --output out --append-eod",
+        "tokenize --input in.jsonl --tokenizer tok --output out --hold-out 50% --on-error skip --max-bad 1",
+        "chat --input chats.jsonl --tokenizer tok --output out",
+    ],
+)
+def test_a_finished_job_loads_nothing_that_encodes_draws_or_takes_long(data: Path, written: str) -> None:
+    Path("chats.jsonl").write_text(
+        '{"messages": [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}]}\n'
+    )
+    command = shlex.split(written)
     assert main(command) == 0
     program = (
         "import sys; from data_tools.__main__ import main; main(sys.argv[1:]); "
-        "print(sorted({'numpy', 'rich', 'tokenizers', 'gigatoken', 'data_tools.encode'} & set(sys.modules)))"
+        f"print(sorted(set({HEAVY}) & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program, *command], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[0] == "out: already done"

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import transformers
 
-from data_tools.chat_template import SHIPPED_TEMPLATE
+from data_tools.chat_template_files import SHIPPED_TEMPLATE
 from data_tools.chat_write import ChatMaker
-from data_tools.records import Conversation, Turn
-from data_tools.speech import TRAINABLE, messages_of, tools_of
+from data_tools.records import TRAINABLE, Conversation, Turn
+from data_tools.speech import messages_of, tools_of
 from data_tools.tokenizer import Tokenizer, train
 
 TOOLS = json.dumps([{"name": "add", "description": "Adds — numbers", "parameters": {"a": "int", "b": "int"}}])

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from data_tools.chat_template import SHIPPED_TEMPLATE
+from data_tools.chat_template_files import SHIPPED_TEMPLATE
 from data_tools.indexed import IndexedWriter
 from data_tools.loss_mask import LossMasks, mask_path
 from data_tools.manifest import ChatRecord, Manifest, TokenizerRecord, write_manifest

@@ -55,7 +55,7 @@ PURE_DATA_TOOLS = {
     "progress",
     "drawing",
     "pack_rows",
-    "chat_template",
+    "chat_template_files",
     "schema",
     "blend_files",
 }

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_tools.adapters import ADAPTERS, adapter
+from data_tools.adapters import NAMES, adapter_named
 from data_tools.adapters.adapter import Item
 from data_tools.errors import DataError, UsageError
 from data_tools.inputs import find_inputs, open_part
@@ -145,7 +145,7 @@ EXPECTED: dict[str, list[Item | str]] = {
 def read(path: Path, name: str) -> list[Item | str]:
     """Every record of a file: what it says, or the reason why it says nothing."""
     part = Part(find_inputs([path]).files[0])
-    reads = adapter(name)
+    reads = adapter_named(name)
     convert = reads.for_file(path)
     said: list[Item | str] = []
     for block in open_part(part, reads.columns).blocks():
@@ -158,7 +158,7 @@ def read(path: Path, name: str) -> list[Item | str]:
 
 
 def test_every_adapter_has_rows_here() -> None:
-    assert {path.stem for path in ROWS.glob("*.jsonl")} == set(EXPECTED) == set(ADAPTERS)
+    assert {path.stem for path in ROWS.glob("*.jsonl")} == set(EXPECTED) == set(NAMES)
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -187,7 +187,7 @@ def test_rows_of_parquet_say_the_same(name: str, tmp_path: Path) -> None:
 )
 def test_the_folder_tells_the_domain(name: str, folder: str, domain: str) -> None:
     line = (ROWS / f"{name}.jsonl").read_bytes().splitlines()[0]
-    assert adapter(name).for_file(Path("data") / folder / "0.parquet")(line).domain == domain
+    assert adapter_named(name).for_file(Path("data") / folder / "0.parquet")(line).domain == domain
 
 
 def test_what_the_wrong_adapter_reads_ends_at_the_first_record(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_what_the_wrong_adapter_reads_of_parquet_names_all_its_columns(tmp_path:
 
 
 def test_text_is_taken_from_the_key_that_is_given() -> None:
-    convert = adapter("text", key="body").for_file(Path("a"))
+    convert = adapter_named("text", key="body").for_file(Path("a"))
     assert convert(b'{"body": "b", "text": "t", "id": "i"}') == Document("i", "b")
     assert convert(b'{"body": [{"from": "human", "value": "q"}], "id": "i"}') == Document("i", "q")
     with pytest.raises(BadRecord, match='missing key: no key "body"; keys: id, text'):
@@ -216,7 +216,7 @@ def test_text_is_taken_from_the_key_that_is_given() -> None:
 
 
 def test_equal_content_has_an_equal_id_and_other_content_another() -> None:
-    convert = adapter("sharegpt").for_file(Path("a"))
+    convert = adapter_named("sharegpt").for_file(Path("a"))
     first, same, other = (
         convert(b'{"conversations": [{"from": "human", "value": "%s"}, {"from": "gpt", "value": "2"}]}' % question)
         for question in (b"q", b"q", b"r")
@@ -226,23 +226,25 @@ def test_equal_content_has_an_equal_id_and_other_content_another() -> None:
 
 def test_a_conversation_has_one_id_whichever_adapter_reads_it() -> None:
     line = (ROWS / "openthoughts3.jsonl").read_bytes().splitlines()[0]
-    ids = {adapter(name).for_file(Path("a"))(line).id for name in ("text", "sharegpt", "openthoughts3")}
+    ids = {adapter_named(name).for_file(Path("a"))(line).id for name in ("text", "sharegpt", "openthoughts3")}
     assert ids == {turns_hash(USER, EASY)}
 
 
 def test_a_trace_belongs_to_the_answer() -> None:
-    item = adapter("openthoughts3").for_file(Path("a"))((ROWS / "openthoughts3.jsonl").read_bytes().splitlines()[0])
+    item = adapter_named("openthoughts3").for_file(Path("a"))(
+        (ROWS / "openthoughts3.jsonl").read_bytes().splitlines()[0]
+    )
     assert isinstance(item, Conversation)
     assert as_document(item).answer == "<think>\nEasy.\n</think>\n\n2"
 
 
 def test_an_adapter_that_does_not_exist_is_answered_with_near_names() -> None:
     with pytest.raises(UsageError, match="--adapter: no adapter 'openthoughts'; near ones: openthoughts3"):
-        adapter("openthoughts")
+        adapter_named("openthoughts")
     with pytest.raises(UsageError, match="--adapter: no adapter 'qqq'; there are: messages, nemotron-cc-math-v1, "):
-        adapter("qqq")
+        adapter_named("qqq")
 
 
 def test_only_text_takes_a_key() -> None:
     with pytest.raises(UsageError, match="--key: 'body': the adapter sharegpt knows its columns"):
-        adapter("sharegpt", key="body")
+        adapter_named("sharegpt", key="body")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import get_args
 
-from data_tools.adapters import ADAPTERS
+from data_tools.adapters import NAMES, adapter_named
 from data_tools.adapters.adapter import Adapter
 from data_tools.inputs import INPUT_SUFFIXES
 from data_tools.selection import Field
@@ -21,7 +21,7 @@ def row_of(adapter: Adapter) -> str:
 
 def test_the_table_is_the_registry() -> None:
     rows = [line for line in PAGE.splitlines() if line.startswith("| `") and line.count(" | ") == 5]
-    assert rows == [row_of(adapter) for adapter in ADAPTERS.values()]
+    assert rows == [row_of(adapter_named(name)) for name in NAMES]
 
 
 def test_the_page_names_all_suffixes_and_fields() -> None:

@@ -15,7 +15,8 @@ import pytest
 from data_tools import chat_encode
 from data_tools.chat import ChatJob, chat
 from data_tools.chat_shapes import Shape
-from data_tools.chat_template import SHIPPED_TEMPLATE, ChatTemplate
+from data_tools.chat_template import ChatTemplate
+from data_tools.chat_template_files import SHIPPED_TEMPLATE
 from data_tools.chat_write import LONGEST_CHECKED
 from data_tools.errors import DataError, UsageError
 from data_tools.indexed import IndexedReader

@@ -6,7 +6,8 @@ import pytest
 
 from data_tools import chat_shapes
 from data_tools.chat_shapes import Shape, Shapes
-from data_tools.chat_template import SHIPPED_TEMPLATE, ChatTemplate
+from data_tools.chat_template import ChatTemplate
+from data_tools.chat_template_files import SHIPPED_TEMPLATE
 
 ROLES = ("system", "user", "assistant", "user", "assistant")
 CONTROL = ("<|end|>", "<|im_start|>", "<|im_end|>")

@@ -92,9 +92,7 @@ def test_a_shard_of_another_plan_is_refused(job: TokenizeJob) -> None:
     write_shards(job)
     prefix = job.output / "shard-00001"
     manifest = read_manifest(prefix)
-    write_manifest(
-        prefix, manifest.model_copy(update={"sources": [manifest.sources[0].model_copy(update={"start": 7})]})
-    )
+    write_manifest(prefix, replace(manifest, sources=[replace(manifest.sources[0], start=7)]))
     with pytest.raises(DataError, match=r"another plan: first byte of the input: it has 7, .*plan\.json says 88"):
         read_dataset(job.output)
     assert [shard.state for shard in status(job.output)] == ["done", "damaged", "done"]

@@ -76,7 +76,7 @@ def test_a_dataset_without_origins_says_nothing_of_them(job: TokenizeJob) -> Non
     tokenize(job, NoProgress())
     stored = read_dataset(job.output)
     shard = stored.shards[0]
-    bare = replace(shard, manifest=shard.manifest.model_copy(update={"origin_bytes": None}))
+    bare = replace(shard, manifest=replace(shard.manifest, origin_bytes=None))
     assert Documents(replace(stored, shards=(bare,)))[0].origin is None
 
 

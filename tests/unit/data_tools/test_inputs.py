@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from data_tools.adapters import adapter
+from data_tools.adapters import adapter_named
 from data_tools.documents import texts
 from data_tools.errors import DataError, UsageError
 from data_tools.inputs import find_inputs, open_part
@@ -166,7 +166,7 @@ def test_every_bad_line_has_its_number_and_reason_whatever_the_line_ends(tmp_pat
     ]
     for end in (b"\n", b"\r\n"):
         path = write(tmp_path / "a.jsonl", end.join(lines))
-        convert = adapter("text").for_file(path)
+        convert = adapter_named("text").for_file(path)
         said = {}
         for block in open_part(Part(find_inputs([path]).files[0])).blocks():
             for row, raw in enumerate(block.records, start=block.first_row):
@@ -192,11 +192,11 @@ def test_every_bad_line_has_its_number_and_reason_whatever_the_line_ends(tmp_pat
 def test_texts_stop_at_the_first_bad_record_with_its_number(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", LINE + b'{"text": 1}\n')
     with pytest.raises(DataError, match=r'a\.jsonl:2: not a string: "text" is int, not a string; mend or remove'):
-        list(texts([path], adapter("text")))
+        list(texts([path], adapter_named("text")))
 
 
 def test_texts_of_all_formats_are_one_stream(tmp_path: Path) -> None:
     write(tmp_path / "1.jsonl")
     write(tmp_path / "2.jsonl.gz", gzip.compress(b'{"text": "b"}', mtime=0))
     pq.write_table(pa.table({"text": ["c", "d"]}), tmp_path / "3.parquet")
-    assert list(texts([tmp_path], adapter("text"))) == ["a", "b", "c", "d"]
+    assert list(texts([tmp_path], adapter_named("text"))) == ["a", "b", "c", "d"]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import data_tools.ngrams
-from data_tools.adapters import adapter
+from data_tools.adapters import adapter_named
 from data_tools.errors import DataError
 from data_tools.ngrams import hash_documents
 from data_tools.overlap import Corpus, Overlap, find_overlap, write_report
@@ -25,7 +25,7 @@ def corpus(name: str, *texts: str) -> Corpus:
     Path(f"{name}.jsonl").write_text(
         "".join(json.dumps({"id": f"{name}{i}", "text": t}) + "\n" for i, t in enumerate(texts))
     )
-    return Corpus(name, (([f"{name}.jsonl"], adapter("text")),))
+    return Corpus(name, (([f"{name}.jsonl"], adapter_named("text")),))
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from data_tools.adapters import adapter
+from data_tools.adapters import adapter_named
 from data_tools.documents import texts
 from data_tools.overlap import Corpus, find_overlap
 from data_tools.samples.command import make_samples
@@ -97,7 +97,7 @@ def test_evaluation_sets_share_no_document_with_what_is_trained_on(made: dict[in
         path = tmp_path / f"{name}.jsonl"
         questions = sorted(questions_of(made[0], name))
         path.write_text("".join(f"{json.dumps({'text': text})}\n" for text in questions))
-        corpora.append(Corpus(name, (([path], adapter("text")),)))
+        corpora.append(Corpus(name, (([path], adapter_named("text")),)))
     for corpus in corpora[1:]:
         overlap = find_overlap(corpora[0], corpus)
         assert [int(side.duplicates.sum()) for side in overlap.sides] == [0, 0], corpus.name
@@ -106,7 +106,7 @@ def test_evaluation_sets_share_no_document_with_what_is_trained_on(made: dict[in
 @pytest.mark.parametrize("name", ["eval", "rl"])
 def test_a_prompt_is_read_as_one_of_nemotron_crossthink(made: dict[int, Path], name: str) -> None:
     file, rows = made[0] / f"{name}.jsonl", rows_of(made[0], name)
-    read = list(texts([file], adapter("nemotron-crossthink")))
+    read = list(texts([file], adapter_named("nemotron-crossthink")))
     assert read == [row["prompt"][0]["content"] for row in rows]
     assert len({row["id"] for row in rows}) == len(rows)
 

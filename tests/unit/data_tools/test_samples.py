@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from data_tools.adapters import adapter
+from data_tools.adapters import adapter_named
 from data_tools.documents import texts
 from data_tools.errors import DataError, UsageError
 from data_tools.progress import NoProgress
@@ -88,7 +88,7 @@ def test_the_card_tells_what_the_files_hold(samples: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["base", "ldq", "shq"])
 def test_the_text_of_a_row_is_what_its_adapter_reads(samples: Path, name: str) -> None:
     source, file = SOURCES[name], samples / f"{name}.jsonl"
-    assert list(texts([file], adapter("text"))) == [source.text(row) for row in rows_of(file)]
+    assert list(texts([file], adapter_named("text"))) == [source.text(row) for row in rows_of(file)]
 
 
 @pytest.mark.parametrize("name", ["ldq", "shq", "eval", "rl"])

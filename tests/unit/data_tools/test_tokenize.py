@@ -8,6 +8,7 @@ import json
 import os
 import resource
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -205,7 +206,7 @@ def test_a_dataset_of_another_version_of_the_reader_is_another_dataset(
 ) -> None:
     source = write_lines({"text": "a"})
     manifest = run(source, tiny_tokenizer).manifest
-    old = manifest.model_copy(update={"versions": manifest.versions | {"reader": "0"}})
+    old = replace(manifest, versions=manifest.versions | {"reader": "0"})
     write_manifest(source.parent / "out", old)
     with pytest.raises(DataError, match="reader version: it has 0, asked for "):
         run(source, tiny_tokenizer)

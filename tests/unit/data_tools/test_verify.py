@@ -13,7 +13,7 @@ import pytest
 from data_tools.chat import ChatJob, chat
 from data_tools.errors import DataError
 from data_tools.loss_mask import mask_path, read_masks
-from data_tools.manifest import Manifest, read_manifest, write_manifest
+from data_tools.manifest import read_manifest, write_manifest
 from data_tools.origin import ORIGIN
 from data_tools.progress import NoProgress
 from data_tools.shards import freeze_plan, make_plan, parse_task, tokenize_shards
@@ -41,7 +41,7 @@ def change_bin(prefix: Path, position: int, number: int, **claims: object) -> No
 
 
 def claim(prefix: Path, **claims: object) -> None:
-    write_manifest(prefix, Manifest.model_validate(read_manifest(prefix).model_dump() | claims))
+    write_manifest(prefix, replace(read_manifest(prefix), **claims))
 
 
 def test_a_dataset_as_it_was_written_is_right(prefix: Path) -> None:
@@ -150,7 +150,7 @@ def test_a_mask_that_leaves_its_document_is_found(chats: Path, run: list[list[in
     mask_path(chats).write_bytes(content)
     record = read_manifest(chats).chat
     assert record is not None
-    claim(chats, chat=record.model_dump() | {"mask_sha256": hashlib.sha256(content).hexdigest()})
+    claim(chats, chat=replace(record, mask_sha256=hashlib.sha256(content).hexdigest()))
     with pytest.raises(DataError, match=said):
         verify(chats, deep=True)
 
