@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from data_tools.documents import texts
 from data_tools.overlap import Corpus, find_overlap
 from data_tools.samples.command import make_samples
 from data_tools.samples.prompts import EVAL, RL, SCORER_OF, UNSEEN, accepts
-from data_tools.samples.rows import Tally
+from data_tools.samples.rows import Tally, content_id
 from data_tools.samples.tasks import USES, new_tasks, use_of
 from data_tools.samples.write import Request
 
@@ -30,13 +31,8 @@ def plain(text: str) -> str:
 
 
 def questions_of(folder: Path, name: str) -> set[str]:
-    """Questions, normalised here and not by the code under test."""
-    rows = rows_of(folder, name)
-    if name in ("eval", "rl"):
-        return {plain(row["meta_data"]["question"]) for row in rows}
-    if name == "shq":
-        return {plain(row["conversations"][0]["value"].rpartition("\n\n")[0]) for row in rows}
-    return {plain(row["text"]) for row in rows}
+    """Questions, of ldq whole texts, normalised here and not by the code under test."""
+    return {plain(row["text"] if name == "ldq" else question_of(name, row)) for row in rows_of(folder, name)}
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +52,26 @@ def test_no_question_is_in_two_sets_whatever_the_seeds(
     left, right = questions_of(made[seeds[0]], first), questions_of(made[seeds[1]], second)
     assert min(len(left), len(right)) >= 96
     assert not left & right
+
+
+@pytest.mark.parametrize(("name", "use"), [("ldq", "train"), ("shq", "train"), ("rl", "rl"), ("eval", "eval")])
+def test_every_question_of_a_file_is_one_for_its_use(made: dict[int, Path], name: str, use: str) -> None:
+    """Families have so many questions that two files with the same use would seldom share one."""
+    rows = [row for folder in made.values() for row in rows_of(folder, name)]
+    questions = [question_of(name, row) for row in rows]
+    assert len(questions) >= 192
+    assert {use_of(question) for question in questions} == {use}
+
+
+def question_of(name: str, row: dict[str, Any]) -> str:
+    """The question of a row; of a text of ldq the start whose hash is in the row's id."""
+    if name in ("eval", "rl"):
+        return str(row["meta_data"]["question"])
+    if name == "shq":
+        return str(row["conversations"][0]["value"].rpartition("\n\n")[0])
+    ends = [place.start() for place in re.finditer("\n\n", row["text"])]
+    starts = [row["text"][:end] for end in ends]
+    return next(start for start in starts if content_id("ldq", row["category"], start) == row["id"])
 
 
 def test_no_question_of_a_family_with_few_of_them_has_two_uses() -> None:

@@ -135,6 +135,22 @@ def test_conversations_as_they_were_written_are_right(chats: Path) -> None:
     assert verify(chats, deep=True) == read_manifest(chats)
 
 
+def test_trained_tokens_up_to_the_end_of_a_document_are_right(tiny_tokenizer: Path, write_lines: WriteLines) -> None:
+    """Two conversations of 3 tokens, a question and an answer of two."""
+    said = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "ab"}]
+    source = write_lines({"messages": said}, {"messages": said})
+    template = source.parent / "bare.jinja"
+    template.write_text(
+        "{% for turn in messages %}{% if turn.role == 'user' %}{{ turn.content }}{% else %}"
+        "{% generation %}{{ turn.content }}{% endgeneration %}{% endif %}{% endfor %}"
+    )
+    out = source.parent / "bare"
+    manifest = chat(ChatJob((source,), tiny_tokenizer, out, chat_template=template), NoProgress()).manifest
+    assert read_masks(out).runs.tolist() == [[1, 3], [1, 3]]
+    assert manifest.tokens == 6
+    assert verify(out, deep=True) == manifest
+
+
 @pytest.mark.parametrize(
     ("run", "said"),
     [
