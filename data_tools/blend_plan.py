@@ -61,8 +61,10 @@ def tokens_in(tokens: int, max_epochs: float) -> int:
     return math.floor(exact(max_epochs) * tokens)
 
 
-def available_samples(tokens: int, max_epochs: float, sequence_length: int, *, label_tokens: int = 1) -> int:
-    """Samples that a source can give in `max_epochs` passes.
+def available_samples(
+    tokens: int, max_epochs: float, sequence_length: int, *, tokens_before: int = 0, label_tokens: int = 1
+) -> int:
+    """Samples that a source can give in `max_epochs` passes, behind what was read of it before.
 
     A sample starts every `sequence_length` tokens and reads one more, the label of its last token.
     The tokens run on from one pass into the next, so only the very end needs that extra token. Packed rows hold
@@ -71,7 +73,7 @@ def available_samples(tokens: int, max_epochs: float, sequence_length: int, *, l
     >>> available_samples(1025, 1, 256), available_samples(1024, 1, 256), available_samples(1024, 2, 256)
     (4, 3, 7)
     """
-    return max(0, (tokens_in(tokens, max_epochs) - label_tokens) // sequence_length)
+    return max(0, (tokens_in(tokens, max_epochs) - tokens_before - label_tokens) // sequence_length)
 
 
 class Supply(Protocol):
@@ -98,8 +100,8 @@ class Supply(Protocol):
         """Passes over it that may be read."""
 
     @property
-    def samples_before(self) -> int:
-        """Samples of it that were read before this budget, and count as passes."""
+    def tokens_before(self) -> int:
+        """Tokens of it that were read before this budget, and count as passes."""
 
     @property
     def label_tokens(self) -> int:
@@ -137,10 +139,12 @@ def shortages(sources: Sequence[Supply], budget: Budget) -> Iterator[tuple[int, 
     """
     length = budget.sequence_length
     has = [
-        max(
-            0,
-            available_samples(source.tokens, source.max_epochs, length, label_tokens=source.label_tokens)
-            - source.samples_before,
+        available_samples(
+            source.tokens,
+            source.max_epochs,
+            length,
+            tokens_before=source.tokens_before,
+            label_tokens=source.label_tokens,
         )
         for source in sources
     ]
@@ -153,7 +157,7 @@ def _message(index: int, sources: Sequence[Supply], has: list[int], budget: Budg
     source = sources[index]
     needed = source.samples * budget.sequence_length
     product = tokens_in(source.tokens, source.max_epochs)
-    before = source.samples_before * budget.sequence_length
+    before = source.tokens_before
     label = " + 1 for the last label" if source.label_tokens and before + needed == product else ""
     total = budget.total_samples * budget.sequence_length
     return (
@@ -167,8 +171,8 @@ def _message(index: int, sources: Sequence[Supply], has: list[int], budget: Budg
 
 def _remedies(index: int, sources: Sequence[Supply], has: list[int], budget: Budget) -> str:
     source = sources[index]
-    wanted = source.samples_before + source.samples
-    passes = -(-(wanted * budget.sequence_length + source.label_tokens) // source.tokens)
+    wanted = source.tokens_before + source.samples * budget.sequence_length
+    passes = -(-(wanted + source.label_tokens) // source.tokens)
     remedies = [f"raise max_epochs to {passes:,}"]
     share = _share_below(has[index], budget.total_samples)
     if len(sources) > 1 and share is not None and budget.shares_are_written:
@@ -256,7 +260,7 @@ class Allotment:
         samples: Whole samples; they sum to the budget's.
         max_epochs: Passes over it that may be read.
         places: The entries that led to it.
-        samples_before: Samples of it that were read before this budget.
+        tokens_before: Tokens of it that were read before this budget.
         label_tokens: Tokens that its last sample reads beyond its length.
     """
 
@@ -266,7 +270,7 @@ class Allotment:
     samples: int
     max_epochs: float
     places: tuple[str, ...]
-    samples_before: int = 0
+    tokens_before: int = 0
     label_tokens: int = 1
 
 

@@ -25,7 +25,7 @@ from megatron_ext.datasets.packed_cursor import PackedCursor, open_packed_cursor
 from megatron_ext.datasets.shards import open_documents
 from megatron_ext.plan.stage_plan import SourcePlan, StagePlan
 
-_STATE_VERSION = 3
+_STATE_VERSION = 4
 
 
 class BlendedCursor:
@@ -60,11 +60,7 @@ class BlendedCursor:
         self._begins: list[list[int]] = []  # of each phase entered: the place of each of its sources at its start
         files = OpenFiles()
         self._cursors = [_open_cursor(plan, source, files) for source in plan.data.sources]
-        self._begun = {
-            name: BegunDocuments(cursor, with_row_starts=plan.data.document_isolation != "none")
-            for name, cursor in zip(self._names, self._cursors, strict=True)
-            if isinstance(cursor, SourceCursor)
-        }
+        self._begun: dict[str, BegunDocuments] = {}  # by source, for the order that its cursor reads in
 
     @property
     def consumed_samples(self) -> int:
@@ -123,6 +119,7 @@ class BlendedCursor:
                     self._cursors[place].start_afresh()
                 elif source.cursor == "replay":
                     self._cursors[place].replay()
+                    self._begun.pop(self._names[place], None)
             self._begins.append([self._cursors[place].place for place in places])
         return [places[dealt] for dealt in self._interleaver.take(num_rows)]
 
@@ -149,7 +146,17 @@ class BlendedCursor:
 
     def documents_begun(self, source: str, place: int) -> Begun:
         """Documents of a source that begin in the samples before a place of its reading order."""
+        if source not in self._begun:
+            cursor = self._cursors[self._names.index(source)]
+            assert isinstance(cursor, SourceCursor), "packed rows are counted by their cursor"
+            with_row_starts = self._plan.data.document_isolation != "none"
+            self._begun[source] = BegunDocuments(cursor, with_row_starts=with_row_starts)
         return self._begun[source].before(place)
+
+    def cutting(self, source: str) -> str:
+        """What decides which tokens a sample of a source holds; see `SourceCursor.cutting`."""
+        return self._cursors[self._names.index(source)].cutting
+
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on behind the last step: small, JSON-able, the same on all ranks."""
@@ -195,6 +202,7 @@ class BlendedCursor:
             ) from None
         for cursor, place in zip(self._cursors, state["sources"], strict=True):
             cursor.load_state_dict(place["cursor"])
+        self._begun.clear()
         self._carried, self._before, self._begins = (deepcopy(state[key]) for key in ("carried", "before", "begins"))
 
     def take_over(self, state: dict[str, Any], *, ledger: Sequence[dict[str, Any]]) -> None:
@@ -205,13 +213,14 @@ class BlendedCursor:
             ledger: What the stages before have read, a row a source (`ledger.sum_by_source`).
 
         Raises:
-            DataError: If a source was read with another seed or sequence length.
+            DataError: If a source was read with another seed.
         """
         _require_version(state, of="the parent stage")
         places = {place["cursor"]["data_id"]: place for place in [*state["carried"], *state["sources"]]}
         for cursor in self._cursors:
             if (place := places.pop(cursor.documents.data_id, None)) is not None:
-                cursor.load_state_dict(place["cursor"])
+                cursor.take_over(place["cursor"])
+        self._begun.clear()
         self._carried = list(places.values())
         self._before = list(ledger)
 
@@ -234,9 +243,9 @@ class BlendedCursor:
         for row, (source, sample) in zip(rows, samples, strict=True):
             cursor = self._cursors[source]
             spans = cursor.read(sample, row)
+            unlabelled.append(cursor.seams(sample))
             if isinstance(cursor, PackedCursor):
                 starts.append(cursor.starts_in_row(sample))
-                unlabelled.append(cursor.seams(sample))
             else:
                 starts.append([0, *accumulate(span.length for span in spans[:-1])])
             unknown = first_unknown_id(row, vocab_size=self._plan.model.vocab_size)
@@ -247,7 +256,7 @@ class BlendedCursor:
             source_index=[source for source, _ in samples],
             sample_ids=[self._sample_id(source, sample) for source, sample in samples],
             document_starts=starts if self._plan.data.document_isolation != "none" else None,
-            masked_labels=unlabelled,
+            masked_labels=unlabelled if any(unlabelled) else (),
         )
 
     def _unknown_id(self, source: int, sample: EpochSample, place: int, token_id: int) -> DataError:

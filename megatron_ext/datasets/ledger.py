@@ -13,7 +13,8 @@
 | documents_first     | documents whose first token was read for the first time, |
 | documents_repeated  | and again |
 | padding             | of `read`, positions of packed rows that hold no token; first + repeated are the others |
-| masked              | tokens whose label is left out of the loss: of packed rows the last ones of documents |
+| masked              | tokens whose label is left out of the loss: of packed rows the last ones of documents, and |
+|                     | where what another sequence length left is laid end to end |
 | truncated, trimmed  | tokens of packed documents longer than a row that were cut off, or out of their thinking, |
 | documents_cut       | of so many |
 | dropped,            | tokens of those that were left out, counted with the last row of their block of documents, |
@@ -21,11 +22,12 @@
 | pieces_isolated     | pieces of documents that were kept apart in their rows; 0 with `document_isolation: none` |
 | distinct            | tokens of the source read at least once by the end of the row, over the chain |
 | distinct_documents  | documents begun at least once; of packed sources only |
-| place               | samples of the source's order before the cursor at the end of the row; packed: positions |
+| place               | tokens of the source's order before the cursor at the end of the row; packed: positions |
+| cutting             | sequence length, and where other lengths were left (`SourceCursor.cutting`) |
 
 `first`, `repeated`, their documents and `distinct` are null behind a `cursor: fresh` that left the first pass
-unfinished. Worked example: a source of 400 tokens of which stages before read 160 has in a phase of 320 tokens
-first 240 and repeated 80.
+unfinished, and where `cursor: replay` met another sequence length in it. Worked example: a source of 400 tokens
+of which stages before read 160 has in a phase of 320 tokens first 240 and repeated 80.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
 LEDGER = "ledger.json"
 _SUMMED = ("planned", "read", "samples", "epochs", "padding", "masked", "truncated", "trimmed", "documents_cut")
 _SUMMED += ("dropped", "documents_dropped", "pieces_isolated")
-_CARRIED = ("distinct", "distinct_documents", "place")
+_CARRIED = ("distinct", "distinct_documents", "place", "cutting")
 _SUMMED_WHERE_KNOWN = ("first", "repeated", "documents_first", "documents_repeated")
 
 
@@ -80,6 +82,7 @@ class LedgerRow:
     distinct: int | None = 0
     distinct_documents: int | None = 0
     place: int = 0
+    cutting: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The row as a plain mapping."""
@@ -116,23 +119,23 @@ def ledger_of(plan: StagePlan, cursor: BlendedCursor) -> list[LedgerRow]:
 def _read(
     row: LedgerRow, cursor: BlendedCursor, source: SourcePlan, plan: StagePlan, *, begin: int, samples: int
 ) -> LedgerRow:
-    """A row that has read samples `begin` to `begin + samples` of its source's order; given as of before."""
+    """A row that has read `samples` from place `begin` of its source's order on; given as of before."""
+    length, cutting = plan.batch.sequence_length, cursor.cutting(source.source)
     if (packed := cursor.packed_cursor(source.source)) is not None:
         before = {"distinct": row.distinct, "documents": row.distinct_documents, "place": row.place}
-        return replace(row, **packed_reads(plan, packed, begin=begin, samples=samples, **before))
-    length, end = plan.batch.sequence_length, begin + samples
-    known = row.distinct
-    if known is not None and begin > row.place and known < source.tokens:
-        known = None  # `fresh` left a part of the first pass unread: the next pass meets some of it for the first time
-    distinct = None if known is None else max(known, min(source.tokens, end * length))
+        reads = packed_reads(plan, packed, begin=begin, samples=samples, **before)
+        return replace(row, cutting=cutting, **reads)
+    end = begin + samples * length
+    known = row.distinct if _is_known(row, source, begin=begin, cutting=cutting) else None
+    distinct = None if known is None else max(known, min(source.tokens, end))
     here, there = (cursor.documents_begun(source.source, place) for place in (end, begin))
-    documents = sum(here[:2]) - sum(there[:2])
-    pieces = samples + documents - (here.at_row_start - there.at_row_start)
+    documents = here.in_first_pass + here.in_later_passes - there.in_first_pass - there.in_later_passes
+    pieces = samples + documents - (here.at_row_start - there.at_row_start) + here.torn - there.torn
     first = new = None
     if known is not None and distinct is not None:
         first = distinct - known
-        after, before = (cursor.documents_begun(source.source, -(-tokens // length)) for tokens in (distinct, known))
-        new = after.in_first_pass - before.in_first_pass
+        after, before = (cursor.documents_begun(source.source, tokens) for tokens in (distinct, known))
+        new = after.in_first_pass - before.in_first_pass if first else 0
     return replace(
         row,
         read=samples * length,
@@ -142,10 +145,22 @@ def _read(
         repeated=None if first is None else samples * length - first,
         documents_first=new,
         documents_repeated=None if new is None else documents - new,
+        masked=here.masked - there.masked,
         pieces_isolated=pieces if plan.data.document_isolation != "none" else 0,
         distinct=distinct,
         place=end,
+        cutting=cutting,
     )
+
+
+def _is_known(row: LedgerRow, source: SourcePlan, *, begin: int, cutting: str) -> bool:
+    """Whether the tokens that earlier rows read are the first `distinct` of the order in which this one reads."""
+    if row.distinct in (None, 0, source.tokens):
+        return row.distinct is not None
+    if begin > row.place:
+        return False  # `fresh` left a part of the first pass: the next pass meets some of it for the first time
+    # Samples of another length are other tokens, unless all that was read lies before them.
+    return row.cutting == cutting or begin == row.place == row.distinct
 
 
 def sum_by_source(rows: Sequence[LedgerRow]) -> list[LedgerRow]:

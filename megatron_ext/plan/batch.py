@@ -37,7 +37,7 @@ def plan_batch(
     recipe, training = loaded.recipe, loaded.recipe.training
     tokens_per_step = training.sequence_length * training.global_batch_size
     ramp: tuple[tuple[int, int], ...] = ()
-    samples_before, tokens_before = _before(before)
+    tokens_before, requested_before = _before(before)
     if before is None and training.ramp_tokens and ramp_fits(loaded, layout, problems):
         ramp, total_steps, total_samples = _ramped_steps(recipe, roundings)
     else:
@@ -58,23 +58,23 @@ def plan_batch(
         total_tokens=total_samples * training.sequence_length,
         max_steps=training.max_steps,
         ramp=ramp,
-        samples_before=samples_before,
-        requested_tokens_before=tokens_before,
+        tokens_before=tokens_before,
+        requested_tokens_before=requested_before,
     )
 
 
 def _before(before: BatchPlan | None) -> tuple[int, int]:
-    """Samples and requested tokens of the chain before a stage."""
+    """Tokens of the chain before a stage, read and requested."""
     if before is None:
         return 0, 0
-    return before.end_samples, before.requested_tokens_before + before.requested_tokens
+    return before.end_tokens, before.requested_tokens_before + before.requested_tokens
 
 
 def _steps_behind(before: BatchPlan, recipe: Recipe, roundings: list[str]) -> int:
     """Steps of a stage that continues another."""
     training, asked = recipe.training, recipe.budget.tokens
     tokens_per_step = training.sequence_length * training.global_batch_size
-    done, asked_before = before.end_samples * training.sequence_length, _before(before)[1]
+    done, asked_before = _before(before)
     steps = nearest_multiple(asked_before + asked - done, tokens_per_step)
     tokens = steps * tokens_per_step
     if tokens != asked:
@@ -128,7 +128,7 @@ def plan_phases(loaded: LoadedRecipe, batch: BatchPlan, problems: Problems, roun
     done, asked, samples = 0, batch.requested_tokens_before, []
     for index, blend in enumerate(loaded.blends):
         asked += blend.tokens
-        left = asked - (batch.samples_before + start) * length
+        left = asked - batch.tokens_before - start * length
         end = start + max(0, (2 * left + rows * length) // (2 * rows * length)) * rows
         if index == len(loaded.blends) - 1:
             end = batch.total_samples
@@ -168,7 +168,9 @@ def plan_cadence(recipe: Recipe, batch: BatchPlan, roundings: list[str]) -> Cade
         validation_interval_steps=_steps(
             "training.validation_interval_tokens", training.validation_interval_tokens, step, roundings
         ),
-        validation_samples=to_samples("training.validation_tokens", training.validation_tokens, batch, roundings),
+        validation_samples=to_samples(
+            "training.validation_tokens", training.validation_tokens, batch.sequence_length, roundings
+        ),
         checkpoint_interval_steps=interval,
         checkpoint_keep_last=checkpoint.keep_last,
         checkpoint_keep_every_steps=keep_every,
@@ -185,9 +187,8 @@ def _steps(key: str, tokens: int, tokens_per_step: int, roundings: list[str]) ->
     return steps
 
 
-def to_samples(key: str, tokens: int, batch: BatchPlan, roundings: list[str]) -> int:
-    """The samples nearest to some tokens; a rounding is said with the key."""
-    length = batch.sequence_length
+def to_samples(key: str, tokens: int, length: int, roundings: list[str]) -> int:
+    """The samples of some length that are nearest to some tokens; a rounding is said with the key."""
     samples = nearest_multiple(tokens, length) if tokens else 0
     if samples * length != tokens:
         roundings.append(

@@ -8,7 +8,7 @@ from dataclasses import replace
 from data_tools.blend_files import BlendFile, SourceFile, as_source_or_blend
 from data_tools.blend_plan import Allotment, Blend, Entry, allot
 from data_tools.strict_yaml import KeyPath
-from megatron_ext.plan.stage_plan import BatchPlan, PhasePlan, PhaseSource
+from megatron_ext.plan.stage_plan import BatchPlan, PhasePlan, PhaseSource, SourceRead
 from megatron_ext.plan.supply import check_supply
 from megatron_ext.recipe.load import LoadedBlend, LoadedRecipe
 from megatron_ext.recipe.problems import Problems
@@ -21,7 +21,7 @@ def plan_blends(
     *,
     phase_samples: Sequence[int],
     tokens: Mapping[str, int],
-    read: Mapping[str, int],
+    read: Mapping[str, SourceRead],
 ) -> tuple[PhasePlan, ...]:
     """Decides what each source gives to each phase.
 
@@ -31,31 +31,32 @@ def plan_blends(
         roundings: Takes a sentence for everything that is rounded or joined.
         phase_samples: Samples of each phase.
         tokens: Processed tokens of one pass over each source, by name.
-        read: Samples of it that the stages before have read, by name.
+        read: What the stages before have read, by name.
 
     Raises:
         RecipeError: A source that gives less than one sample, that would be read more often than it may, or
             whose cursor is to go on in two ways.
     """
     problems = Problems()
-    read = dict(read)
-    phases = []
+    tokens_before = {name: before.tokens_read for name, before in read.items()}
+    phases: list[PhasePlan] = []
     for blend, samples in zip(loaded.blends, phase_samples, strict=True):
         entries = entry_of_each_source(blend)
         allotments = [
-            replace(given, samples_before=read.get(given.source, 0))
+            replace(given, tokens_before=tokens_before.get(given.source, 0))
             for given in allotments_of(
                 loaded, blend, samples, tokens, sequence_length=batch.sequence_length, roundings=roundings
             )
         ]
         _note_unread(loaded, blend, allotments, entries, samples, problems)
         _note_idle_cursors(loaded, blend, allotments, entries, problems)
+        _note_replayed_cuttings(loaded, blend, entries, read, phases, batch, problems)
         check_supply(loaded, blend, allotments, batch, problems, samples=samples, entry_of=entries)
         phases.append(
             PhasePlan(samples=samples, sources=tuple(_phase_source(given, blend, entries) for given in allotments))
         )
         for given in allotments:
-            read[given.source] = given.samples_before + given.samples
+            tokens_before[given.source] = given.tokens_before + given.samples * batch.sequence_length
     problems.raise_recipe_error()
     return tuple(phases)
 
@@ -115,7 +116,7 @@ def _phase_source(given: Allotment, blend: LoadedBlend, entries: Mapping[str, in
         share=float(given.share),
         samples=given.samples,
         max_epochs=given.max_epochs,
-        samples_before=given.samples_before,
+        tokens_before=given.tokens_before,
         cursor=blend.entries[entries[given.source]].cursor,
     )
 
@@ -157,12 +158,36 @@ def _note_idle_cursors(
         if len(others) > 1:
             ways = " and ".join(sorted(others))
             problems.add(loaded.origin(key), key, f"source {given.source!r} is to {ways} at once; write one of them")
-        elif cursor != "continue" and not given.samples_before:
+        elif cursor != "continue" and not given.tokens_before:
             message = f"{cursor}, but source {given.source!r} was not read before; remove it"
             problems.add(loaded.origin(key), key, message)
         elif cursor != "continue" and given.max_epochs <= 1:
             message = (
                 f"{cursor} reads documents of source {given.source!r} again, and max_epochs {given.max_epochs:g} "
                 "forbids it; raise max_epochs above 1, or write continue"
+            )
+            problems.add(loaded.origin(key), key, message)
+
+
+def _note_replayed_cuttings(
+    loaded: LoadedRecipe,
+    blend: LoadedBlend,
+    entries: Mapping[str, int],
+    read: Mapping[str, SourceRead],
+    phases: Sequence[PhasePlan],
+    batch: BatchPlan,
+    problems: Problems,
+) -> None:
+    """A replay that would change in the middle of a stage which tokens a sample holds."""
+    read_here = {source.source for phase in phases for source in phase.sources}
+    for name in read_here & entries.keys() & read.keys():
+        key: KeyPath = (*blend.key, entries[name], "cursor")
+        if blend.entries[entries[name]].cursor == "replay" and {*read[name].sequence_lengths} != {
+            batch.sequence_length
+        }:
+            lengths = " and ".join(f"{length:,}" for length in read[name].sequence_lengths)
+            message = (
+                f"replay, but source {name!r} was read at sequence_length {lengths} in the stages before, and goes on "
+                "from there in an earlier phase; replay it in a stage of its own, which continues this one"
             )
             problems.add(loaded.origin(key), key, message)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from data_tools.blend_plan import available_samples
@@ -18,6 +18,7 @@ from megatron_ext.plan.stage_plan import (
     ParentPlan,
     PhasePlan,
     SourcePlan,
+    SourceRead,
 )
 from megatron_ext.recipe.load import LoadedRecipe
 from megatron_ext.recipe.locate import shown
@@ -68,8 +69,9 @@ def plan_data(
         },
         read=read,
     )
+    _note_new_lengths(read, batch, roundings)
     sources = tuple(
-        _plan_source(loaded, index, pair, phases, batch, samples_before=read[names[index]], packed=packed[index])
+        _plan_source(loaded, index, pair, phases, batch, read=read.get(names[index]), packed=packed[index])
         for index, pair in enumerate(pairs)
     )
     for source, pair in zip(sources, pairs, strict=True):
@@ -120,15 +122,15 @@ def _packed(
     return list(rows)
 
 
-def _read_before(loaded: LoadedRecipe, data_ids: Sequence[str], parent: ParentPlan | None) -> dict[str, int]:
-    """Samples of each source that the stages before have read; the content counts, not the name.
+def _read_before(loaded: LoadedRecipe, data_ids: Sequence[str], parent: ParentPlan | None) -> dict[str, SourceRead]:
+    """What the stages before have read of each source that they read; the content counts, not the name.
 
     Raises:
         DataError: A source of theirs holds other tokens now.
     """
     there = parent.sources if parent is not None else ()
-    samples = {read.data_id: read.samples for read in there}
-    data_id_then = {read.source: read.data_id for read in there}
+    read = {before.data_id: before for before in there}
+    data_id_then = {before.source: before.data_id for before in there}
     problems = Problems()
     for index, (source, data_id) in enumerate(zip(loaded.sources, data_ids, strict=True)):
         then = data_id_then.get(source.source, data_id)
@@ -139,7 +141,20 @@ def _read_before(loaded: LoadedRecipe, data_ids: Sequence[str], parent: ParentPl
             )
             problems.add(loaded.origin(("sources", index, "prefix")), ("prefix",), message)
     problems.raise_data_error()
-    return {source.source: samples.get(data_id, 0) for source, data_id in zip(loaded.sources, data_ids, strict=True)}
+    pairs = zip(loaded.sources, data_ids, strict=True)
+    return {source.source: read[data_id] for source, data_id in pairs if data_id in read}
+
+
+def _note_new_lengths(read: Mapping[str, SourceRead], batch: BatchPlan, roundings: list[str]) -> None:
+    """Says what becomes of a window that the stages before have begun at another sequence length."""
+    length = batch.sequence_length
+    for name, before in read.items():
+        if (then := before.sequence_lengths[-1]) != length:
+            roundings.append(
+                f"source {name}: training.sequence_length is {length:,}, and was {then:,} when it was last read: what "
+                "is left of the window is laid end to end and cut anew. No token is left out; labels that do not "
+                "follow their input there are not trained on, and the ledger counts them as masked."
+            )
 
 
 def _plan_source(
@@ -149,7 +164,7 @@ def _plan_source(
     phases: Sequence[PhasePlan],
     batch: BatchPlan,
     *,
-    samples_before: int,
+    read: SourceRead | None,
     packed: PackedPlan | None,
 ) -> SourcePlan:
     source = loaded.sources[index]
@@ -171,7 +186,7 @@ def _plan_source(
         samples=samples,
         epochs=samples * batch.sequence_length / pass_tokens,
         max_epochs=given[-1].max_epochs,
-        samples_before=samples_before,
+        tokens_before=read.tokens_read if read is not None else 0,
         is_declared=dataset is None,
         packed=packed,
     )

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from data_tools.errors import RecipeError
 from data_tools.strict_yaml import KeyPath
-from megatron_ext.plan.stage_plan import BatchPlan, ChainStage, ParentPlan, SchedulePlan, SourceRead, StagePlan
+from megatron_ext.plan.stage_plan import ChainStage, ParentPlan, SchedulePlan, SourceRead, StagePlan
 from megatron_ext.recipe.load import LoadedRecipe
 from megatron_ext.recipe.problems import Problems
 
@@ -42,13 +42,16 @@ def chain_behind(parent: StagePlan) -> ParentPlan:
     """What lies behind a stage that continues `parent`."""
     before = parent.parent
     read = {source.data_id: source for source in before.sources} if before is not None else {}
+    length = parent.batch.sequence_length
     for source in parent.data.sources:
+        earlier = read[source.data_id].sequence_lengths if source.data_id in read else ()
         read[source.data_id] = SourceRead(
             source=source.source,
             domain=source.domain,
             data_id=source.data_id,
             tokens=source.tokens,
-            samples=source.samples_before + source.samples,
+            tokens_read=source.tokens_before + source.samples * length,
+            sequence_lengths=(*(other for other in earlier if other != length), length),
         )
     stage = ChainStage(
         stage_id=parent.stage_id,
@@ -59,16 +62,8 @@ def chain_behind(parent: StagePlan) -> ParentPlan:
     return ParentPlan(chain=(*(before.chain if before is not None else ()), stage), sources=tuple(read.values()))
 
 
-Numbers = tuple[BatchPlan, SchedulePlan]
-
-
-def check_numbers(loaded: LoadedRecipe, here: Numbers, there: Numbers, problems: Problems) -> None:
-    """Refuses a continuation whose samples or learning rate are not those of the stage before, or has none left."""
-    (batch, schedule), (batch_before, before) = here, there
-    if batch.sequence_length != batch_before.sequence_length:
-        path: KeyPath = ("training", "sequence_length")
-        problems.add(loaded.origin(path), path, _other(batch_before.sequence_length, batch.sequence_length))
-        return
+def check_schedule(loaded: LoadedRecipe, schedule: SchedulePlan, before: SchedulePlan, problems: Problems) -> None:
+    """Refuses a continuation whose learning rate is not that of the stage before, or has none left."""
     if before.style != "constant" and before.horizon_tokens is None:
         problems.add(
             loaded.origin(CONTINUE),
@@ -80,8 +75,8 @@ def check_numbers(loaded: LoadedRecipe, here: Numbers, there: Numbers, problems:
     mine = schedule.model_dump()
     for key, theirs in before.model_dump().items():
         if mine[key] != theirs:
-            path = ("schedule", key.replace("_samples", "_tokens"))
-            unit = batch.sequence_length if key.endswith("_samples") else 1
+            path: KeyPath = ("schedule", key.replace("_samples", "_tokens"))
+            unit = before.sample_tokens if key.endswith("_samples") else 1
             values = [value * unit if isinstance(value, int) else value for value in (theirs, mine[key])]
             problems.add(loaded.origin(path), path, _other(values[0], values[1]))
 

@@ -10,7 +10,7 @@ from megatron_ext.plan.cost import plan_cost
 from megatron_ext.plan.data import plan_data
 from megatron_ext.plan.execution import plan_execution
 from megatron_ext.plan.layouts import plan_layout
-from megatron_ext.plan.lineage import chain_behind, check_common, check_numbers, read_stage_plan
+from megatron_ext.plan.lineage import chain_behind, check_common, check_schedule, read_stage_plan
 from megatron_ext.plan.meaning import stage_id, stage_meaning
 from megatron_ext.plan.schedule import plan_schedule
 from megatron_ext.plan.sft import PackedStage, plan_sft
@@ -78,7 +78,7 @@ def draft_plan(
     phase_samples = plan_phases(loaded, batch, problems, roundings)
     schedule = plan_schedule(loaded, batch, problems, roundings, before=before.schedule if before is not None else None)
     if before is not None:
-        check_numbers(loaded, (batch, schedule), (before.batch, before.schedule), problems)
+        check_schedule(loaded, schedule, before.schedule, problems)
     cadence = plan_cadence(loaded.recipe, batch, roundings)
     execution = plan_execution(loaded, layout, batch, problems)
     problems.raise_recipe_error()

@@ -49,7 +49,7 @@ def stage_meaning(
             "total_tokens": batch.total_tokens,
         }
         | ({"ramp": [list(segment) for segment in batch.ramp]} if batch.ramp else {}),
-        "schedule": _schedule_meaning(schedule),
+        "schedule": _schedule_meaning(schedule, batch),
         "optimizer": recipe.optimizer.model_dump(exclude={"min_lr"} if schedule.style == "constant" else None),
         "precision": recipe.precision,
         "seed": recipe.seed,
@@ -113,8 +113,10 @@ def _blend_meaning(data: DataPlan) -> dict[str, Any]:
     return {"sources": phases[0]} if len(phases) == 1 else {"phases": phases}
 
 
-def _schedule_meaning(schedule: SchedulePlan) -> dict[str, Any]:
+def _schedule_meaning(schedule: SchedulePlan, batch: BatchPlan) -> dict[str, Any]:
     meaning = schedule.model_dump(exclude={"horizon_tokens"})  # horizon_samples says it
+    if schedule.sample_tokens == batch.sequence_length:
+        del meaning["sample_tokens"]  # the batch says it
     if schedule.style != "wsd":
         del meaning["decay_style"]  # not read
     return meaning

@@ -147,7 +147,8 @@ def _schedule_rows(plan: StagePlan) -> list[Row]:
 
 
 def _steps(plan: StagePlan, samples: int) -> str:
-    return f"{samples / plan.batch.global_batch_size:,.6g}"
+    batch = plan.batch
+    return f"{samples * plan.schedule.sample_tokens / (batch.sequence_length * batch.global_batch_size):,.6g}"
 
 
 def _cadence_rows(plan: StagePlan) -> list[Row]:

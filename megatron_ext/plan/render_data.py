@@ -13,7 +13,7 @@ from megatron_ext.plan.stage_plan import PhasePlan, StagePlan
 
 def chain_rows(plan: StagePlan) -> list[Row]:
     """The stages before this one, and where the learning rate's horizon lies."""
-    batch, horizon = plan.batch, plan.schedule.horizon_samples
+    batch, horizon = plan.batch, plan.schedule.horizon_samples * plan.schedule.sample_tokens
     rows = [
         (
             "continues" if index == 0 else "",
@@ -23,14 +23,13 @@ def chain_rows(plan: StagePlan) -> list[Row]:
         for index, stage in enumerate(plan.parent.chain if plan.parent is not None else ())
     ]
     if plan.parent is not None:
-        rows.append(("chain", f"{format_exact(batch.end_samples * batch.sequence_length)} tokens with this stage"))
-    if plan.schedule.style != "constant" and batch.end_samples != horizon:
-        left = (horizon - batch.end_samples) * batch.sequence_length
+        rows.append(("chain", f"{format_exact(batch.end_tokens)} tokens with this stage"))
+    if plan.schedule.horizon_tokens is not None and batch.end_tokens != horizon:
+        left = horizon - batch.end_tokens
         rows.append(
             (
                 "horizon",
-                f"{format_exact(horizon * batch.sequence_length)} tokens; {format_exact(left)} are left to stages that "
-                "continue this one",
+                f"{format_exact(horizon)} tokens; {format_exact(left)} are left to stages that continue this one",
             )
         )
     return rows
@@ -70,7 +69,7 @@ def _sources(plan: StagePlan) -> Table:
     align_numbers(table, columns[1:-1])
     length = plan.batch.sequence_length
     for source in plan.data.sources:
-        in_chain = (source.samples_before + source.samples) * length / source.pass_tokens(length)
+        in_chain = (source.tokens_before + source.samples * length) / source.pass_tokens(length)
         table.add_row(
             source.source,
             f"{100 * source.share:.4g} %",
@@ -100,7 +99,7 @@ def _phase(plan: StagePlan, phase: PhasePlan) -> Table:
             format_exact(source.samples),
             format_exact(source.samples * length),
             f"{source.samples * length / tokens:.3g}",
-            f"{(source.samples_before + source.samples) * length / tokens:.3g}",
+            f"{(source.tokens_before + source.samples * length) / tokens:.3g}",
             f"{source.max_epochs:g}",
             source.cursor,
         )

@@ -29,10 +29,11 @@ def plan_schedule(
         before: The schedule of the stage that this one continues; its horizon is inherited.
     """
     asked = loaded.recipe.schedule
-    warmup = _warmup(asked, batch, roundings)
+    length = batch.sequence_length if before is None else before.sample_tokens
+    warmup = _warmup(asked, batch, length, roundings)
     horizon = before.horizon_samples if before is not None else _horizon(asked, batch, roundings)
     if asked.decay_tokens is not None:
-        decay = to_samples("schedule.decay_tokens", asked.decay_tokens, batch, roundings)
+        decay = to_samples("schedule.decay_tokens", asked.decay_tokens, length, roundings)
         parts = f"{asked.warmup_tokens:,} + decay_tokens {asked.decay_tokens:,} = "
         parts += f"{asked.warmup_tokens + asked.decay_tokens:,}"
         fits, rule = warmup + decay <= horizon, "do not fit in"
@@ -45,7 +46,7 @@ def plan_schedule(
             f"{batch.total_tokens:,} tokens of the budget ({batch.total_steps:,} steps of {batch.tokens_per_step:,})"
         )
         if asked.horizon_tokens is not None:
-            whole = f"{horizon * batch.sequence_length:,} tokens of schedule.horizon_tokens"
+            whole = f"{horizon * length:,} tokens of schedule.horizon_tokens"
         raised = "budget.tokens" if asked.horizon_tokens is None else "that"
         problems.add(
             loaded.origin(("schedule", "warmup_tokens")),
@@ -59,14 +60,15 @@ def plan_schedule(
         warmup_samples=warmup,
         decay_samples=decay,
         horizon_samples=horizon,
+        sample_tokens=length,
         horizon_tokens=asked.horizon_tokens,
     )
 
 
-def _warmup(asked: ScheduleRecipe, batch: BatchPlan, roundings: list[str]) -> int:
+def _warmup(asked: ScheduleRecipe, batch: BatchPlan, length: int, roundings: list[str]) -> int:
     if asked.warmup_ratio:
         return round(asked.warmup_ratio * batch.total_samples)
-    return to_samples("schedule.warmup_tokens", asked.warmup_tokens, batch, roundings)
+    return to_samples("schedule.warmup_tokens", asked.warmup_tokens, length, roundings)
 
 
 def _horizon(asked: ScheduleRecipe, batch: BatchPlan, roundings: list[str]) -> int:
@@ -92,7 +94,7 @@ def _check_horizon(loaded: LoadedRecipe, batch: BatchPlan, problems: Problems) -
     key: KeyPath = ("schedule", "horizon_tokens")
     chain = batch.requested_tokens_before + batch.requested_tokens
     if chain > horizon:
-        budgets = f"the stages before ask for {batch.requested_tokens_before:,} and " if batch.samples_before else ""
+        budgets = f"the stages before ask for {batch.requested_tokens_before:,} and " if batch.tokens_before else ""
         message = (
             f"{horizon:,} is less than the chain: {budgets}budget.tokens is {batch.requested_tokens:,}, {chain:,} in "
             "all; raise it in the first stage, or lower the budgets"

@@ -66,7 +66,7 @@ class BatchPlan(PlanPart):
     total_tokens: int
     max_steps: int | None
     ramp: tuple[tuple[int, int], ...] = ()  # (first step, samples a step), rising to global_batch_size; () without one
-    samples_before: int = 0  # of the stages that this one continues
+    tokens_before: int = 0  # of the stages that this one continues
     requested_tokens_before: int = 0  # what these stages were asked for, before rounding
 
     @property
@@ -76,9 +76,9 @@ class BatchPlan(PlanPart):
         return self.total_samples - full_steps * self.global_batch_size
 
     @property
-    def end_samples(self) -> int:
-        """Samples of the chain up to the end of this stage."""
-        return self.samples_before + self.total_samples
+    def end_tokens(self) -> int:
+        """Tokens of the chain up to the end of this stage."""
+        return self.tokens_before + self.total_tokens
 
     def batch_size_at(self, consumed_samples: int) -> int:
         """Samples of the step that begins at `consumed_samples`.
@@ -103,7 +103,7 @@ class PhaseSource(PlanPart):
     share: float
     samples: int  # the samples of all sources sum to the phase's
     max_epochs: float  # over the chain up to the end of this phase
-    samples_before: int = 0  # in earlier phases, and in the stages that this one continues
+    tokens_before: int = 0  # read in earlier phases, and in the stages that this one continues
     cursor: Literal["continue", "fresh", "replay"] = "continue"
 
 
@@ -144,7 +144,7 @@ class SourcePlan(PlanPart):
     samples: int  # of total_samples; the samples of all sources sum to it. Of an sft stage conversations to read
     epochs: float
     max_epochs: float  # of the last phase that reads it
-    samples_before: int = 0  # in the stages that this one continues
+    tokens_before: int = 0  # read in the stages that this one continues
     is_declared: bool  # tokens as the source file says; not built yet, so the ids are made up of name and size
     packed: PackedPlan | None = None  # None: samples are cut from the documents laid end to end
 
@@ -214,13 +214,14 @@ class SftPlan(PlanPart):
 
 
 class SchedulePlan(PlanPart):
-    """The learning rate over consumed samples."""
+    """The learning rate over consumed samples, of the sequence length of the chain's first stage."""
 
     style: Literal["wsd", "cosine", "linear", "constant"]
     decay_style: Literal["linear", "cosine", "exponential", "minus_sqrt"]
     warmup_samples: int
     decay_samples: int  # wsd: samples of the final decay; else horizon - warmup
     horizon_samples: int  # of the whole chain
+    sample_tokens: int  # of one of these samples
     horizon_tokens: int | None = None  # as asked in the chain's first stage; None: its budget
 
 
@@ -286,7 +287,8 @@ class SourceRead(PlanPart):
     domain: str
     data_id: str
     tokens: int  # that it has
-    samples: int
+    tokens_read: int
+    sequence_lengths: tuple[int, ...]  # at which it was read, the last one last
 
 
 class ChainStage(PlanPart):

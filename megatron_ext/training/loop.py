@@ -39,6 +39,12 @@ def last_step_of(plan: StagePlan) -> int:
     return plan.batch.total_steps if cut is None else min(cut, plan.batch.total_steps)
 
 
+def _samples_of_chain(plan: StagePlan, consumed_samples: int) -> float:
+    """What the whole chain has read, in the samples of its schedule: those of its first stage."""
+    tokens = plan.batch.tokens_before + consumed_samples * plan.batch.sequence_length
+    return tokens / plan.schedule.sample_tokens
+
+
 def train(
     parts: Parts,
     state: TrainState,
@@ -65,8 +71,7 @@ def train(
     while state.step < last_step:
         began = time.perf_counter()
         consumed_after = state.consumed_samples + plan.batch.batch_size_at(state.consumed_samples)
-        behind = plan.batch.samples_before + consumed_after  # the schedule is the chain's
-        lr = learning_rate(plan.schedule, plan.optimizer, consumed_samples=behind)
+        lr = learning_rate(plan.schedule, plan.optimizer, consumed_samples=_samples_of_chain(plan, consumed_after))
         may_skip = state.skipped_steps < plan.execution.max_skipped_steps
         with trace.step(state.step + 1):
             result = train_step(parts, lr=lr, step=state.step + 1, may_skip=may_skip)

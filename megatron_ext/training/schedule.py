@@ -14,13 +14,14 @@ from megatron_ext.plan.stage_plan import SchedulePlan
 from megatron_ext.recipe.schema import OptimizerRecipe
 
 
-def learning_rate(schedule: SchedulePlan, optimizer: OptimizerRecipe, *, consumed_samples: int) -> float:
+def learning_rate(schedule: SchedulePlan, optimizer: OptimizerRecipe, *, consumed_samples: float) -> float:
     """The rate of the step that ends at `consumed_samples`.
 
     Args:
         schedule: Shape and lengths, in samples.
         optimizer: `lr` is the peak, `min_lr` the end of the decay.
-        consumed_samples: Samples consumed once the step is done, over all ranks and all stages of the chain.
+        consumed_samples: Samples consumed once the step is done, over all ranks and all stages of the chain, of
+            `schedule.sample_tokens` tokens.
 
     Returns:
         The learning rate, between 0 (warmup) and `lr`.
@@ -39,7 +40,7 @@ def learning_rate(schedule: SchedulePlan, optimizer: OptimizerRecipe, *, consume
     return optimizer.min_lr + (optimizer.lr - optimizer.min_lr) * _height(shape, decayed)
 
 
-def _wsd_progress(schedule: SchedulePlan, consumed_samples: int) -> float:
+def _wsd_progress(schedule: SchedulePlan, consumed_samples: float) -> float:
     start = schedule.horizon_samples - schedule.decay_samples
     return max(0.0, (consumed_samples - start) / schedule.decay_samples)
 

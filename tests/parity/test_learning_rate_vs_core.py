@@ -47,7 +47,12 @@ def test_learning_rate_equals_cores_at_the_same_sample_count(
     style: str, decay_style: str, consumed_samples: int
 ) -> None:
     schedule = SchedulePlan(
-        style=style, decay_style=decay_style, warmup_samples=WARMUP, decay_samples=DECAY, horizon_samples=HORIZON
+        style=style,
+        decay_style=decay_style,
+        warmup_samples=WARMUP,
+        decay_samples=DECAY,
+        horizon_samples=HORIZON,
+        sample_tokens=1,
     )
     ours = learning_rate(schedule, OPTIMIZER, consumed_samples=consumed_samples)
     assert ours == pytest.approx(core_rate(style, decay_style, consumed_samples), rel=1e-12)

@@ -89,6 +89,31 @@ def test_a_base_and_its_continuation_are_one_stage_of_two_phases_bit_for_bit(
     assert f"goes on behind the parent stage from {tmp_path / 'chain'}/stages/{base.stage_folder.name}" in child.output
 
 
+def test_a_continuation_may_read_longer_samples_and_go_on_from_its_own_checkpoint(
+    project: ToyProject, tmp_path: Path
+) -> None:
+    run(project, "base", tmp_path / "whole")
+    longer = "training={sequence_length: 512, global_batch_size: 1, micro_batch_size: 1}"
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    whole = run(project, "child", tmp_path / "whole", longer)
+    cut = run(project, "child", tmp_path / "cut", longer, "training.max_steps=2")
+    rest = run(project, "child", tmp_path / "cut", longer)
+    assert (whole.code, cut.code, rest.code) == (0, 0, 0), whole.output + rest.output
+    assert rest.losses == whole.losses
+    same_length = run(project, "child", tmp_path / "whole")
+    assert [line["lr"] for line in whole.metrics] == [line["lr"] for line in same_length.metrics]
+    assert "what is left of the window is laid end to end and cut anew" in whole.output
+    ledger = json.loads((whole.stage_folder / "stage.json").read_text())["ledger"]
+    assert (rest.stage_folder / "stage.json").read_bytes() == (whole.stage_folder / "stage.json").read_bytes()
+    assert [(row["phase"], row["read"], row["repeated"]) for row in ledger] == [
+        (0, 1920, 0),
+        (0, 640, 0),
+        (1, 512, 0),
+        (1, 2048, 0),
+    ]
+    assert 2560 - sum(row["masked"] for row in ledger) == whole.metrics[-1]["trained_tokens"] < 2560
+
+
 def test_a_cut_continuation_goes_on_from_its_own_checkpoint(project: ToyProject, tmp_path: Path) -> None:
     base = run(project, "base", tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")

@@ -89,6 +89,7 @@ def make_plan(**changes: Any) -> StagePlan:
             "warmup_samples": 0,
             "decay_samples": batch.total_samples,
             "horizon_samples": batch.total_samples,
+            "sample_tokens": batch.sequence_length,
         },
         "optimizer": {"lr": 3e-3, "min_lr": 3e-4},
         "cadence": {

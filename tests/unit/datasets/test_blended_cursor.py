@@ -219,7 +219,7 @@ def test_a_state_of_another_version_is_refused_with_what_can_be_done(folder):
     with pytest.raises(DataError) as caught:
         cursor.load_state_dict({"version": 2})
     assert str(caught.value) == (
-        "data position: version: the checkpoint has 2, this program reads 3. Go on with the version of the program "
+        "data position: version: the checkpoint has 2, this program reads 4. Go on with the version of the program "
         "that wrote it, or train anew: give --run-root another folder."
     )
 

@@ -179,7 +179,7 @@ def test_a_parent_of_another_seed_or_length_is_refused(folder):
     state = _cursor(_plan(folder, [{"a": 8}])).state_dict()
     with pytest.raises(DataError, match='source "a": seed: the checkpoint has 1234, this run 5'):
         _cursor(_plan(folder, [{"a": 8}], seed=5)).take_over(state, ledger=[])
-    with pytest.raises(DataError, match="version: the parent stage has 1, this program reads 3"):
+    with pytest.raises(DataError, match="version: the parent stage has 1, this program reads 4"):
         _cursor(_plan(folder, [{"a": 8}])).take_over(state | {"version": 1}, ledger=[])
 
 

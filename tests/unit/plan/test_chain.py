@@ -125,9 +125,9 @@ def test_a_continuation_begins_where_its_parent_ends(project: PencilProject) -> 
     parent, child = plan("pretrain"), plan("child")
     assert child.parent is not None
     assert child.parent.stage_id == parent.stage_id
-    assert [(read.source, read.samples) for read in child.parent.sources] == [("a", 30), ("b", 10)]
-    assert (child.batch.samples_before, child.batch.total_samples, child.batch.end_samples) == (40, 40, 80)
-    assert [source.samples_before for source in child.data.sources] == [30, 10]
+    assert [(read.source, read.tokens_read) for read in child.parent.sources] == [("a", 480), ("b", 160)]
+    assert (child.batch.tokens_before, child.batch.total_tokens, child.batch.end_tokens) == (640, 640, 1_280)
+    assert [source.tokens_before for source in child.data.sources] == [480, 160]
     assert (child.schedule, child.schedule.horizon_samples) == (parent.schedule, 80)
 
 
@@ -155,7 +155,7 @@ def test_stages_are_rounded_together(project: PencilProject) -> None:
     """608 and 672 tokens are 9.5 and 10.5 steps, which alone would be 10 and 11."""
     project.edit("pretrain.yaml", "budget: {tokens: 640}", "budget: {tokens: 608}")
     child = plan("child", "budget.tokens=672")
-    assert (child.batch.samples_before, child.batch.total_steps) == (40, 10)
+    assert (child.batch.tokens_before, child.batch.total_steps) == (640, 10)
     assert child.roundings[0] == (
         "budget.tokens 672 behind 608 in the stages before, which read 640: rounded to 10 steps, 640 tokens, "
         "so that the chain reads 1,280 of 1,280."
@@ -182,7 +182,7 @@ def test_a_constant_rate_needs_no_horizon(project: PencilProject) -> None:
     project.edit(
         "pretrain.yaml", "style: wsd, warmup_tokens: 128, horizon_tokens: 1_280, decay_tokens: 256", "style: constant"
     )
-    assert plan("child").batch.samples_before == 40
+    assert plan("child").batch.tokens_before == 640
 
 
 @pytest.mark.parametrize(
@@ -194,16 +194,59 @@ def test_a_constant_rate_needs_no_horizon(project: PencilProject) -> None:
         ("precision=bf16", "precision: 'bf16', and 'fp32' in the stage"),
         ("seed=7", "seed: 7, and 1,234 in the stage"),
         ("model.hidden_size=32", "model.hidden_size: 32, and 64 in the stage"),
-        ("training={sequence_length: 8, global_batch_size: 8}", "training.sequence_length: 8, and 16 in the stage"),
     ],
 )
 def test_what_a_chain_holds_equal_is_checked(project: PencilProject, override: str, said: str) -> None:
     assert said in refusal("child", override)
 
 
+LONGER = "training={sequence_length: 32, global_batch_size: 2}"
+
+
+def test_the_samples_may_become_longer_and_all_is_counted_in_tokens(project: PencilProject) -> None:
+    child = plan("child", LONGER)
+    assert (child.batch.tokens_before, child.batch.total_steps, child.batch.end_tokens) == (640, 10, 1_280)
+    assert [source.samples for source in child.data.sources] == [10, 10]
+    assert child.schedule == plan("pretrain").schedule  # in samples of 16 tokens still
+    assert (
+        "source b: training.sequence_length is 32, and was 16 when it was last read: what is left of the window is "
+        "laid end to end and cut anew. No token is left out; labels that do not follow their input there are not "
+        "trained on, and the ledger counts them as masked."
+    ) in child.roundings
+
+
+def test_passes_are_counted_over_samples_of_different_lengths(project: PencilProject) -> None:
+    message = refusal("child", LONGER, "data.blend[1].max_epochs=1")
+    assert "  needed   320 processed tokens (50.0 % of budget 640)\n  read     160 before" in message
+    longer = plan("child", LONGER, "data.blend[1].max_epochs=1", "budget.tokens=448")
+    assert longer.data.sources[1].samples == 7  # 160 + 7 x 32 = 384 of 400 tokens
+
+
+def test_a_third_stage_knows_all_lengths_of_a_source(project: PencilProject) -> None:
+    text = CHILD + "budget: {tokens: 320}\ntraining: {sequence_length: 32, global_batch_size: 2}\n"
+    Path("child.yaml").write_text(text)
+    Path("third.yaml").write_text(CHILD.replace("continue: pretrain", "continue: child") + "budget: {tokens: 320}\n")
+    third = plan("third")
+    assert third.parent is not None
+    assert [read.sequence_lengths for read in third.parent.sources] == [(16, 32), (16, 32)]
+    assert third.batch.tokens_before == 960
+
+
+def test_a_replay_that_changes_the_cutting_in_mid_stage_is_refused(project: PencilProject) -> None:
+    phases = (
+        "data.phases=[{tokens: 320, blend: [{source: a.yaml, share: 1}]}, "
+        "{tokens: 320, blend: [{source: a.yaml, share: 1, max_epochs: 2, cursor: replay}]}]"
+    )
+    assert (
+        "data.phases[1].blend[0].cursor: replay, but source 'a' was read at sequence_length 16 in the stages before, "
+        "and goes on from there in an earlier phase; replay it in a stage of its own, which continues this one"
+    ) in refusal("child", "data.blend=null", phases, LONGER)
+    assert plan("child", "data.blend=null", phases).data.phases[1].sources[0].cursor == "replay"
+
+
 def test_the_batch_may_grow_from_stage_to_stage(project: PencilProject) -> None:
     child = plan("child", "training.global_batch_size=8")
-    assert (child.batch.total_steps, child.batch.end_samples) == (5, 80)
+    assert (child.batch.total_steps, child.batch.end_tokens) == (5, 1_280)
 
 
 def test_a_ramp_lies_in_the_first_stage_and_the_chain_ends_on_the_horizon(project: PencilProject) -> None:
@@ -211,8 +254,8 @@ def test_a_ramp_lies_in_the_first_stage_and_the_chain_ends_on_the_horizon(projec
     ramp = "ramp_tokens: 224\n  ramp_start_batch_size: 2\n  ramp_increment: 2"
     project.edit("pretrain.yaml", "global_batch_size: 4", f"global_batch_size: 4\n  {ramp}")
     child = plan("child")
-    assert (child.batch.samples_before, child.batch.ramp, child.batch.total_steps) == (42, (), 10)
-    assert child.batch.end_samples == child.schedule.horizon_samples == 82
+    assert (child.batch.tokens_before, child.batch.ramp, child.batch.total_steps) == (42 * 16, (), 10)
+    assert child.batch.end_tokens == 16 * child.schedule.horizon_samples == 16 * 82
     assert any("the ramp lies in the first stage of the chain" in sentence for sentence in child.roundings)
 
 

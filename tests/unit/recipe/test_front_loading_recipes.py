@@ -57,8 +57,10 @@ def test_the_four_arms_continue_one_stage() -> None:
 @pytest.mark.parametrize("name", [*ARMS, *SCHEDULES["from token 0"]])
 def test_every_arm_reads_1t_tokens_under_one_decay(name: str) -> None:
     batch, schedule = plan(name).batch, plan(name).schedule
-    assert batch.end_samples == schedule.horizon_samples == 158_946 * 768
-    assert abs(batch.end_samples * batch.sequence_length - 10**12) < batch.tokens_per_step
+    assert (
+        batch.end_tokens == schedule.horizon_samples * schedule.sample_tokens == 158_946 * 768 * batch.sequence_length
+    )
+    assert abs(batch.end_tokens - 10**12) < batch.tokens_per_step
 
 
 @pytest.mark.parametrize("arm", ARMS[1:])

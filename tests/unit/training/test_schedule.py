@@ -13,7 +13,7 @@ OPTIMIZER = OptimizerRecipe(lr=1.0, min_lr=0.2)
 
 def rates(style: str, samples: list[int], *, decay_style: str = "linear") -> list[float]:
     schedule = SchedulePlan(
-        style=style, decay_style=decay_style, warmup_samples=10, decay_samples=40, horizon_samples=110
+        style=style, decay_style=decay_style, warmup_samples=10, decay_samples=40, horizon_samples=110, sample_tokens=1
     )
     return [learning_rate(schedule, OPTIMIZER, consumed_samples=count) for count in samples]
 
@@ -39,5 +39,7 @@ def test_beyond_the_horizon_the_rate_is_min_lr() -> None:
 
 
 def test_no_warmup_starts_at_the_peak() -> None:
-    schedule = SchedulePlan(style="cosine", decay_style="linear", warmup_samples=0, decay_samples=1, horizon_samples=8)
+    schedule = SchedulePlan(
+        style="cosine", decay_style="linear", warmup_samples=0, decay_samples=1, horizon_samples=8, sample_tokens=1
+    )
     assert learning_rate(schedule, OPTIMIZER, consumed_samples=0) == 1.0
