@@ -186,8 +186,8 @@ class BlendedCursor:
         mine = [(cursor.documents.source, cursor.documents.data_id) for cursor in self._cursors]
         if [data_id for _, data_id in theirs] != [data_id for _, data_id in mine]:
             raise DataError(
-                f"data position: sources: the checkpoint has {_named(theirs)}, this run {_named(mine)}; its place cannot "
-                "be taken up. Resume with the recipe and data of the checkpoint."
+                f"data position: sources: the checkpoint has {_named(theirs)}, this run {_named(mine)}; its place "
+                "cannot be taken up. Resume with the recipe and data of the checkpoint."
             )
         if state["planned_samples"] != self._planned:
             raise DataError(
