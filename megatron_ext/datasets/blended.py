@@ -157,7 +157,6 @@ class BlendedCursor:
         """What decides which tokens a sample of a source holds; see `SourceCursor.cutting`."""
         return self._cursors[self._names.index(source)].cutting
 
-
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on behind the last step: small, JSON-able, the same on all ranks."""
         state = {

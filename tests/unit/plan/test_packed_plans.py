@@ -106,7 +106,7 @@ def test_a_chain_keeps_packing_and_policy(project: PencilProject) -> None:
     Path("child.yaml").write_text(CHILD)
     assert "data.packing: 'best_fit', and 'none' in the stage that this one continues" in refused(child)
     project.edit("pretrain.yaml", "tokenizer: tokenizer", "tokenizer: tokenizer\n  packing: best_fit")
-    assert [(source.samples_before, source.epochs) for source in child().data.sources] == [(30, 0.3), (10, 0.25)]
+    assert [(source.tokens_before, source.epochs) for source in child().data.sources] == [(480, 0.3), (160, 0.25)]
     assert "data.long_documents: 'truncate', and 'split' in the stage that this" in refused(
         lambda: child("data.long_documents=truncate")
     )
