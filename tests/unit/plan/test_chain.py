@@ -306,7 +306,8 @@ def test_a_parent_of_other_numerics_is_not_continued(project: PencilProject) -> 
     record(older, Path("runs"))
     assert refusal("child", f"continue={parent.stage_id}") == (
         f"--set continue={parent.stage_id}: continue: {parent.stage_id} was trained with semantics_version 0 of the "
-        f"numerics, and this code has {SEMANTICS_VERSION}; train its recipe again, or go on with the code that trained it"
+        f"numerics, and this code has {SEMANTICS_VERSION}; train its recipe again, or go on with the code that trained "
+        "it"
     )
 
 
