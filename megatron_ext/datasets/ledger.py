@@ -17,7 +17,7 @@
 |                     | where what another sequence length left is laid end to end |
 | truncated, trimmed  | tokens of packed documents longer than a row that were cut off, or out of their thinking, |
 | documents_cut       | of so many |
-| dropped,            | tokens of those that were left out, counted with the last row of their block of documents, |
+| dropped,            | tokens of those that were left out, counted with the last row of their window of rows, |
 | documents_dropped   | and how many they were |
 | pieces_isolated     | pieces of documents that were kept apart in their rows; 0 with `document_isolation: none` |
 | distinct            | tokens of the source read at least once by the end of the row, over the chain |

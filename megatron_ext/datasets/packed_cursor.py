@@ -1,8 +1,8 @@
-"""Where the reading of one packed source stands: (epoch, window, position), where a window is a block of documents.
+"""Where the reading of one packed source stands: (epoch, window, position), where a window is a run of documents.
 
-Rows hold whole documents (`plan/packed_rows.py`). An epoch permutes the blocks, then the rows of each, and which of
-the equally long documents of a block takes which place: other documents meet in a row in every epoch. Rows end with
-their block and their epoch, so no row wraps. What is held is a line of counts a block, and a few blocks unpacked.
+Rows hold whole documents (`plan/packed_rows.py`). An epoch permutes the windows, then the rows of each, and which of
+the equally long documents of a window takes which place: other documents meet in a row in every epoch. Rows end with
+their window and their epoch, so no row wraps. What is held is a line of counts a window, and two windows packed.
 """
 
 from __future__ import annotations
@@ -24,26 +24,28 @@ from megatron_ext.datasets.documents import Documents, Span
 from megatron_ext.datasets.shards import ShardedDocuments
 from megatron_ext.plan.packed_rows import (
     LongDocuments,
-    PackedBlock,
+    PackedWindow,
     RowCounts,
     Thinking,
+    Window,
     count_rows,
-    pack_block,
+    pack_window,
     sum_counts,
+    windows_of,
 )
 from megatron_ext.plan.stage_plan import SourcePlan, StagePlan
 
-_BLOCKS_HELD = 2  # the one being read and, at its end, the next: 0.3 MB each
+_WINDOWS_HELD = 2  # the one being read and, at its end, the next: some 0.1 MB each
 _EPOCHS_HELD = 2
 
 
 class _EpochOrder(NamedTuple):
-    blocks: NDArray[np.int64]  # [blocks], in reading order
-    ends: NDArray[np.int64]  # [blocks], rows of the epoch up to the end of each
+    windows: NDArray[np.int64]  # [windows], in reading order
+    ends: NDArray[np.int64]  # [windows], rows of the epoch up to the end of each
 
 
-class _BlockOrder(NamedTuple):
-    block: PackedBlock
+class _WindowOrder(NamedTuple):
+    packed: PackedWindow
     rows: NDArray[Any]  # [rows], in reading order
 
 
@@ -65,6 +67,7 @@ class PackedCursor:
         self,
         documents: Documents | ShardedDocuments,
         *,
+        windows: Sequence[Window],
         counts: Sequence[RowCounts],
         seed: int,
         sequence_length: int,
@@ -76,6 +79,7 @@ class PackedCursor:
 
         Args:
             documents: The source.
+            windows: `windows_of` it.
             counts: `count_rows` of it.
             seed: Seed of the order.
             sequence_length: Positions of a row; as read it has one more, the label of its last token.
@@ -87,13 +91,15 @@ class PackedCursor:
         self.sequence_length = sequence_length
         self._seed, self._long_documents, self._padding_id = seed, long_documents, padding_id
         self._thinking = thinking
-        self._counts = np.array(counts, dtype=np.int64)  # [blocks, fields of RowCounts]
-        self._rows_of_block = self._counts[:, RowCounts._fields.index("rows")]
-        self.rows_of_pass = int(self._rows_of_block.sum())
+        self._windows = windows
+        self._counts = np.array(counts, dtype=np.int64)  # [windows, fields of RowCounts]
+        assert len(windows) == len(counts), "both are of the same dataset and window_documents"
+        self._rows_of = self._counts[:, RowCounts._fields.index("rows")]
+        self.rows_of_pass = int(self._rows_of.sum())
         assert self.rows_of_pass, "a source without a row is refused in the plan"
         self._key = f"{seed}/{documents.data_id}"
         self._order = lru_cache(maxsize=_EPOCHS_HELD)(self._permute_epoch)
-        self._block = lru_cache(maxsize=_BLOCKS_HELD)(self._pack_block)
+        self._packed = lru_cache(maxsize=_WINDOWS_HELD)(self._pack_window)
         self._epoch = self._window = self._position = 0
 
     @property
@@ -132,14 +138,18 @@ class PackedCursor:
 
         Where a long document goes on in another row, its next token belongs to this one too, as a label.
         """
-        first, block, pieces = self._pieces(epoch_sample)
+        first, packed, pieces = self._pieces(epoch_sample)
         spans: list[Span] = []
         for piece in pieces:
-            document, start, length = first + int(block.document[piece]), int(block.start[piece]), block.length[piece]
-            end = start + int(length) + int(block.goes_on[piece])
-            cut = int(block.cut[piece])
-            if block.cut_at is not None and cut:
-                at = int(block.cut_at[piece])
+            document, start, length = (
+                first + int(packed.document[piece]),
+                int(packed.start[piece]),
+                int(packed.length[piece]),
+            )
+            end = start + length + int(packed.goes_on[piece])
+            cut = int(packed.cut[piece])
+            if packed.cut_at is not None and cut:
+                at = int(packed.cut_at[piece])
                 parts = [Span(document, start, at - start), Span(document, at + cut, end - at)]
                 spans += [span for span in parts if span.length]
             else:
@@ -161,18 +171,18 @@ class PackedCursor:
 
     def starts_in_row(self, epoch_sample: EpochSample) -> list[int]:
         """Places of a row, from 0, at which a document, a piece of one, or the padding begins."""
-        _, block, pieces = self._pieces(epoch_sample)
-        return [0, *accumulate(block.length[pieces.start : pieces.stop].tolist())]
+        _, packed, pieces = self._pieces(epoch_sample)
+        return [0, *accumulate(packed.length[pieces.start : pieces.stop].tolist())]
 
     def seams(self, epoch_sample: EpochSample) -> list[int]:
         """The labels of a row, from 0, that do not follow their input in the source; those of padding too."""
-        _, block, pieces = self._pieces(epoch_sample)
-        ends = list(accumulate(block.length[pieces.start : pieces.stop].tolist()))
-        unlabelled = [end - 1 for end, piece in zip(ends, pieces, strict=True) if not block.goes_on[piece]]
+        _, packed, pieces = self._pieces(epoch_sample)
+        ends = list(accumulate(packed.length[pieces.start : pieces.stop].tolist()))
+        unlabelled = [end - 1 for end, piece in zip(ends, pieces, strict=True) if not packed.goes_on[piece]]
         return [*unlabelled, *range(ends[-1], self.sequence_length)]
 
     def counts_before(self, place: int) -> CountedRows:
-        """What the rows before a place of the reading order hold; exact within a block."""
+        """What the rows before a place of the reading order hold; exact within a window."""
         epoch, row = divmod(place // self.sequence_length, self.rows_of_pass)
         here = self._counts_in_epoch(epoch, row)
         if epoch == 0:
@@ -213,7 +223,7 @@ class PackedCursor:
         return {
             "seed": self._seed,
             "data_id": self.documents.data_id,
-            "block_documents": self.documents.block_documents,
+            "windows": len(self._windows),
             "sequence_length": self.sequence_length,
             "packing": "best_fit",
             "long_documents": self._long_documents,
@@ -226,7 +236,7 @@ class PackedCursor:
         return window < len(self._counts) and bool(position <= self._rows_of_window(epoch, window))
 
     def _rows_of_window(self, epoch: int, window: int) -> int:
-        return int(self._rows_of_block[self._order(epoch).blocks[window]])
+        return int(self._rows_of[self._order(epoch).windows[window]])
 
     def _first_row(self, epoch: int, window: int) -> int:
         """Rows of an epoch before a window."""
@@ -237,41 +247,43 @@ class PackedCursor:
         if num_rows == 0:
             return RowCounts(*[0] * len(RowCounts._fields))
         order = self._order(epoch)
-        window = int(order.ends.searchsorted(num_rows, side="right"))  # blocks before it are read to their end
-        whole = RowCounts(*self._counts[order.blocks[:window]].sum(axis=0).tolist())
+        window = int(order.ends.searchsorted(num_rows, side="right"))  # those before it are read to their end
+        whole = RowCounts(*self._counts[order.windows[:window]].sum(axis=0).tolist())
         begun = num_rows - self._first_row(epoch, window)
         if begun == 0:
             return whole
-        block, rows = self._block(epoch, int(order.blocks[window]))
-        return sum_counts([whole, block.counts_of_rows(rows[:begun])])
+        packed, rows = self._packed(epoch, int(order.windows[window]))
+        return sum_counts([whole, packed.counts_of_rows(rows[:begun])])
 
-    def _pieces(self, epoch_sample: EpochSample) -> tuple[int, PackedBlock, range]:
-        """The first document of a row's block, the block, and the numbers of the row's pieces in it."""
+    def _pieces(self, epoch_sample: EpochSample) -> tuple[int, PackedWindow, range]:
+        """The first document of a row's window, the window, and the numbers of the row's pieces in it."""
         epoch, row = epoch_sample
         order = self._order(epoch)
         window = int(order.ends.searchsorted(row, side="right"))
-        number = int(order.blocks[window])
-        block, rows = self._block(epoch, number)
+        number = int(order.windows[window])
+        packed, rows = self._packed(epoch, number)
         at = int(rows[row - self._first_row(epoch, window)])
-        pieces = range(int(block.first_piece[at]), int(block.first_piece[at + 1]))
-        return self.documents.first_of_block(number), block, pieces
+        pieces = range(int(packed.first_piece[at]), int(packed.first_piece[at + 1]))
+        block, first, _ = self._windows[number]
+        return self.documents.first_of_block(block) + first, packed, pieces
 
     def _permute_epoch(self, epoch: int) -> _EpochOrder:
-        blocks = keyed_permutation(len(self._counts), key=f"blocks/{self._key}/{epoch}")
-        return _EpochOrder(blocks, np.cumsum(self._rows_of_block[blocks]))
+        windows = keyed_permutation(len(self._counts), key=f"windows/{self._key}/{epoch}")
+        return _EpochOrder(windows, np.cumsum(self._rows_of[windows]))
 
-    def _pack_block(self, epoch: int, number: int) -> _BlockOrder:
-        lengths = self.documents.lengths_of_block(number)
-        block = pack_block(
+    def _pack_window(self, epoch: int, number: int) -> _WindowOrder:
+        window = self._windows[number]
+        lengths = self.documents.lengths_of_block(window.block)[window.first : window.end]
+        packed = pack_window(
             lengths,
             sequence_length=self.sequence_length,
             long_documents=self._long_documents,
-            thinking=self._thinking.of_block(number) if self._thinking is not None else None,
+            thinking=self._thinking.of_window(window) if self._thinking is not None else None,
             order=keyed_permutation(len(lengths), key=f"documents/{self._key}/{epoch}/{number}"),
         )
-        assert block.num_rows == self._rows_of_block[number], "rows depend on the lengths alone"
-        rows = keyed_permutation(block.num_rows, key=f"rows/{self._key}/{epoch}/{number}")
-        return _BlockOrder(block, rows.astype(np.min_scalar_type(max(block.num_rows - 1, 0))))
+        assert packed.num_rows == self._rows_of[number], "rows depend on the lengths alone"
+        rows = keyed_permutation(packed.num_rows, key=f"rows/{self._key}/{epoch}/{number}")
+        return _WindowOrder(packed, rows.astype(np.min_scalar_type(max(packed.num_rows - 1, 0))))
 
 
 def open_packed_cursor(plan: StagePlan, source: SourcePlan, documents: Documents | ShardedDocuments) -> PackedCursor:
@@ -289,6 +301,7 @@ def open_packed_cursor(plan: StagePlan, source: SourcePlan, documents: Documents
     data, length = plan.data, plan.batch.sequence_length
     return PackedCursor(
         documents,
+        windows=windows_of(dataset),
         counts=count_rows(dataset, sequence_length=length, long_documents=data.long_documents, store=Path(data.store)),
         seed=plan.seed,
         sequence_length=length,

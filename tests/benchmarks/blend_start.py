@@ -136,7 +136,7 @@ def _middle(plan: StagePlan) -> str:
         if plan.data.packing == "none":
             cursor["window"], cursor["position"] = divmod(count, cursor["window_samples"])
         else:
-            cursor["window"] = int(share * plan.data.sources[place].documents) // cursor["block_documents"]
+            cursor["window"] = int(share * cursor["windows"])
     return json.dumps(state)
 
 

@@ -14,7 +14,7 @@ from data_tools.loss_mask import LossMasks
 from megatron_ext.datasets.cursor import EpochSample
 from megatron_ext.datasets.documents import Documents
 from megatron_ext.datasets.packed_cursor import PackedCursor
-from megatron_ext.plan.packed_rows import LongDocuments, Thinking, count_rows
+from megatron_ext.plan.packed_rows import LongDocuments, Thinking, count_rows, windows_of
 from tests.support.sources import write_source
 
 PADDING = 9_999
@@ -25,6 +25,7 @@ class Packed(NamedTuple):
 
     lengths: list[int]
     block_documents: int = 4
+    window_documents: int = 4
     sequence_length: int = 4
     long_documents: LongDocuments = "split"
     seed: int = 7
@@ -49,6 +50,7 @@ packings = st.builds(
     Packed,
     lengths=st.lists(st.integers(min_value=0, max_value=11), min_size=1, max_size=14).filter(sum),
     block_documents=st.integers(min_value=1, max_value=5),
+    window_documents=st.integers(min_value=1, max_value=5),
     sequence_length=st.integers(min_value=1, max_value=6),
     long_documents=st.sampled_from(["split", "truncate", "trim-thinking", "drop"]),
     seed=st.integers(min_value=0, max_value=2**63),
@@ -73,11 +75,13 @@ def packed_cursor(folder: Path, packed: Packed) -> PackedCursor:
     dataset = read_dataset(prefix)
     return PackedCursor(
         Documents(str(prefix), source="a", data_id=data_id),
+        windows=windows_of(dataset, window_documents=packed.window_documents),
         counts=count_rows(
             dataset,
             sequence_length=packed.sequence_length,
             long_documents=packed.long_documents,
             store=folder,
+            window_documents=packed.window_documents,
         ),
         seed=packed.seed,
         sequence_length=packed.sequence_length,

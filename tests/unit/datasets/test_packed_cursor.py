@@ -82,7 +82,7 @@ def test_a_resumed_packed_cursor_draws_what_an_unbroken_one_draws(tmp_path_facto
 @properties
 @given(packings)
 def test_the_counts_before_every_place_equal_a_recount_of_the_rows(tmp_path_factory, packed):
-    """Documents that were left out show when their block has been read to its end: they did not come."""
+    """Documents that were left out show when their window has been read to its end: they did not come."""
     cursor = packed_cursor(tmp_path_factory.mktemp("packed"), packed)
     begins = [0, *accumulate(packed.lengths)]
     document_of = {token: d for d, (start, end) in enumerate(pairwise(begins)) for token in range(start, end)}
@@ -160,13 +160,13 @@ def test_a_trimmed_document_is_located_by_two_spans(tmp_path):
 
 
 def test_equally_long_documents_change_places_from_epoch_to_epoch(tmp_path):
-    cursor = packed_cursor(tmp_path, Packed([2] * 12, block_documents=12))
+    cursor = packed_cursor(tmp_path, Packed([2] * 12, block_documents=12, window_documents=12))
     epochs = [[frozenset(_inputs(cursor, cursor.draw())) for _ in range(6)] for _ in range(2)]
     assert set(epochs[0]) != set(epochs[1])
     assert set().union(*epochs[0]) == set().union(*epochs[1]) == set(range(24))
 
 
-def test_a_block_has_as_many_rows_for_every_seed(tmp_path):
+def test_a_window_has_as_many_rows_for_every_seed(tmp_path):
     lengths = [3, 1, 2, 4, 1, 2, 3, 3, 11, 2]
     rows = {packed_cursor(tmp_path / str(s), Packed(lengths, seed=s)).rows_of_pass for s in range(20)}
     assert rows == {packed_cursor(tmp_path / "again", Packed(lengths)).rows_of_pass}
@@ -203,7 +203,7 @@ def test_a_place_in_other_rows_is_refused_with_both(tmp_path, changes, said):
 
 @pytest.mark.parametrize("place", [{"window": 1}, {"position": 5}, {"epoch": -1}, {"epoch": None}, {"position": 1.0}])
 def test_a_packed_place_that_does_not_exist_is_refused(tmp_path, place):
-    cursor = packed_cursor(tmp_path, PENCIL)  # one block of 4 rows
+    cursor = packed_cursor(tmp_path, PENCIL)  # one window of 4 rows
     with pytest.raises(DataError, match="is no place in it; the checkpoint is damaged"):
         cursor.load_state_dict(cursor.state_dict() | place)
 

@@ -101,7 +101,7 @@ def test_declared_sizes_suppose_rows_without_padding_and_say_so(project: PencilP
     assert any("the sizes of a are declared, so rows without padding" in note for note in stage.roundings)
 
 
-def test_a_chain_keeps_packing_and_policy(project: PencilProject) -> None:
+def test_a_chain_keeps_packing_policy_and_length(project: PencilProject) -> None:
     project.edit("pretrain.yaml", "decay_tokens: 256}", "decay_tokens: 256, horizon_tokens: 1_280}")
     Path("child.yaml").write_text(CHILD)
     assert "data.packing: 'best_fit', and 'none' in the stage that this one continues" in refused(child)
@@ -109,6 +109,9 @@ def test_a_chain_keeps_packing_and_policy(project: PencilProject) -> None:
     assert [(source.tokens_before, source.epochs) for source in child().data.sources] == [(480, 0.3), (160, 0.25)]
     assert "data.long_documents: 'truncate', and 'split' in the stage that this" in refused(
         lambda: child("data.long_documents=truncate")
+    )
+    assert "training.sequence_length: 32, and 16 in the stage that this one continues; write the same" in refused(
+        lambda: child("training.sequence_length=32", "training.global_batch_size=2")
     )
 
 
