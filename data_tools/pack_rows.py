@@ -143,8 +143,9 @@ class Rows:
     @cached_property
     def is_first(self) -> npt.NDArray[np.bool_]:
         """[pieces] whether the same tokens stand in no row before, nor before it in its own."""
-        names = np.stack([self.source, self.pieces.conversation, self.pieces.start])
-        first = np.unique(names, axis=1, return_index=True)[1]
+        # One number a piece: where it is split it starts at a multiple of the row's length.
+        part = (self.pieces.conversation << 16) + self.pieces.start // self.length
+        first = np.unique((self.source << 56) + part, return_index=True)[1]
         is_first = np.zeros(len(self.source), np.bool_)
         is_first[first] = True
         return is_first
@@ -277,6 +278,18 @@ def _by_conversations(cuts: Sequence[_Cut], options: RowOptions) -> tuple[_Cut, 
     return *_in_a_row(packed), first_row, conversations
 
 
+def _targets_of_whole(source: Conversations) -> Ints:
+    """Tokens that each conversation of a source trains on when nothing is cut off, [conversations]."""
+    if source.masks is None:
+        return np.maximum(source.lengths - 1, 0)
+    first_run, runs = source.masks.first_run, source.masks.runs.astype(np.int64)
+    trained = np.concatenate([np.zeros(1, np.int64), np.cumsum(runs[:, 1] - runs[:, 0])])
+    starts_at_first = np.concatenate([np.zeros(1, np.int64), np.cumsum(runs[:, 0] == 0)])
+    by_run = trained - starts_at_first  # a conversation's first token is predicted by none
+    targets: Ints = by_run[first_run[1:]] - by_run[first_run[:-1]]
+    return targets
+
+
 _CHANGES = ("dropped", "truncated", "trimmed", "split", "untrained")
 
 
@@ -285,6 +298,7 @@ class _Tally:
 
     def __init__(self, source: Conversations) -> None:
         self._source = source
+        self._targets = _targets_of_whole(source)
         self._is_drawn = np.zeros(len(source.lengths), np.bool_)
         self._sums: dict[str, Any] = dict.fromkeys(("drawn", "tokens", "packed", "targets", "pieces"), 0)
         self._changed: dict[str, Any] = dict.fromkeys(_CHANGES, Changed())
@@ -294,7 +308,10 @@ class _Tally:
         lengths = self._source.lengths[conversations]
         thinking = self._source.thinking[conversations]
         pieces, changed = fit_pieces(lengths, options.length, options.overlong, thinking)
-        targets = target_tokens(self._source.masks, _of_conversations(pieces, conversations))
+        targets = self._targets[conversations[pieces.conversation]]
+        is_cut = pieces.lengths < lengths[pieces.conversation]
+        cut = pieces.take(np.flatnonzero(is_cut))
+        targets[is_cut] = target_tokens(self._source.masks, _of_conversations(cut, conversations))
         is_trained = targets > 0
         copies = np.bincount(pieces.conversation, minlength=len(lengths))
         changed |= {

@@ -162,6 +162,7 @@ class ConversationCursor:
             sequence_length=plan.batch.sequence_length,
             step=plan.batch.global_batch_size,
             seed=plan.seed,
+            store=plan.sft.store,
         )
         if self.rows.rows != plan.sft.rows:
             raise DataError(

@@ -114,7 +114,8 @@ def make_stage_plan(
     Args:
         loaded: What was asked.
         world_size: Processes of the run; None takes the fewest that the layout needs.
-        may_be_provisional: Whether `declared_tokens` may stand for data that is not built yet.
+        may_be_provisional: Whether `declared_tokens` may stand for data that is not built yet; if not, the stage is
+            about to run, and what it would have to compute again is kept in the store.
         run_root: Where a parent named by its id lies, and what is prepared; None takes the site's.
 
     Returns:
@@ -130,7 +131,10 @@ def make_stage_plan(
     else:
         parent = _parent_by_id(loaded, run_root)
     notes: list[str] = []
-    packed = plan_sft(loaded, notes) if loaded.recipe.stage == "sft" else None
+    packed = None
+    if loaded.recipe.stage == "sft":
+        store = str(run_root or loaded.site.run_root)
+        packed = plan_sft(loaded, notes, store=store, is_kept=not may_be_provisional)
     draft = draft_plan(loaded, world_size=world_size, before=parent, packed=packed)
     behind = chain_behind(parent) if parent is not None else None
     roundings = [*notes, *draft.roundings]

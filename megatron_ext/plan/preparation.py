@@ -6,6 +6,7 @@ from pathlib import Path
 
 from data_tools.progress import shown
 from megatron_ext.plan.datasets import read_data
+from megatron_ext.plan.make import make_stage_plan
 from megatron_ext.plan.packing import packing_table, plan_rows
 from megatron_ext.plan.render import terminal
 from megatron_ext.recipe.load import LoadedRecipe
@@ -22,6 +23,12 @@ def prepare_recipe(loaded: LoadedRecipe, *, run_root: Path) -> None:
     Raises:
         DataError: Data that is missing, damaged, or does not fit.
     """
+    if loaded.recipe.stage == "sft":
+        plan = make_stage_plan(loaded, run_root=run_root)
+        assert plan.sft is not None, "an sft stage has its rows planned"
+        where = run_root / "prepared"
+        print(f"{loaded.path}: {plan.sft.rows:,} rows of {plan.batch.total_steps:,} steps are kept in {where}")
+        return
     if loaded.recipe.data.packing == "none":
         print(f"{loaded.path}: nothing needs preparing in {run_root}: samples are cut from the sources as they lie.")
         return

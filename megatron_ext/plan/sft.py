@@ -42,12 +42,14 @@ class PackedStage(NamedTuple):
     sft: SftPlan
 
 
-def plan_sft(loaded: LoadedRecipe, roundings: list[str]) -> PackedStage:
+def plan_sft(loaded: LoadedRecipe, roundings: list[str], *, store: str, is_kept: bool) -> PackedStage:
     """Draws and packs the conversations of a stage.
 
     Args:
         loaded: What was asked, of stage sft.
         roundings: Takes a sentence for everything that is left out, cut or rounded.
+        store: Run root whose store may hold the rows.
+        is_kept: Whether rows that are not there are put into it.
 
     Raises:
         DataError: Data that is missing, damaged, does not fit, or may not be cut as it would have to be.
@@ -69,6 +71,8 @@ def plan_sft(loaded: LoadedRecipe, roundings: list[str]) -> PackedStage:
         sequence_length=training.sequence_length,
         step=training.global_batch_size,
         seed=loaded.recipe.seed,
+        store=store,
+        is_kept=is_kept,
     )
     for source, count in zip(sources, rows.counts, strict=True):
         _note_changes(source.source, count, roundings)
@@ -81,6 +85,7 @@ def plan_sft(loaded: LoadedRecipe, roundings: list[str]) -> PackedStage:
     problems.raise_data_error()
     sft = SftPlan(
         options=options,
+        store=store,
         rows=rows.rows,
         pieces=len(rows.pieces),
         trained_tokens=int(rows.targets.sum()),

@@ -203,6 +203,7 @@ class SftPlan(PlanPart):
     """The packed rows of an sft stage; which they are follows from sources, seed, batch and these options."""
 
     options: SftRecipe
+    store: str  # run root whose store may hold the rows
     rows: int
     pieces: int
     trained_tokens: int

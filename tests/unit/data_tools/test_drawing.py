@@ -32,6 +32,8 @@ def test_no_round_holds_a_conversation_twice_where_passes_end_inside_rounds() ->
     rounds = of_source(draw([Pool("a", size=7, count=17), Pool("b", size=2, count=10)], seed=3), 0)
     assert [len(part) for part in rounds] == [3, 3, 4, 3, 4]
     assert all(len(set(part)) == len(part) for part in rounds)
+    short = of_source(draw([Pool("a", size=2, count=9), Pool("b", size=1, count=9)], seed=7), 0)
+    assert all(len(set(part)) == len(part) for part in short)
     times = Counter(number for part in rounds for number in part)
     assert sorted(times.values()) == [2] * 4 + [3] * 3
 

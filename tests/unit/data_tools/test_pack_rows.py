@@ -59,12 +59,19 @@ def test_a_step_of_conversations_holds_exactly_so_many() -> None:
     rows = rows_of([5, 5, 5, 2, 2, 2, 2, 8], length=8, step=3, unit="conversations")
     assert rows.conversations.tolist() == [3, 3, 2]
     read: list[int] = []
+    assert not set(contents(rows)[0]) <= {0, 1, 2}, "steps take them in random order"
     for step, (begin, end) in enumerate(zip(rows.first_row, rows.first_row[1:], strict=False)):
         inside = [number for row in contents(rows)[begin:end] for number in row]
         assert len(inside) == rows.conversations[step]
         read += inside
     assert sorted(read) == list(range(8))
     assert read != sorted(read)
+
+
+def test_a_conversation_that_ends_one_round_and_begins_the_next_counts_twice() -> None:
+    source = Conversations(np.array([8]), None)
+    options = RowOptions(length=8, step=1, unit="conversations")
+    assert make_rows([source], [once(1), once(1)], options).conversations.tolist() == [1, 1]
 
 
 def test_a_split_conversation_stays_in_one_step_of_conversations_and_counts_once() -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from data_tools.errors import DataError, RecipeError
+from megatron_ext.plan.make import make_stage_plan
+from megatron_ext.plan.sft_rows import _made as rows_of_stage_made
 from megatron_ext.plan.stage_plan import StagePlan
 from tests.support.pencil_project import PencilProject, refused
 from tests.support.sft_project import LONG, SHORT, make_sft_project, write_chat
@@ -137,6 +139,7 @@ def test_a_missing_chat_template_is_asked_for(project: PencilProject) -> None:
     ("override", "message"),
     [
         ("data.document_isolation=attention", "data.document_isolation: attention: conversations that share a row"),
+        ("data.packing=best_fit", "data.packing: best_fit: packs documents; stage sft packs by section sft"),
         ("training.micro_batch_size=2", "training.micro_batch_size: 2: a packed row is a microbatch"),
         ("budget.tokens=5", "budget.tokens: 5: stage sft is measured in budget.examples"),
         ("budget.examples=0", "budget.examples: required and not set"),
@@ -154,6 +157,22 @@ def test_keys_that_mean_nothing_in_the_stage_are_refused(project: PencilProject,
 @pytest.mark.parametrize("key", CHANGES)
 def test_a_key_of_the_section_changes_what_the_stage_is(project: PencilProject, key: str) -> None:
     assert project.plan(*CHANGES[key]).stage_id != project.plan().stage_id
+
+
+def test_a_stage_that_will_run_keeps_its_rows_for_the_next_start(project: PencilProject) -> None:
+    store = project.root / "runs" / "prepared"
+    looked_at = make_stage_plan(project.load(), may_be_provisional=True)
+    assert not store.exists()
+    assert project.plan() == looked_at
+    (kept,) = store.glob("conversations-*/")
+    assert (kept / "pieces.npy").stat().st_size == 128 + 8 * 8 * 16
+    rows_of_stage_made.cache_clear()
+    (kept / "pieces.npy").rename(kept / "aside")
+    with pytest.raises(DataError, match="is not the file"):
+        make_stage_plan(project.load(), may_be_provisional=True)
+    (kept / "aside").rename(kept / "pieces.npy")
+    assert make_stage_plan(project.load(), may_be_provisional=True) == looked_at
+    assert rows_of_stage_made.cache_info().misses == 0, "the rows were read, not made"
 
 
 def test_permissions_and_layouts_leave_the_stage_what_it_is(project: PencilProject) -> None:
