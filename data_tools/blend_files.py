@@ -123,6 +123,7 @@ def as_blend(file: BlendFile, tokens: Mapping[str, int], *, label_tokens: int = 
                 tokens=entry.tokens,
                 epochs=entry.epochs,
                 max_epochs=entry.max_epochs,
+                min_epochs=entry.min_epochs,
             )
         )
     return Blend(file.recipe.blend, tuple(entries), file.recipe.weighting, file.recipe.temperature)

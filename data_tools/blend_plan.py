@@ -229,6 +229,7 @@ class Entry:
         tokens: Processed tokens.
         epochs: Passes, all whole samples of them.
         max_epochs: Passes over each source below that may be read at most.
+        min_epochs: And that must be read at least.
     """
 
     of: Source | Blend
@@ -237,6 +238,7 @@ class Entry:
     tokens: int | None = None
     epochs: float | None = None
     max_epochs: float | None = None
+    min_epochs: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -262,6 +264,7 @@ class Allotment:
         places: The entries that led to it.
         tokens_before: Tokens of it that were read before this budget.
         label_tokens: Tokens that its last sample reads beyond its length.
+        min_epochs: Passes over it that must be read.
     """
 
     source: str
@@ -272,50 +275,7 @@ class Allotment:
     places: tuple[str, ...]
     tokens_before: int = 0
     label_tokens: int = 1
-
-
-@dataclass(frozen=True)
-class Resolved:
-    """A blend with a budget.
-
-    Attributes:
-        total_samples: Samples of all sources.
-        allotments: One for each source, in the order in which the blend names them first.
-        notes: A sentence for everything that was rounded or joined.
-    """
-
-    total_samples: int
-    allotments: tuple[Allotment, ...]
-    notes: tuple[str, ...]
-
-
-def resolve(blend: Blend, *, tokens: int | None, sequence_length: int) -> Resolved:
-    """Decides what every source of a blend gives.
-
-    A source that is reached on several ways gives the sum, and may be read as often as the strictest allows.
-
-    Args:
-        blend: What is mixed.
-        tokens: The budget in processed tokens; None where every entry says its tokens or epochs.
-        sequence_length: Tokens of a sample.
-
-    Raises:
-        RecipeError: Amounts that do not fit the budget, a source that gives less than one sample, or one
-            that would be read more often than it may.
-    """
-    notes: list[str] = []
-    if tokens is None:
-        total = _written_total(blend, sequence_length)
-    else:
-        total = nearest_multiple(tokens, sequence_length)
-        if total * sequence_length != tokens:
-            notes.append(
-                f"--tokens {tokens:,} is {tokens / sequence_length:,.2f} samples of {sequence_length:,} tokens: "
-                f"rounded to {total:,} samples, {total * sequence_length:,} tokens."
-            )
-    allotments = allot(blend, total_samples=total, sequence_length=sequence_length, notes=notes)
-    _refuse_what_cannot_be_read(blend, allotments, total, sequence_length)
-    return Resolved(total, allotments, tuple(dict.fromkeys(notes)))
+    min_epochs: float = 0.0
 
 
 def allot(blend: Blend, *, total_samples: int, sequence_length: int, notes: list[str]) -> tuple[Allotment, ...]:
@@ -344,6 +304,7 @@ def allot(blend: Blend, *, total_samples: int, sequence_length: int, notes: list
             max_epochs=min(way.max_epochs for way in ways),
             places=tuple(dict.fromkeys(way.place for way in ways)),
             label_tokens=ways[0].source.label_tokens,
+            min_epochs=max(way.min_epochs for way in ways),
         )
         for (name, ways), whole, samples in zip(found.items(), sums, split_samples(sums, total_samples), strict=True)
     )
@@ -356,23 +317,31 @@ class _Quota:
     source: Source
     samples: Fraction
     max_epochs: float
+    min_epochs: float
     place: str
 
 
-def _written_total(blend: Blend, length: int) -> int:
+def written_total(blend: Blend, length: int) -> int:
+    """Samples of a blend of which every entry says its tokens or epochs.
+
+    Raises:
+        RecipeError: An entry that does not.
+    """
     if any(entry.tokens is None and entry.epochs is None for entry in blend.entries):
         raise RecipeError(f"blend {blend.name}: its entries do not say how much is read; give --tokens N")
     return sum(_written_samples(entry, length, []) for entry in blend.entries)
 
 
-def _quotas(blend: Blend, samples: Fraction, length: int, cap: float | None, notes: list[str]) -> Iterator[_Quota]:
+def _quotas(
+    blend: Blend, samples: Fraction, length: int, cap: float | None, notes: list[str], floor: float = 0.0
+) -> Iterator[_Quota]:
     for entry, quota in zip(blend.entries, _entry_quotas(blend, samples, length, notes), strict=True):
         limits = [limit for limit in (cap, entry.max_epochs or entry.epochs) if limit is not None]
         strictest = min(limits, default=None)
         if isinstance(entry.of, Blend):
-            yield from _quotas(entry.of, quota, length, strictest, notes)
+            yield from _quotas(entry.of, quota, length, strictest, notes, max(floor, entry.min_epochs))
         else:
-            yield _Quota(entry.of, quota, strictest or 1.0, entry.place)
+            yield _Quota(entry.of, quota, strictest or 1.0, max(floor, entry.min_epochs), entry.place)
 
 
 def _entry_quotas(blend: Blend, samples: Fraction, length: int, notes: list[str]) -> list[Fraction]:
@@ -421,31 +390,3 @@ def _weight(blend: Blend, size: int) -> Fraction:
         return Fraction(size)
     assert blend.temperature is not None, "the schema joins weighting temperature and the key"
     return Fraction(_PRECISE.power(Decimal(size), _PRECISE.divide(1, Decimal(repr(blend.temperature)))))
-
-
-def _refuse_what_cannot_be_read(blend: Blend, allotments: Sequence[Allotment], total: int, length: int) -> None:
-    is_fixed = blend.weighting == "fixed" and not any(isinstance(entry.of, Blend) for entry in blend.entries)
-    has_amounts = any(_has_amounts(entry) for entry in blend.entries)
-    budget = Budget(
-        key="--tokens",
-        sequence_length=length,
-        total_samples=total,
-        most_steps=0 if has_amounts else total - 1,
-        shares_are_written=is_fixed and not has_amounts,
-    )
-    problems = [
-        f"{allotment.places[0]}: {float(allotment.share):.3g} of {total:,} samples is less than one, so "
-        f"{allotment.source!r} would not be read; raise the share or --tokens, or remove the entry"
-        for allotment in allotments
-        if not allotment.samples
-    ]
-    problems += [f"{allotments[index].places[0]}: {message}" for index, message in shortages(allotments, budget)]
-    if problems:
-        raise RecipeError("\n".join([*([f"{len(problems)} problems"] if problems[1:] else []), *problems]))
-
-
-def _has_amounts(entry: Entry) -> bool:
-    """Whether something below is written in tokens or epochs, so that shares move with the budget."""
-    if entry.tokens is not None or entry.epochs is not None:
-        return True
-    return isinstance(entry.of, Blend) and any(_has_amounts(inner) for inner in entry.of.entries)

@@ -26,6 +26,7 @@ and of a source:
 | share            | of all samples, exact to the float |
 | samples, tokens  | that it gives; samples sum to the whole's |
 | epochs, max_epochs | passes over it that this makes, and that are permitted |
+| min_epochs       | passes that must be read |
 | shards           | prefix, data_id, has_tokens and samples of each dataset; their samples sum to the source's, in proportion to has_tokens. Empty where declared |
 | validation       | the same of its held-out dataset; its samples too sum to the source's. Empty where it is not built |
 
@@ -46,8 +47,9 @@ import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data_tools.atomic_files import write_atomically
+from data_tools.blend_budget import resolve
 from data_tools.blend_files import SourceFile, as_blend, read_blend
-from data_tools.blend_plan import Allotment, resolve, split_samples
+from data_tools.blend_plan import Allotment, split_samples
 from data_tools.dataset import Shard, find_dataset, refuse_two_tokenizers
 from data_tools.errors import DataError
 from data_tools.source_sizes import SourceSize, source_size
@@ -82,6 +84,7 @@ class BlendSource(_Part):
     tokens: int
     epochs: float
     max_epochs: float
+    min_epochs: float = 0.0
     shards: tuple[ShardPlan, ...]
     validation: tuple[ShardPlan, ...]
 
@@ -174,6 +177,7 @@ def _source(
         tokens=tokens,
         epochs=tokens / size.tokens,
         max_epochs=allotment.max_epochs,
+        min_epochs=allotment.min_epochs,
         shards=_spread(size.shards, allotment.samples),
         validation=_spread(held_out.shards, allotment.samples) if held_out else (),
     )

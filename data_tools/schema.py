@@ -79,6 +79,16 @@ class SourceRecipe(Section):
         return shares or {self.domain: 1.0}
 
 
+def refuse_floor_above(min_epochs: float, most: float | None) -> None:
+    """Refuses passes that must be read and may not.
+
+    Raises:
+        ValueError: `min_epochs` is above what is permitted here; None permits what other files say.
+    """
+    if most is not None and min_epochs > most:
+        raise ValueError(f"min_epochs {min_epochs:g} is above the {most:g} that may be read; raise that, or lower it")
+
+
 class BlendFileEntry(Section):
     """One source, or one blend of sources, inside a blend."""
 
@@ -92,6 +102,11 @@ class BlendFileEntry(Section):
         description="Passes over each source below that may be read at most; the smallest on the way down counts, "
         "1 where none is written.",
     )
+    min_epochs: Number = Field(
+        default=0,
+        ge=0,
+        description="Passes over each source below that must be read at least; the largest on the way down counts.",
+    )
 
     @property
     def amounts(self) -> list[str]:
@@ -104,6 +119,7 @@ class BlendFileEntry(Section):
             raise ValueError(f"{' and '.join(self.amounts)} are both written; keep one of them")
         if self.epochs is not None and self.max_epochs is not None and self.epochs > self.max_epochs:
             raise ValueError(f"epochs {self.epochs:g} is above max_epochs {self.max_epochs:g}; raise that, or lower it")
+        refuse_floor_above(self.min_epochs, self.max_epochs or self.epochs)
         return self
 
 

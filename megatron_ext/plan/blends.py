@@ -87,6 +87,7 @@ def allotments_of(
             place=str(loaded.origin((*blend.key, index))),
             share=entry.share,
             max_epochs=entry.max_epochs,
+            min_epochs=entry.min_epochs,
         )
         for index, (entry, part) in enumerate(zip(blend.entries, blend.parts, strict=True))
     )

@@ -182,6 +182,16 @@ def _check_supply(
                 f"  Lower budget.examples to {most:,}, or raise max_epochs to {math.ceil(read / size)}."
             )
             problems.add(loaded.origin(key), key, message)
+        elif read < given.min_epochs * size:
+            message = (
+                f'source "{given.source}" is read less often than it must.\n'
+                f"  gives    {read:,} conversations = {given.samples:,} x sft.passes {options.passes}\n"
+                f"  wanted   {size:,} conversations x min_epochs {given.min_epochs:g} = "
+                f"{given.min_epochs * size:,.0f}\n"
+                f"  Raise budget.examples to {math.ceil(examples * given.min_epochs * size / read):,}, or lower "
+                f"min_epochs to {math.floor(10_000 * read / size) / 10_000:g}."
+            )
+            problems.add(loaded.origin(key), key, message)
 
 
 def _note_changes(name: str, count: SourceCount, roundings: list[str]) -> None:

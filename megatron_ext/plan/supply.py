@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from data_tools.blend_files import SourceFile
+from data_tools.blend_floors import unread
 from data_tools.blend_plan import Allotment, Budget, shortages
 from data_tools.strict_yaml import KeyPath
 from megatron_ext.plan.stage_plan import BatchPlan
@@ -22,7 +23,7 @@ def check_supply(
     samples: int,
     entry_of: Mapping[str, int],
 ) -> None:
-    """Finds each source that a phase would read more often than it may, counted from the start of the chain.
+    """Finds each source that a phase would read more often than it may, or less than it must, counted over the chain.
 
     Args:
         loaded: What was asked.
@@ -45,6 +46,7 @@ def check_supply(
         ramp_samples=batch.ramp_samples,
         shares_are_written=all(isinstance(part, SourceFile) for part in blend.parts),
     )
-    for index, message in shortages(allotments, budget):
+    may_raise = is_whole_stage and loaded.recipe.schedule.horizon_tokens is None
+    for index, message in [*shortages(allotments, budget), *unread(allotments, budget, may_raise=may_raise)]:
         key: KeyPath = (*blend.key, entry_of[allotments[index].source], "share")
         problems.add(loaded.origin(key), key, message)

@@ -7,15 +7,15 @@ recipe that sets them, not here. Sources and blends, which data_tools reads too,
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from data_tools.drawing import DrawRule
 from data_tools.pack_rows import BatchUnit
 from data_tools.packing import Overlong
 from data_tools.schema import BlendRecipe as BlendRecipe
-from data_tools.schema import Count, Number
+from data_tools.schema import Count, Number, refuse_floor_above
 from data_tools.schema import Section as Section
 from data_tools.schema import SourceRecipe as SourceRecipe
 from megatron_ext.recipe.layer_pattern import parse_pattern
@@ -26,7 +26,9 @@ PLACEMENT_KEYS = frozenset(
     {
         "model.name",
         "data.blend.max_epochs",
+        "data.blend.min_epochs",
         "data.phases.blend.max_epochs",
+        "data.phases.blend.min_epochs",
         "sft.untrained",
         "training.micro_batch_size",
         "training.max_steps",
@@ -104,11 +106,22 @@ class BlendEntry(Section):
         gt=0,
         description="Passes over each source below that may be read at most, counted from the start of the chain.",
     )
+    min_epochs: Number = Field(
+        default=0,
+        ge=0,
+        description="Passes over each source below that must be read by the end of this blend, counted from the start "
+        "of the chain.",
+    )
     cursor: Literal["continue", "fresh", "replay"] = Field(
         default="continue",
         description="Where sources go on that were read before: continue behind it, fresh at the next pass (what is "
         "left of this one is not read), replay from their beginning.",
     )
+
+    @model_validator(mode="after")
+    def _check_floor(self) -> Self:
+        refuse_floor_above(self.min_epochs, self.max_epochs)
+        return self
 
 
 class PhaseRecipe(Section):

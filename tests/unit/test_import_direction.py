@@ -49,6 +49,7 @@ PURE_DATA_TOOLS = {
     "dataset",
     "tokenizer",
     "blend_plan",
+    "blend_floors",
     "packing",
     "indexed",
     "loss_mask",

@@ -75,6 +75,10 @@ def test_a_missing_source_is_refused_with_those_that_are_there() -> None:
             "entries:\n  - {source: a.yaml, epochs: 3, max_epochs: 2}\n",
             "blend.yaml:3: entries[0]: epochs 3 is above max_epochs 2",
         ),
+        (
+            "entries:\n  - {source: a.yaml, epochs: 2, min_epochs: 3}\n",
+            "blend.yaml:3: entries[0]: min_epochs 3 is above the 2 that may be read",
+        ),
         ("entries:\n  - {source: a.yaml, share: 0.5}\n", "blend.yaml:1: the shares sum to 0.5, must sum to 1"),
         ("entries:\n  - {source: a.yaml}\n", "blend.yaml:1: entries[0] has none of share, tokens, epochs"),
         (

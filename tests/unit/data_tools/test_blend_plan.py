@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_tools.blend_plan import Blend, Entry, Resolved, Source, resolve, split_samples
+from data_tools.blend_budget import Resolved, resolve
+from data_tools.blend_plan import Blend, Entry, Source, split_samples
 from data_tools.errors import RecipeError
 
 LENGTH = 16
@@ -192,3 +193,13 @@ def test_a_higher_temperature_is_flatter(small: int, more: int, temperature: int
         return resolve(blend, tokens=10**15, sequence_length=1).allotments[0].share
 
     assert share(temperature) <= share(temperature + 1) <= Fraction(1, 2)
+
+
+def test_the_largest_floor_on_the_way_down_counts_and_is_said_where_it_is_not_reached() -> None:
+    inner = Blend("inner", (entry(source("a", 1_000), share=0.5, min_epochs=0.2), entry(source("b", 1_000), share=0.5)))
+    outer = Blend("outer", (entry(inner, share=0.5, min_epochs=0.4), entry(source("c"), share=0.5)))
+    resolved = [allotment.min_epochs for allotment in resolve(outer, tokens=1_600, sequence_length=16).allotments]
+    assert resolved == [0.4, 0.4, 0.0]
+    assert "wanted   1,000 tokens x min_epochs 0.4 = 400\n  Raise --tokens to 1,536, or lower min_epochs to 0.256." in (
+        refusal(outer, 1_024)
+    )

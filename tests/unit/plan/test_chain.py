@@ -116,6 +116,17 @@ def test_passes_are_counted_over_the_phases(project: PencilProject) -> None:
     ]
 
 
+def test_a_floor_counts_what_earlier_phases_have_read(project: PencilProject) -> None:
+    assert plan("phases", "data.phases[1].blend[1].min_epochs=1.2").data.phases[1].sources[1].samples == 20
+    assert refusal("phases", "data.phases[1].blend[1].min_epochs=1.25").splitlines() == [
+        'phases.yaml:6: data.phases[1].blend[1].share: source "b" is read less often than it must.',
+        "  gives    320 processed tokens (50.0 % of budget 640)",
+        "  read     160 before, in earlier phases and stages",
+        "  wanted   400 tokens x min_epochs 1.25 = 500",
+        "  Raise the share to 0.5250 and lower others by as much, or lower min_epochs to 1.2.",
+    ]
+
+
 def test_the_lower_share_behind_another_phase_makes_the_plan_pass(project: PencilProject) -> None:
     shares = ("data.phases[1].blend[1].share=0.35", "data.phases[1].blend[0].share=0.65")
     assert given(plan("phases", "data.phases[1].blend[1].max_epochs=1", *shares))[1] == {"a": 26, "b": 14}

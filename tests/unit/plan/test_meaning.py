@@ -58,6 +58,7 @@ MEANING = {
 }
 PLACEMENT = {
     "data.blend[0].max_epochs": ["data.blend[0].max_epochs=2"],
+    "data.blend[0].min_epochs": ["data.blend[0].min_epochs=0.2"],
     "model.name": ["model.name=other"],
     "training.micro_batch_size": ["training.micro_batch_size=2"],
     "training.max_steps": ["training.max_steps=2"],
@@ -111,6 +112,7 @@ UNTRIED = {
     "data.phases[0].blend[0].share",
     "data.phases[0].blend[0].cursor",
     "data.phases[0].blend[0].max_epochs",
+    "data.phases[0].blend[0].min_epochs",
 }
 
 
@@ -157,6 +159,7 @@ def test_explain_and_the_hash_agree_on_every_key() -> None:
     roles = {key_name(leaf): role_of(leaf) for leaf in leaf_keys(Recipe)}
     assert {key for key, role in roles.items() if role == "placement"} == PLACEMENT.keys() | {
         "data.phases[0].blend[0].max_epochs",
+        "data.phases[0].blend[0].min_epochs",
         "sft.untrained",
     }
     assert {key for key, role in roles.items() if role == "meaning (by content)"} == {

@@ -77,6 +77,14 @@ def test_a_source_is_not_read_more_often_than_it_may_be(project: PencilProject) 
     assert numbers(project.plan("sft.passes=3", "data.blend[0].max_epochs=3", "data.blend[1].max_epochs=3"))[0] == 21
 
 
+def test_a_source_is_read_as_often_as_it_must_be(project: PencilProject) -> None:
+    message = refused(lambda: project.plan("budget.examples=4", "data.blend[0].min_epochs=0.5"))
+    assert 'source "c" is read less often than it must.' in message
+    assert "gives    3 conversations = 3 x sft.passes 1" in message
+    assert "Raise budget.examples to 8, or lower min_epochs to 0.25." in message
+    assert project.plan("budget.examples=8", "data.blend[0].min_epochs=0.5").data.sources[0].samples == 6
+
+
 @pytest.mark.parametrize(
     ("overlong", "rows", "said"),
     [

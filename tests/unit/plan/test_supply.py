@@ -111,3 +111,42 @@ def test_where_no_budget_is_small_enough_none_is_offered(project: PencilProject)
 )
 def test_samples_of_some_passes_are_counted_to_the_token(tokens: int, epochs: float, samples: int) -> None:
     assert available_samples(tokens, epochs, 16) == samples
+
+
+FLOOR = "data.blend[1].min_epochs=2"
+OFTEN = "data.blend[1].max_epochs=9"
+
+
+def test_a_source_that_is_read_less_often_than_it_must_is_refused_with_three_remedies(project: PencilProject) -> None:
+    assert refusal(project, FLOOR, OFTEN).splitlines() == [
+        'pretrain.yaml:7: data.blend[1].share: source "b" is read less often than it must.',
+        "  gives    160 processed tokens (25.0 % of budget 640)",
+        "  wanted   100 tokens x min_epochs 2 = 200",
+        "  Raise budget.tokens to 768, raise the share to 0.3000 and lower others by as much, "
+        "or lower min_epochs to 1.6.",
+    ]
+
+
+def test_each_remedy_of_a_floor_makes_the_plan_pass(project: PencilProject) -> None:
+    assert project.plan(FLOOR, OFTEN, "budget.tokens=768").data.sources[1].samples == 12  # 192 of 200: no more fit
+    shares = ("data.blend[1].share=0.3", "data.blend[0].share=0.7")
+    assert project.plan(FLOOR, OFTEN, *shares).data.sources[1].samples == 12
+    assert project.plan("data.blend[1].min_epochs=1.6", OFTEN).data.sources[1].samples == 10
+    assert "less often" in refusal(project, FLOOR, OFTEN, "budget.tokens=704")
+    assert "less often" in refusal(project, FLOOR, OFTEN, "data.blend[1].share=0.28", "data.blend[0].share=0.72")
+    assert "less often" in refusal(project, "data.blend[1].min_epochs=1.77", OFTEN)
+
+
+def test_a_budget_that_another_source_cannot_supply_is_no_remedy(project: PencilProject) -> None:
+    project.write_dataset("a", tokens=500)  # 31 samples; 768 tokens want 36
+    assert "Raise the share to 0.3000 and lower others by as much, or lower min_epochs to 1.6." in refusal(
+        project, FLOOR, OFTEN
+    )
+
+
+def test_a_floor_above_the_cap_is_refused(project: PencilProject) -> None:
+    assert "min_epochs 2 is above the 1 that may be read; raise that, or lower it" in refusal(project, FLOOR)
+
+
+def test_a_floor_is_no_part_of_the_meaning(project: PencilProject) -> None:
+    assert project.plan(OFTEN, "data.blend[1].min_epochs=1").stage_id == project.plan(OFTEN).stage_id
