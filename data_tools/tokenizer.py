@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 
 from data_tools.errors import DataError
 from data_tools.tokenizer_json import TokenizerFacts as TokenizerFacts
-from data_tools.tokenizer_json import facts_of, fingerprint_of_file, read_tokenizer
+from data_tools.tokenizer_json import facts_of, fingerprint_of_file, read_tokenizer, special_tokens_of
 
 if TYPE_CHECKING:
     from data_tools.bpe import ChosenEngine, Encoded, EngineName, Reference, SpecialTokens
@@ -69,6 +69,17 @@ def describe(tokenizer: str | Path) -> TokenizerFacts:
     from data_tools.sentencepiece_model import model_facts
 
     return model_facts(path, content)
+
+
+def special_tokens(tokenizer: str | Path) -> dict[str, int]:
+    """Ids of the added tokens that a tokenizer.json calls special; of a SentencePiece model none.
+
+    Raises:
+        DataError: If there is no tokenizer.
+    """
+    path = tokenizer_file(tokenizer)
+    content = read_tokenizer(path)
+    return special_tokens_of(path, content) if is_json(content) else {}
 
 
 def tokenizer_file(tokenizer: str | Path) -> Path:

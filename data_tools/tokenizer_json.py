@@ -85,6 +85,12 @@ def _facts_of(path: Path, content: bytes) -> TokenizerFacts:
     return facts_of(path, content, _token_ids(path, content))
 
 
+def special_tokens_of(path: Path, content: bytes) -> dict[str, int]:
+    """Ids of the added tokens that are special."""
+    added = _object_of(path, content).get("added_tokens") or []
+    return {token["content"]: token["id"] for token in added if token.get("special")}
+
+
 def eod_token_of(json_file: Path) -> str:
     """The end-of-document token that the tokenizer_config.json beside a tokenizer.json names.
 

@@ -51,7 +51,7 @@ def stretches_of(rows: Sequence[LedgerRow], path: Path) -> list[Stretch]:
     plan = StagePlan.model_validate_json((checkpoint / "plan.json").read_bytes())
     before = [row for row in rows if row.phase == 0]
     files = (
-        [checkpoint.parents[2] / stage.stage_id / "stage.json" for stage in plan.parent.chain] if plan.parent else []
+        [checkpoint.parents[2] / stage.stage_id / "stage.json" for stage in plan.behind.chain] if plan.behind else []
     )
     if all(file.is_file() for file in files):
         ledgers = [[LedgerRow(**row) for row in json.loads(file.read_bytes())["ledger"]] for file in files]

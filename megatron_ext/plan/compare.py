@@ -8,9 +8,11 @@ from data_tools.errors import DataError
 from megatron_ext.plan.make import make_stage_plan
 from megatron_ext.plan.render import terminal
 from megatron_ext.plan.render_table import frame
+from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.recipe.explain import Difference, differences
 from megatron_ext.recipe.layer_pattern import parse_pattern
 from megatron_ext.recipe.load import LoadedRecipe
+from megatron_ext.recipe.schema import UNRESOLVED
 
 
 def print_comparison(first: LoadedRecipe, second: LoadedRecipe, *, run_root: Path | None = None) -> None:
@@ -52,14 +54,21 @@ def _role(difference: Difference, first: LoadedRecipe, second: LoadedRecipe) -> 
 
 def _verdict(first: LoadedRecipe, second: LoadedRecipe, found: list[Difference], run_root: Path | None) -> str:
     try:
-        ids = [
-            make_stage_plan(loaded, may_be_provisional=True, run_root=run_root).stage_id for loaded in (first, second)
-        ]
+        plans = [make_stage_plan(loaded, may_be_provisional=True, run_root=run_root) for loaded in (first, second)]
     except DataError:
         roles = [_role(difference, first, second) for difference in found]
         count = sum(role != "placement" for role in roles)
         known = f"keys of the meaning that differ: {count or 'none'}"
         return f"stage ids are not known until the data is built; {known}"
-    if ids[0] == ids[1]:
-        return f"same stage id: {ids[0]}"
-    return f"different stages: {ids[0]} and {ids[1]}"
+    one, other = plans
+    if one.stage_id == other.stage_id:
+        return f"same stage id: {one.stage_id}{f', {_parent_of(one)}' if _parent_of(one) else ''}"
+    return "different stages: " + " and ".join(
+        f"{plan.stage_id}{f' ({_parent_of(plan)})' if _parent_of(plan) else ''}" for plan in plans
+    )
+
+
+def _parent_of(plan: StagePlan) -> str:
+    if plan.behind is None:
+        return f"init_from {UNRESOLVED}" if plan.awaits_weights else ""
+    return f"{'continues' if plan.parent is not None else 'init_from'} {plan.behind.stage_id}"

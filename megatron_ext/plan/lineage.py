@@ -1,8 +1,9 @@
-"""The stage that a recipe continues, and what the two must have in common."""
+"""The stages behind a recipe's, and what a stage must have in common with the one that it continues."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ValidationError
 
@@ -15,49 +16,61 @@ from megatron_ext.recipe.problems import Problems
 CONTINUE: KeyPath = ("continue",)
 
 
-def read_stage_plan(loaded: LoadedRecipe, run_root: Path) -> StagePlan:
-    """The plan of the stage that `continue:` names by its id.
+def read_stage_plan(loaded: LoadedRecipe, stage_id: str, run_root: Path, *, key: KeyPath = CONTINUE) -> StagePlan:
+    """The plan of a stage that is named by its id.
+
+    Args:
+        loaded: Names it.
+        stage_id: The id.
+        run_root: Folder that holds `stages/`.
+        key: Where it is named: `continue` or `init_from`.
 
     Raises:
         RecipeError: There is no such stage in this place's run_root.
     """
-    stage_id = loaded.recipe.parent
-    file = run_root / "stages" / str(stage_id) / "plan.json"
-    place = loaded.origin(CONTINUE)
+    file = run_root / "stages" / stage_id / "plan.json"
+    place = f"{loaded.origin(key)}: {key[0]}"
     if not file.is_file():
         there = ", ".join(sorted(folder.name for folder in file.parents[1].glob("*/"))) or "none"
         raise RecipeError(
-            f"{place}: continue: {stage_id}: no such stage in {file.parents[1]}; there are: {there}. "
+            f"{place}: {stage_id}: no such stage in {file.parents[1]}; there are: {there}. "
             "Name one of them, or the parent's recipe (a path ending in .yaml)"
         )
     try:
         return StagePlan.model_validate_json(file.read_bytes())
     except ValidationError:
-        raise RecipeError(
-            f"{place}: continue: {file}: damaged, or of another version; name the parent's recipe"
-        ) from None
+        raise RecipeError(f"{place}: {file}: damaged, or of another version; name the parent's recipe") from None
 
 
-def chain_behind(parent: StagePlan) -> ParentPlan:
-    """What lies behind a stage that continues `parent`."""
-    before = parent.parent
-    read = {source.data_id: source for source in before.sources} if before is not None else {}
+def chain_behind(parent: StagePlan, *, gives: Literal["everything", "weights"] = "everything") -> ParentPlan:
+    """What lies behind a stage that continues `parent`, or begins with its weights."""
+    before = parent.behind
     length = parent.batch.sequence_length
+    read = {source.data_id: source for source in before.sources} if before is not None else {}
+    passes = {data_id: source.tokens_read / source.tokens for data_id, source in read.items()}
     for source in parent.data.sources:
-        earlier = read[source.data_id].sequence_lengths if source.data_id in read else ()
+        earlier = read.get(source.data_id)
+        lengths = earlier.sequence_lengths if earlier is not None else ()
+        passes[source.data_id] = source.tokens_before / source.pass_tokens(length) + source.epochs
         read[source.data_id] = SourceRead(
             source=source.source,
             domain=source.domain,
             data_id=source.data_id,
             tokens=source.tokens,
             tokens_read=source.tokens_before + source.samples * length,
-            sequence_lengths=(*(other for other in earlier if other != length), length),
+            sequence_lengths=(*(other for other in lengths if other != length), length),
+            passes_before_anew=earlier.passes_before_anew if earlier is not None else 0.0,
         )
+    if gives == "weights":
+        for data_id, one in read.items():
+            moved = one.passes_before_anew + passes[data_id]
+            read[data_id] = one.model_copy(update={"tokens_read": 0, "passes_before_anew": moved})
     stage = ChainStage(
         stage_id=parent.stage_id,
         recipe=parent.recipe,
         total_steps=parent.batch.total_steps,
         total_tokens=parent.batch.total_tokens,
+        gives=gives,
     )
     return ParentPlan(chain=(*(before.chain if before is not None else ()), stage), sources=tuple(read.values()))
 
@@ -116,8 +129,13 @@ def check_common(loaded: LoadedRecipe, plan: StagePlan, parent: StagePlan) -> No
 
 
 def _other(theirs: object, mine: object) -> str:
-    return f"{_said(mine)}, and {_said(theirs)} in the stage that this one continues; write the same"
+    return f"{said(mine)}, and {said(theirs)} in the stage that this one continues; write the same"
 
 
-def _said(value: object) -> str:
+def said(value: object) -> str:
+    """A value as messages write it.
+
+    >>> said(4096), said("M-*"), said(None)
+    ('4,096', "'M-*'", 'None')
+    """
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else repr(value)

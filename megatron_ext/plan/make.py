@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_tools.errors import RecipeError
 from megatron_ext.plan.batch import plan_batch, plan_cadence, plan_phases
 from megatron_ext.plan.cost import plan_cost
 from megatron_ext.plan.data import plan_data
 from megatron_ext.plan.execution import plan_execution
+from megatron_ext.plan.init_from import INIT_FROM, check_permission, check_weights, other_numerics
 from megatron_ext.plan.layouts import plan_layout
 from megatron_ext.plan.lineage import chain_behind, check_common, check_schedule, read_stage_plan
 from megatron_ext.plan.meaning import stage_id, stage_meaning
@@ -99,7 +101,28 @@ def draft_before(loaded: LoadedRecipe, *, run_root: Path | None = None) -> Draft
 def _parent_by_id(loaded: LoadedRecipe, run_root: Path | None) -> StagePlan | None:
     if loaded.recipe.parent is None:
         return None
-    return read_stage_plan(loaded, run_root or Path(loaded.site.run_root))
+    return read_stage_plan(loaded, loaded.recipe.parent, run_root or Path(loaded.site.run_root))
+
+
+def _plan_of_giver(loaded: LoadedRecipe, run_root: Path | None, *, may_be_provisional: bool) -> StagePlan | None:
+    """The stage whose weights a recipe begins with; None where it needs none, or may be planned without.
+
+    Raises:
+        RecipeError: It is not named, and the plan is to run; or there is no such stage.
+    """
+    recipe = loaded.recipe
+    if recipe.awaits_weights:
+        if may_be_provisional:
+            return None
+        raise RecipeError(
+            f"{loaded.origin(INIT_FROM)}: init_from: unresolved; it can be planned so, and not run: add "
+            "--set init_from=STAGE, the recipe or the id of the stage whose weights it begins with"
+        )
+    if loaded.weights_of is not None:
+        return make_stage_plan(loaded.weights_of, may_be_provisional=may_be_provisional, run_root=run_root)
+    if recipe.init_from is None:
+        return None
+    return read_stage_plan(loaded, recipe.init_from, run_root or Path(loaded.site.run_root), key=INIT_FROM)
 
 
 def make_stage_plan(
@@ -137,7 +160,9 @@ def make_stage_plan(
         packed = plan_sft(loaded, notes, store=store, is_kept=not may_be_provisional)
     draft = draft_plan(loaded, world_size=world_size, before=parent, packed=packed)
     behind = chain_behind(parent) if parent is not None else None
-    roundings = [*notes, *draft.roundings]
+    giver = _plan_of_giver(loaded, run_root, may_be_provisional=may_be_provisional)
+    init_from = chain_behind(giver, gives="weights") if giver is not None else None
+    roundings = [*notes, *draft.roundings, *(other_numerics(giver) if giver is not None else ())]
     recipe = loaded.recipe
     data = (
         packed.data
@@ -153,14 +178,21 @@ def make_stage_plan(
             may_be_provisional=may_be_provisional,
         )
     )
-    meaning = stage_meaning(recipe, data=data, batch=draft.batch, schedule=draft.schedule, parent=behind)
+    meaning = stage_meaning(
+        recipe, data=data, batch=draft.batch, schedule=draft.schedule, parent=behind, init_from=init_from
+    )
     identity = stage_id(meaning)
-    is_provisional = data.is_provisional or (behind is not None and behind.is_provisional)
+    is_provisional = (
+        data.is_provisional
+        or recipe.awaits_weights
+        or any(before.is_provisional for before in (behind, init_from) if before is not None)
+    )
     plan = StagePlan(
         stage=recipe.stage,
         stage_id=identity.replace("-", "-provisional-", 1) if is_provisional else identity,
         recipe=loaded.path,
         parent=behind,
+        init_from=init_from,
         model=recipe.model,
         model_size=model_size(recipe.model),
         data=data,
@@ -182,4 +214,8 @@ def make_stage_plan(
     )
     if parent is not None:
         check_common(loaded, plan, parent)
+    if giver is not None:
+        check_weights(loaded, plan, giver)
+    if plan.behind is not None:
+        check_permission(loaded, plan, plan.behind)
     return plan

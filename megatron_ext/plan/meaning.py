@@ -22,14 +22,20 @@ from megatron_ext.plan.packed_rows import DOCUMENT_ROWS_VERSION
 from megatron_ext.plan.sizes import padded_vocab_size
 from megatron_ext.plan.stage_plan import SEMANTICS_VERSION, BatchPlan, DataPlan, ParentPlan, SchedulePlan
 from megatron_ext.recipe.layer_pattern import parse_pattern
-from megatron_ext.recipe.schema import ModelRecipe, Recipe, SftRecipe
+from megatron_ext.recipe.schema import UNRESOLVED, ModelRecipe, Recipe, SftRecipe
 
 ID_DIGITS = 16
 """Hex digits of an id: 64 bits, so a billion stages collide with a chance of 3 %."""
 
 
 def stage_meaning(
-    recipe: Recipe, *, data: DataPlan, batch: BatchPlan, schedule: SchedulePlan, parent: ParentPlan | None = None
+    recipe: Recipe,
+    *,
+    data: DataPlan,
+    batch: BatchPlan,
+    schedule: SchedulePlan,
+    parent: ParentPlan | None = None,
+    init_from: ParentPlan | None = None,
 ) -> dict[str, Any]:
     """Everything that decides a stage's numbers; plain values only."""
     meaning: dict[str, Any] = {
@@ -56,7 +62,11 @@ def stage_meaning(
     }
     if recipe.stage == "sft":
         meaning["sft"] = (recipe.sft or SftRecipe()).model_dump(exclude={"untrained"}) | {"rows_version": ROWS_VERSION}
-    return meaning | ({"parent": parent.stage_id} if parent is not None else {})
+    if parent is not None:
+        meaning["parent"] = parent.stage_id
+    if init_from is not None or recipe.awaits_weights:
+        meaning["init_from"] = init_from.stage_id if init_from is not None else UNRESOLVED
+    return meaning
 
 
 def stage_id(meaning: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from megatron_ext.recipe.schema import (
+    UNRESOLVED,
     LoggingRecipe,
     ModelRecipe,
     OptimizerRecipe,
@@ -290,6 +291,7 @@ class SourceRead(PlanPart):
     tokens: int  # that it has
     tokens_read: int
     sequence_lengths: tuple[int, ...]  # at which it was read, the last one last
+    passes_before_anew: float = 0.0  # read before a stage of the chain began anew with weights; not in tokens_read
 
 
 class ChainStage(PlanPart):
@@ -299,10 +301,11 @@ class ChainStage(PlanPart):
     recipe: str
     total_steps: int
     total_tokens: int
+    gives: Literal["everything", "weights"] = "everything"  # to the stage after it
 
 
 class ParentPlan(PlanPart):
-    """What lies behind a stage that continues another."""
+    """What lies behind a stage that continues another, or begins with its weights."""
 
     chain: tuple[ChainStage, ...]  # oldest first; the last one is the parent
     sources: tuple[SourceRead, ...]  # of the whole chain
@@ -325,6 +328,7 @@ class StagePlan(PlanPart):
     stage_id: str  # f"{stage}-{16 hex digits of sha256(meaning)}"; f"{stage}-provisional-{…}" while data is declared
     recipe: str  # path of the recipe, as given
     parent: ParentPlan | None = None  # the stage that this one continues
+    init_from: ParentPlan | None = None  # the stage that gives its weights and nothing else
     model: ModelRecipe
     model_size: ModelSize
     data: DataPlan
@@ -341,3 +345,13 @@ class StagePlan(PlanPart):
     logging: LoggingRecipe
     roundings: tuple[str, ...]  # one sentence for each number that had to be rounded
     meaning: dict[str, Any]
+
+    @property
+    def behind(self) -> ParentPlan | None:
+        """The stages before this one, whatever the last of them gives to it."""
+        return self.parent or self.init_from
+
+    @property
+    def awaits_weights(self) -> bool:
+        """Whether nobody has named the stage that is to give the weights: the plan can be read, not run."""
+        return bool(self.meaning.get("init_from") == UNRESOLVED)

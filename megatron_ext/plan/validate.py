@@ -48,6 +48,8 @@ def _stage_facts(loaded: LoadedRecipe) -> str:
     identity = "data not built yet"
     if has_sizes(loaded):
         plan = make_stage_plan(loaded, may_be_provisional=True)
-        identity = f"{plan.stage_id}{' (sizes declared, data not built yet)' if plan.data.is_provisional else ''}"
+        notes = ["sizes declared, data not built yet"] if plan.data.is_provisional else []
+        notes += ["parent unresolved"] if plan.awaits_weights else []
+        identity = f"{plan.stage_id}{f' ({", ".join(notes)})' if notes else ''}"
     tokens = format_count(draft.batch.total_tokens)
     return f"{loaded.recipe.stage} recipe, model {loaded.recipe.model.name}, {tokens} tokens, {identity}"

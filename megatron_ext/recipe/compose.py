@@ -22,6 +22,9 @@ from megatron_ext.recipe.problems import Origin, origin_of
 MAX_LEVELS_ABOVE = 2
 """Files above a recipe; a longer chain hides from its reader what a value is."""
 
+PARENT_KEYS = ("continue", "init_from")
+"""Keys that name another stage, by its recipe or by its id."""
+
 _MODEL: KeyPath = ("model",)
 
 
@@ -115,9 +118,10 @@ def _resolve_paths(tree: Tree, *, written_in: str) -> None:
         for entry in blend:
             if isinstance(entry, dict) and isinstance(entry.get("source"), str):
                 entry["source"] = beside(written_in, entry["source"])
-    parent = tree.data.get("continue")
-    if isinstance(parent, str) and is_path(parent):
-        tree.data["continue"] = beside(written_in, parent)
+    for key in PARENT_KEYS:
+        parent = tree.data.get(key)
+        if isinstance(parent, str) and is_path(parent):
+            tree.data[key] = beside(written_in, parent)
     if isinstance(tree.data.get("model"), str):
         origin = tree.origins[_MODEL]
         file = beside(written_in, tree.data["model"])
@@ -141,7 +145,7 @@ def blends_of(tree: Tree) -> dict[KeyPath, list[Any]]:
 
 
 def is_path(parent: str) -> bool:
-    """Whether `continue:` names a recipe; else it names a stage by its id."""
+    """Whether `continue:` or `init_from:` names a recipe; else it names a stage by its id."""
     return parent.endswith((".yaml", ".yml"))
 
 

@@ -12,7 +12,7 @@ from data_tools.blend_files import BlendFile, SourceFile, read_file
 from data_tools.errors import RecipeError
 from data_tools.strict_yaml import KeyPath
 from megatron_ext.recipe.checks import checked
-from megatron_ext.recipe.compose import Tree, blends_of, compose, is_path
+from megatron_ext.recipe.compose import PARENT_KEYS, Tree, blends_of, compose, is_path
 from megatron_ext.recipe.locate import shown
 from megatron_ext.recipe.problems import Origin, Problems, origin_of
 from megatron_ext.recipe.schema import BlendEntry, BlendRecipe, ModelRecipe, Recipe, SiteRecipe, SourceRecipe
@@ -59,6 +59,7 @@ class LoadedRecipe:
         sources: Every source that its blends lead to, once each, in the order of naming.
         blends: One for each phase; one in all where `data.blend` is written.
         parent: The stage that it continues, where that is named by its recipe.
+        weights_of: The stage whose weights it begins with, where that is named by its recipe.
         origins: Where each key was written; keys of source i stand below ("sources", i), of the
             site below ("site",). Keys that are not there have their default.
     """
@@ -69,6 +70,7 @@ class LoadedRecipe:
     sources: tuple[SourceRecipe, ...]
     blends: tuple[LoadedBlend, ...]
     parent: LoadedRecipe | None
+    weights_of: LoadedRecipe | None
     origins: Mapping[KeyPath, Origin]
 
     def origin(self, path: KeyPath) -> Origin:
@@ -83,13 +85,13 @@ def load_recipe(
     site: str | Path | None = None,
     children: tuple[str, ...] = (),
 ) -> LoadedRecipe:
-    """Reads and checks a stage recipe, and the recipes of the stages that it continues.
+    """Reads and checks a stage recipe, and the recipes of the stages that it begins from.
 
     Args:
         path: A recipe; one that starts with `recipes/` may be one that came with the code.
         overrides: `key=value` options, checked like the file; parents are read as they stand.
         site: A site file; None takes `DEFAULT_SITE`.
-        children: Recipes that continue this one, for circles.
+        children: Recipes that begin from this one, for circles.
 
     Returns:
         The recipe with its sources and its site.
@@ -108,13 +110,14 @@ def load_recipe(
     sources = _Sources(origins, problems)
     parts = {key: _load_parts(tree, key, entries, sources, problems) for key, entries in blends_of(tree).items()}
     sources.refuse_one_name_twice()
-    parent = _load_parent(tree, problems, site=site, chain=(*children, shown(path)))
+    chain = (*children, shown(path))
+    parent, weights_of = (_load_parent(tree, key, problems, site=site, chain=chain) for key in PARENT_KEYS)
     site_recipe = _load_part(SiteRecipe, str(site or DEFAULT_SITE), ("site",), origins, problems)
     problems.raise_recipe_error()
     assert recipe is not None, "a recipe without problems is valid"
     assert site_recipe is not None, "a site without problems is valid"
     blends = tuple(_loaded_blends(recipe, parts))
-    return LoadedRecipe(str(path), recipe, site_recipe, sources.all, blends, parent, origins)
+    return LoadedRecipe(str(path), recipe, site_recipe, sources.all, blends, parent, weights_of, origins)
 
 
 def load_file(path: str | Path) -> LoadedRecipe | Single:
@@ -221,15 +224,15 @@ def _loaded_blends(
 
 
 def _load_parent(
-    tree: Tree, problems: Problems, *, site: str | Path | None, chain: tuple[str, ...]
+    tree: Tree, name: str, problems: Problems, *, site: str | Path | None, chain: tuple[str, ...]
 ) -> LoadedRecipe | None:
-    """The recipe that `continue:` names, if it names one."""
-    key: KeyPath = ("continue",)
-    file = tree.data.get("continue")
+    """The recipe that `continue:` or `init_from:` names, if it names one."""
+    key: KeyPath = (name,)
+    file = tree.data.get(name)
     if not isinstance(file, str) or not is_path(file):
         return None
     if file in chain:
-        message = f"a circle: {' -> '.join([*chain, file])}; the first stage of a chain continues none"
+        message = f"a circle: {' -> '.join([*chain, file])}; the first stage of a chain has no {name}"
         problems.add(tree.origin(key), key, message)
     elif not Path(file).is_file():
         message = f"{file}: no such file; write the path of a stage recipe relative to the file it stands in"

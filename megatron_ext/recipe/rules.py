@@ -150,6 +150,12 @@ def _blend_rules(blend: tuple[BlendEntry, ...], key: KeyPath) -> Iterator[Broken
 
 def _recipe_rules(recipe: Recipe) -> Iterator[Broken]:
     yield from broken_stage_rules(recipe)
+    if recipe.init_from is not None and recipe.parent is not None:
+        yield (
+            ("init_from",),
+            f"{recipe.init_from}, and continue is {recipe.parent}: the one begins anew with weights, the other goes on "
+            "with everything; set one of them to null",
+        )
     phases = recipe.data.phases
     total = sum(phase.tokens for phase in phases or ())
     if phases is not None and total != recipe.budget.tokens:

@@ -48,8 +48,11 @@ PLACEMENT_KEYS = frozenset(
 )
 """Keys and sections that are recorded but leave a stage what it is; all others are its meaning."""
 
-CONTENT_KEYS = frozenset({"continue", "data.tokenizer", "data.blend.source", "data.phases.blend.source"})
+CONTENT_KEYS = frozenset({"continue", "init_from", "data.tokenizer", "data.blend.source", "data.phases.blend.source"})
 """Paths: what stands behind them is part of the meaning, where it stands is not."""
+
+UNRESOLVED = "unresolved"
+"""`init_from` of a stage whose parent an arm, or `--set`, will name."""
 
 
 class ModelRecipe(Section):
@@ -351,6 +354,11 @@ class Recipe(Section):
         description="The stage whose weights, optimizer, random states, data cursors and schedule this one takes up: "
         "a recipe, relative to this file, or a stage id of this place's run_root.",
     )
+    init_from: str | None = Field(
+        default=None,
+        description="The stage whose weights this one begins with, and nothing else of it: a recipe, a stage id, or "
+        "unresolved while nobody has named it; null: new weights, where stage is pretrain.",
+    )
     model: ModelRecipe
     data: DataRecipe
     budget: BudgetRecipe = BudgetRecipe()
@@ -364,6 +372,12 @@ class Recipe(Section):
     logging: LoggingRecipe = LoggingRecipe()
     profile: ProfileRecipe = ProfileRecipe()
     seed: Count = Field(default=1234, ge=0, description="Seed of initialisation and data order.")
+
+    @property
+    def awaits_weights(self) -> bool:
+        """Whether it begins with weights of a stage that is not named yet; only pretraining begins with new ones."""
+        needs_them = self.init_from is None and self.parent is None and self.stage not in ("pretrain",)
+        return self.init_from == UNRESOLVED or needs_them
 
 
 class SiteRecipe(Section):

@@ -159,6 +159,14 @@ def refused(call: Callable[[], object], kind: type[UserError] = RecipeError) -> 
     return str(caught.value)
 
 
+def record(stage: StagePlan, run_root: Path) -> StagePlan:
+    """Leaves a stage's plan where its run would."""
+    folder = run_root / "stages" / stage.stage_id
+    folder.mkdir(parents=True)
+    (folder / "plan.json").write_text(stage.model_dump_json())
+    return stage
+
+
 def write_tokenizer(folder: Path, *, vocab_size: int = VOCAB_SIZE) -> None:
     """A folder that describes itself as a tokenizer; it encodes nothing."""
     folder.mkdir(parents=True)

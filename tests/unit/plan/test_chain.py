@@ -12,7 +12,7 @@ from megatron_ext.__main__ import main
 from megatron_ext.plan.make import make_stage_plan
 from megatron_ext.plan.stage_plan import SEMANTICS_VERSION, StagePlan
 from megatron_ext.recipe.load import load_recipe
-from tests.support.pencil_project import PencilProject, refused
+from tests.support.pencil_project import PencilProject, record, refused
 
 CHILD = """\
 extends: pretrain.yaml
@@ -52,14 +52,6 @@ def refusal(name: str, *overrides: str) -> str:
 
 def given(stage: StagePlan) -> list[dict[str, int]]:
     return [{source.source: source.samples for source in phase.sources} for phase in stage.data.all_phases()]
-
-
-def record(stage: StagePlan, run_root: Path) -> StagePlan:
-    """Leaves a stage's plan where its run would."""
-    folder = run_root / "stages" / stage.stage_id
-    folder.mkdir(parents=True)
-    (folder / "plan.json").write_text(stage.model_dump_json())
-    return stage
 
 
 def test_phases_have_their_own_shares_and_sum_to_the_stage(project: PencilProject) -> None:

@@ -105,7 +105,8 @@ UNTRIED = {
     "model.rotary_base",  # tried with RoPE below
     "data.tokenizer",  # by content: tried below
     "data.blend[0].source",
-    "continue",  # these need a stage before, or a phase: test_chain.py
+    "continue",  # these need a stage before, or a phase: test_chain.py, test_init_from.py
+    "init_from",
     "data.blend[0].cursor",
     "data.phases[0].tokens",
     "data.phases[0].blend[0].source",
@@ -164,6 +165,7 @@ def test_explain_and_the_hash_agree_on_every_key() -> None:
     }
     assert {key for key, role in roles.items() if role == "meaning (by content)"} == {
         "continue",
+        "init_from",
         "data.tokenizer",
         "data.blend[0].source",
         "data.phases[0].blend[0].source",
