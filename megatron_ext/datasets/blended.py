@@ -223,6 +223,14 @@ class BlendedCursor:
         self._carried = list(places.values())
         self._before = list(ledger)
 
+    def begin_anew(self, *, ledger: Sequence[dict[str, Any]]) -> None:
+        """Keeps for the ledger what the stages behind the weights have read; every source stays at its first sample.
+
+        Args:
+            ledger: A row a source (`ledger.sum_anew`).
+        """
+        self._before = list(ledger)
+
     def _rows(self, num_rows: int) -> list[list[int]]:
         """This rank's rows of a global batch, by microbatch."""
         micro = self._plan.batch.micro_batch_size

@@ -4,7 +4,7 @@
 
 | field               | meaning |
 |---------------------|---------|
-| phase               | from 1; 0 are all stages that this one continues, summed |
+| phase               | from 1; 0 are all stages behind this one, summed |
 | source, domain      | as planned; `data_id` is the content's |
 | planned, read       | processed tokens: samples x sequence_length |
 | samples             | rows read |
@@ -26,8 +26,9 @@
 | cutting             | sequence length, and where other lengths were left (`SourceCursor.cutting`) |
 
 `first`, `repeated`, their documents and `distinct` are null behind a `cursor: fresh` that left the first pass
-unfinished, and where `cursor: replay` met another sequence length in it. Worked example: a source of 400 tokens
-of which stages before read 160 has in a phase of 320 tokens first 240 and repeated 80.
+unfinished, where `cursor: replay` met another sequence length in it, and for sources that `init_from` begins anew when
+a part of them was read before. Worked example: a source of 400 tokens of which stages before read 160 has in a phase
+of 320 tokens first 240 and repeated 80.
 """
 
 from __future__ import annotations
@@ -167,6 +168,23 @@ def sum_by_source(rows: Sequence[LedgerRow]) -> list[LedgerRow]:
     """A row a source (its content counts, not its name), as phase 0."""
     return [
         _sum([row for row in rows if row.data_id == data_id]) for data_id in dict.fromkeys(row.data_id for row in rows)
+    ]
+
+
+def sum_anew(rows: Sequence[LedgerRow], plan: StagePlan) -> list[LedgerRow]:
+    """`sum_by_source` of the stages behind a stage that begins every source anew.
+
+    Seed and sequence length may be others now, so nobody knows which tokens of a part the next ones are.
+
+    Args:
+        rows: Ledger of the stage that gives the weights.
+        plan: The stage that begins with them.
+    """
+    assert plan.init_from is not None, f"{plan.stage_id} begins with no stage's weights"
+    tokens = {source.data_id: source.tokens for source in plan.init_from.sources}
+    return [
+        replace(row, place=0, distinct=row.distinct if row.distinct in (0, tokens[row.data_id]) else None)
+        for row in sum_by_source(rows)
     ]
 
 

@@ -36,7 +36,7 @@ from megatron.core.dist_checkpointing.validation import StrictHandling
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from data_tools.errors import DataError
-from megatron_ext.datasets.ledger import read_ledger, sum_by_source
+from megatron_ext.datasets.ledger import read_ledger, sum_anew, sum_by_source
 from megatron_ext.models.weights import put_weights, sharded_weights
 from megatron_ext.runtime.seed import random_state, restore_random_state, seed_everything
 from megatron_ext.training.checkpoint_facts import layout_of, read_facts, read_plan, require_fit
@@ -84,6 +84,26 @@ def continue_from(path: Path, parts: Parts) -> None:
     facts = _restore(path, parts)
     ledger = [row.to_json() for row in sum_by_source(read_ledger(path))]
     parts.cursor.take_over(facts["cursor"], ledger=ledger)
+
+
+@torch.no_grad()
+def begin_with_weights(path: Path, parts: Parts) -> None:
+    """Takes the weights of another stage, and what it had read for the ledger; everything else stays as built.
+
+    In bf16 the main weights of the optimizer are these weights in fp32: those of the giver are not read.
+
+    All ranks must call this.
+
+    Args:
+        path: The giver's last checkpoint (`parent_stage.py`), whole, in any layout and precision.
+        parts: Freshly built.
+
+    Raises:
+        DataError: Its weights have other names or shapes.
+    """
+    load_weights(path, parts.model.module, parts.groups)
+    parts.optimizer.reload_model_params()
+    parts.cursor.begin_anew(ledger=[row.to_json() for row in sum_anew(read_ledger(path), parts.plan)])
 
 
 def _restore(path: Path, parts: Parts) -> dict[str, Any]:

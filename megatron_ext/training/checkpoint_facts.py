@@ -32,8 +32,10 @@ def layout_of(plan: StagePlan) -> dict[str, int | bool]:
 
 def describe_resume(path: Path, plan: StagePlan) -> str:
     """One sentence for the log: where a run goes on, and whether bit for bit."""
+    is_parents = plan.behind is not None and path.parents[1].name == plan.behind.stage_id
+    if is_parents and plan.init_from is not None:
+        return f"begins with the weights of {path}; optimizer, data and learning rate begin anew"
     layout, order = _changed_layout(path, plan), _changed_order(path, plan)
-    is_parents = plan.parent is not None and path.parent.parent.name == plan.parent.stage_id
     begin = f"goes on {'behind the parent stage' if is_parents else f'at step {_step_of(path)}'} from {path}"
     if not layout and not order:
         return begin

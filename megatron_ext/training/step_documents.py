@@ -1,7 +1,7 @@
 """`megatron-ext trace`: which documents a step of a stage has read, or will read, and their text.
 
 The batch of a step follows from the plan and from where the data stood before: at the newest checkpoint
-before the step, at the end of the parent stage, or at the beginning. From there every row is dealt again,
+before the step, at the end of the stage that it continues, or at the beginning. From there every row is dealt again,
 unread: 1.6 microseconds a row of three sources, measured on one core of a Xeon at 2.8 GHz.
 """
 
@@ -105,7 +105,7 @@ def _cursor_before(folder: Path, plan: StagePlan, step: int) -> tuple[Cursor, in
         if done < step:
             cursor.load_state_dict(_state_of(checkpoint))
             return cursor, done
-    parent = parent_checkpoint(folder.resolve().parents[1], plan)
+    parent = parent_checkpoint(folder.resolve().parents[1], plan) if plan.parent is not None else None
     if parent is not None and isinstance(cursor, BlendedCursor):
         cursor.take_over(_state_of(parent), ledger=[])
     return cursor, 0

@@ -16,7 +16,12 @@ from megatron_ext.runtime.agreement import answer_of_main_rank
 from megatron_ext.runtime.seed import seed_everything
 from megatron_ext.runtime.signals import StopRequest
 from megatron_ext.training.chat_template import chat_template_of
-from megatron_ext.training.checkpoint import continue_from, damage_seen_by_all_ranks, load_checkpoint
+from megatron_ext.training.checkpoint import (
+    begin_with_weights,
+    continue_from,
+    damage_seen_by_all_ranks,
+    load_checkpoint,
+)
 from megatron_ext.training.checkpoint_facts import describe_resume, read_facts
 from megatron_ext.training.file_list import checkpoints_of, require_whole
 from megatron_ext.training.isolation import require_isolation
@@ -73,7 +78,7 @@ def walk(plan: StagePlan, folder: StageFolder, groups: ProcessGroupCollection, *
         if newest is not None:
             state = load_checkpoint(newest, parts)
         elif begins_at is not None:
-            continue_from(begins_at, parts)
+            (continue_from if plan.parent is not None else begin_with_weights)(begins_at, parts)
         watcher = _watcher(folder, plan, state, begins_at) if is_main else None
         say = (lambda _: None) if watcher is None else watcher.say
         if plan.data.document_isolation == "full":
@@ -116,7 +121,7 @@ def _stage_facts(plan: StagePlan, folder: StageFolder, outcome: Outcome) -> dict
         "stage_id": plan.stage_id,
         "stage": plan.stage,
         "meaning": plan.meaning,
-        "parent": plan.parent.stage_id if plan.parent is not None else None,
+        "parent": plan.behind.stage_id if plan.behind is not None else None,
         "state": outcome.state.to_json(),
         "checkpoint": f"checkpoints/step_{outcome.state.step}",
         "tokenizer_fingerprint": plan.data.tokenizer_fingerprint,

@@ -15,6 +15,7 @@ from data_tools.errors import DataError, UsageError
 from megatron_ext.__main__ import main
 from megatron_ext.datasets.blended import BlendedCursor
 from megatron_ext.plan.lineage import chain_behind
+from megatron_ext.plan.meaning import stage_id
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.training.step_documents import Piece, trace_step
 from tests.support.sources import plan_reading, write_source
@@ -23,13 +24,15 @@ from tests.support.toy_project import Run, ToyProject
 PHASES = [{"a": 6, "b": 2}, {"a": 4, "b": (8, "replay")}]
 
 
-def _plan(folder: Path, stage_id: str, **changes: object) -> StagePlan:
+def _plan(folder: Path, number: int, **changes: object) -> StagePlan:
+    """The plan of a stage whose meaning is a number."""
     if not (folder / "a.idx").is_file():
         write_source(folder / "a", [[1 + d % 7, 2, 0] for d in range(40)])
         write_source(folder / "b", [[11 + d % 7, 12, 0] for d in range(8)])
     sources = {"a": (folder / "a", 10), "b": (folder / "b", 10)}
     plan = plan_reading(sources, global_batch_size=4, phases=PHASES, **changes)
-    return plan.model_copy(update={"stage_id": stage_id})
+    meaning = {"stage": "pretrain", "number": number}
+    return plan.model_copy(update={"meaning": meaning, "stage_id": stage_id(meaning)})
 
 
 def _train(folder: Path, plan: StagePlan, *, checkpoints: set[int], parent: BlendedCursor | None) -> list[list[str]]:
@@ -50,29 +53,40 @@ def _train(folder: Path, plan: StagePlan, *, checkpoints: set[int], parent: Blen
             path.mkdir(parents=True)
             (path / "state.json").write_text(json.dumps({"cursor": ranks[0].state_dict()}))
     last = f"checkpoints/step_{plan.batch.total_steps}"
-    facts = {"tokenizer_fingerprint": plan.data.tokenizer_fingerprint, "checkpoint": last}
+    facts = {"stage_id": plan.stage_id, "meaning": plan.meaning, "checkpoint": last}
+    facts["tokenizer_fingerprint"] = plan.data.tokenizer_fingerprint
     (stage / "stage.json").write_text(json.dumps(facts))
     return steps
 
 
 @pytest.mark.parametrize("checkpoints", [{5}, {2, 4, 5}])
 def test_every_step_of_a_chain_of_phases_is_what_its_ranks_read(tmp_path: Path, checkpoints: set[int]) -> None:
-    first = _plan(tmp_path, "pretrain-1")
-    read = {"pretrain-1": _train(tmp_path, first, checkpoints=checkpoints, parent=None)}
+    first = _plan(tmp_path, 1)
+    read = {first.stage_id: _train(tmp_path, first, checkpoints=checkpoints, parent=None)}
     end = BlendedCursor(first, data_parallel_rank=0, data_parallel_size=1)
     for _ in range(5):
         end.next_sample_ids()
-    second = _plan(tmp_path, "pretrain-2", parent=chain_behind(first))
-    read["pretrain-2"] = _train(tmp_path, second, checkpoints=checkpoints, parent=end)
-    assert read["pretrain-1"] != read["pretrain-2"]
+    second = _plan(tmp_path, 2, parent=chain_behind(first))
+    read[second.stage_id] = _train(tmp_path, second, checkpoints=checkpoints, parent=end)
+    assert read[first.stage_id] != read[second.stage_id]
     for name, steps in read.items():
         for step, sample_ids in enumerate(steps, 1):
             assert [row.sample_id for row in trace_step(tmp_path / "stages" / name, step)] == sample_ids
 
 
+def test_a_stage_that_begins_with_weights_reads_from_the_first_row_on(tmp_path: Path) -> None:
+    first = _plan(tmp_path, 1)
+    steps = _train(tmp_path, first, checkpoints={5}, parent=None)
+    second = _plan(tmp_path, 2, init_from=chain_behind(first, gives="weights"))
+    assert _train(tmp_path, second, checkpoints=set(), parent=None) == steps
+    for step, sample_ids in enumerate(steps, 1):
+        assert [row.sample_id for row in trace_step(tmp_path / "stages" / second.stage_id, step)] == sample_ids
+
+
 def test_pieces_are_the_documents_of_a_row_and_its_label_with_their_ids(tmp_path: Path) -> None:
-    _train(tmp_path, _plan(tmp_path, "pretrain-1"), checkpoints=set(), parent=None)
-    for row in trace_step(tmp_path / "stages" / "pretrain-1", 1):
+    stage = _plan(tmp_path, 1)
+    _train(tmp_path, stage, checkpoints=set(), parent=None)
+    for row in trace_step(tmp_path / "stages" / stage.stage_id, 1):
         first, word = (11, 12) if row.sample_id[0] == "b" else (1, 2)
         ids = [
             [first + piece.document % 7, word, 0][at]
@@ -95,9 +109,10 @@ def test_a_packed_row_lists_its_document_and_not_its_padding(tmp_path: Path) -> 
 
 
 def test_a_step_that_the_stage_does_not_have_and_what_is_no_stage_are_refused(tmp_path: Path) -> None:
-    _train(tmp_path, _plan(tmp_path, "pretrain-1"), checkpoints=set(), parent=None)
-    with pytest.raises(UsageError, match="--step 6: pretrain-1 has steps 1 to 5"):
-        trace_step(tmp_path / "stages" / "pretrain-1", 6)
+    stage = _plan(tmp_path, 1)
+    _train(tmp_path, stage, checkpoints=set(), parent=None)
+    with pytest.raises(UsageError, match=f"--step 6: {stage.stage_id} has steps 1 to 5"):
+        trace_step(tmp_path / "stages" / stage.stage_id, 6)
     with pytest.raises(DataError, match="plan.json: missing; name a stage's folder"):
         trace_step(tmp_path, 1)
 
