@@ -10,6 +10,8 @@ twice has read 16, masked 8 and truncated 4; documents_first 1 and documents_rep
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from megatron_ext.datasets.conversations import PADDING, ConversationCursor
@@ -18,7 +20,7 @@ from megatron_ext.plan.stage_plan import StagePlan
 
 
 def conversation_ledger_of(plan: StagePlan, cursor: ConversationCursor) -> list[LedgerRow]:
-    """What has been read up to where a cursor stands.
+    """What has been read up to where a cursor stands, behind what the stages that gave the weights have read.
 
     Args:
         plan: The stage, of kind sft.
@@ -28,6 +30,7 @@ def conversation_ledger_of(plan: StagePlan, cursor: ConversationCursor) -> list[
     lengths, is_begin = rows.pieces.lengths, rows.pieces.start == 0
     is_first = rows.is_first
     is_read = np.arange(len(lengths)) < end
+    before = [LedgerRow(**row) for row in cursor.before]
     ledger = []
     for index, source in enumerate(plan.data.sources):
         mine = rows.source == index
@@ -59,4 +62,11 @@ def conversation_ledger_of(plan: StagePlan, cursor: ConversationCursor) -> list[
         count * rows.length - int(lengths[:pieces].sum())
         for count, pieces in ((rows.rows, len(lengths)), (cursor.rows_read, end))
     )
-    return [*ledger, LedgerRow(1, PADDING, "", PADDING, planned, read, masked=read)]
+    known_before = {row.data_id for row in before if row.read}
+    ledger = [_unknown(row) if row.data_id in known_before else row for row in ledger]
+    return [*before, *ledger, LedgerRow(1, PADDING, "", PADDING, planned, read, masked=read)]
+
+
+def _unknown(row: LedgerRow) -> LedgerRow:
+    """A row whose source was read before in another order: nobody knows which of its tokens are new."""
+    return replace(row, first=None, repeated=None, documents_first=None, documents_repeated=None, distinct=None)

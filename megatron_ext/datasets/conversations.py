@@ -174,6 +174,15 @@ class ConversationCursor:
         targets_of_row = np.add.reduceat(self.rows.targets, self.rows.first_piece[:-1])
         self._targets_before = np.concatenate([np.zeros(1, np.int64), np.cumsum(targets_of_row)])
         self.steps_read = 0
+        self.before: list[dict[str, Any]] = []  # ledger of the stages behind the weights, a row a source
+
+    def begin_anew(self, *, ledger: Sequence[dict[str, Any]]) -> None:
+        """Keeps for the ledger what the stages behind the weights have read.
+
+        Args:
+            ledger: A row a source (`ledger.sum_anew`).
+        """
+        self.before = list(ledger)
 
     @property
     def rows_read(self) -> int:
@@ -248,7 +257,12 @@ class ConversationCursor:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on behind the last step; the same on all ranks."""
-        return {"version": _STATE_VERSION, "steps_read": self.steps_read, "rows": self.rows.rows}
+        return {
+            "version": _STATE_VERSION,
+            "steps_read": self.steps_read,
+            "rows": self.rows.rows,
+            "before": self.before,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where `state_dict` was taken, in any data-parallel layout.
@@ -262,7 +276,7 @@ class ConversationCursor:
                     f"data position: {name}: the checkpoint has {state.get(name)!r}, this run {mine!r}; its place "
                     "cannot be taken up. Resume with the recipe of the checkpoint."
                 )
-        self.steps_read = state["steps_read"]
+        self.steps_read, self.before = state["steps_read"], list(state["before"])
 
 
 def _sample_id(row: int | None) -> str:

@@ -183,7 +183,7 @@ def sum_anew(rows: Sequence[LedgerRow], plan: StagePlan) -> list[LedgerRow]:
     assert plan.init_from is not None, f"{plan.stage_id} begins with no stage's weights"
     tokens = {source.data_id: source.tokens for source in plan.init_from.sources}
     return [
-        replace(row, place=0, distinct=row.distinct if row.distinct in (0, tokens[row.data_id]) else None)
+        replace(row, place=0, distinct=row.distinct if row.distinct in (0, tokens.get(row.data_id)) else None)
         for row in sum_by_source(rows)
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,17 @@ budget: {tokens: 2_560}
 schedule: {horizon_tokens: 5_120}
 seed: 7
 """
+SFT = """\
+extends: pretrain.yaml
+stage: sft
+init_from: base.yaml
+data:
+  blend: [{source: words.yaml, share: 1}]     # text without turns trains on all its tokens
+  document_isolation: full
+budget: {tokens: 0, examples: 32}
+training: {sequence_length: 512, global_batch_size: 8, micro_batch_size: 1, validation_tokens: 512}
+schedule: {warmup_tokens: 0, warmup_ratio: 0.1}
+"""
 THIRD = """\
 extends: child.yaml
 continue: child.yaml
@@ -46,7 +58,7 @@ init_from: null
 
 @pytest.fixture(scope="module")
 def project(toy_project: ToyProject) -> ToyProject:
-    for name, text in {"base": BASE, "child": CHILD, "third": THIRD}.items():
+    for name, text in {"base": BASE, "child": CHILD, "third": THIRD, "sft": SFT}.items():
         (toy_project.root / f"{name}.yaml").write_text(text)
     return toy_project
 
@@ -133,6 +145,20 @@ def test_a_run_begins_everything_anew_and_its_ledger_has_what_the_giver_read(
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["before", "sums", "general", "2,560", "2,560"] in [line[:5] for line in lines]
     assert ["all", "general", "5,120", "5,120", "5,120"] in [line[:5] for line in lines]
+
+
+def test_fine_tuning_begins_with_the_weights_of_pretraining(project: ToyProject, tmp_path: Path) -> None:
+    base = run(project, "base", tmp_path)
+    stage = run(project, "sft", tmp_path)
+    assert (base.code, stage.code) == (0, 0), stage.output
+    assert f"begins with the weights of {base.stage_folder}/checkpoints/step_5" in stage.output
+    assert stage.stage_folder.name.startswith("sft-")
+    facts, state = facts_of(stage)
+    assert state["optimizer"]["updates"] == len(stage.losses)
+    rows = {(row["phase"], row["source"]): (row["samples"], row["read"]) for row in facts["ledger"]}
+    assert rows[0, "sums"] == (40, 2560)
+    assert rows[1, "words"][0] == 32
+    assert stage.losses[0] < math.log(1024) - 0.2  # new weights would have that of a uniform guess
 
 
 def test_a_cut_run_goes_on_bit_for_bit_and_without_the_giver(project: ToyProject, tmp_path: Path) -> None:

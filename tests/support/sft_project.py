@@ -26,6 +26,7 @@ from tests.support.pencil_project import VOCAB_SIZE, PencilProject, make_pencil_
 
 RECIPE = """\
 stage: sft
+init_from: base.yaml
 model: model.yaml
 data:
   tokenizer: tokenizer
@@ -54,7 +55,8 @@ LONG: Talk = (12, [(1, 4), (6, 12)])
 def make_sft_project(root: Path) -> PencilProject:
     """Writes the project below `root`."""
     project = make_pencil_project(root)
-    (root / "pretrain.yaml").write_text(RECIPE)
+    project.recipe.rename(root / "base.yaml")  # gives the weights; reads sources a and b
+    project.recipe.write_text(RECIPE)
     for name in "cd":
         prefixes = f"prefix: {name}\nvalidation_prefix: {name}.validation\n"
         (root / f"{name}.yaml").write_text(f"source: {name}\n{prefixes}domain: {'math' if name == 'c' else 'code'}\n")

@@ -15,6 +15,7 @@ from data_tools.inspection import open_dataset
 from megatron_ext.datasets.batch import Batch
 from megatron_ext.datasets.conversation_ledger import conversation_ledger_of
 from megatron_ext.datasets.conversations import PADDING, ConversationCursor, held_out_conversations
+from megatron_ext.datasets.ledger import LedgerRow
 from megatron_ext.plan.stage_plan import StagePlan
 from tests.support.pencil_project import PencilProject
 from tests.support.sft_project import LONG, SHORT, make_sft_project, write_chat
@@ -160,7 +161,7 @@ def test_the_weighting_switches_behind_so_many_trained_tokens(project: PencilPro
         sum(len(batch.cu_seqlens or ()) - 1 - int((batch.tokens[0, -1] == 0).item()) for batch in second)
     )
     resumed = cursor_of(plan)
-    resumed.load_state_dict({"version": 1, "steps_read": 1, "rows": 7})
+    resumed.load_state_dict({"version": 1, "steps_read": 1, "rows": 7, "before": []})
     assert resumed.loss == "sample"
 
 
@@ -235,6 +236,22 @@ def test_the_ledger_equals_a_recount_of_the_batches(project: PencilProject, keys
         assert step < plan.batch.total_steps
     assert [row.planned == row.read for row in ledger] == [True] * 3
     assert [row.samples for row in ledger[:2]] == [source.samples for source in plan.data.sources]
+
+
+def test_the_ledger_begins_with_what_the_stages_behind_have_read_and_keeps_it(project: PencilProject) -> None:
+    plan = project.plan()
+    c, _ = plan.data.sources
+    before = [LedgerRow(0, name, "", data_id, read=8, distinct=8) for name, data_id in (("a", "0"), ("c", c.data_id))]
+    cursor = cursor_of(plan)
+    cursor.begin_anew(ledger=[row.to_json() for row in before])
+    all_steps(cursor, plan)
+    resumed = cursor_of(plan)
+    resumed.load_state_dict(cursor.state_dict())
+    ledger = conversation_ledger_of(plan, resumed)
+    assert ledger[:2] == before
+    assert [row.source for row in ledger[2:]] == ["c", "d", PADDING]
+    assert (ledger[2].first, ledger[2].repeated, ledger[2].documents_first, ledger[2].distinct) == (None,) * 4
+    assert (ledger[3].first, ledger[3].read) == (28, 28)
 
 
 def test_a_conversation_cut_and_read_twice_is_counted_as_the_ledger_says(project: PencilProject) -> None:

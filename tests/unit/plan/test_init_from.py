@@ -227,3 +227,10 @@ def test_a_longer_chain_gives_all_it_has_read(project: PencilProject) -> None:
     behind = chain_behind(plan("pretrain"), gives="weights")
     read = {source.source: (source.tokens_read, source.passes_before_anew) for source in behind.sources}
     assert read == {"a": (0, 0.48), "b": (0, 0.4)}
+
+
+def test_what_a_chain_read_is_given_on_though_its_last_stage_did_not_read_it(project: PencilProject) -> None:
+    project.edit("pretrain.yaml", "warmup_tokens: 128,", "warmup_tokens: 128, horizon_tokens: 1_280,")
+    Path("second.yaml").write_text(CHILD.replace("init_from", "continue"))
+    behind = chain_behind(plan("second"), gives="weights")
+    assert {source.source: source.passes_before_anew for source in behind.sources} == {"a": 0.48, "b": 0.4, "c": 0.64}

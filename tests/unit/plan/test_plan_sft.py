@@ -187,3 +187,12 @@ def test_permissions_and_layouts_leave_the_stage_what_it_is(project: PencilProje
     before = project.plan().stage_id
     assert project.plan("sft.untrained=skip").stage_id == before
     assert project.plan(world_size=4).stage_id == before
+
+
+def test_a_stage_without_a_parent_is_planned_and_does_not_run(project: PencilProject) -> None:
+    message = refused(lambda: project.plan("init_from=null"))
+    assert "init_from: unresolved; it can be planned so, and not run: add --set init_from=STAGE" in message
+    plan = make_stage_plan(project.load("init_from=null"), may_be_provisional=True)
+    assert plan.stage_id.startswith("sft-provisional-")
+    assert plan.meaning["init_from"] == "unresolved"
+    assert plan.meaning | {"init_from": project.plan().meaning["init_from"]} == project.plan().meaning
