@@ -100,8 +100,9 @@ def test_pieces_are_the_documents_of_a_row_and_its_label_with_their_ids(tmp_path
 
 def test_a_packed_row_lists_its_document_and_not_its_padding(tmp_path: Path) -> None:
     packed = {"packing": "best_fit", "store": str(tmp_path)}
-    _train(tmp_path, _plan(tmp_path, "pretrain-1", data=packed), checkpoints=set(), parent=None)
-    for row in trace_step(tmp_path / "stages" / "pretrain-1", 1):
+    stage = _plan(tmp_path, 1, data=packed)
+    _train(tmp_path, stage, checkpoints=set(), parent=None)
+    for row in trace_step(tmp_path / "stages" / stage.stage_id, 1):
         ((document, start, length, _),) = ((p.document, p.start, p.length, p.origin) for p in row.pieces)
         first, word = (11, 12) if row.sample_id[0] == "b" else (1, 2)
         assert (start, length) == (0, 3)
