@@ -34,6 +34,7 @@ from megatron_ext.training.stage_folder import StageFolder, write_json
 from megatron_ext.training.state import TrainState
 from megatron_ext.training.step import NonFiniteError
 from megatron_ext.training.trace import StepTrace
+from megatron_ext.training.validate import validate
 from megatron_ext.training.watcher import Watcher
 
 
@@ -83,6 +84,9 @@ def walk(plan: StagePlan, folder: StageFolder, groups: ProcessGroupCollection, *
         say = (lambda _: None) if watcher is None else watcher.say
         if plan.data.document_isolation == "full":
             say(f"isolation holds: {require_isolation(parts.model, plan, groups)}")
+        if plan.sft is not None and newest is None:  # what fine-tuning starts from; pretraining starts from noise
+            losses = "  ".join(f"{source} {loss:.3f}" for source, loss in validate(parts).items())
+            say(f"before the first step  held-out loss: {losses}")
         with (
             watcher or contextlib.nullcontext(),
             Saver(parts, folder.checkpoints, say=say) as saver,
