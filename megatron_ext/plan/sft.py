@@ -14,7 +14,7 @@ from data_tools.strict_yaml import KeyPath
 from data_tools.tokenizer import TokenizerFacts
 from megatron_ext.plan.blends import allotments_of, entry_of_each_source
 from megatron_ext.plan.datasets import dataset_prefix, read_data, tokenizer_folder
-from megatron_ext.plan.sft_checks import chat_template, check_held_out, check_lengths, refuse_untrained
+from megatron_ext.plan.sft_checks import chat_template, check_held_out, check_lengths, refuse_amounts, refuse_untrained
 from megatron_ext.plan.sft_rows import rows_of_stage
 from megatron_ext.plan.stage_plan import DataPlan, SftPlan, SftSource, SourcePlan
 from megatron_ext.recipe.load import LoadedRecipe
@@ -126,6 +126,8 @@ def _plan_sources(
 ) -> tuple[SourcePlan, ...]:
     """What each source gives; shares are of conversations."""
     blend = loaded.blends[0]
+    refuse_amounts(loaded, blend, problems)
+    problems.raise_recipe_error()
     names = [source.source for source in loaded.sources]
     sizes = {name: dataset.documents for name, dataset in zip(names, datasets, strict=True)}
     allotments = allotments_of(

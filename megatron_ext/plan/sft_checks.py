@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_tools.blend_files import BlendFile
 from data_tools.chat_template_files import SHIPPED_TEMPLATE, template_source
 from data_tools.dataset import StoredDataset
 from data_tools.errors import DataError
@@ -15,9 +16,26 @@ from data_tools.strict_yaml import KeyPath
 from megatron_ext.plan.datasets import tokenizer_folder
 from megatron_ext.plan.sft_rows import held_out_rows, read_conversations
 from megatron_ext.plan.stage_plan import SourcePlan
-from megatron_ext.recipe.load import LoadedRecipe
+from megatron_ext.recipe.load import LoadedBlend, LoadedRecipe
 from megatron_ext.recipe.problems import Problems
 from megatron_ext.recipe.schema import SftRecipe
+
+
+def refuse_amounts(loaded: LoadedRecipe, blend: LoadedBlend, problems: Problems) -> None:
+    """Refuses nested blends that write tokens or epochs: a stage that counts conversations takes shares."""
+    for index, part in enumerate(blend.parts):
+        if isinstance(part, BlendFile) and _has_amounts(part):
+            key: KeyPath = (*blend.key, index, "source")
+            message = (
+                f"{part.path}: divides by tokens or epochs, and an sft stage deals out conversations; write shares "
+                "there, or a weighting"
+            )
+            problems.add(loaded.origin(key), key, message)
+
+
+def _has_amounts(blend: BlendFile) -> bool:
+    is_here = any(entry.tokens is not None or entry.epochs is not None for entry in blend.recipe.entries)
+    return is_here or any(isinstance(part, BlendFile) and _has_amounts(part) for part in blend.parts)
 
 
 def check_lengths(

@@ -126,6 +126,21 @@ def test_a_stage_of_nothing_but_prompts_is_refused(project: PencilProject) -> No
     assert "no conversation is left to train on" in refused(lambda: project.plan(*only), DataError)
 
 
+def test_blends_inside_the_blend_deal_out_conversations_by_their_sizes(project: PencilProject) -> None:
+    (project.root / "union.yaml").write_text(
+        "blend: union\nweighting: natural\nentries:\n  - {source: c.yaml}\n  - {source: d.yaml}\n"
+    )
+    union = f"data.blend=[{{source: {project.root}/union.yaml, share: 1.0}}]"
+    plan = project.plan(union, "budget.examples=8")
+    assert [source.samples for source in plan.data.sources] == [6, 2]  # 12 and 4 of 16
+    project.edit("union.yaml", "weighting: natural", "weighting: fixed")
+    project.edit("union.yaml", "{source: c.yaml}", "{source: c.yaml, tokens: 40}")
+    project.edit("union.yaml", "{source: d.yaml}", "{source: d.yaml, share: 1.0}")
+    assert "divides by tokens or epochs, and an sft stage deals out conversations" in refused(
+        lambda: project.plan(union)
+    )
+
+
 def test_two_chat_templates_are_refused(project: PencilProject) -> None:
     write_chat(project, "c.validation", [SHORT], template="another")
     assert "a model learns one format" in refused(project.plan, DataError)
