@@ -1,11 +1,13 @@
 """How fast a large blend starts, and what it holds in memory.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/blend_start.py [--samples 1e9] [--documents 5e7] [--packing best_fit]
+        [--passes 1] [--isolation full]
 
 The index files are true, 20 bytes a document; the tokens are holes in sparse files and take no disk.
 Two processes, one after the other: one starts at the first step, one resumes in the middle of the
 stage from a state of 3 numbers a source. Each imports torch and core first; what is counted begins
-behind that: opening the sources, and the first batch. Then more steps, for what stays in memory.
+behind that: opening the sources, and the first batch. Then more steps, for what stays in memory, and two
+ledgers: the first of a process counts the documents that were read before it, the next only what came since.
 Memory is the growth of the peak resident size; of it, the index pages are the page cache's.
 With `--packing best_fit` the rows of all sources are counted first, as `megatron-ext prepare` does it.
 """
@@ -31,6 +33,7 @@ import torch
 
 from data_tools.dataset import read_dataset
 from megatron_ext.datasets.blended import BlendedCursor
+from megatron_ext.datasets.ledger import ledger_of
 from megatron_ext.plan.packed_rows import count_rows, sum_counts
 from megatron_ext.plan.stage_plan import StagePlan
 from tests.support.sources import plan_reading, write_sparse_source
@@ -41,7 +44,9 @@ ROWS = 256
 def main() -> None:
     """Generates the sources and measures both starts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=float, default=1e9, help="samples of the stage: one pass over all sources")
+    parser.add_argument("--samples", type=float, default=1e9, help="samples of one pass over all sources")
+    parser.add_argument("--passes", type=int, default=1, help="passes that the stage makes")
+    parser.add_argument("--isolation", choices=("none", "full"), default="none", help="document_isolation")
     parser.add_argument("--sources", type=int, default=200)
     parser.add_argument("--documents", type=float, default=5e7, help="documents of all sources together")
     parser.add_argument("--sequence-length", type=int, default=512)
@@ -98,15 +103,14 @@ def _prepare(folder: Path, sequence_length: int) -> None:
 
 
 def _measure(folder: Path, start: str, arguments: argparse.Namespace) -> None:
-    sequence_length, steps = arguments.sequence_length, arguments.steps
     torch.set_num_threads(1)
-    samples = json.loads((folder / "samples.json").read_text())
+    samples, steps = json.loads((folder / "samples.json").read_text()), arguments.steps
     plan = plan_reading(
-        {name: (folder / name, count) for name, count in samples.items()},
+        {name: (folder / name, arguments.passes * count) for name, count in samples.items()},
         global_batch_size=ROWS,
-        batch={"sequence_length": sequence_length},
+        batch={"sequence_length": arguments.sequence_length},
         micro_batch_size=4,
-        data={"packing": arguments.packing, "store": str(folder)},
+        data={"packing": arguments.packing, "store": str(folder), "document_isolation": arguments.isolation},
     )
     state = _middle(plan) if start == "middle" else None
     held, cpu_s, began = _memory(), time.process_time(), time.perf_counter()
@@ -123,6 +127,12 @@ def _measure(folder: Path, start: str, arguments: argparse.Namespace) -> None:
         f"{start}: open {opened_s:.2f} s, first batch after {first_s:.2f} s (CPU {first_cpu_s:.2f} s), "
         f"memory {_growth(held, first)}; after {steps} steps more {_growth(held, _memory())}, {rows_per_s:,.0f} rows/s"
     )
+    for number in ("first", "next"):
+        cpu_s, began = time.process_time(), time.perf_counter()
+        ledger_of(plan, cursor)
+        elapsed_s, cpu_s = time.perf_counter() - began, time.process_time() - cpu_s
+        print(f"  {number} ledger {elapsed_s:.2f} s (CPU {cpu_s:.2f} s), memory {_growth(held, _memory())}")
+        cursor.next_step()
 
 
 def _middle(plan: StagePlan) -> str:
@@ -134,9 +144,12 @@ def _middle(plan: StagePlan) -> str:
         state["samples"][place] = count = round(plan.data.sources[place].samples * share)
         cursor = source["cursor"]
         if plan.data.packing == "none":
-            cursor["window"], cursor["position"] = divmod(count, cursor["window_samples"])
+            of_one_pass = plan.data.sources[place].tokens // cursor["sequence_length"]
+            cursor["epoch"], left = divmod(count, of_one_pass)
+            cursor["window"], cursor["position"] = divmod(left, cursor["window_samples"])
         else:
             cursor["window"] = int(share * cursor["windows"])
+    state["begins"] = [[0] * len(state["sources"])]
     return json.dumps(state)
 
 
