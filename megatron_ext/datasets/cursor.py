@@ -21,7 +21,7 @@ from data_tools.permutation import keyed_permutation
 from megatron_ext.datasets.documents import Documents, Span
 from megatron_ext.datasets.reading_order import ReadingOrder, Run
 from megatron_ext.datasets.shards import ShardedDocuments
-from megatron_ext.datasets.stream import TokenStream
+from megatron_ext.datasets.stream import TokenStream, blocks_to_hold
 
 WINDOW_SAMPLES = 4096
 """Samples shuffled together. At least a few global batches, so that the samples of one document
@@ -51,6 +51,7 @@ class SourceCursor:
         seed: int,
         sequence_length: int,
         window_samples: int = WINDOW_SAMPLES,
+        blocks_held: int | None = None,
     ) -> None:
         """Stands before the first sample.
 
@@ -59,9 +60,12 @@ class SourceCursor:
             seed: Seed of the order.
             sequence_length: Tokens of one sample; its row has one more, the last label.
             window_samples: Samples shuffled together; tests make it small.
+            blocks_held: Expanded blocks that are kept; None keeps what a source that is read alone may.
         """
         self.documents = documents
-        self.stream = TokenStream(documents, seed=seed)
+        if blocks_held is None:
+            (blocks_held,) = blocks_to_hold([documents], window_tokens=window_samples * sequence_length)
+        self.stream = TokenStream(documents, seed=seed, blocks_held=blocks_held)
         self._seed = seed
         self.sequence_length = sequence_length
         self._window_samples = window_samples

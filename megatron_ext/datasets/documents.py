@@ -83,8 +83,8 @@ class Documents:
         self._dtype, self._item_bytes = index.dtype, int(index.dtype_size)
         self._pointers_at = HEADER_BYTES + 4 * index.sequence_count  # of `.idx`; see data_tools/indexed.py
         self._indices_at = self._pointers_at + 8 * index.sequence_count
-        for suffix in (".bin", ".idx"):
-            self._files.descriptor(f"{prefix}{suffix}")  # from here on it is the file that was checked, or an error
+        self._paths = f"{prefix}.bin", f"{prefix}.idx"
+        self._descriptors()  # from here on they are the files that were checked, or an error
 
     def _index(self) -> Any:
         """Core's index. It is unmapped with the last reference to it, whoever still holds a view of its arrays."""
@@ -128,17 +128,23 @@ class Documents:
             out: `[tokens]` int64, overwritten.
         """
         filled = 0
+        bin_fd, idx_fd = self._descriptors()
         for document, start, length in spans:
-            first = self._start_of(document)
-            self._read_tokens(first + start * self._item_bytes, out[filled : filled + length])
+            first = self._start_of(document, idx_fd)
+            self._read_tokens(first + start * self._item_bytes, out[filled : filled + length], bin_fd)
             filled += length
         assert filled == len(out), f"spans hold {filled} tokens, {len(out)} were asked"
 
-    def _start_of(self, document: int) -> int:
+    def _descriptors(self) -> tuple[int, int]:
+        """Those of `.bin` and `.idx`, until other files are asked for."""
+        bin_file, idx_file = self._paths
+        return self._files.descriptor(bin_file), self._files.descriptor(idx_file)
+
+    def _start_of(self, document: int, idx_fd: int) -> int:
         """Byte of `.bin` where a document begins."""
         # Read, too: a lookup in the mapping would map whole folios of the page cache, up to 2 MB, for 8 bytes.
-        sequence = int.from_bytes(self._bytes_of(".idx", 8, self._indices_at + 8 * document), "little")
-        return int.from_bytes(self._bytes_of(".idx", 8, self._pointers_at + 8 * sequence), "little")
+        sequence = int.from_bytes(self._bytes_of(".idx", 8, self._indices_at + 8 * document, idx_fd), "little")
+        return int.from_bytes(self._bytes_of(".idx", 8, self._pointers_at + 8 * sequence, idx_fd), "little")
 
     def read_in_file_order(self, position: int, out: NDArray[np.int64]) -> None:
         """Copies the tokens from `position` of the file on into `out`, whatever documents they belong to.
@@ -147,16 +153,16 @@ class Documents:
             position: Tokens from the start of the file.
             out: `[tokens]` int64, overwritten.
         """
-        self._read_tokens(position * self._item_bytes, out)
+        self._read_tokens(position * self._item_bytes, out, self._descriptors()[0])
 
-    def _read_tokens(self, offset: int, out: NDArray[np.int64]) -> None:
+    def _read_tokens(self, offset: int, out: NDArray[np.int64], bin_fd: int) -> None:
         """Copies the tokens from byte `offset` of `.bin` on into `out`."""
-        raw = self._bytes_of(".bin", len(out) * self._item_bytes, offset)
+        raw = self._bytes_of(".bin", len(out) * self._item_bytes, offset, bin_fd)
         out[:] = np.frombuffer(raw, self._dtype)
 
-    def _bytes_of(self, suffix: str, num_bytes: int, offset: int) -> bytes:
+    def _bytes_of(self, suffix: str, num_bytes: int, offset: int, descriptor: int) -> bytes:
         """Bytes of one of the two files; fewer would be other tokens."""
-        raw = os.pread(self._files.descriptor(self._prefix + suffix), num_bytes, offset)
+        raw = os.pread(descriptor, num_bytes, offset)
         if len(raw) != num_bytes:
             raise DataError(
                 f'{self._prefix}{suffix}: {len(raw):,} of {num_bytes:,} bytes at {offset:,} of source "{self.source}"; '

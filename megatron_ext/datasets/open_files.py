@@ -26,15 +26,15 @@ class OpenFiles:
         """Opens nothing yet.
 
         Args:
-            most: Files open at once; None takes half of what the process may have (`ulimit -n`), so that
+            most: Files open at once, at least 2; None takes half of what the process may have (`ulimit -n`), so that
                 checkpoints and connections have the other half.
         """
-        self._most = most or max(2, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+        self._most = max(2, most or resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         self._open: dict[str, IO[bytes]] = {}  # the one longest unread first
         self._states: dict[str, _State] = {}
 
     def descriptor(self, path: str) -> int:
-        """The descriptor of a file, until the next call.
+        """The descriptor of a file; good until two other files were asked for.
 
         Raises:
             DataError: The file is gone, or another one than when it was first opened.

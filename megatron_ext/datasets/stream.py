@@ -7,6 +7,7 @@ block are 763 blocks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -17,12 +18,42 @@ from data_tools.permutation import keyed_permutation
 from megatron_ext.datasets.documents import Documents, Span
 from megatron_ext.datasets.shards import ShardedDocuments
 
-BLOCKS_HELD = 8
-"""Expanded blocks kept of one source: what one window of samples touches, unless documents are far
-shorter than samples. A block of 65,536 documents and fewer than 2^32 tokens takes 0.4 MB, and a few
-milliseconds to expand again."""
+HELD_BYTES = 160_000_000
+"""Of the expanded blocks of all sources that are read together. A block of 65,536 documents and fewer than 2^32
+tokens takes 0.4 MB and a few milliseconds to expand again: two blocks each of 200 sources."""
 
 _EPOCHS_HELD = 2  # a sample may cross from one epoch into the next
+
+
+def blocks_to_hold(
+    sources: Sequence[Documents | ShardedDocuments], *, window_tokens: int, held_bytes: int = HELD_BYTES
+) -> list[int]:
+    """How many expanded blocks each source keeps: what a window of it touches, and fewer where there is no room.
+
+    The sources that would keep most give way first. At least one block of each is kept, whatever the bytes. A
+    source that keeps fewer than its window touches expands a block again for most of its samples.
+
+    Args:
+        sources: Those that are read together.
+        window_tokens: Tokens that are shuffled together.
+        held_bytes: Of all blocks together.
+    """
+    bytes_of = [_block_bytes(documents) for documents in sources]
+    wanted = [
+        min(len(documents.block_tokens), 1 + -(-window_tokens * len(documents.block_tokens) // documents.num_tokens))
+        for documents in sources
+    ]
+    most = max(wanted)
+    while most > 1 and sum(min(most, want) * size for want, size in zip(wanted, bytes_of, strict=True)) > held_bytes:
+        most -= 1
+    return [min(most, want) for want in wanted]
+
+
+def _block_bytes(documents: Documents | ShardedDocuments) -> int:
+    """Bytes of the largest expanded block of a source; see `_BlockOrder`."""
+    size = min(documents.block_documents, documents.num_documents)
+    types = np.min_scalar_type(size - 1), np.min_scalar_type(int(documents.block_tokens.max()))
+    return size * sum(kind.itemsize for kind in types)
 
 
 class _EpochOrder(NamedTuple):
@@ -41,18 +72,19 @@ class TokenStream:
     T is the number of tokens of the source. The order depends on the seed and the content only.
     """
 
-    def __init__(self, documents: Documents | ShardedDocuments, *, seed: int) -> None:
+    def __init__(self, documents: Documents | ShardedDocuments, *, seed: int, blocks_held: int) -> None:
         """Takes an order; reads nothing yet.
 
         Args:
             documents: The source.
             seed: Seed of the order.
+            blocks_held: Expanded blocks that are kept (`blocks_to_hold`).
         """
         self.documents = documents
         self._key = f"{seed}/{documents.data_id}"
         # A cache of this object's own: one shared by all would be emptied by the other sources.
         self._epoch = lru_cache(maxsize=_EPOCHS_HELD)(self._permute_epoch)
-        self._block = lru_cache(maxsize=BLOCKS_HELD)(self._permute_block)
+        self._block = lru_cache(maxsize=blocks_held)(self._permute_block)
 
     def spans(self, position: int, num_tokens: int) -> list[Span]:
         """Where the tokens from `position` on lie, as runs within documents, in reading order.

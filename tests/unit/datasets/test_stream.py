@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from data_tools.permutation import keyed_permutation
 from megatron_ext.datasets.documents import Documents, Span
-from megatron_ext.datasets.stream import TokenStream
+from megatron_ext.datasets.stream import TokenStream, blocks_to_hold
 from tests.support.sources import write_source
 
 ELEVEN = [[document] * (document % 4) + [0] for document in range(1, 12)]
@@ -17,7 +17,7 @@ ELEVEN = [[document] * (document % 4) + [0] for document in range(1, 12)]
 
 def _stream(folder, documents, *, seed=1, block_documents=4):
     manifest = write_source(folder / "a", documents, block_documents=block_documents)
-    return TokenStream(Documents(str(folder / "a"), source="a", data_id=manifest.data_id), seed=seed)
+    return TokenStream(Documents(str(folder / "a"), source="a", data_id=manifest.data_id), seed=seed, blocks_held=2)
 
 
 def _epoch(stream, epoch):
@@ -110,3 +110,35 @@ def test_any_stretch_is_the_same_as_that_stretch_of_the_whole_stream(tmp_path_fa
 def _places(spans):
     """The (document, offset) of each token."""
     return [(document, start + token) for document, start, length in spans for token in range(length)]
+
+
+def _sources(folder, *block_counts):
+    """Sources of some blocks of 4 documents of 2 tokens; an expanded block takes 8 bytes, 1 + 1 a document."""
+    sources = []
+    for number, blocks in enumerate(block_counts):
+        manifest = write_source(folder / str(number), [[number + 1, 0]] * 4 * blocks, block_documents=4)
+        sources.append(Documents(str(folder / str(number)), source="s", data_id=manifest.data_id))
+    return sources
+
+
+def test_so_many_blocks_are_kept_as_a_window_touches(tmp_path):
+    one, many = _sources(tmp_path, 1, 9)
+    assert blocks_to_hold([one, many], window_tokens=16) == [1, 3]  # two blocks are 16 tokens; it begins within one
+    assert blocks_to_hold([many], window_tokens=17) == [4]
+
+
+def test_all_sources_together_keep_no_more_than_there_is_room_for(tmp_path):
+    sources = _sources(tmp_path, 1, 9, 5)
+    assert blocks_to_hold(sources, window_tokens=32, held_bytes=8 * 11) == [1, 5, 5]
+    assert blocks_to_hold(sources, window_tokens=32, held_bytes=8 * 10) == [1, 4, 4]
+    assert blocks_to_hold(sources, window_tokens=32, held_bytes=8 * 3) == [1, 1, 1]
+    assert blocks_to_hold(sources, window_tokens=32, held_bytes=0) == [1, 1, 1]
+
+
+def test_a_block_is_expanded_once_while_it_is_kept_and_again_when_it_is_not(tmp_path):
+    (documents,) = _sources(tmp_path, 3)
+    for held, times in ((3, 3), (1, 6)):
+        stream = TokenStream(documents, seed=1, blocks_held=held)
+        for position in (0, 8, 16, 0, 8, 16):
+            stream.spans(position, 8)
+        assert stream._block.cache_info().misses == times
