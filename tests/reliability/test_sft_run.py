@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,15 +17,25 @@ from tests.support.toy_project import Run, ToyProject
 pytestmark = pytest.mark.slow
 
 
-def run_of(project: ToyProject, run_root: Path, *keys: str, processes: int | None = None) -> Run:
+@pytest.fixture(scope="module")
+def base(toy_project: ToyProject, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run root with the pretrained stage."""
+    run_root = tmp_path_factory.mktemp("base")
+    run = toy_project.run(run_root)
+    assert run.code == 0, run.output
+    return run_root
+
+
+def run_of(project: ToyProject, base: Path, run_root: Path, *keys: str, processes: int | None = None) -> Run:
+    shutil.copytree(base, run_root, dirs_exist_ok=True)
     run = project.run(run_root, *keys, processes=processes, recipe=add_chat(project))
     assert run.code == 0, run.output
     return run
 
 
 @pytest.fixture(scope="module")
-def whole(toy_project: ToyProject, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return run_of(toy_project, tmp_path_factory.mktemp("whole"))
+def whole(toy_project: ToyProject, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return run_of(toy_project, base, tmp_path_factory.mktemp("whole"))
 
 
 def test_a_stage_proves_isolation_says_where_it_begins_and_learns(whole: Run) -> None:
@@ -32,24 +43,24 @@ def test_a_stage_proves_isolation_says_where_it_begins_and_learns(whole: Run) ->
     before = {name: float(loss) for name, loss in re.findall(r"(\w+) (\d\.\d+)", _line(whole, "before the first step"))}
     after = whole.metrics[-1]["validation"]
     assert before.keys() == after.keys() == {"talks", "words"}
-    assert all(after[name] < before[name] - 0.5 for name in before)
+    assert after["talks"] < before["talks"] - 0.5
 
 
 def _line(run: Run, start: str) -> str:
     return next(line.split(":", 1)[1] for line in run.output.splitlines() if line.startswith(start))
 
 
-def test_a_stopped_stage_goes_on_bit_for_bit(toy_project: ToyProject, whole: Run, tmp_path: Path) -> None:
-    run_of(toy_project, tmp_path, "training.max_steps=4")
-    resumed = run_of(toy_project, tmp_path)
+def test_a_stopped_stage_goes_on_bit_for_bit(toy_project: ToyProject, base: Path, whole: Run, tmp_path: Path) -> None:
+    run_of(toy_project, base, tmp_path, "training.max_steps=4")
+    resumed = run_of(toy_project, base, tmp_path)
     assert "goes on at step 4" in resumed.output
     assert "before the first step" not in resumed.output
     assert resumed.losses == whole.losses
     assert _facts(resumed) == _facts(whole)
 
 
-def test_two_ranks_train_the_same(toy_project: ToyProject, whole: Run, tmp_path: Path) -> None:
-    two = run_of(toy_project, tmp_path, processes=2)
+def test_two_ranks_train_the_same(toy_project: ToyProject, base: Path, whole: Run, tmp_path: Path) -> None:
+    two = run_of(toy_project, base, tmp_path, processes=2)
     assert two.losses == pytest.approx(whole.losses, rel=1e-5)
     assert _facts(two)["ledger"] == _facts(whole)["ledger"]
 
@@ -68,7 +79,8 @@ def test_the_chat_template_goes_with_stage_and_checkpoints(whole: Run) -> None:
 
 
 def test_the_ledger_counts_all_that_was_planned(whole: Run) -> None:
-    rows = {row["source"]: row for row in _facts(whole)["ledger"]}  # type: ignore[attr-defined]
+    ledger = [row for row in _facts(whole)["ledger"] if row["phase"]]  # type: ignore[attr-defined]
+    rows = {row["source"]: row for row in ledger}
     plan = json.loads((whole.stage_folder / "plan.json").read_text())
     assert (rows["talks"]["samples"], rows["words"]["samples"]) == (30, 10)
     assert sum(row["read"] for row in rows.values()) == plan["batch"]["total_tokens"]

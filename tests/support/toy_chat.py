@@ -13,10 +13,11 @@ from tests.support.toy_project import ToyProject
 RECIPE = """\
 extends: pretrain.yaml
 stage: sft
+init_from: pretrain.yaml
 data:
   blend:
     - {source: talks.yaml, share: 0.75, max_epochs: 2}
-    - {source: words.yaml, share: 0.25}
+    - {source: words.yaml, share: 0.25, max_epochs: 3}    # pretraining has read of it
   document_isolation: full
 budget: {tokens: 0, examples: 40}
 sft: {overlong: truncate}
