@@ -241,7 +241,9 @@ class ConversationCursor:
         return range(begin, end)
 
     def pieces_of(self, sample_id: str) -> list[tuple[str, Span]]:
-        """The source and the tokens behind a `row:number`, in reading order."""
+        """The source and the tokens behind a `row:number`, in reading order; of a row that only fills up, none."""
+        if sample_id == PADDING:
+            return []
         names = [source.source for source in self._plan.data.sources]
         spans = self._reader.spans(int(sample_id.removeprefix("row:")))
         return [(names[source], span) for source, inside in spans for span in inside]

@@ -25,6 +25,9 @@ from megatron_ext.training.optimizer import clip_and_step, set_learning_rate
 from megatron_ext.training.parts import Parts
 from megatron_ext.training.state import StepResult
 
+_LISTED_SAMPLES, _LISTED_PIECES = 8, 4
+"""Of a step that is not finite: samples listed with their documents, and documents of each."""
+
 
 class NonFiniteError(TrainingError):
     """Loss or gradient is not finite in `step`."""
@@ -182,8 +185,25 @@ def _non_finite(parts: Parts, batches: Sequence[Batch], *, loss: float, grad_nor
         f"step {step}: {what} is {value}; the weights are those of step {step - 1}.\n"
         f"  first seen in   {where}{' …' if len(parameters) > 8 else ''}\n"
         f"  learning rate   {parts.optimizer.param_groups[0]['lr']:g}\n"
-        f"  samples read    {' '.join(samples)}  ({'rows' if parts.plan.sft is not None else 'source:epoch:sample'})"
+        f"  samples read    {' '.join(samples)}  ({'rows' if parts.plan.sft is not None else 'source:epoch:sample'})\n"
+        f"{_documents_of(parts, samples)}"
     )
+
+
+def _documents_of(parts: Parts, samples: Sequence[str]) -> str:
+    """The documents and offsets of some samples, a line a sample, as many as a person looks at."""
+    lines = []
+    for sample in samples[:_LISTED_SAMPLES]:
+        pieces = parts.cursor.pieces_of(sample)
+        listed = [
+            f"{source} document {span.document:,}, tokens {span.start:,} to {span.start + span.length:,}"
+            for source, span in pieces[:_LISTED_PIECES]
+        ]
+        more = [f"and {len(pieces) - _LISTED_PIECES:,} more"] if pieces[_LISTED_PIECES:] else []
+        lines.append(f"    {sample}: {'; '.join([*listed, *more]) or 'no document'}")
+    if samples[_LISTED_SAMPLES:]:
+        lines.append(f"    and {len(samples) - _LISTED_SAMPLES:,} samples more; megatron-ext trace lists all")
+    return "\n".join(["  documents", *lines])
 
 
 def _non_finite_parameters(parts: Parts) -> list[str]:

@@ -137,6 +137,16 @@ def test_the_error_of_a_loss_that_is_not_finite_names_the_command_that_shows_its
     for step, samples in said.items():
         assert sorted(row.sample_id for row in trace_step(run.stage_folder, step)) == samples
     message = json.loads((run.stage_folder / "exit.json").read_text())["message"]
+    rows = {row.sample_id: row for row in trace_step(run.stage_folder, 4)}
+    listed = [line.strip().split(": ", 1) for line in message.splitlines() if re.match(r"    \w+:\d+:\d+: ", line)]
+    assert [sample for sample, _ in listed] == said[4][:8]
+    for sample, documents in listed:
+        pieces = [
+            f"{piece.source} document {piece.document:,}, tokens {piece.start:,} to {piece.start + piece.length:,}"
+            for piece in rows[sample].pieces
+        ]
+        more = [f"and {len(pieces) - 4} more"] if pieces[4:] else []
+        assert documents == "; ".join([*pieces[:4], *more])
     assert " ".join(said[4]) in message
     command = shlex.split(message.splitlines()[-1].removeprefix("  Their documents: "))
     assert command == ["megatron-ext", "trace", str(run.stage_folder), "--step", "4", "--text"]
