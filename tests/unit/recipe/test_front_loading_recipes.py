@@ -63,6 +63,14 @@ def test_every_arm_reads_1t_tokens_under_one_decay(name: str) -> None:
     assert abs(batch.end_tokens - 10**12) < batch.tokens_per_step
 
 
+def test_an_arm_as_one_stage_of_phases_reads_what_its_chain_reads() -> None:
+    chain, whole = [plan("base_600b"), plan("lmq")], plan("lmq_phases")
+    given = [{source.source: source.samples for source in phase.sources} for phase in whole.data.all_phases()]
+    assert given == [{source.source: source.samples for source in part.data.sources} for part in chain]
+    assert whole.schedule == chain[0].schedule
+    assert whole.batch.total_steps == sum(part.batch.total_steps for part in chain)
+
+
 @pytest.mark.parametrize("arm", ARMS[1:])
 def test_an_arm_reads_80b_reasoning_tokens_or_200b_from_token_0(arm: str) -> None:
     for name, tokens in ((arm, REASONING), (f"{arm}_v1", 2.5 * REASONING)):
