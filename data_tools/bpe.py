@@ -12,14 +12,10 @@ is given a tokenizer.json without the special tokens.
 
 Source: our own comparison over 208 MB and 20,000 adversarial strings for each of three vocabularies:
 gigatoken 0.10 gives the ids of tokenizers 0.23 at about 90 times the speed.
-
-Both libraries need three times the memory while they load that they need afterwards, and the allocator
-would keep it: measured on 131,072 ids, 150 MiB of which 50 are used. So it is given back.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,20 +27,21 @@ import numpy.typing as npt
 import orjson
 
 from data_tools.errors import SetupError
+from data_tools.hugging_face import HuggingFaceTokenizer, give_memory_back
+from data_tools.hugging_face import SpecialTokens as SpecialTokens
 from data_tools.threads import gigatoken_threads
 from data_tools.tokenizer_json import parse_json
 
-SpecialTokens = Literal["parse", "literal", "reject"]
 EngineName = Literal["auto", "gigatoken", "tokenizers"]
-
-_LARGEST_BATCH_CHARACTERS = 1 << 20
-"""tokenizers makes an object of about 150 bytes for each token; a larger batch would only cost memory."""
 
 _CACHE_BYTES = 64 << 20
 """Growth of the process at which gigatoken is loaded anew: it keeps every word that it has seen, about 100 bytes each.
 
 Source: our own measurement of gigatoken 0.10.0: 11 million words took 770 MiB. Loading takes 0.4 s, for about a
 million new words."""
+
+_TRIM_BYTES = 8 << 20
+"""Growth of the process at which freed memory is given back."""
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -134,7 +131,16 @@ class Gigatoken:
         give_memory_back()
         self._backend = gigatoken.Tokenizer.from_json(self._content)
         give_memory_back()
-        self._resident_at_start = _resident_bytes()
+        self._resident_at_start = self._resident_at_trim = _resident_bytes()
+
+    def _keep_within_bounds(self) -> None:
+        """Gives garbage back, of which the allocator keeps 30 MiB, and starts anew where the words take too much."""
+        if _resident_bytes() - self._resident_at_trim < _TRIM_BYTES:
+            return
+        give_memory_back()
+        self._resident_at_trim = _resident_bytes()
+        if self._resident_at_trim - self._resident_at_start > _CACHE_BYTES * self._threads:
+            self._start()
 
     def encode_batch(self, texts: Sequence[str]) -> Encoded:
         """The ids of each text.
@@ -142,8 +148,7 @@ class Gigatoken:
         On one thread it is one call a text: the library's own batches give the same ids in the same time, but
         import awkward, a quarter of a second and 40 MiB. Two threads must not call `encode` at once.
         """
-        if _resident_bytes() - self._resident_at_start > _CACHE_BYTES * self._threads:
-            self._start()
+        self._keep_within_bounds()
         if self._threads == 1:
             return joined([self._backend.encode(text) for text in texts])
         layout: Any = self._backend.encode_batch(list(texts)).layout
@@ -151,71 +156,15 @@ class Gigatoken:
         return Encoded(np.asarray(layout.content.data)[offsets[0] : offsets[-1]], np.diff(offsets))
 
 
-class HuggingFace:
-    """tokenizers, the library whose ids are right by definition."""
-
-    name = "tokenizers"
-
-    def __init__(self, content: bytes, *, special_tokens: SpecialTokens) -> None:
-        """Loads a tokenizer; the arguments are those of `Gigatoken`.
-
-        Raises:
-            Exception: From tokenizers, if it cannot read the file.
-        """
-        import tokenizers
-
-        self.version = tokenizers.__version__
-        self.backend = tokenizers.Tokenizer.from_buffer(content)
-        self.backend.encode_special_tokens = special_tokens == "literal"  # named backwards: as plain characters
-        self.backend.no_truncation()
-        self.backend.no_padding()
-        give_memory_back()
+class HuggingFace(HuggingFaceTokenizer):
+    """tokenizers in this process."""
 
     def encode_batch(self, texts: Sequence[str]) -> Encoded:
         """The ids of each text."""
-        parts = [self._encode(part) for part in _batches(texts)]
+        parts = list(self.encode_parts(texts))
         lengths = np.fromiter(map(len, chain.from_iterable(parts)), np.int64, len(texts))
         ids = [np.fromiter(chain.from_iterable(part), np.uint32, sum(map(len, part))) for part in parts]
         return Encoded(np.concatenate(ids) if ids else np.zeros(0, np.uint32), lengths)
-
-    def _encode(self, texts: list[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
-
-    def encode(self, text: str) -> list[int]:
-        """The ids of one text."""
-        ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
-        return ids
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`, control tokens spelled out."""
-        text: str = self.backend.decode(list(ids), skip_special_tokens=False)
-        return text
-
-    @property
-    def token_ids(self) -> dict[str, int]:
-        """Every token that has an id."""
-        ids: dict[str, int] = self.backend.get_vocab(with_added_tokens=True)
-        return ids
-
-    @property
-    def control_ids(self) -> list[int]:
-        """Ids of the added tokens that tokenizer.json calls special."""
-        added = self.backend.get_added_tokens_decoder()
-        return sorted(number for number, token in added.items() if token.special)
-
-
-def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
-    """The texts in lists of at least `_LARGEST_BATCH_CHARACTERS`, save the last."""
-    batch: list[str] = []
-    characters = 0
-    for text in texts:
-        batch.append(text)
-        characters += len(text)
-        if characters >= _LARGEST_BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
 
 
 def _without_special_tokens(content: bytes) -> bytes:
@@ -291,10 +240,3 @@ def _chosen(name: EngineName, reference: Reference, load: Callable[[], Gigatoken
 def _resident_bytes() -> int:
     with open("/proc/self/statm", "rb") as file:
         return int(file.read().split()[1]) * _PAGE_BYTES
-
-
-def give_memory_back() -> None:
-    """Hands freed memory to the system, where the C library can (glibc)."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)

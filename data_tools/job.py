@@ -108,7 +108,7 @@ class DatasetJob:
 
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer, with the library that encodes."""
-        return Tokenizer.load(self.tokenizer, special_tokens=self.special_tokens, engine=self.bpe)
+        return Tokenizer.load_for_job(self.tokenizer, special_tokens=self.special_tokens, engine=self.bpe)
 
     def check(self) -> None:
         """Refuses what contradicts itself.

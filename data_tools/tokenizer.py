@@ -22,13 +22,23 @@ A folder may hold a SentencePiece model instead, `tokenizer.model` or the only `
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_tools.errors import DataError
 from data_tools.tokenizer_json import TokenizerFacts as TokenizerFacts
-from data_tools.tokenizer_json import facts_of, fingerprint_of_file, read_tokenizer, special_tokens_of
+from data_tools.tokenizer_json import (
+    eod_token_of,
+    facts_of,
+    fingerprint_of,
+    fingerprint_of_file,
+    made_facts,
+    read_tokenizer,
+    special_tokens_of,
+)
 
 if TYPE_CHECKING:
     from data_tools.bpe import ChosenEngine, Encoded, EngineName, Reference, SpecialTokens
@@ -37,6 +47,8 @@ EOD_TOKEN = "<|endoftext|>"
 PAD_TOKEN = "<|pad|>"
 CONTROL_TOKENS = (EOD_TOKEN, PAD_TOKEN, "<|im_start|>", "<|im_end|>")
 MARKUP_TOKENS = ("<think>", "</think>")
+_LARGE_BYTES = 1 << 20
+"""Size of a tokenizer.json from which on a process of its own takes less memory than it costs."""
 RESERVED_TOKENS = tuple(f"<|reserved_{number}|>" for number in range(10))
 
 
@@ -164,6 +176,43 @@ class Tokenizer:
             raise DataError(f"{path}: not readable by tokenizers: {error}") from None
         facts = facts_of(path, content, reference.token_ids)
         return cls(facts, reference, lambda: choose_engine(engine, content, reference, special_tokens=special_tokens))
+
+    @classmethod
+    def load_for_job(cls, folder: str | Path, *, special_tokens: SpecialTokens, engine: EngineName) -> Tokenizer:
+        """The same with less memory, for a job that encodes with gigatoken and asks `reference` about a sample only.
+
+        Where the vocabulary is large and gigatoken takes it, `reference` is a process of its own. Call it before
+        numpy and whatever else the job needs is imported.
+
+        Raises:
+            DataError: As `load` does, or if tokenizer.json is changed meanwhile.
+            SetupError: As `load` does, or if the process dies.
+        """
+        path = tokenizer_file(folder)
+        if engine == "tokenizers" or is_model(path) or not path.is_file() or path.stat().st_size < _LARGE_BYTES:
+            return cls.load(folder, special_tokens=special_tokens, engine=engine)
+        from data_tools.reference_process import ReferenceProcess
+
+        token = eod_token_of(path)
+        reference = ReferenceProcess(path, special_tokens=special_tokens, eod_token=token)
+        content = read_tokenizer(path)
+        if sha256(content).hexdigest() != reference.sha256:
+            raise DataError(f"{path}: was changed while it was read; run the command again")
+        from data_tools.bpe import choose_engine
+
+        chosen = choose_engine(engine, content, reference, special_tokens=special_tokens)
+        if chosen.engine is reference:  # gigatoken does not take it: the other library encodes, in this process
+            reference.end()
+            slow = cls.load(folder, special_tokens=special_tokens, engine="tokenizers")
+            return cls(slow.facts, slow.reference, lambda: replace(slow.chosen, reason=chosen.reason))
+        facts = made_facts(
+            path,
+            fingerprint_of(content, token),
+            token,
+            eod_id=reference.eod_id,
+            largest_id=reference.largest_id,
+        )
+        return cls(facts, reference, lambda: chosen)
 
     @classmethod
     def _load_model(cls, path: Path, content: bytes, engine: EngineName) -> Tokenizer:

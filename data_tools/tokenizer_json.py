@@ -67,15 +67,31 @@ def facts_of(path: Path, content: bytes, ids: dict[str, int] | None = None) -> T
     if ids is None:
         return _facts_of(path, content)
     token = eod_token_of(path)
-    if token not in ids:
+    return made_facts(path, fingerprint_of(content, token), token, eod_id=ids.get(token), largest_id=max(ids.values()))
+
+
+def made_facts(path: Path, fingerprint: str, token: str, *, eod_id: int | None, largest_id: int) -> TokenizerFacts:
+    """The facts of a tokenizer.json that has been read already.
+
+    Args:
+        path: Of the file, for messages.
+        fingerprint: Of it.
+        token: The end-of-document token.
+        eod_id: Its id; None if it has none.
+        largest_id: Of all tokens.
+
+    Raises:
+        DataError: If it has none.
+    """
+    if eod_id is None:
         raise DataError(
             f"{path.parent / 'tokenizer_config.json'}: eos_token: {token!r} has no id in {path}; "
             "name a token of the vocabulary"
         )
     return TokenizerFacts(
-        fingerprint=fingerprint_of(content, token),
-        vocab_size=max(ids.values()) + 1,
-        eod_id=ids[token],
+        fingerprint=fingerprint,
+        vocab_size=largest_id + 1,
+        eod_id=eod_id,
         eod_token=token,
     )
 

@@ -101,7 +101,7 @@ def test_batches_of_any_size_and_either_engine_give_the_same_documents(
 ) -> None:
     source = write_lines(*({"text": "the cat sat " * number} for number in range(1, 30)))
     whole = run(source, tiny_tokenizer).manifest
-    monkeypatch.setattr("data_tools.bpe._LARGEST_BATCH_CHARACTERS", 100)
+    monkeypatch.setattr("data_tools.hugging_face._LARGEST_BATCH_CHARACTERS", 100)
     other = run(source, tiny_tokenizer, bpe="tokenizers", output=source.parent / "other").manifest
     assert (whole.engine.name, other.engine.name) == ("gigatoken", "tokenizers")  # type: ignore[union-attr]
     assert other.data_id == whole.data_id
