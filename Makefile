@@ -84,6 +84,7 @@ bench: $(STAMP) ## measure on this machine: prints ratios, asserts nothing about
 ##@ Use
 
 RECIPE := recipes/demo/pretrain.yaml
+SFT_RECIPE := recipes/demo/sft.yaml
 DEMO_DATA := data/demo
 DEMO_SETS := base base.validation ldq ldq.validation shq shq.validation
 DEMO_VOCAB := 4096
@@ -97,23 +98,36 @@ $(PY) -m data_tools tokenize --input $(DEMO_DATA)/raw/$(1).jsonl --tokenizer $(D
 
 endef
 
+define chat_set
+$(PY) -m data_tools chat --input $(DEMO_DATA)/raw/$(1).jsonl --adapter openthoughts3 --tokenizer $(DEMO_DATA)/tokenizer --output $(DEMO_DATA)/chat/$(1)
+
+endef
+
 .PHONY: demo
-demo: $(STAMP) ## from raw text to a trained hybrid that writes a few lines (about 5 minutes)
-	@echo; echo "== 1/6 sample sources: text and code of Python's library, short and long reasoning traces"
+demo: $(STAMP) ## from raw text to a pretrained and fine-tuned hybrid that answers in a few lines (about 7 minutes)
+	@echo; echo "== 1/8 sample sources: text and code of Python's library, short and long reasoning traces"
 	$(PY) -m data_tools sample --out $(DEMO_DATA)/raw
-	@echo; echo "== 2/6 a byte-level BPE tokenizer of $(DEMO_VOCAB) ids"
+	@echo; echo "== 2/8 a byte-level BPE tokenizer of $(DEMO_VOCAB) ids"
 	$(PY) -m data_tools train-tokenizer --input $(foreach set,base ldq shq,$(DEMO_DATA)/raw/$(set).jsonl) --vocab-size $(DEMO_VOCAB) --out $(DEMO_DATA)/tokenizer
-	@echo; echo "== 3/6 text to tokens: .bin, .idx and a manifest for each set"
+	@echo; echo "== 3/8 text to tokens: .bin, .idx and a manifest for each set; conversations with a mask of the answers"
 	@mkdir -p $(DEMO_DATA)/tokens
 	$(foreach set,$(DEMO_SETS),$(call tokenize_set,$(set)))
-	@echo; echo "== 4/6 the plan: everything is decided before a device is touched"
+	@mkdir -p $(DEMO_DATA)/chat
+	$(foreach set,shq shq.validation,$(call chat_set,$(set)))
+	@echo; echo "== 4/8 the plan: everything is decided before a device is touched"
 	$(PY) -m megatron_ext plan $(RECIPE) --world-size $(DEMO_PROCESSES)
-	@echo; echo "== 5/6 pretraining on $(DEMO_PROCESSES) process(es); Ctrl-C saves, and the same command goes on"
+	@echo; echo "== 5/8 pretraining on $(DEMO_PROCESSES) process(es); Ctrl-C saves, and the same command goes on"
 	OMP_NUM_THREADS=$(DEMO_THREADS) $(PY) -m torch.distributed.run --standalone --nproc-per-node $(DEMO_PROCESSES) -m megatron_ext.run $(RECIPE)
-	@echo; echo "== 6/6 a few lines from the checkpoint"
+	@echo; echo "== 6/8 a few lines from the checkpoint"
 	@stage=runs/stages/$$($(PY) -m megatron_ext plan $(RECIPE) --json | $(PY) -c 'import json, sys; print(json.load(sys.stdin)["stage_id"])'); \
 	  echo "$(PY) -m megatron_ext generate $$stage --prompt …"; \
 	  $(PY) -m megatron_ext generate $$stage --max-new-tokens 160 --prompt $$'$(DEMO_PROMPT)'
+	@echo; echo "== 7/8 fine-tuning on conversations, packed and isolated, from the pretrained weights"
+	OMP_NUM_THREADS=$(DEMO_THREADS) $(PY) -m torch.distributed.run --standalone --nproc-per-node $(DEMO_PROCESSES) -m megatron_ext.run $(SFT_RECIPE)
+	@echo; echo "== 8/8 the same question, asked"
+	@stage=runs/stages/$$($(PY) -m megatron_ext plan $(SFT_RECIPE) --json | $(PY) -c 'import json, sys; print(json.load(sys.stdin)["stage_id"])'); \
+	  echo "$(PY) -m megatron_ext generate $$stage --chat --prompt …"; \
+	  $(PY) -m megatron_ext generate $$stage --chat --max-new-tokens 160 --prompt $$'$(DEMO_PROMPT)'
 	@echo; echo "What to try next:"
 	@echo "  $(PY) -m megatron_ext show $(RECIPE) --explain data.blend"
 	@echo "  $(PY) -m megatron_ext plan $(RECIPE) --set budget.tokens=2M"

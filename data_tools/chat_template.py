@@ -123,6 +123,14 @@ class ChatTemplate:
             return _without_edges(text)
         return Rendered(text, self._spans(text, messages, tools))
 
+    def render_prompt(self, messages: list[dict[str, Any]]) -> str:
+        """Renders turns up to where the assistant's next one begins; control tokens that they spell stay as they are.
+
+        Raises:
+            BadRecord: If the template refuses it.
+        """
+        return plain(self._render(messages, None, prompt=True))
+
     def _render(self, messages: list[dict[str, Any]], tools: list[Any] | None, *, prompt: bool) -> str:
         try:
             return str(put_into(self._template, messages, tools, prompt=prompt))

@@ -270,6 +270,7 @@ def _trace_arguments(add: Any) -> None:
 def _generate_arguments(add: Any) -> None:
     add("checkpoint", type=Path, metavar="CHECKPOINT", help="a stage's folder, or one of its checkpoints/step_N")
     add("--prompt", required=True, help="text to go on from")
+    add("--chat", action="store_true", help="ask the prompt as a question, in the chat template of an sft stage")
     add("--max-new-tokens", type=_positive, default=128, metavar="N", help="tokens to write at most (default: 128)")
     add("--temperature", type=float, default=0.0, help="0 takes the likeliest token each time (default: 0)")
     add("--top-k", type=int, default=0, metavar="K", help="sample among the K likeliest; 0 among all (default: 0)")

@@ -17,7 +17,7 @@ def main_generate(args: argparse.Namespace) -> int:
     """Prints the prompt and its continuation.
 
     Args:
-        args: `checkpoint`, `prompt`, `max_new_tokens`, `temperature`, `top_k`, `top_p`, `seed`.
+        args: `checkpoint`, `prompt`, `chat`, `max_new_tokens`, `temperature`, `top_k`, `top_p`, `seed`.
 
     Returns:
         Exit code 0.
@@ -29,6 +29,7 @@ def main_generate(args: argparse.Namespace) -> int:
     quiet_known_warnings()
     # These import torch and Megatron-Core, which `--help` does not need.
     from megatron_ext.models.build import build_model
+    from megatron_ext.rollout.chat_prompt import chat_prompt
     from megatron_ext.rollout.generate import generate
     from megatron_ext.runtime.launch import Launch
     from megatron_ext.runtime.parallel import process_groups
@@ -39,7 +40,9 @@ def main_generate(args: argparse.Namespace) -> int:
     require_whole(checkpoint)
     plan = in_one_process(read_plan(checkpoint))
     tokenizer = Tokenizer.load(checkpoint / "tokenizer")
-    prompt_ids = tokenizer.encode(args.prompt) or [tokenizer.eod_id]  # a document begins after an end
+    prompt_ids, stop_ids = tokenizer.encode(args.prompt) or [tokenizer.eod_id], frozenset()  # begins after an end
+    if args.chat:
+        prompt_ids, stop_ids = chat_prompt(checkpoint / "tokenizer", args.prompt)
     with process_groups(Launch(rank=0, local_rank=0, world_size=1)) as groups:
         model = build_model(plan, groups)
         load_weights(checkpoint, model, groups)
@@ -52,9 +55,10 @@ def main_generate(args: argparse.Namespace) -> int:
             top_k=args.top_k,
             top_p=args.top_p,
             seed=args.seed,
+            stop_ids=stop_ids,
         )
-    text = tokenizer.decode([token for token in new if token != tokenizer.eod_id])
-    print(args.prompt + text)
+    text = tokenizer.decode([token for token in new if token != tokenizer.eod_id and token not in stop_ids])
+    print(args.prompt + ("\n\n" if args.chat else "") + text)
     if not text:
         print("the model ended the text at once; try another prompt, or --temperature 0.8", file=sys.stderr)
     return 0

@@ -8,7 +8,7 @@ caches; it keeps one position for its whole batch, so prompts of different lengt
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 
 import torch
 from megatron.core.inference.contexts import StaticInferenceContext
@@ -31,8 +31,9 @@ def generate(
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int = 0,
+    stop_ids: Set[int] = frozenset(),
 ) -> list[int]:
-    """Continues a prompt until the end-of-document token or `max_new_tokens`.
+    """Continues a prompt until the end-of-document token, one of `stop_ids`, or `max_new_tokens`.
 
     Ids that the tokenizer does not have (the padding of the vocabulary) are never chosen.
 
@@ -45,9 +46,10 @@ def generate(
         top_k: Sample among the k most likely tokens only; 0 keeps all.
         top_p: Sample among the most likely tokens whose probabilities reach this sum, in (0, 1].
         seed: Same seed, same text.
+        stop_ids: More tokens that end the text.
 
     Returns:
-        The new tokens; the last one is the end-of-document id if the model ended the text itself.
+        The new tokens; the last one is the token that ended the text, if the model ended it itself.
 
     Raises:
         UsageError: For an argument outside its range.
@@ -61,7 +63,7 @@ def generate(
             logits[:vocab_size], temperature=temperature, top_k=top_k, top_p=top_p, generator=generator
         )
         new.append(token)
-        if token == plan.data.eod_id:
+        if token == plan.data.eod_id or token in stop_ids:
             break
     return new
 

@@ -88,6 +88,15 @@ def test_the_ledger_counts_all_that_was_planned(whole: Run) -> None:
     assert trained == plan["sft"]["trained_tokens"] == whole.metrics[-1]["trained_tokens"]
 
 
+def test_a_question_is_asked_in_the_chat_template(whole: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    question = ["--prompt", "What is 3 plus 0?", "--max-new-tokens", "12"]
+    assert main(["generate", str(whole.stage_folder), "--chat", *question]) == 0
+    asked = capsys.readouterr().out
+    assert asked.startswith("What is 3 plus 0?\n\n")
+    assert main(["generate", str(whole.stage_folder), *question]) == 0
+    assert capsys.readouterr().out.split("?", 1)[1].strip() != asked.split("?", 1)[1].strip()
+
+
 def test_a_step_is_traced_to_its_conversations(
     toy_project: ToyProject, whole: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

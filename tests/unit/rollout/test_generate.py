@@ -116,3 +116,9 @@ def test_arguments_outside_their_range_are_refused(
     arguments: dict[str, object] = {"prompt_ids": PROMPT, "max_new_tokens": 4} | options
     with pytest.raises(UsageError, match=message):
         generate(model, PLAN, **arguments)  # type: ignore[arg-type]
+
+
+def test_more_tokens_can_end_the_text(model: HybridModel) -> None:
+    whole = generate(model, PLAN, PROMPT, max_new_tokens=6)
+    stop = whole[2]
+    assert generate(model, PLAN, PROMPT, max_new_tokens=6, stop_ids={stop}) == whole[: whole.index(stop) + 1]

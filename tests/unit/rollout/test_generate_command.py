@@ -45,7 +45,7 @@ def stage(toy_project: ToyProject, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def arguments(checkpoint: Path, **changes: object) -> argparse.Namespace:
     values = {"prompt": PROMPT, "max_new_tokens": 8, "temperature": 0.0, "top_k": 0, "top_p": 1.0, "seed": 0}
-    return argparse.Namespace(checkpoint=checkpoint, **(values | changes))
+    return argparse.Namespace(chat=False, checkpoint=checkpoint, **(values | changes))
 
 
 def test_prints_the_prompt_and_the_models_continuation(
