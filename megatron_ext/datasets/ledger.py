@@ -5,7 +5,7 @@
 | field               | meaning |
 |---------------------|---------|
 | phase               | from 1; 0 are all stages behind this one, summed |
-| source, domain      | as planned; `data_id` is the content's |
+| source, domain      | as planned; `data_id` is the content's, as it is stored: in other shards it is another source |
 | planned, read       | processed tokens: samples x sequence_length |
 | samples             | rows read |
 | epochs              | passes over the source that `read` makes |

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_tools.atomic_files import write_atomically
-from data_tools.errors import SetupError, UsageError
+from data_tools.errors import DataError, SetupError, UsageError
 from data_tools.quantities import format_count
 from megatron_ext.datasets.ledger import LedgerRow, checkpoint_at
 from megatron_ext.plan.stage_plan import StagePlan
@@ -46,6 +46,9 @@ def stretches_of(rows: Sequence[LedgerRow], path: Path) -> list[Stretch]:
     Args:
         rows: `read_ledger` of `path`.
         path: A checkpoint or a stage's folder.
+
+    Raises:
+        DataError: A stage.json of theirs has no ledger.
     """
     checkpoint = checkpoint_at(path).resolve()
     plan = StagePlan.model_validate_json((checkpoint / "plan.json").read_bytes())
@@ -54,11 +57,21 @@ def stretches_of(rows: Sequence[LedgerRow], path: Path) -> list[Stretch]:
         [checkpoint.parents[2] / stage.stage_id / "stage.json" for stage in plan.behind.chain] if plan.behind else []
     )
     if all(file.is_file() for file in files):
-        ledgers = [[LedgerRow(**row) for row in json.loads(file.read_bytes())["ledger"]] for file in files]
+        ledgers = [_ledger_of_stage(file) for file in files]
         found = [stretch for number, ledger in enumerate(ledgers, 1) for stretch in _phases(ledger, f"stage {number}")]
     else:
         found = [Stretch("before", tuple(before))]
     return [*found, *_phases(rows, f"stage {len(files) + 1}")]
+
+
+def _ledger_of_stage(file: Path) -> list[LedgerRow]:
+    try:
+        return [LedgerRow(**row) for row in json.loads(file.read_bytes())["ledger"]]
+    except (ValueError, KeyError, TypeError):
+        raise DataError(
+            f"{file}: has no ledger that can be read here: damaged, or of another version. Restore it, or move it "
+            "away; then the stages before are drawn as their sum"
+        ) from None
 
 
 def _phases(rows: Sequence[LedgerRow], stage: str) -> list[Stretch]:

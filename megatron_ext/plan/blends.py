@@ -132,10 +132,14 @@ def _note_unread(
 ) -> None:
     for given in allotments:
         if given.samples == 0:
-            key: KeyPath = (*blend.key, entries[given.source], "share")
+            entry = entries[given.source]
+            key: KeyPath = (*blend.key, entry, "share")
+            part = blend.parts[entry]
+            tokens = "budget.tokens" if len(loaded.blends) == 1 else "tokens of the phase and of budget"
             message = (
                 f"{float(given.share):g} of {samples:,} samples is less than one, so {given.source!r} would not "
-                "be read; raise the share or budget.tokens, or remove the entry"
+                f"be read; raise the share or {tokens}, or "
+                + ("remove the entry" if isinstance(part, SourceFile) else f"take the source out of {part.path}")
             )
             problems.add(loaded.origin(key), key, message)
 

@@ -53,10 +53,12 @@ def plan_data(
         DataError: Everything that is missing, damaged, or does not fit the recipe.
         RecipeError: A share that needs more passes than `max_epochs` allows.
     """
-    tokenizer, pairs = read_data(loaded, may_be_provisional=may_be_provisional)
+    before = parent.sources if parent is not None else ()
+    tokenizer, pairs = read_data(loaded, may_be_provisional=may_be_provisional, before=before)
     sizes = [_size(loaded, index, pair["prefix"]) for index, pair in enumerate(pairs)]
     packed = _packed(loaded, pairs, roundings, store=store)
-    read = _read_before(loaded, [data_id for _, data_id in sizes], parent)
+    read = _read_before(loaded, [data_id for _, data_id in sizes], before)
+    _note_lookalikes(loaded, sizes, before, roundings)
     names = [source.source for source in loaded.sources]
     phases = plan_blends(
         loaded,
@@ -122,13 +124,12 @@ def _packed(
     return list(rows)
 
 
-def _read_before(loaded: LoadedRecipe, data_ids: Sequence[str], parent: ParentPlan | None) -> dict[str, SourceRead]:
+def _read_before(loaded: LoadedRecipe, data_ids: Sequence[str], there: Sequence[SourceRead]) -> dict[str, SourceRead]:
     """What the stages before have read of each source that they read; the content counts, not the name.
 
     Raises:
         DataError: A source of theirs holds other tokens now.
     """
-    there = parent.sources if parent is not None else ()
     read = {before.data_id: before for before in there}
     data_id_then = {before.source: before.data_id for before in there}
     problems = Problems()
@@ -137,12 +138,29 @@ def _read_before(loaded: LoadedRecipe, data_ids: Sequence[str], parent: ParentPl
         if then != data_id:
             message = (
                 f"source {source.source!r} was read as {then[:16]}… in the stages before and holds {data_id[:16]}… "
-                "now; restore the data, or give the new data a name of its own"
+                "now; restore the data, or give the new data a name of its own. The same text in other shards is other "
+                "data: its documents are read in another order"
             )
             problems.add(loaded.origin(("sources", index, "prefix")), ("prefix",), message)
     problems.raise_data_error()
     pairs = zip(loaded.sources, data_ids, strict=True)
     return {source.source: read[data_id] for source, data_id in pairs if data_id in read}
+
+
+def _note_lookalikes(
+    loaded: LoadedRecipe, sizes: Sequence[tuple[int, str]], before: Sequence[SourceRead], roundings: list[str]
+) -> None:
+    """Says where a source may be one that the stages before have read, in other shards: no data_id tells it."""
+    data_ids = {data_id for _, data_id in sizes}
+    gone = {read.tokens: read for read in before if read.data_id not in data_ids}
+    known = {read.data_id for read in before}
+    for source, (tokens, data_id) in zip(loaded.sources, sizes, strict=True):
+        if data_id not in known and (read := gone.get(tokens)) is not None:
+            roundings.append(
+                f"source {source.source}: has {tokens:,} tokens, as many as source {read.source} that the stages "
+                "before have read, and another data_id. If it is the same text in other shards, its reading begins "
+                f"anew: {min(tokens, read.tokens_read):,} tokens may be read again."
+            )
 
 
 def _note_new_lengths(read: Mapping[str, SourceRead], batch: BatchPlan, roundings: list[str]) -> None:

@@ -29,10 +29,15 @@ def chain_rows(plan: StagePlan) -> list[Row]:
         rows.append(("chain", f"{format_exact(batch.end_tokens)} tokens with this stage"))
     if plan.schedule.horizon_tokens is not None and batch.end_tokens != horizon:
         left = horizon - batch.end_tokens
+        said = (
+            f"{format_exact(left)} are left to stages that continue this one"
+            if left > 0
+            else f"the chain ends {format_exact(-left)} tokens behind it"
+        )
         rows.append(
             (
                 "horizon",
-                f"{format_exact(horizon)} tokens; {format_exact(left)} are left to stages that continue this one",
+                f"{format_exact(horizon)} tokens; {said}",
             )
         )
     return rows

@@ -137,7 +137,7 @@ class SourcePlan(PlanPart):
     domain: str
     prefix: str  # resolved path
     validation_prefix: str  # resolved path
-    data_id: str  # identity of the tokenised content: Manifest.data_id
+    data_id: str  # identity of the tokenised content, as it is stored: StoredDataset.data_id
     validation_data_id: str
     documents: int
     tokens: int

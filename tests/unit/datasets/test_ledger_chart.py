@@ -5,7 +5,7 @@ import json
 import pytest
 from matplotlib.image import imread
 
-from data_tools.errors import UsageError
+from data_tools.errors import DataError, UsageError
 from megatron_ext.datasets.ledger import LedgerRow
 from megatron_ext.datasets.ledger_chart import Stretch, draw_ledger, stretches_of
 from megatron_ext.plan.stage_plan import ChainStage, ParentPlan
@@ -51,6 +51,15 @@ def test_without_the_stages_before_their_sum_is_drawn(checkpoint):
         ("before", [("a", 50), ("b", 30)]),
         ("stage 2", [("a", 8)]),
     ]
+
+
+@pytest.mark.parametrize("content", ["{}", "{", "[]"])
+def test_a_stage_before_without_a_ledger_is_refused_with_what_helps(checkpoint, content):
+    file = checkpoint.parents[2] / "base" / "stage.json"
+    file.parent.mkdir()
+    file.write_text(content)
+    with pytest.raises(DataError, match=r"stage\.json: has no ledger .* Restore it, or move it away; then"):
+        stretches_of(CHILD, checkpoint)
 
 
 def test_the_tokens_of_each_source_fill_the_height_that_they_have(tmp_path):

@@ -275,7 +275,32 @@ def test_a_source_replaced_between_the_stages_is_refused(project: PencilProject)
     project.write_dataset("b", tokens=410)
     message = refused(lambda: plan("child", f"continue={parent.stage_id}"), DataError)
     assert message.startswith("b.yaml:2: prefix: source 'b' was read as ")
-    assert message.endswith("restore the data, or give the new data a name of its own")
+    assert "restore the data, or give the new data a name of its own. The same text in other shards is other" in message
+
+
+def test_a_held_out_set_that_the_stages_before_trained_on_is_refused(project: PencilProject) -> None:
+    project.write_source("c", tokens=500)
+    project.edit("child.yaml", "source: a.yaml", "source: c.yaml")
+    project.edit("c.yaml", "validation_prefix: c.validation", "validation_prefix: a")
+    assert refused(lambda: plan("child"), DataError) == (
+        "c.yaml:3: validation_prefix: holds the same tokens as source 'a', which the stages before have trained on; "
+        "tokenize documents into it that the chain has not read"
+    )
+
+
+def test_a_source_as_long_as_one_that_was_read_is_said_to_be_perhaps_the_same(project: PencilProject) -> None:
+    """`a` with its documents in two shards, under another name: 480 tokens of it were read."""
+    project.write_source("c", tokens=990)
+    project.write_dataset("rest", tokens=10)
+    for number, name in enumerate(("c", "rest")):
+        for suffix in ("bin", "idx", "manifest.json"):
+            Path(f"data/{name}.{suffix}").rename(f"data/c-{number:05}.{suffix}")
+    project.edit("child.yaml", "source: a.yaml", "source: c.yaml")
+    assert plan("child").roundings == (
+        "source c: has 1,000 tokens, as many as source a that the stages before have read, and another data_id. If it "
+        "is the same text in other shards, its reading begins anew: 480 tokens may be read again.",
+    )
+    assert plan("child", "data.blend[0].source=a.yaml").roundings == ()
 
 
 def test_a_parent_may_be_named_by_its_id(project: PencilProject) -> None:

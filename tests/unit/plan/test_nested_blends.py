@@ -111,3 +111,12 @@ def test_two_files_with_one_name_are_refused_across_blends(project: PencilProjec
     Path("twin.yaml").write_text(Path("a.yaml").read_text())
     inner("weighting: natural\nentries: [{source: twin.yaml}]")
     assert "twin.yaml:1: source: 'a' is the name of a.yaml:1 too" in refused(plan)
+
+
+def test_a_source_of_a_nested_blend_that_would_not_be_read_is_to_leave_that_blend(project: PencilProject) -> None:
+    """Taking the entry out of the stage's blend would take the other source away as well."""
+    inner("entries: [{source: b.yaml, share: 0.01}, {source: c.yaml, share: 0.99}]")
+    assert refused(plan).endswith(
+        "0.005 of 40 samples is less than one, so 'b' would not be read; raise the share or budget.tokens, or take the "
+        "source out of inner.yaml"
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -148,6 +149,35 @@ def test_training_data_is_no_held_out_data(project: PencilProject) -> None:
     message = refusal(project)
     assert message.startswith("b.yaml:3: validation_prefix: ")
     assert "holds the same tokens as a source that is trained on" in message
+
+
+def _hold_out(name: str, split: str, percent: float, *, where: str = "") -> None:
+    """Lets a manifest say that its documents are a part of those of raw.jsonl."""
+    file = Path(f"data/{name}.manifest.json")
+    source = {"path": "raw.jsonl", "bytes": 1, "sha256": "0" * 64}
+    facts = {"split": split, "hold_out_percent": percent, "where": where, "sources": [source]}
+    file.write_text(json.dumps(json.loads(file.read_text()) | facts))
+
+
+def test_a_held_out_set_larger_than_what_the_source_left_out_is_refused(project: PencilProject) -> None:
+    """Of the documents with the lowest hashes `a` leaves out 1 %, and 5 % are validated on."""
+    _hold_out("a", "train", 1)
+    _hold_out("a.validation", "validation", 5)
+    assert refusal(project) == (
+        "a.yaml:3: validation_prefix: holds 5 % of the documents of raw.jsonl, and source 'a' holds out 1 % of them "
+        "and trains on the others; tokenize one of the two again with the --hold-out of the other"
+    )
+
+
+@pytest.mark.parametrize(
+    "training", [{"percent": 5}, {"percent": 9}, {"percent": 1, "where": "answer_tokens > 9"}], ids=str
+)
+def test_a_held_out_set_that_no_source_is_known_to_hold_is_taken(
+    project: PencilProject, training: dict[str, Any]
+) -> None:
+    _hold_out("a", "train", **training)
+    _hold_out("a.validation", "validation", 5)
+    assert project.plan().data.sources[0].source == "a"
 
 
 def test_documents_without_an_end_are_refused(project: PencilProject) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from megatron_ext.plan.render import print_plan
+from megatron_ext.plan.render_data import chain_rows
 from tests.support.pencil_project import PencilProject
+from tests.support.plans import make_plan
 
 
 def printed(project: PencilProject, capsys: pytest.CaptureFixture[str], *overrides: str, world_size: int = 1) -> str:
@@ -94,3 +96,16 @@ def test_how_steps_are_computed_and_saved_is_said_where_it_is_not_the_default(
     said = "recompute every layer, kept every 1, deterministic kernels, skip up to 2 non-finite updates, "
     assert f"\nexecution {said}periodic saves in the background\n" in text
     assert "; 23.5 % more recomputed\n" in text
+
+
+@pytest.mark.parametrize(
+    ("horizon", "said"),
+    [
+        (50, "1,600 tokens; 320 are left to stages that continue this one"),
+        (30, "960 tokens; the chain ends 320 tokens behind it"),
+    ],
+)
+def test_what_lies_between_the_chain_and_its_horizon_is_said_either_way(horizon: int, said: str) -> None:
+    """The stage reads 40 samples of 32 tokens."""
+    plan = make_plan(schedule={"horizon_samples": horizon, "horizon_tokens": 32 * horizon, "sample_tokens": 32})
+    assert ("horizon", said) in chain_rows(plan)
