@@ -92,14 +92,18 @@ FIELDS = ("first", "repeated", "documents_first", "documents_repeated", "pieces_
 @settings(max_examples=25, deadline=None)
 @given(
     stages=st.lists(
-        st.lists(st.tuples(st.integers(1, 12), st.sampled_from(["continue", "replay"])), min_size=1, max_size=3),
+        st.lists(
+            st.tuples(st.integers(1, 12), st.sampled_from(["continue", "fresh", "replay"])), min_size=1, max_size=3
+        ),
         min_size=1,
         max_size=3,
     )
 )
 def test_the_ledger_of_every_step_of_a_chain_equals_a_recount(folder, stages):
     recount, parent, behind = _Recount(), None, None
+    moves = []
     for phases in stages:
+        moves += [move for _, move in phases]
         given_phases = [{"a": 4, "b": (4 * rows, move)} for rows, move in phases]
         plan = _plan(folder, given_phases, parent=behind, data={"document_isolation": "full"})
         cursor, _ = _after(plan, 0, parent)
@@ -111,9 +115,12 @@ def test_the_ledger_of_every_step_of_a_chain_equals_a_recount(folder, stages):
                     counts[name].update(more)
                 rows = {row.source: row for row in ledger_of(plan, cursor) if row.phase == number}
                 for name, counted in counts.items():
-                    assert {field: getattr(rows[name], field) for field in FIELDS} == {f: counted[f] for f in FIELDS}
-                    assert rows[name].read == 4 * rows[name].samples == counted["first"] + counted["repeated"]
-                    assert rows[name].distinct == len(recount.tokens[name])
+                    row = rows[name]
+                    known = FIELDS if row.distinct is not None else FIELDS[-1:]  # behind an unfinished pass: unknown
+                    assert {field: getattr(row, field) for field in known} == {f: counted[f] for f in known}
+                    assert row.read == 4 * row.samples == counted["first"] + counted["repeated"]
+                    assert row.distinct in (None, len(recount.tokens[name]))
+                    assert row.distinct is not None or (name == "b" and "fresh" in moves)
         parent, behind = (plan, cursor), chain_behind(plan)
 
 

@@ -131,6 +131,61 @@ def test_phases_resumed_at_any_step_in_any_layout_read_the_same_next_batches(fol
         assert [name for rows in zip(*ranks, strict=True) for name in rows] == expected
 
 
+moved_lists = st.lists(
+    st.tuples(st.integers(1, 20), st.sampled_from(["continue", "fresh", "replay"])), min_size=1, max_size=5
+)
+"""Steps of each phase, and how source c, of 15 samples a pass, goes on in it; a reads as much and always continues."""
+
+
+def _moved(folder, moves):
+    return _plan(folder, [{"a": 2 * steps, "c": (2 * steps, move)} for steps, move in moves])
+
+
+@settings(max_examples=40, deadline=None)
+@given(moves=moved_lists)
+def test_every_phase_reads_its_source_from_where_its_cursor_sends_it_on(folder, moves):
+    """In order: after continue behind the last sample, after fresh from the next pass, after replay from the first."""
+    whole = [name for name in _run(_plan(folder, [{"c": 400}])) if name[0] == "c"]  # the order of 27 passes
+    first_of_pass = [next(i for i, name in enumerate(whole) if name.startswith(f"c:{epoch}:")) for epoch in range(26)]
+    read = iter(name for name in _run(_moved(folder, moves)) if name[0] == "c")
+    place = 0
+    for steps, move in moves:
+        if move == "replay":
+            place = 0
+        elif move == "fresh" and place:
+            place = min(first for first in first_of_pass if first >= place)
+        assert [next(read) for _ in range(2 * steps)] == whole[place : place + 2 * steps]
+        place += 2 * steps
+    assert next(read, None) is None
+
+
+@settings(max_examples=40, deadline=None)
+@given(moves=moved_lists)
+def test_a_source_that_another_one_s_cursor_moves_beside_is_not_read_again(folder, moves):
+    plan = _moved(folder, moves)
+    cursor, tokens = _cursor(plan), Counter()
+    for step in _ids(cursor, plan.batch.total_steps):
+        for sample_id in step:
+            if sample_id[0] == "a":
+                spans = cursor.locate(sample_id)
+                places = [(span.document, span.start + i) for span in spans for i in range(span.length)][:-1]
+                assert all(tokens[place] == (sum(tokens.values()) + i) // 180 for i, place in enumerate(places))
+                tokens.update(places)
+
+
+@settings(max_examples=25, deadline=None)
+@given(moves=moved_lists, data=st.data())
+def test_a_run_with_moved_cursors_resumes_at_any_step(folder, moves, data):
+    plan = _moved(folder, moves)
+    whole = _ids(_cursor(plan), plan.batch.total_steps)
+    step = data.draw(st.integers(0, plan.batch.total_steps))
+    stopped = _cursor(plan)
+    _ids(stopped, step)
+    resumed = _cursor(plan)
+    resumed.load_state_dict(json.loads(json.dumps(stopped.state_dict())))
+    assert _ids(resumed, plan.batch.total_steps - step) == whole[step:]
+
+
 def test_a_source_that_a_stage_leaves_out_goes_on_where_it_was_in_the_next(folder):
     first, second, third = ({"a": 8, "b": 4}, {"b": 4}, {"a": 8})
     state = None
