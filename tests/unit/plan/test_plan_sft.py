@@ -170,6 +170,7 @@ def test_a_missing_chat_template_is_asked_for(project: PencilProject) -> None:
         ("sft.pad_multiple=3", "sft.pad_multiple: 3 does not divide training.sequence_length 16"),
         ("schedule={style: wsd, decay_tokens: 4}", "schedule.style: wsd needs the tokens of its decay"),
         ("data.blend[0].cursor=fresh", "data.blend[0].cursor: fresh: an sft stage draws anew"),
+        ("data.packing=best_fit", "data.packing: best_fit: stage sft packs conversations whatever this says"),
         ("stage=pretrain", "budget.tokens: required and not set"),
     ],
 )
