@@ -222,3 +222,10 @@ def test_the_rows_of_a_dataset_are_counted_once(tmp_path: Path):
     (folder,) = (tmp_path / "prepared").glob("rows-*[0-9a-f]")
     packed_cursor(tmp_path, PENCIL._replace(seed=3))
     assert [path.name for path in (tmp_path / "prepared").glob("rows-*[0-9a-f]")] == [folder.name]
+
+
+def test_documents_left_out_count_with_the_last_row_of_their_window(tmp_path: Path):
+    """Two windows of two rows: 3 1 | 2 without the document of 9, and 4 | 2 1 without that of 5."""
+    cursor = packed_cursor(tmp_path, Packed([3, 9, 1, 2, 4, 5, 2, 1], long_documents="drop"))
+    places = [rows * cursor.sequence_length for rows in range(5)]
+    assert [cursor.counts_before(place).all_passes.dropped for place in places] == [0, 0, 1, 1, 2]
