@@ -26,5 +26,5 @@ def test_too_few_open_files_are_an_error_with_the_limit_and_how_to_raise_it(tmp_
     project = make_pencil_project(tmp_path)
     assert exit_code_of(_run_with_one_file, project, tmp_path / "said") == 0
     said = (tmp_path / "said").read_text()
-    assert "plan.json.partial: Too many open files.\n  The checkpoints that are there are untouched. A process" in said
+    assert "plan.json: Too many open files.\n  The checkpoints that are there are untouched. A process" in said
     assert "Raise that (ulimit -n 4096), and run again to go on.\nmegatron_ext.run: exit code 4" in said

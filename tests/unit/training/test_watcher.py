@@ -81,7 +81,9 @@ def test_the_slowest_rank_is_measured_against_the_faster_half() -> None:
 
 def test_the_metrics_page_names_every_field_and_no_other(tmp_path: Path) -> None:
     norms = {"grad_norm_by_kind": {"mamba": 1.0}, "weight_norm_by_kind": {"mamba": 1.0}}
-    lines = watch(tmp_path / "metrics.jsonl", LOSSES, rank_seconds=(1.0, 2.0), norms=norms)
+    lines = watch(
+        tmp_path / "metrics.jsonl", LOSSES, rank_seconds=(1.0, 2.0), norms=norms, loss_by_domain={"math": 1.0}
+    )
     written = {field for line in lines for field in line}
     fields = PAGE.read_text().split("The other files")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", fields, flags=re.MULTILINE)) == written
