@@ -230,7 +230,7 @@ def _refuse_strangers(shards: Sequence[Shard]) -> None:
     first = shards[0]
     refuse_two_tokenizers(shards)
     for shard in shards[1:]:
-        for name in ("append_eod", "eod_id", "dtype", "special_tokens", "split"):
+        for name in ("append_eod", "eod_id", "dtype", "special_tokens", "split", "block_documents"):
             found, said = getattr(shard.manifest, name), getattr(first.manifest, name)
             if found != said:
                 raise DataError(

@@ -2,8 +2,9 @@
 
     python -m megatron_ext plan recipes/demo/pretrain.yaml
 
-Only `trace`, `generate`, `doctor` and `validate --isolation` import torch, when they run: the others answer in
-about a second on any laptop. Exit codes: see data_tools/errors.py.
+Only `trace`, `generate`, `doctor` and `validate --isolation` import torch, when they run (`trace` for
+Megatron-Core's reader of `.idx`, which imports it): the others answer in about a second on any laptop.
+Exit codes: see data_tools/errors.py.
 """
 
 from __future__ import annotations
@@ -360,7 +361,8 @@ VERBS = (
     Verb(
         "trace",
         "trace runs/stages/pretrain-* --step 1 --text",
-        "List the documents of one step's batch: source, place, file and row they came from, and their text.",
+        "List the documents of one step's batch: source, place, file and row they came from, and their text. "
+        "Imports torch, as Megatron-Core's index reader does: it takes seconds to begin.",
         _trace,
         _trace_arguments,
     ),

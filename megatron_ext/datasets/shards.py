@@ -69,15 +69,9 @@ class ShardedDocuments:
             files: Opens them.
 
         Raises:
-            DataError: If their blocks are of different sizes, or one is damaged.
+            DataError: If one is damaged.
         """
-        sizes = sorted({shard.manifest.block_documents for shard in shards})
-        if len(sizes) > 1:
-            raise DataError(
-                f"{shards[0].prefix}.manifest.json: block_documents: the shards of source {source!r} have {sizes}; "
-                "tokenize them with one version"
-            )
-        self.source, self.data_id, self.block_documents = source, data_id, sizes[0]
+        self.source, self.data_id, self.block_documents = source, data_id, shards[0].manifest.block_documents
         self.num_documents = sum(shard.manifest.documents for shard in shards)
         self.num_tokens = sum(shard.manifest.tokens for shard in shards)
         documents = accumulate((shard.manifest.documents for shard in shards), initial=0)

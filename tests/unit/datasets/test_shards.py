@@ -124,5 +124,5 @@ def test_shards_without_any_token_are_refused(tmp_path):
 
 def test_blocks_of_two_sizes_are_refused(prefix):
     write_source(prefix.with_name("a-00002"), [[9, 0]], block_documents=3)
-    with pytest.raises(DataError, match=r"block_documents: the shards of source 'pencil' have \[2, 3\]"):
+    with pytest.raises(DataError, match=r"a-00002: block_documents: 3, but .*a-00000 has 2; tokenize one of them"):
         _open(prefix)
