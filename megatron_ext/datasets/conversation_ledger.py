@@ -42,6 +42,7 @@ def conversation_ledger_of(plan: StagePlan, cursor: ConversationCursor) -> list[
                 phase=1,
                 source=source.source,
                 domain=source.domain,
+                domain_shares=dict(source.domain_shares),
                 data_id=source.data_id,
                 planned=int(lengths[mine].sum()),
                 read=read,

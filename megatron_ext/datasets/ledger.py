@@ -6,6 +6,7 @@
 |---------------------|---------|
 | phase               | from 1; 0 are all stages behind this one, summed |
 | source, domain      | as planned; `data_id` is the content's, as it is stored: in other shards it is another source |
+| domain_shares       | of a source that mixes domains, as its file declares them: an estimate of what was read |
 | planned, read       | processed tokens: samples x sequence_length |
 | samples             | rows read |
 | epochs              | passes over the source that `read` makes |
@@ -35,7 +36,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +85,7 @@ class LedgerRow:
     distinct_documents: int | None = 0
     place: int = 0
     cutting: str = ""
+    domain_shares: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The row as a plain mapping."""
@@ -108,6 +110,7 @@ def ledger_of(plan: StagePlan, cursor: BlendedCursor) -> list[LedgerRow]:
             source = sources[given.source]
             planned = given.samples * plan.batch.sequence_length
             row = LedgerRow(number + 1, source.source, source.domain, source.data_id, planned)
+            row = replace(row, domain_shares=dict(source.domain_shares))
             if (before := newest.get(source.data_id)) is not None:
                 row = replace(row, **{name: getattr(before, name) for name in _CARRIED})
             if begins:
@@ -240,8 +243,9 @@ def print_ledger(rows: Sequence[LedgerRow], path: Path) -> None:
         _add(table, str(row.phase) if row.phase else "before", row.source, row.domain, row)
     for row in sum_by_source(rows):
         _add(table, "all", row.source, row.domain, row)
-    for domain in dict.fromkeys(row.domain for row in rows):
-        _add(table, "all", "", domain, _sum([row for row in rows if row.domain == domain]))
+    for domain, parts in _by_domain(rows).items():
+        is_estimated = any(part.domain_shares for part in parts)
+        _add(table, "all", "", f"{domain} (estimated)" if is_estimated else domain, _sum(parts))
     whole = _sum(rows)
     _add(table, "all", "", "", whole)
     console.print(table)
@@ -255,6 +259,22 @@ def print_ledger(rows: Sequence[LedgerRow], path: Path) -> None:
             f"{whole.documents_cut:,} long documents cut, {whole.truncated + whole.trimmed:,} tokens of them; "
             f"{whole.documents_dropped:,} dropped, {whole.dropped:,} tokens"
         )
+
+
+def _by_domain(rows: Sequence[LedgerRow]) -> dict[str, list[LedgerRow]]:
+    """The rows of each domain; of a source that mixes domains the declared part of each, documents unknown."""
+    found: dict[str, list[LedgerRow]] = {}
+    for row in rows:
+        for domain, share in row.domain_shares.items():
+            tokens = {name: getattr(row, name) for name in ("planned", "read", "first", "repeated")}
+            parts: dict[str, Any] = {
+                name: None if count is None else round(share * count) for name, count in tokens.items()
+            }
+            part = replace(row, domain=domain, documents_first=None, documents_repeated=None, **parts)
+            found.setdefault(domain, []).append(part)
+        if not row.domain_shares:
+            found.setdefault(row.domain, []).append(row)
+    return found
 
 
 def _add(table: Any, phase: str, source: str, domain: str, row: LedgerRow) -> None:

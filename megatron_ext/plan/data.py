@@ -194,6 +194,7 @@ def _plan_source(
     return SourcePlan(
         source=source.source,
         domain=source.domain,
+        domain_shares=tuple(source.domains().items()) if len(source.domains()) > 1 else (),
         prefix=dataset_prefix(loaded, index, "prefix"),
         validation_prefix=dataset_prefix(loaded, index, "validation_prefix"),
         data_id=data_id,

@@ -141,6 +141,7 @@ def _plan_sources(
         SourcePlan(
             source=source.source,
             domain=source.domain,
+            domain_shares=tuple(source.domains().items()) if len(source.domains()) > 1 else (),
             prefix=dataset_prefix(loaded, index, "prefix"),
             validation_prefix=dataset_prefix(loaded, index, "validation_prefix"),
             data_id=datasets[index].data_id,

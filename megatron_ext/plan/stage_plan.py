@@ -135,6 +135,7 @@ class SourcePlan(PlanPart):
 
     source: str
     domain: str
+    domain_shares: tuple[tuple[str, float], ...] = ()  # as its file declares them; () where all of it is `domain`
     prefix: str  # resolved path
     validation_prefix: str  # resolved path
     data_id: str  # identity of the tokenised content, as it is stored: StoredDataset.data_id

@@ -204,6 +204,21 @@ def test_the_command_prints_a_checkpoint_s_ledger_with_sums(folder, tmp_path, ca
     assert [row["read"] for row in json.loads(capsys.readouterr().out)] == [24, 8, 0, 0]
 
 
+def test_a_source_that_mixes_domains_is_split_as_declared_and_marked_as_estimated(folder, tmp_path, capsys):
+    plan = _plan(folder)
+    shares = {"math": 0.75, "code": 0.25}
+    a, b = plan.data.sources
+    data = plan.data.model_copy(update={"sources": (a, b.model_copy(update={"domain_shares": tuple(shares.items())}))})
+    plan = plan.model_copy(update={"data": data})
+    _write_checkpoint(tmp_path, plan, _after(plan, 5)[0], 5)
+    assert main(["ledger", str(tmp_path)]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["all", "math", "(estimated)", "30", "30", "18", "12", "unknown", "unknown"] in lines  # of 8 and 32 tokens
+    assert ["all", "code", "(estimated)", "10", "10", "6", "4", "unknown", "unknown"] in lines
+    assert ["all", "general", "40", "40", "40", "0", "13", "0"] in lines
+    assert read_ledger(tmp_path)[1].domain_shares == shares
+
+
 def test_what_is_no_checkpoint_has_no_ledger(folder, tmp_path):
     with pytest.raises(DataError, match="no checkpoint; name a stage's folder"):
         read_ledger(tmp_path)
