@@ -68,6 +68,9 @@ class SourceRecipe(Section):
     declared_tokens: Count | None = Field(
         default=None, gt=0, description="Tokens that the source is said to have; plans use it until the data is built."
     )
+    declared_documents: Count | None = Field(
+        default=None, gt=0, description="Conversations or texts that it is said to have; sft plans use both until then."
+    )
     adapter: str = Field(default="", description="Adapter that reads the raw rows (`tokenize --adapter`).")
     available_at: str = Field(default="", description="Where the raw data is had, and what part of it this is.")
     revision: str = Field(default="", description="Revision of the raw data that is meant.")

@@ -15,8 +15,9 @@ from megatron_ext.plan.layouts import plan_layout
 from megatron_ext.plan.lineage import chain_behind, check_common, check_schedule, read_stage_plan
 from megatron_ext.plan.meaning import stage_id, stage_meaning
 from megatron_ext.plan.schedule import plan_schedule
-from megatron_ext.plan.sft import PackedStage, plan_sft
+from megatron_ext.plan.sft import plan_sft
 from megatron_ext.plan.sft_batch import plan_sft_batch
+from megatron_ext.plan.sft_declared import PackedStage
 from megatron_ext.plan.sizes import model_size
 from megatron_ext.plan.stage_plan import (
     BatchPlan,

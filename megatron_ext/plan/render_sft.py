@@ -8,6 +8,8 @@ from data_tools.quantities import format_exact
 from megatron_ext.plan.render_table import Row, align_numbers, cut_rows, frame
 from megatron_ext.plan.stage_plan import BatchPlan, DataPlan, SftPlan
 
+_TRAINS_ON = {True: "the assistant's turns", False: "all tokens: no turns", None: "not built"}
+
 
 def sft_rows(sft: SftPlan, batch: BatchPlan) -> list[Row]:
     """The numbers of the whole stage."""
@@ -73,7 +75,7 @@ def sft_table(sft: SftPlan, data: DataPlan) -> Table:
             format_exact(source.trained_tokens),
             format_exact(source.dropped + source.untrained),
             format_exact(source.truncated + source.trimmed + source.split),
-            "the assistant's turns" if source.has_turns else "all tokens: no turns",
+            _TRAINS_ON[source.has_turns],
             planned.prefix,
         )
     return table

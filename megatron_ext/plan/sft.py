@@ -2,44 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from typing import NamedTuple
-
-from data_tools.blend_plan import Allotment
 from data_tools.dataset import StoredDataset
 from data_tools.pack_rows import Rows, SourceCount
 from data_tools.quantities import format_exact
-from data_tools.strict_yaml import KeyPath
 from data_tools.tokenizer import TokenizerFacts
-from megatron_ext.plan.blends import allotments_of, entry_of_each_source
-from megatron_ext.plan.datasets import dataset_prefix, read_data, tokenizer_folder
-from megatron_ext.plan.sft_checks import chat_template, check_held_out, check_lengths, refuse_amounts, refuse_untrained
+from megatron_ext.plan.datasets import read_data, tokenizer_folder
+from megatron_ext.plan.sft_checks import chat_template, check_held_out, check_lengths, refuse_untrained
+from megatron_ext.plan.sft_declared import PackedStage, declared_sizes, declared_stage
 from megatron_ext.plan.sft_rows import rows_of_stage
+from megatron_ext.plan.sft_sources import plan_sources, size_of
 from megatron_ext.plan.stage_plan import DataPlan, SftPlan, SftSource, SourcePlan
 from megatron_ext.recipe.load import LoadedRecipe
 from megatron_ext.recipe.problems import Problems
 from megatron_ext.recipe.schema import SftRecipe
-
-_BLEND: KeyPath = ("data", "blend")
-
-
-class PackedStage(NamedTuple):
-    """What an sft stage reads, decided before its steps are.
-
-    Attributes:
-        rows: Rows of all steps.
-        conversations: In them.
-        most_rows_of_step: Rows of the largest step.
-        data: Of the stage's plan.
-        sft: Of the stage's plan.
-    """
-
-    rows: int
-    conversations: int
-    most_rows_of_step: int
-    data: DataPlan
-    sft: SftPlan
 
 
 def plan_sft(loaded: LoadedRecipe, roundings: list[str], *, store: str, is_kept: bool) -> PackedStage:
@@ -55,14 +30,18 @@ def plan_sft(loaded: LoadedRecipe, roundings: list[str], *, store: str, is_kept:
         DataError: Data that is missing, damaged, does not fit, or may not be cut as it would have to be.
         RecipeError: A source that would be read more often than it may.
     """
-    tokenizer, pairs = read_data(loaded, may_be_provisional=False)
-    assert tokenizer is not None, "a tokenizer that must be there and is not is a problem"
+    tokenizer, pairs = read_data(loaded, may_be_provisional=not is_kept)
     options = loaded.recipe.sft or SftRecipe()
     training = loaded.recipe.training
+    if any(pair["prefix"] is None for pair in pairs):
+        sources = plan_sources(loaded, declared_sizes(loaded, pairs), options, roundings)
+        data = _data_plan(loaded, tokenizer, sources)
+        return declared_stage(data, options, training.sequence_length, training.global_batch_size, roundings)
+    assert tokenizer is not None, "a tokenizer that must be there and is not is a problem"
     datasets = [pair["prefix"] for pair in pairs if pair["prefix"] is not None]
     held_out = [pair["validation_prefix"] for pair in pairs if pair["validation_prefix"] is not None]
     problems = Problems()
-    sources = _plan_sources(loaded, datasets, held_out, options, problems, roundings)
+    sources = plan_sources(loaded, map(size_of, datasets, held_out), options, roundings)
     check_lengths(loaded, [*datasets, *held_out], options, problems)
     problems.raise_data_error()
     rows = rows_of_stage(
@@ -105,96 +84,15 @@ def _packed_stage(rows: Rows, data: DataPlan, sft: SftPlan) -> PackedStage:
     return PackedStage(rows.rows, int(rows.conversations.sum()), sft.most_rows_of_step, data, sft)
 
 
-def _data_plan(loaded: LoadedRecipe, tokenizer: TokenizerFacts, sources: tuple[SourcePlan, ...]) -> DataPlan:
+def _data_plan(loaded: LoadedRecipe, tokenizer: TokenizerFacts | None, sources: tuple[SourcePlan, ...]) -> DataPlan:
     return DataPlan(
         tokenizer=tokenizer_folder(loaded),
-        tokenizer_fingerprint=tokenizer.fingerprint,
-        tokenizer_vocab_size=tokenizer.vocab_size,
-        eod_id=tokenizer.eod_id,
+        tokenizer_fingerprint=tokenizer.fingerprint if tokenizer is not None else "",
+        tokenizer_vocab_size=tokenizer.vocab_size if tokenizer is not None else loaded.recipe.model.vocab_size,
+        eod_id=tokenizer.eod_id if tokenizer is not None else -1,
         sources=sources,
         document_isolation=loaded.recipe.data.document_isolation,
     )
-
-
-def _plan_sources(
-    loaded: LoadedRecipe,
-    datasets: Sequence[StoredDataset],
-    held_out: Sequence[StoredDataset],
-    options: SftRecipe,
-    problems: Problems,
-    roundings: list[str],
-) -> tuple[SourcePlan, ...]:
-    """What each source gives; shares are of conversations."""
-    blend = loaded.blends[0]
-    refuse_amounts(loaded, blend, problems)
-    problems.raise_recipe_error()
-    names = [source.source for source in loaded.sources]
-    sizes = {name: dataset.documents for name, dataset in zip(names, datasets, strict=True)}
-    allotments = allotments_of(
-        loaded, blend, loaded.recipe.budget.examples, sizes, sequence_length=1, roundings=roundings
-    )
-    entries = entry_of_each_source(blend)
-    _check_supply(loaded, allotments, entries, options, problems)
-    problems.raise_recipe_error()
-    given = {allotment.source: allotment for allotment in allotments}
-    return tuple(
-        SourcePlan(
-            source=source.source,
-            domain=source.domain,
-            domain_shares=tuple(source.domains().items()) if len(source.domains()) > 1 else (),
-            prefix=dataset_prefix(loaded, index, "prefix"),
-            validation_prefix=dataset_prefix(loaded, index, "validation_prefix"),
-            data_id=datasets[index].data_id,
-            validation_data_id=held_out[index].data_id,
-            documents=datasets[index].documents,
-            tokens=datasets[index].tokens,
-            share=float(given[source.source].share),
-            samples=given[source.source].samples * options.passes,
-            epochs=given[source.source].samples * options.passes / datasets[index].documents,
-            max_epochs=given[source.source].max_epochs,
-            is_declared=False,
-        )
-        for index, source in enumerate(loaded.sources)
-    )
-
-
-def _check_supply(
-    loaded: LoadedRecipe,
-    allotments: Sequence[Allotment],
-    entries: dict[str, int],
-    options: SftRecipe,
-    problems: Problems,
-) -> None:
-    examples = loaded.recipe.budget.examples
-    for given in allotments:
-        key: KeyPath = (*_BLEND, entries[given.source], "share")
-        size, read = given.tokens, given.samples * options.passes
-        if not given.samples:
-            message = (
-                f"{float(given.share):g} of {examples:,} conversations is less than one, so {given.source!r} would not "
-                "be read; raise the share or budget.examples, or remove the entry"
-            )
-            problems.add(loaded.origin(key), key, message)
-        elif read > given.max_epochs * size:
-            most = int(examples * given.max_epochs * size / read)
-            message = (
-                f'source "{given.source}" cannot supply its share.\n'
-                f"  needed   {read:,} conversations = {given.samples:,} x sft.passes {options.passes}\n"
-                f"  has      {size:,} conversations x max_epochs {given.max_epochs:g} = "
-                f"{given.max_epochs * size:,.0f}\n"
-                f"  Lower budget.examples to {most:,}, or raise max_epochs to {math.ceil(read / size)}."
-            )
-            problems.add(loaded.origin(key), key, message)
-        elif read < given.min_epochs * size:
-            message = (
-                f'source "{given.source}" is read less often than it must.\n'
-                f"  gives    {read:,} conversations = {given.samples:,} x sft.passes {options.passes}\n"
-                f"  wanted   {size:,} conversations x min_epochs {given.min_epochs:g} = "
-                f"{given.min_epochs * size:,.0f}\n"
-                f"  Raise budget.examples to {math.ceil(examples * given.min_epochs * size / read):,}, or lower "
-                f"min_epochs to {math.floor(10_000 * read / size) / 10_000:g}."
-            )
-            problems.add(loaded.origin(key), key, message)
 
 
 def _note_changes(name: str, count: SourceCount, roundings: list[str]) -> None:

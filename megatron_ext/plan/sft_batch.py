@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from data_tools.quantities import format_exact
-from megatron_ext.plan.sft import PackedStage
+from megatron_ext.plan.sft_declared import PackedStage
 from megatron_ext.plan.stage_plan import BatchPlan, LayoutPlan
 from megatron_ext.recipe.load import LoadedRecipe
 from megatron_ext.recipe.schema import SftRecipe

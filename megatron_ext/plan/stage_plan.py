@@ -187,7 +187,7 @@ class SftSource(PlanPart):
     """What became of the conversations of one source, each counted as often as it is read."""
 
     source: str
-    has_turns: bool  # False: text, of which every token is trained on
+    has_turns: bool | None  # False: text, of which every token is trained on; None: not built yet
     conversations: int  # read
     distinct: int
     tokens: int  # of them, before anything is cut

@@ -45,11 +45,12 @@ def validate_file(path: Path) -> str:
 
 def _stage_facts(loaded: LoadedRecipe) -> str:
     draft = draft_plan(loaded)
-    identity = "data not built yet"
+    identity, total_tokens = "data not built yet", draft.batch.total_tokens
     if has_sizes(loaded):
         plan = make_stage_plan(loaded, may_be_provisional=True)
+        total_tokens = plan.batch.total_tokens  # of an sft stage the draft has a row for each conversation
         notes = ["sizes declared, data not built yet"] if plan.data.is_provisional else []
         notes += ["parent unresolved"] if plan.awaits_weights else []
         identity = f"{plan.stage_id}{f' ({", ".join(notes)})' if notes else ''}"
-    tokens = format_count(draft.batch.total_tokens)
+    tokens = format_count(total_tokens)
     return f"{loaded.recipe.stage} recipe, model {loaded.recipe.model.name}, {tokens} tokens, {identity}"

@@ -141,6 +141,23 @@ def test_blends_inside_the_blend_deal_out_conversations_by_their_sizes(project: 
     )
 
 
+def test_a_stage_whose_data_is_not_built_is_planned_from_declared_sizes(project: PencilProject) -> None:
+    for file in (project.root / "data").glob("c*"):
+        file.unlink()
+    with (project.root / "c.yaml").open("a") as source:
+        source.write("declared_tokens: 1_000\n")
+    message = refused(lambda: make_stage_plan(project.load(), may_be_provisional=True))
+    assert "declared_documents: not set, and source 'c' is not built" in message
+    with (project.root / "c.yaml").open("a") as source:
+        source.write("declared_documents: 100\n")
+    plan = make_stage_plan(project.load(), may_be_provisional=True)
+    assert plan.stage_id.startswith("sft-provisional-")
+    assert plan.sft is not None
+    assert [source.has_turns for source in plan.sft.sources] == [None, None]
+    assert numbers(plan) == (10, 5, 12 * 10 + 4 * 7)  # 148 tokens in 9.25 rows of 16
+    refused(project.plan, DataError)
+
+
 def test_two_chat_templates_are_refused(project: PencilProject) -> None:
     write_chat(project, "c.validation", [SHORT], template="another")
     assert "a model learns one format" in refused(project.plan, DataError)

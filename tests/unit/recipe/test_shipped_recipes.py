@@ -51,6 +51,15 @@ def test_the_demo_has_nothing_to_round() -> None:
     assert draft_plan(load_recipe(DEMO)).roundings == ()
 
 
+@pytest.mark.parametrize("arm", ["ldq", "lmq", "alf", "alf_shq", "ldq_2x", "shq_2x"])
+def test_the_sft_arms_of_the_study_differ_in_their_data_alone(arm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    recipes = [load_recipe(f"recipes/front_loading/sft/{name}.yaml").recipe for name in ("shq", arm)]
+    held_equal = [recipe.model_dump(exclude={"data": {"blend"}, "budget": {"examples"}}) for recipe in recipes]
+    assert held_equal[0] == held_equal[1]
+    assert recipes[0] != recipes[1]
+
+
 def test_the_demo_is_short() -> None:
     assert len((REPOSITORY / DEMO).read_text().splitlines()) < 40
 
