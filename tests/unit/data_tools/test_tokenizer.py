@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -189,3 +190,16 @@ def test_the_end_of_document_may_be_an_added_token_object(tmp_path: Path, tiny_t
     (tmp_path / "t/tokenizer_config.json").write_text('{"eos_token": {"content": "<|im_end|>"}}')
     assert describe(tmp_path / "t").eod_id == 3
     assert fingerprint(tmp_path / "t") != fingerprint(tiny_tokenizer)
+
+
+def test_a_tokenizer_written_anew_has_another_fingerprint(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    shutil.copytree(tiny_tokenizer, tmp_path / "t")
+    before = fingerprint(tmp_path / "t")
+    content = (tmp_path / "t/tokenizer.json").read_bytes()
+    os.replace(_written(tmp_path / "new", content.replace(b"1.0", b"2.0", 1)), tmp_path / "t/tokenizer.json")
+    assert fingerprint(tmp_path / "t") != before == fingerprint(tiny_tokenizer)
+
+
+def _written(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
