@@ -130,6 +130,7 @@ def test_a_row_that_fills_up_trains_on_nothing(project: PencilProject) -> None:
     assert [batch.sample_ids for batch in filled] == [(PADDING,)]
     assert float(filled[0].loss_mask.sum()) == 0
     assert filled[0].cu_seqlens == (0, 16)
+    assert cursor_of(plan).pieces_of(PADDING) == []
 
 
 def test_steps_of_conversations_weigh_so_many_conversations(project: PencilProject) -> None:

@@ -41,7 +41,8 @@ def test_a_nan_weight_stops_the_step_and_is_named(parts: Parts) -> None:
     message = str(caught.value)
     assert message.startswith("step 7: loss is nan; the weights are those of step 6")
     assert "decoder.layers.0.mixer.dt_bias value" in message
-    assert message.count("toy:0:") == 4, "the four samples of the global batch"
+    listed, documents = message.split("  documents\n")
+    assert listed.count("toy:0:") == documents.count("toy:0:") == 4, "the four samples of the global batch"
     assert caught.value.exit_code == 5
 
 
