@@ -34,6 +34,7 @@ def plan_data(
     phase_samples: Sequence[int],
     store: Path,
     parent: ParentPlan | None = None,
+    trained_on: Sequence[SourceRead] = (),
     may_be_provisional: bool = False,
 ) -> DataPlan:
     """Decides what each source gives to the stage.
@@ -45,7 +46,8 @@ def plan_data(
         roundings: Takes a sentence for each source that gives fewer than was asked.
         phase_samples: Samples of each phase.
         store: Run root, whose `prepared/` keeps the counts of packed rows.
-        parent: What the stages before have read.
+        parent: The stages that this one continues, with what they have read.
+        trained_on: What all stages behind the weights have read, continued or not; none of it measures them.
         may_be_provisional: Whether `declared_tokens` may stand for data that is not built yet. Then a missing
             tokenizer is no problem either: nothing can be made with it before there is one.
 
@@ -54,7 +56,7 @@ def plan_data(
         RecipeError: A share that needs more passes than `max_epochs` allows.
     """
     before = parent.sources if parent is not None else ()
-    tokenizer, pairs = read_data(loaded, may_be_provisional=may_be_provisional, before=before)
+    tokenizer, pairs = read_data(loaded, may_be_provisional=may_be_provisional, trained_on=trained_on)
     sizes = [_size(loaded, index, pair["prefix"]) for index, pair in enumerate(pairs)]
     packed = _packed(loaded, pairs, roundings, store=store)
     read = _read_before(loaded, [data_id for _, data_id in sizes], before)

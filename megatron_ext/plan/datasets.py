@@ -55,14 +55,14 @@ Pair = dict[str, StoredDataset | None]
 
 
 def read_data(
-    loaded: LoadedRecipe, *, may_be_provisional: bool, before: Sequence[SourceRead] = ()
+    loaded: LoadedRecipe, *, may_be_provisional: bool, trained_on: Sequence[SourceRead] = ()
 ) -> tuple[TokenizerFacts | None, list[Pair]]:
     """Opens the tokenizer and the datasets of all sources.
 
     Args:
         loaded: What was asked.
         may_be_provisional: Whether `declared_tokens` may stand for data that is not built yet.
-        before: What the stages that this one continues have trained on.
+        trained_on: What the stages behind the weights have read.
 
     Returns:
         The tokenizer, None where it is not built and need not be, and a pair for each source.
@@ -80,7 +80,7 @@ def read_data(
         for index in range(len(loaded.sources))
     ]
     _refuse_one_content_twice(loaded, [pair["prefix"] for pair in pairs], problems)
-    _refuse_training_data_as_held_out(loaded, pairs, before, problems)
+    _refuse_training_data_as_held_out(loaded, pairs, trained_on, problems)
     problems.raise_data_error()
     return tokenizer, pairs
 
@@ -211,12 +211,12 @@ def _refuse_one_content_twice(
 
 
 def _refuse_training_data_as_held_out(
-    loaded: LoadedRecipe, datasets: Sequence[Pair], before: Sequence[SourceRead], problems: Problems
+    loaded: LoadedRecipe, datasets: Sequence[Pair], trained_on: Sequence[SourceRead], problems: Problems
 ) -> None:
     """A held-out set that this stage, or one before it, trains on measures nothing."""
     trained = [(source.source, pair["prefix"]) for source, pair in zip(loaded.sources, datasets, strict=True)]
     here = {dataset.data_id for _, dataset in trained if dataset is not None}
-    earlier = {read.data_id: read.source for read in before}
+    earlier = {read.data_id: read.source for read in trained_on}
     for index, pair in enumerate(datasets):
         if (held_out := pair["validation_prefix"]) is None:
             continue

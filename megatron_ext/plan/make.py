@@ -154,15 +154,16 @@ def make_stage_plan(
         parent = make_stage_plan(loaded.parent, may_be_provisional=may_be_provisional, run_root=run_root)
     else:
         parent = _parent_by_id(loaded, run_root)
+    behind = chain_behind(parent) if parent is not None else None
+    giver = _plan_of_giver(loaded, run_root, may_be_provisional=may_be_provisional)
+    init_from = chain_behind(giver, gives="weights") if giver is not None else None
+    trained_on = [source for before in (behind, init_from) if before is not None for source in before.sources]
     notes: list[str] = []
     packed = None
     if loaded.recipe.stage == "sft":
         store = str(run_root or loaded.site.run_root)
-        packed = plan_sft(loaded, notes, store=store, is_kept=not may_be_provisional)
+        packed = plan_sft(loaded, notes, store=store, is_kept=not may_be_provisional, trained_on=trained_on)
     draft = draft_plan(loaded, world_size=world_size, before=parent, packed=packed)
-    behind = chain_behind(parent) if parent is not None else None
-    giver = _plan_of_giver(loaded, run_root, may_be_provisional=may_be_provisional)
-    init_from = chain_behind(giver, gives="weights") if giver is not None else None
     roundings = [*notes, *draft.roundings, *(other_numerics(giver) if giver is not None else ())]
     recipe = loaded.recipe
     data = (
@@ -176,6 +177,7 @@ def make_stage_plan(
             phase_samples=draft.phase_samples,
             store=run_root or Path(loaded.site.run_root),
             parent=behind,
+            trained_on=trained_on,
             may_be_provisional=may_be_provisional,
         )
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from data_tools.dataset import StoredDataset
 from data_tools.pack_rows import Rows, SourceCount
 from data_tools.quantities import format_exact
@@ -11,13 +13,15 @@ from megatron_ext.plan.sft_checks import chat_template, check_held_out, check_le
 from megatron_ext.plan.sft_declared import PackedStage, declared_sizes, declared_stage
 from megatron_ext.plan.sft_rows import rows_of_stage
 from megatron_ext.plan.sft_sources import plan_sources, size_of
-from megatron_ext.plan.stage_plan import DataPlan, SftPlan, SftSource, SourcePlan
+from megatron_ext.plan.stage_plan import DataPlan, SftPlan, SftSource, SourcePlan, SourceRead
 from megatron_ext.recipe.load import LoadedRecipe
 from megatron_ext.recipe.problems import Problems
 from megatron_ext.recipe.schema import SftRecipe
 
 
-def plan_sft(loaded: LoadedRecipe, roundings: list[str], *, store: str, is_kept: bool) -> PackedStage:
+def plan_sft(
+    loaded: LoadedRecipe, roundings: list[str], *, store: str, is_kept: bool, trained_on: Sequence[SourceRead] = ()
+) -> PackedStage:
     """Draws and packs the conversations of a stage.
 
     Args:
@@ -25,12 +29,13 @@ def plan_sft(loaded: LoadedRecipe, roundings: list[str], *, store: str, is_kept:
         roundings: Takes a sentence for everything that is left out, cut or rounded.
         store: Run root whose store may hold the rows.
         is_kept: Whether rows that are not there are put into it.
+        trained_on: What the stages behind the weights have read; none of it measures them.
 
     Raises:
         DataError: Data that is missing, damaged, does not fit, or may not be cut as it would have to be.
         RecipeError: A source that would be read more often than it may.
     """
-    tokenizer, pairs = read_data(loaded, may_be_provisional=not is_kept)
+    tokenizer, pairs = read_data(loaded, may_be_provisional=not is_kept, trained_on=trained_on)
     options = loaded.recipe.sft or SftRecipe()
     training = loaded.recipe.training
     if any(pair["prefix"] is None for pair in pairs):

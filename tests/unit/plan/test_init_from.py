@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from data_tools.errors import DataError
 from data_tools.tokenizer import describe, fingerprint
 from megatron_ext.__main__ import main
 from megatron_ext.plan.lineage import chain_behind
@@ -234,3 +235,18 @@ def test_what_a_chain_read_is_given_on_though_its_last_stage_did_not_read_it(pro
     Path("second.yaml").write_text(CHILD.replace("init_from", "continue"))
     behind = chain_behind(plan("second"), gives="weights")
     assert {source.source: source.passes_before_anew for source in behind.sources} == {"a": 0.48, "b": 0.4, "c": 0.64}
+
+
+def test_a_held_out_set_that_the_stages_behind_the_weights_trained_on_is_refused(project: PencilProject) -> None:
+    """Read by the giver, and by the one whose weights that took, which reads the source no more."""
+    project.write_source("d", tokens=500)
+    Path("grandchild.yaml").write_text(
+        CHILD.replace("init_from: pretrain", "init_from: child").replace("c.yaml", "d.yaml")
+    )
+    for name, source in (("child", "c"), ("grandchild", "d")):
+        project.edit(f"{source}.yaml", f"validation_prefix: {source}.validation", "validation_prefix: a")
+        assert refused(lambda name=name: plan(name), DataError) == (
+            f"{source}.yaml:3: validation_prefix: holds the same tokens as source 'a', which the stages before have "
+            "trained on; tokenize documents into it that the chain has not read"
+        )
+        project.edit(f"{source}.yaml", "validation_prefix: a", f"validation_prefix: {source}.validation")

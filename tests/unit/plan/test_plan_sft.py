@@ -229,3 +229,12 @@ def test_a_stage_without_a_parent_is_planned_and_does_not_run(project: PencilPro
     assert plan.stage_id.startswith("sft-provisional-")
     assert plan.meaning["init_from"] == "unresolved"
     assert plan.meaning | {"init_from": project.plan().meaning["init_from"]} == project.plan().meaning
+
+
+def test_held_out_texts_that_the_base_trained_on_are_refused(project: PencilProject) -> None:
+    """100 texts of 10 tokens: `a`, of which the base reads 48."""
+    project.edit("d.yaml", "validation_prefix: d.validation", "validation_prefix: a")
+    assert refused(project.plan, DataError) == (
+        f"{project.root}/d.yaml:3: validation_prefix: holds the same tokens as source 'a', which the stages before "
+        "have trained on; tokenize documents into it that the chain has not read"
+    )
