@@ -56,6 +56,7 @@ def conversation_ledger_of(plan: StagePlan, cursor: ConversationCursor) -> list[
                 truncated=int(rows.cut[here].sum()),
                 pieces_isolated=int(here.sum()),
                 distinct=first,
+                distinct_documents=new,
                 place=conversations,
             )
         )
@@ -70,4 +71,5 @@ def conversation_ledger_of(plan: StagePlan, cursor: ConversationCursor) -> list[
 
 def _unknown(row: LedgerRow) -> LedgerRow:
     """A row whose source was read before in another order: nobody knows which of its tokens are new."""
-    return replace(row, first=None, repeated=None, documents_first=None, documents_repeated=None, distinct=None)
+    fields = ("first", "repeated", "documents_first", "documents_repeated", "distinct", "distinct_documents")
+    return replace(row, **dict.fromkeys(fields))

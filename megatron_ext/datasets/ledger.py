@@ -22,11 +22,11 @@
 | documents_dropped   | and how many they were |
 | pieces_isolated     | pieces of documents that were kept apart in their rows; 0 with `document_isolation: none` |
 | distinct            | tokens of the source read at least once by the end of the row, over the chain |
-| distinct_documents  | documents begun at least once; of packed sources only |
+| distinct_documents  | documents begun at least once, likewise |
 | place               | tokens of the source's order before the cursor at the end of the row; packed: positions |
 | cutting             | sequence length, and where other lengths were left (`SourceCursor.cutting`) |
 
-`first`, `repeated`, their documents and `distinct` are null behind a `cursor: fresh` that left the first pass
+`first`, `repeated` and `distinct`, and their documents, are null behind a `cursor: fresh` that left the first pass
 unfinished, where `cursor: replay` met another sequence length in it, and for sources that `init_from` begins anew when
 a part of them was read before. Worked example: a source of 400 tokens of which stages before read 160 has in a phase
 of 320 tokens first 240 and repeated 80.
@@ -135,11 +135,13 @@ def _read(
     here, there = (cursor.documents_begun(source.source, place) for place in (end, begin))
     documents = here.in_first_pass + here.in_later_passes - there.in_first_pass - there.in_later_passes
     pieces = samples + documents - (here.at_row_start - there.at_row_start) + here.torn - there.torn
-    first = new = None
+    first = new = begun = None
     if known is not None and distinct is not None:
         first = distinct - known
         after, before = (cursor.documents_begun(source.source, tokens) for tokens in (distinct, known))
         new = after.in_first_pass - before.in_first_pass if first else 0
+        assert row.distinct_documents is not None, "known where distinct is"
+        begun = row.distinct_documents + new
     return replace(
         row,
         read=samples * length,
@@ -152,6 +154,7 @@ def _read(
         masked=here.masked - there.masked,
         pieces_isolated=pieces if plan.data.document_isolation != "none" else 0,
         distinct=distinct,
+        distinct_documents=begun,
         place=end,
         cutting=cutting,
     )
@@ -185,8 +188,9 @@ def sum_anew(rows: Sequence[LedgerRow], plan: StagePlan) -> list[LedgerRow]:
     """
     assert plan.init_from is not None, f"{plan.stage_id} begins with no stage's weights"
     tokens = {source.data_id: source.tokens for source in plan.init_from.sources}
+    unknown = {"distinct": None, "distinct_documents": None}
     return [
-        replace(row, place=0, distinct=row.distinct if row.distinct in (0, tokens.get(row.data_id)) else None)
+        replace(row, place=0, **({} if row.distinct in (0, tokens.get(row.data_id)) else unknown))
         for row in sum_by_source(rows)
     ]
 

@@ -28,7 +28,7 @@ def packed_reads(
         begin: Place of the source's reading order where the phase began, in positions.
         samples: Rows read since then.
         distinct: Tokens of the source that earlier rows have read; None where that is not known.
-        documents: Documents that they have begun.
+        documents: Documents that they have begun, likewise.
         place: Where they have ended.
     """
     length = plan.batch.sequence_length
@@ -36,12 +36,11 @@ def packed_reads(
     here, there = cursor.counts_before(end), cursor.counts_before(begin)
     read = here.all_passes.minus(there.all_passes)
     of_pass = cursor.counts_before(cursor.rows_of_pass * length).first_pass
-    if distinct is None or (begin > place and distinct < of_pass.tokens):
-        known = new = None  # `fresh` left a part of the first pass: the next one meets some of it for the first time
-    else:
-        known, new = max(distinct, here.first_pass.tokens), max(documents or 0, here.first_pass.documents)
-    first = None if known is None else known - (distinct or 0)
-    documents_first = None if new is None else new - (documents or 0)
+    known = new = first = documents_first = None
+    # Where `fresh` left a part of the first pass, the next one meets some of it for the first time.
+    if distinct is not None and documents is not None and not (begin > place and distinct < of_pass.tokens):
+        known, new = max(distinct, here.first_pass.tokens), max(documents, here.first_pass.documents)
+        first, documents_first = known - distinct, new - documents
     is_trimmed = plan.data.long_documents == "trim-thinking"
     return {
         "read": samples * length,
