@@ -64,8 +64,6 @@ def _unread_in_sft(recipe: Recipe) -> Iterator[Broken]:
             f"{recipe.data.packing}: stage sft packs conversations whatever this says, and sft.overlong decides about "
             "long ones; remove it",
         )
-    if recipe.data.packing != "none":
-        yield ("data", "packing"), f"{recipe.data.packing}: packs documents; stage sft packs by section sft; remove it"
     if training.micro_batch_size != 1:
         yield ("training", "micro_batch_size"), f"{training.micro_batch_size}: a packed row is a microbatch; set 1"
     if training.ramp_tokens:
