@@ -75,6 +75,20 @@ def chain_behind(parent: StagePlan, *, gives: Literal["everything", "weights"] =
     return ParentPlan(chain=(*(before.chain if before is not None else ()), stage), sources=tuple(read.values()))
 
 
+def check_kind(loaded: LoadedRecipe, stage: str) -> None:
+    """Refuses to continue a stage of another kind: its cursors and its learning rate count other things.
+
+    Raises:
+        RecipeError: With what to write.
+    """
+    recipe = loaded.recipe
+    if stage != recipe.stage:
+        raise RecipeError(
+            f"{loaded.origin(CONTINUE)}: continue: {recipe.parent}: its stage is {stage}, and this one is "
+            f"{recipe.stage}; only its weights can be taken: write init_from instead of continue"
+        )
+
+
 def check_schedule(loaded: LoadedRecipe, schedule: SchedulePlan, before: SchedulePlan, problems: Problems) -> None:
     """Refuses a continuation whose learning rate is not that of the stage before, or has none left."""
     if before.style != "constant" and before.horizon_tokens is None:
@@ -87,8 +101,13 @@ def check_schedule(loaded: LoadedRecipe, schedule: SchedulePlan, before: Schedul
         return
     mine = schedule.model_dump()
     for key, theirs in before.model_dump().items():
-        if mine[key] != theirs:
-            path: KeyPath = ("schedule", key.replace("_samples", "_tokens"))
+        if mine[key] != theirs and key == "warmup_samples" and (ratio := loaded.recipe.schedule.warmup_ratio):
+            warmups = (count * before.sample_tokens for count in (mine[key], theirs))
+            message = "{:g}: a warmup of {:,} tokens, and {:,} in the stage that this one continues; write the same"
+            path: KeyPath = ("schedule", "warmup_ratio")
+            problems.add(loaded.origin(path), path, message.format(ratio, *warmups))
+        elif mine[key] != theirs:
+            path = ("schedule", key.replace("_samples", "_tokens"))
             unit = before.sample_tokens if key.endswith("_samples") else 1
             values = [value * unit if isinstance(value, int) else value for value in (theirs, mine[key])]
             problems.add(loaded.origin(path), path, _other(values[0], values[1]))

@@ -12,7 +12,7 @@ from megatron_ext.plan.data import plan_data
 from megatron_ext.plan.execution import plan_execution
 from megatron_ext.plan.init_from import INIT_FROM, check_permission, check_weights, other_numerics
 from megatron_ext.plan.layouts import plan_layout
-from megatron_ext.plan.lineage import chain_behind, check_common, check_schedule, read_stage_plan
+from megatron_ext.plan.lineage import chain_behind, check_common, check_kind, check_schedule, read_stage_plan
 from megatron_ext.plan.meaning import stage_id, stage_meaning
 from megatron_ext.plan.schedule import plan_schedule
 from megatron_ext.plan.sft import plan_sft
@@ -36,10 +36,12 @@ class Draft:
     """The part of a plan that needs no data.
 
     Attributes:
+        stage: Its kind.
         phase_samples: Samples of each phase.
         roundings: One sentence for each number that had to be rounded so far.
     """
 
+    stage: str
     layout: LayoutPlan
     batch: BatchPlan
     phase_samples: tuple[int, ...]
@@ -73,6 +75,8 @@ def draft_plan(
     roundings: list[str] = []
     if before is None:
         before = draft_before(loaded, run_root=run_root)
+    if before is not None:
+        check_kind(loaded, before.stage)
     layout = plan_layout(loaded, problems, world_size=world_size)
     if loaded.recipe.stage == "sft":
         batch = plan_sft_batch(loaded, layout, roundings, packed)
@@ -85,7 +89,7 @@ def draft_plan(
     cadence = plan_cadence(loaded.recipe, batch, roundings)
     execution = plan_execution(loaded, layout, batch, problems)
     problems.raise_recipe_error()
-    return Draft(layout, batch, phase_samples, schedule, cadence, execution, tuple(roundings))
+    return Draft(loaded.recipe.stage, layout, batch, phase_samples, schedule, cadence, execution, tuple(roundings))
 
 
 def draft_before(loaded: LoadedRecipe, *, run_root: Path | None = None) -> Draft | StagePlan | None:

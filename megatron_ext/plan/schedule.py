@@ -30,16 +30,16 @@ def plan_schedule(
     """
     asked = loaded.recipe.schedule
     length = batch.sequence_length if before is None else before.sample_tokens
-    warmup = _warmup(asked, batch, length, roundings)
     horizon = before.horizon_samples if before is not None else _horizon(asked, batch, roundings)
+    warmup = _warmup(asked, horizon, length, roundings)
+    warmup_tokens = warmup * length if asked.warmup_ratio else asked.warmup_tokens
     if asked.decay_tokens is not None:
         decay = to_samples("schedule.decay_tokens", asked.decay_tokens, length, roundings)
-        parts = f"{asked.warmup_tokens:,} + decay_tokens {asked.decay_tokens:,} = "
-        parts += f"{asked.warmup_tokens + asked.decay_tokens:,}"
+        parts = f"{warmup_tokens:,} + decay_tokens {asked.decay_tokens:,} = {warmup_tokens + asked.decay_tokens:,}"
         fits, rule = warmup + decay <= horizon, "do not fit in"
     else:
         decay = horizon - warmup
-        parts = f"{asked.warmup_tokens:,}"
+        parts = f"{warmup_tokens:,}"
         fits, rule = decay > 0, f"leaves style {asked.style} nothing of"
     if not fits:
         whole = (
@@ -48,10 +48,12 @@ def plan_schedule(
         if asked.horizon_tokens is not None:
             whole = f"{horizon * length:,} tokens of schedule.horizon_tokens"
         raised = "budget.tokens" if asked.horizon_tokens is None else "that"
+        key: KeyPath = ("schedule", "warmup_ratio" if asked.warmup_ratio else "warmup_tokens")
+        ratio = f"{asked.warmup_ratio:g}: " if asked.warmup_ratio else ""
         problems.add(
-            loaded.origin(("schedule", "warmup_tokens")),
-            ("schedule", "warmup_tokens"),
-            f"{parts} {rule} the {whole}; lower {'them' if asked.decay_tokens else 'it'} or raise {raised}",
+            loaded.origin(key),
+            key,
+            f"{ratio}{parts} {rule} the {whole}; lower {'them' if asked.decay_tokens else 'it'} or raise {raised}",
         )
     _check_horizon(loaded, batch, problems)
     return SchedulePlan(
@@ -65,9 +67,9 @@ def plan_schedule(
     )
 
 
-def _warmup(asked: ScheduleRecipe, batch: BatchPlan, length: int, roundings: list[str]) -> int:
-    if asked.warmup_ratio:
-        return round(asked.warmup_ratio * batch.total_samples)
+def _warmup(asked: ScheduleRecipe, horizon: int, length: int, roundings: list[str]) -> int:
+    if asked.warmup_ratio:  # of the horizon: every stage of a chain that writes the same ratio has the same warmup
+        return round(asked.warmup_ratio * horizon)
     return to_samples("schedule.warmup_tokens", asked.warmup_tokens, length, roundings)
 
 

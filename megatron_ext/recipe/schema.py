@@ -278,7 +278,10 @@ class ScheduleRecipe(Section):
     )
     warmup_tokens: Count = Field(default=0, ge=0, description="Processed tokens of linear warmup from 0.")
     warmup_ratio: Number = Field(
-        default=0, ge=0, lt=1, description="Instead of warmup_tokens: the part of this stage that is warmup."
+        default=0,
+        ge=0,
+        lt=1,
+        description="Instead of warmup_tokens: the part of the horizon, of one stage or a chain, that is warmup.",
     )
     decay_tokens: Count | None = Field(default=None, gt=0, description="wsd only: tokens of the final decay.")
     horizon_tokens: Count | None = Field(

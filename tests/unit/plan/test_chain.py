@@ -203,6 +203,20 @@ def test_what_a_chain_holds_equal_is_checked(project: PencilProject, override: s
     assert said in refusal("child", override)
 
 
+def test_a_warmup_ratio_is_of_the_horizon_so_that_a_chain_may_write_it(project: PencilProject) -> None:
+    """A tenth of 1,280 tokens: 8 samples of 16, in both stages."""
+    project.edit("pretrain.yaml", "warmup_tokens: 128,", "warmup_ratio: 0.1,")
+    assert [plan(name).schedule.warmup_samples for name in ("pretrain", "child")] == [8, 8]
+    assert refusal("child", "schedule.warmup_ratio=0.2") == (
+        "--set schedule.warmup_ratio=0.2: schedule.warmup_ratio: 0.2: a warmup of 256 tokens, and 128 in the stage "
+        "that this one continues; write the same"
+    )
+    assert refusal("pretrain", "schedule.warmup_ratio=0.9") == (
+        "--set schedule.warmup_ratio=0.9: schedule.warmup_ratio: 0.9: 1,152 + decay_tokens 256 = 1,408 do not fit in "
+        "the 1,280 tokens of schedule.horizon_tokens; lower them or raise that"
+    )
+
+
 LONGER = "training={sequence_length: 32, global_batch_size: 2}"
 
 

@@ -11,7 +11,8 @@ from data_tools.errors import DataError, RecipeError
 from megatron_ext.plan.make import make_stage_plan
 from megatron_ext.plan.sft_rows import _made as rows_of_stage_made
 from megatron_ext.plan.stage_plan import StagePlan
-from tests.support.pencil_project import PencilProject, refused
+from megatron_ext.recipe.load import load_recipe
+from tests.support.pencil_project import PencilProject, record, refused
 from tests.support.sft_project import LONG, SHORT, make_sft_project, write_chat
 
 CHANGES = {
@@ -179,7 +180,6 @@ def test_a_missing_chat_template_is_asked_for(project: PencilProject) -> None:
     ("override", "message"),
     [
         ("data.document_isolation=attention", "data.document_isolation: attention: conversations that share a row"),
-        ("data.packing=best_fit", "data.packing: best_fit: packs documents; stage sft packs by section sft"),
         ("training.micro_batch_size=2", "training.micro_batch_size: 2: a packed row is a microbatch"),
         ("budget.tokens=5", "budget.tokens: 5: stage sft is measured in budget.examples"),
         ("budget.examples=0", "budget.examples: required and not set"),
@@ -187,12 +187,18 @@ def test_a_missing_chat_template_is_asked_for(project: PencilProject) -> None:
         ("sft.pad_multiple=3", "sft.pad_multiple: 3 does not divide training.sequence_length 16"),
         ("schedule={style: wsd, decay_tokens: 4}", "schedule.style: wsd needs the tokens of its decay"),
         ("data.blend[0].cursor=fresh", "data.blend[0].cursor: fresh: an sft stage draws anew"),
-        ("data.packing=best_fit", "data.packing: best_fit: stage sft packs conversations whatever this says"),
         ("stage=pretrain", "budget.tokens: required and not set"),
     ],
 )
 def test_keys_that_mean_nothing_in_the_stage_are_refused(project: PencilProject, override: str, message: str) -> None:
     assert message in refused(lambda: project.load(override), RecipeError)
+
+
+def test_packing_of_documents_is_one_problem_and_no_more(project: PencilProject) -> None:
+    assert refused(lambda: project.load("data.packing=best_fit"), RecipeError) == (
+        "--set data.packing=best_fit: data.packing: best_fit: stage sft packs conversations whatever this says, and "
+        "sft.overlong decides about long ones; remove it"
+    )
 
 
 @pytest.mark.parametrize("key", CHANGES)
@@ -238,3 +244,20 @@ def test_held_out_texts_that_the_base_trained_on_are_refused(project: PencilProj
         f"{project.root}/d.yaml:3: validation_prefix: holds the same tokens as source 'a', which the stages before "
         "have trained on; tokenize documents into it that the chain has not read"
     )
+
+
+def test_an_sft_stage_gives_its_weights_and_is_not_continued(project: PencilProject) -> None:
+    constant = "schedule: {style: constant, warmup_tokens: 0, decay_tokens: null}"
+    (project.root / "after.yaml").write_text(f"extends: base.yaml\ncontinue: pretrain.yaml\n{constant}\n")
+    project.edit("pretrain.yaml", "style: cosine, warmup_ratio: 0.25", "style: constant")
+    named = project.root / "after.yaml"
+    recorded = record(project.plan(), project.root / "runs").stage_id
+    for override, origin, parent in (
+        ((), f"{named}:2", f"{project.root}/pretrain.yaml"),
+        ((f"continue={recorded}",), f"--set continue={recorded}", recorded),
+    ):
+        loaded = load_recipe(named, overrides=override, site=project.site)
+        assert refused(lambda loaded=loaded: make_stage_plan(loaded)) == (
+            f"{origin}: continue: {parent}: its stage is sft, and this one is pretrain; only its weights can be taken: "
+            "write init_from instead of continue"
+        )
