@@ -188,10 +188,10 @@ def sum_anew(rows: Sequence[LedgerRow], plan: StagePlan) -> list[LedgerRow]:
     """
     assert plan.init_from is not None, f"{plan.stage_id} begins with no stage's weights"
     tokens = {source.data_id: source.tokens for source in plan.init_from.sources}
-    unknown = {"distinct": None, "distinct_documents": None}
+    sums = [replace(row, place=0) for row in sum_by_source(rows)]
     return [
-        replace(row, place=0, **({} if row.distinct in (0, tokens.get(row.data_id)) else unknown))
-        for row in sum_by_source(rows)
+        row if row.distinct in (0, tokens.get(row.data_id)) else replace(row, distinct=None, distinct_documents=None)
+        for row in sums
     ]
 
 

@@ -58,12 +58,14 @@ def train_step(parts: Parts, *, lr: float, step: int, may_skip: bool = False) ->
     set_learning_rate(parts.optimizer, lr)
     parts.model.zero_grad_buffer()
     parts.optimizer.zero_grad()
-    report = run_microbatches(parts, batches, forward_only=False)
+    reports = _run_schedule(parts, batches, forward_only=False)
+    report = _sum_over_ranks(parts, reports)
     loss = _mean(report.sum(0))
     grad_norm = _prepared_grad_norm(parts) if math.isfinite(loss) else math.nan
     skipped = None
     if not math.isfinite(grad_norm):
-        skipped = _non_finite(parts, batches, loss=loss, grad_norm=grad_norm, step=step)
+        failed = _samples_not_finite(batches, reports)
+        skipped = _non_finite(parts, batches, failed, loss=loss, grad_norm=grad_norm, step=step)
         if not may_skip:
             remedy = "  The newest checkpoint is untouched. Lower optimizer.lr or look at these samples."
             raise NonFiniteError(f"{skipped}\n{remedy}", step=step)
@@ -100,7 +102,6 @@ def _read(parts: Parts) -> Sequence[Batch]:
     return batches
 
 
-@record_function("forward and backward")
 def run_microbatches(parts: Parts, batches: Sequence[Batch], *, forward_only: bool) -> Report:
     """Runs Megatron-Core's schedule over this rank's microbatches.
 
@@ -114,9 +115,15 @@ def run_microbatches(parts: Parts, batches: Sequence[Batch], *, forward_only: bo
     Returns:
         The objective's reports, summed over all microbatches and ranks.
     """
+    return _sum_over_ranks(parts, _run_schedule(parts, batches, forward_only=forward_only))
+
+
+@record_function("forward and backward")
+def _run_schedule(parts: Parts, batches: Sequence[Batch], *, forward_only: bool) -> list[Report]:
+    """The reports of this rank's microbatches; none but on the last pipeline stage."""
     rows, tokens = batches[0].model_shape
     forward_backward = get_forward_backward_func(pp_size=parts.groups.pp.size(), vp_size=None)
-    reports = forward_backward(
+    reports: list[Report] = forward_backward(
         forward_step_func=parts.objective.forward_step,
         data_iterator=iter([batch.to(device()) for batch in batches]),
         model=[parts.model],
@@ -125,7 +132,7 @@ def run_microbatches(parts: Parts, batches: Sequence[Batch], *, forward_only: bo
         micro_batch_size=rows,
         forward_only=forward_only,
     )
-    return _sum_over_ranks(parts, reports)
+    return reports
 
 
 def _sum_over_ranks(parts: Parts, reports: list[Report]) -> Report:
@@ -169,16 +176,30 @@ def _is_norm_step(parts: Parts, step: int, skipped: str | None) -> bool:
     return bool(interval) and step % interval == 0 and skipped is None
 
 
-def _non_finite(parts: Parts, batches: Sequence[Batch], *, loss: float, grad_norm: float, step: int) -> str:
+def _samples_not_finite(batches: Sequence[Batch], reports: Sequence[Report]) -> list[str]:
+    """The samples of this rank's microbatches whose loss is not finite; none known but on the last pipeline stage."""
+    return [
+        sample
+        for batch, report in zip(batches, reports, strict=False)
+        if not bool(report.isfinite().all())
+        for sample in batch.sample_ids
+    ]
+
+
+def _non_finite(
+    parts: Parts, batches: Sequence[Batch], failed: Sequence[str], *, loss: float, grad_norm: float, step: int
+) -> str:
     """What was not finite, where, and which samples were read; the same on all ranks, which must all call this."""
     what, value = ("gradient norm", grad_norm) if math.isfinite(loss) else ("loss", loss)
     facts: list[Any] = [None] * dist.get_world_size()
     mine = {
         "samples": [sample for batch in batches for sample in batch.sample_ids],
+        "failed": list(failed),
         "parameters": _non_finite_parameters(parts),
     }
     dist.all_gather_object(facts, mine)
-    samples = sorted({sample for fact in facts for sample in fact["samples"]})
+    of_failed = {sample for fact in facts for sample in fact["failed"]}
+    samples = sorted({sample for fact in facts for sample in fact["samples"]}, key=lambda s: (s not in of_failed, s))
     parameters = sorted({name for fact in facts for name in fact["parameters"]})
     where = ", ".join(parameters[:8]) or "no gradient: the forward pass"
     return (
@@ -186,12 +207,14 @@ def _non_finite(parts: Parts, batches: Sequence[Batch], *, loss: float, grad_nor
         f"  first seen in   {where}{' …' if len(parameters) > 8 else ''}\n"
         f"  learning rate   {parts.optimizer.param_groups[0]['lr']:g}\n"
         f"  samples read    {' '.join(samples)}  ({'rows' if parts.plan.sft is not None else 'source:epoch:sample'})\n"
-        f"{_documents_of(parts, samples)}"
+        f"{_documents_of(parts, samples, num_failed=len(of_failed))}"
     )
 
 
-def _documents_of(parts: Parts, samples: Sequence[str]) -> str:
-    """The documents and offsets of some samples, a line a sample, as many as a person looks at."""
+def _documents_of(parts: Parts, samples: Sequence[str], *, num_failed: int) -> str:
+    """The documents and offsets of some samples, a line a sample, as many as a person looks at; failed ones first."""
+    some = 0 < num_failed < len(samples)
+    first = f"  (first the {num_failed:,} samples of microbatches whose loss is not finite)" if some else ""
     lines = []
     for sample in samples[:_LISTED_SAMPLES]:
         pieces = parts.cursor.pieces_of(sample)
@@ -203,7 +226,7 @@ def _documents_of(parts: Parts, samples: Sequence[str]) -> str:
         lines.append(f"    {sample}: {'; '.join([*listed, *more]) or 'no document'}")
     if samples[_LISTED_SAMPLES:]:
         lines.append(f"    and {len(samples) - _LISTED_SAMPLES:,} samples more; megatron-ext trace lists all")
-    return "\n".join(["  documents", *lines])
+    return "\n".join([f"  documents{first}", *lines])
 
 
 def _non_finite_parameters(parts: Parts) -> list[str]:

@@ -135,7 +135,7 @@ def print_trace(folder: Path, step: int, *, tokenizer: Path | None, with_text: b
     plan = _read_plan(folder)
     decoder = _decoder(plan, tokenizer) if with_text else None
     console = terminal()
-    label = " and a label" if plan.sft is None else ""
+    label = " and a label" if plan.sft is None and plan.data.packing == "none" else ""
     console.print(f"{plan.stage_id}, step {step}: {len(rows)} rows of {plan.batch.sequence_length} tokens{label}")
     for number, row in enumerate(rows):
         meaning = "  (source:epoch:sample)" if plan.sft is None else ""

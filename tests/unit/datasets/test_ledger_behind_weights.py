@@ -1,4 +1,4 @@
-"""Behind `init_from` the ledger counts as a recount does, or says that it cannot know; packed or not, on either side."""
+"""Behind `init_from` the ledger counts as a recount does, or says that it cannot know; packed or unpacked."""
 
 from __future__ import annotations
 
@@ -94,7 +94,9 @@ def test_what_the_giver_read_in_part_makes_firsts_unknown_in_tokens_and_document
     assert {getattr(row, field) for field in (*COUNTED, "distinct", "distinct_documents")} == {None}
 
 
-phases = st.lists(st.tuples(st.integers(1, 9), st.sampled_from(["continue", "fresh", "replay"])), min_size=1, max_size=2)
+phases = st.lists(
+    st.tuples(st.integers(1, 9), st.sampled_from(["continue", "fresh", "replay"])), min_size=1, max_size=2
+)
 
 
 @settings(max_examples=40, deadline=None)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from data_tools.errors import TrainingError
+from megatron_ext.datasets.blended import BlendedCursor
 from megatron_ext.runtime.launch import Launch
 from megatron_ext.runtime.parallel import process_groups
 from megatron_ext.training.checkpoint import load_checkpoint
@@ -79,6 +80,27 @@ def test_a_skipped_step_keeps_weights_and_optimizer_and_counts_its_data(parts: P
     third = train_step(parts, lr=0.1, step=3)
     assert third.skipped is None
     assert any(not torch.equal(*pair) for pair in zip(before, parts.model.parameters(), strict=True))
+
+
+def test_the_samples_of_the_microbatches_that_failed_are_listed_first(tmp_path: Path) -> None:
+    write_source(tmp_path / "toy", [[1, 2, 3, 4, 5, 6, 7, 0]] * 8 + [[9, 2, 3, 0]])
+    plan = plan_reading({"toy": (tmp_path / "toy", 16)}, global_batch_size=16, micro_batch_size=2)
+    with process_groups(Launch(rank=0, local_rank=0, world_size=1)) as groups:
+        parts = make_parts(plan, groups)
+        with torch.no_grad():
+            parameter_of(parts, "embedding.word_embeddings.weight")[9] = float("nan")
+        microbatches = BlendedCursor(plan, data_parallel_rank=0, data_parallel_size=1).next_step()
+        (failing,) = (batch for batch in microbatches if bool((batch.tokens == 9).any()))
+        with pytest.raises(TrainingError) as caught:
+            train_step(parts, lr=0.1, step=1)
+    _, listed = str(caught.value).split("  documents  (first the 2 samples of microbatches whose loss is not finite)\n")
+    first = sorted(failing.sample_ids)
+    assert [line.strip().split(": ")[0] for line in listed.splitlines()[:2]] == first
+    everything = sorted(sample for batch in microbatches for sample in batch.sample_ids)
+    assert everything[:2] != first, "by their names alone they would not come first"
+    assert f"samples read    {' '.join([*first, *(name for name in everything if name not in first)])}  (" in str(
+        caught.value
+    )
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

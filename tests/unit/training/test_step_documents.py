@@ -17,7 +17,7 @@ from megatron_ext.datasets.blended import BlendedCursor
 from megatron_ext.plan.lineage import chain_behind
 from megatron_ext.plan.meaning import stage_id
 from megatron_ext.plan.stage_plan import StagePlan
-from megatron_ext.training.step_documents import Piece, trace_step
+from megatron_ext.training.step_documents import Piece, print_trace, trace_step
 from tests.support.sources import plan_reading, write_source
 from tests.support.toy_project import Run, ToyProject
 
@@ -107,6 +107,16 @@ def test_a_packed_row_lists_its_document_and_not_its_padding(tmp_path: Path) -> 
         first, word = (11, 12) if row.sample_id[0] == "b" else (1, 2)
         assert (start, length) == (0, 3)
         assert row.ids == (first + document % 7, word, 0, 0, 0)
+
+
+@pytest.mark.parametrize(("packing", "announced"), [("none", " and a label"), ("best_fit", "")])
+def test_a_row_is_announced_with_a_label_where_it_has_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], packing: str, announced: str
+) -> None:
+    stage = _plan(tmp_path, 1, data={"packing": packing, "store": str(tmp_path)})
+    _train(tmp_path, stage, checkpoints=set(), parent=None)
+    print_trace(tmp_path / "stages" / stage.stage_id, 1, tokenizer=None, with_text=False)
+    assert capsys.readouterr().out.splitlines()[0] == f"{stage.stage_id}, step 1: 4 rows of 4 tokens{announced}"
 
 
 def test_a_step_that_the_stage_does_not_have_and_what_is_no_stage_are_refused(tmp_path: Path) -> None:
