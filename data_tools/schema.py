@@ -71,9 +71,9 @@ class SourceRecipe(Section):
     declared_documents: Count | None = Field(
         default=None, gt=0, description="Conversations or texts that it is said to have; sft plans use both until then."
     )
-    adapter: str = Field(default="", description="Adapter that reads the raw rows (`tokenize --adapter`).")
+    adapter: str = Field(default="", description="Adapter of the raw rows, one a data set (`tokenize --adapter`).")
     available_at: str = Field(default="", description="Where the raw data is had, and what part of it this is.")
-    revision: str = Field(default="", description="Revision of the raw data that is meant.")
+    revision: str = Field(default="", description="Revision of the raw data that is meant, one a data set.")
     licence: str = Field(default="", description="Terms of the raw data.")
 
     def domains(self) -> dict[str, float]:
