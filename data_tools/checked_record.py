@@ -7,7 +7,7 @@ A finished job's check reads one manifest, and importing pydantic took twice as 
 | str, int, bool, Literal           | exactly that: no "5" or true for 5             |
 | float                             | a whole number too                             |
 | Annotated[int, AtLeast(1)]        | an int that is not smaller                     |
-| list[T], dict[str, T], T or None  | as they say                                    |
+| list[T], dict[K, T], T or None    | as they say; K is str or a Literal             |
 | a `CheckedRecord`                 | one, or a dict of its fields                   |
 """
 
@@ -87,7 +87,9 @@ def _fitting(value: Any, kind: Any, key: str) -> Any:
     if origin is list and isinstance(value, list):
         return [_fitting(one, inside[0], f"{key}.{number}") for number, one in enumerate(value)]
     if origin is dict and isinstance(value, dict):
-        return {_fitting(name, str, key): _fitting(one, inside[1], f"{key}.{name}") for name, one in value.items()}
+        return {
+            _fitting(name, inside[0], key): _fitting(one, inside[1], f"{key}.{name}") for name, one in value.items()
+        }
     if origin is Literal and isinstance(value, str) and value in inside:
         return value
     if origin is None and issubclass(kind, CheckedRecord) and isinstance(value, dict):

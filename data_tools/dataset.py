@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,17 @@ class StoredDataset:
     def tokens(self) -> int:
         """Tokens of all shards."""
         return sum(shard.manifest.tokens for shard in self.shards)
+
+    @property
+    def tokens_by_domain(self) -> dict[str, int] | None:
+        """Tokens of all shards by domain of the document; None where one of them does not say it."""
+        sums: Counter[str] = Counter()
+        for shard in self.shards:
+            if shard.manifest.tokens_by_domain is None:
+                return None
+            for domain, tokens in shard.manifest.tokens_by_domain.items():
+                sums[domain] += tokens
+        return dict(sorted(sums.items()))
 
     @property
     def max_token_id(self) -> int:

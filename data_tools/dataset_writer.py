@@ -16,7 +16,8 @@ from data_tools.bpe import Encoded
 from data_tools.index_header import DTypeName
 from data_tools.indexed import IndexedWriter, WrittenPair
 from data_tools.loss_mask import LossMasks
-from data_tools.origin import Origins
+from data_tools.origin import DOMAINS, Origins, by_domain, tokens_of_domains
+from data_tools.records import Domain
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class WrittenDataset:
 
     Attributes:
         pair: The `.bin` and `.idx`.
+        tokens_by_domain: Tokens of the pair by domain of the document.
         origin_bytes: Size of the `.origin` file.
         origin_sha256: Its hash, hex.
         mask_bytes: Size of the `.mask` file, 0 where there is none.
@@ -57,6 +59,7 @@ class WrittenDataset:
     """
 
     pair: WrittenPair
+    tokens_by_domain: dict[Domain, int]
     origin_bytes: int
     origin_sha256: str
     mask_bytes: int = 0
@@ -83,6 +86,7 @@ class DatasetWriter:
         self._hash = hashlib.sha256()
         self._bytes = 0
         self._masks: list[LossMasks] = []
+        self._domain_tokens = np.zeros(len(DOMAINS), np.int64)
 
     def _partial(self, suffix: str) -> Path:
         return beside(self.prefix, f"{suffix}.partial")
@@ -94,6 +98,7 @@ class DatasetWriter:
             DataError: If an id does not fit the type on disk or a document the index.
         """
         self._pair.add_documents(batch.documents.ids, batch.documents.lengths)
+        self._domain_tokens += tokens_of_domains(batch.origins, batch.documents.lengths)
         raw = batch.origins.tobytes()
         self._origin.write(raw)
         self._hash.update(raw)
@@ -106,7 +111,8 @@ class DatasetWriter:
         self._origin.flush()
         os.fsync(self._origin.fileno())
         self._origin.close()
-        written = WrittenDataset(self._pair.finish(self._partial(".idx")), self._bytes, self._hash.hexdigest())
+        pair, tokens = self._pair.finish(self._partial(".idx")), by_domain(self._domain_tokens)
+        written = WrittenDataset(pair, tokens, self._bytes, self._hash.hexdigest())
         return self._with_mask(written) if ".mask" in self._suffixes else written
 
     def _with_mask(self, written: WrittenDataset) -> WrittenDataset:

@@ -187,6 +187,7 @@ class BlockEncoder:
         return Manifest(
             documents=len(pair.lengths),
             tokens=int(pair.lengths.sum(dtype=np.int64)),
+            tokens_by_domain=written.tokens_by_domain,
             rejected=sum(rejected.values()),
             rejected_by_reason=rejected,
             left_out=0 if held_out else self._left_out,

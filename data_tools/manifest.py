@@ -8,6 +8,7 @@ of one. JSON, UTF-8, these fields:
 | format_version       | version of this table; another version is refused |
 | documents            | documents in the pair; each is one sequence |
 | tokens               | tokens in the pair, end-of-document tokens included |
+| tokens_by_domain     | the same by domain of the document; sums to `tokens`. Null where nobody has counted |
 | rejected             | input records that are not in the pair |
 | rejected_by_reason   | the same, by reason; sums to `rejected` |
 | left_out             | documents that --where leaves out; no rejects |
@@ -50,6 +51,7 @@ from data_tools.atomic_files import beside, write_atomically
 from data_tools.checked_record import BadField, CheckedRecord, Count, Size
 from data_tools.errors import DataError
 from data_tools.index_header import ITEM_BYTES, DTypeName, read_index_header
+from data_tools.records import Domain
 
 FORMAT_VERSION = 1
 BLOCK_DOCUMENTS = 65_536
@@ -134,6 +136,7 @@ class Manifest(CheckedRecord):
     format_version: int = FORMAT_VERSION
     documents: Count
     tokens: Count
+    tokens_by_domain: dict[Domain, Count] | None = None
     rejected: Count
     rejected_by_reason: dict[str, int]
     left_out: Count = 0
@@ -178,6 +181,9 @@ class Manifest(CheckedRecord):
             raise BadField(f"bin_bytes {self.bin_bytes} is not tokens x {ITEM_BYTES[self.dtype]} = {expected_bytes}")
         if sum(self.tokens_per_block) != self.tokens:
             raise BadField(f"tokens_per_block sums to {sum(self.tokens_per_block)}, tokens is {self.tokens}")
+        by_domain = self.tokens_by_domain
+        if by_domain is not None and sum(by_domain.values()) != self.tokens:
+            raise BadField(f"tokens_by_domain sums to {sum(by_domain.values())}, tokens is {self.tokens}")
         if sum(self.rejected_by_reason.values()) != self.rejected:
             raise BadField(f"rejected_by_reason does not sum to rejected = {self.rejected}")
 

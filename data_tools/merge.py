@@ -179,6 +179,7 @@ def _merged(written: WrittenDataset, parts: Sequence[Manifest], *, command: str)
     fields: dict[str, Any] = {
         "documents": len(pair.lengths),
         "tokens": int(pair.lengths.sum(dtype=np.int64)),
+        "tokens_by_domain": written.tokens_by_domain,
         "rejected": rejected.total(),
         "rejected_by_reason": dict(sorted(rejected.items())),
         "left_out": sum(part.left_out for part in parts),

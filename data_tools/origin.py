@@ -17,7 +17,7 @@ the token that ends it. Little-endian, no header, in the order of the documents.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -58,3 +58,28 @@ def origins_of(documents: Sequence[Document | Conversation], rows: Sequence[int]
     origins["answer_tokens"] = -1
     origins["domain"] = np.fromiter((_NUMBER_OF[document.domain] for document in documents), np.uint8, len(documents))
     return origins
+
+
+def tokens_of_domains(origins: Origins, lengths: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Tokens of each domain, [domains] by number; a number that none has makes the array longer.
+
+    Args:
+        origins: [documents] their records.
+        lengths: [documents] tokens of each.
+
+    >>> origins = np.zeros(3, ORIGIN); origins["domain"] = [2, 0, 2]
+    >>> tokens_of_domains(origins, np.array([5, 1, 7])).tolist()
+    [1, 0, 12, 0]
+    """
+    sums = np.zeros(max(len(DOMAINS), int(origins["domain"].max(initial=0)) + 1), np.int64)
+    np.add.at(sums, origins["domain"], lengths)
+    return sums
+
+
+def by_domain(tokens: npt.NDArray[np.int64]) -> dict[Domain, int]:
+    """Tokens by the name of the domain, where there are any.
+
+    Args:
+        tokens: [domains] by number.
+    """
+    return {domain: int(count) for domain, count in zip(DOMAINS, tokens, strict=True) if count}

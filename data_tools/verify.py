@@ -9,7 +9,7 @@
 | every document passes the filter that `where` names | deep |
 | an end of document at the end of each document, and nowhere else unless text may spell it | deep |
 | masks: as many as documents, runs ascending within them, their tokens as many as said | deep |
-| origins: as many as documents, of sources that the manifest names, of its split | deep |
+| origins: as many as documents, of sources that the manifest names, of its split; tokens by domain | deep |
 
 The deep check reads the files once or twice, a few megabytes at a time.
 """
@@ -31,7 +31,7 @@ from data_tools.errors import DataError
 from data_tools.index_header import HEADER_BYTES, ITEM_BYTES, read_index_header
 from data_tools.loss_mask import read_masks
 from data_tools.manifest import Manifest, check_files, read_manifest
-from data_tools.origin import ORIGIN
+from data_tools.origin import DOMAINS, ORIGIN, by_domain, tokens_of_domains
 from data_tools.selection import Where
 from data_tools.split import held_out_below
 
@@ -66,7 +66,7 @@ def verify(prefix: Path, *, deep: bool) -> Manifest:
         _check_hashes(prefix, manifest)
         _check_tokens(prefix, manifest, lengths)
         _check_filter(prefix, manifest, lengths)
-        _check_origins(prefix, manifest)
+        _check_origins(prefix, manifest, lengths)
         _check_masks(prefix, manifest, lengths)
     return manifest
 
@@ -164,7 +164,7 @@ def _check_masks(prefix: Path, manifest: Manifest, lengths: npt.NDArray[np.int64
     _expect(path, "trained_tokens", masks.trained_tokens, manifest.chat.trained_tokens)
 
 
-def _check_origins(prefix: Path, manifest: Manifest) -> None:
+def _check_origins(prefix: Path, manifest: Manifest, lengths: npt.NDArray[np.int64]) -> None:
     if manifest.origin_bytes is None:
         return
     path = beside(prefix, ".origin")
@@ -173,6 +173,11 @@ def _check_origins(prefix: Path, manifest: Manifest) -> None:
     largest = int(origins["source"].max(initial=0))
     if largest >= len(manifest.sources):
         raise DataError(f"{path}: a document is of source {largest}, there are {len(manifest.sources)}; {_REMEDY}")
+    tokens = tokens_of_domains(origins, lengths)
+    if len(tokens) > len(DOMAINS):
+        raise DataError(f"{path}: a document is of domain {len(tokens) - 1}, there are {len(DOMAINS)}; {_REMEDY}")
+    if manifest.tokens_by_domain is not None:
+        _expect(path, "tokens_by_domain", by_domain(tokens), manifest.tokens_by_domain)
     if manifest.hold_out_percent:
         is_held_out = origins["id_hash"] < np.uint64(held_out_below(manifest.hold_out_percent))
         wrong = is_held_out != (manifest.split == "validation")

@@ -43,6 +43,7 @@ def conversation_ledger_of(plan: StagePlan, cursor: ConversationCursor) -> list[
                 source=source.source,
                 domain=source.domain,
                 domain_shares=dict(source.domain_shares),
+                domains_known=source.domains_known,
                 data_id=source.data_id,
                 planned=int(lengths[mine].sum()),
                 read=read,

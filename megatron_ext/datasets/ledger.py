@@ -6,7 +6,10 @@
 |---------------------|---------|
 | phase               | from 1; 0 are all stages behind this one, summed |
 | source, domain      | as planned; `data_id` is the content's, as it is stored: in other shards it is another source |
-| domain_shares       | of a source that mixes domains, as its file declares them: an estimate of what was read |
+| domain_shares       | of the source's tokens; empty where all are of `domain` |
+| domains_known       | `counted over the whole source`, in its manifests: at whole passes the shares of what was |
+|                     | read, but for documents cut or left out; in between about, since the seed draws the order. |
+|                     | `declared`: in its file |
 | planned, read       | processed tokens: samples x sequence_length |
 | samples             | rows read |
 | epochs              | passes over the source that `read` makes |
@@ -86,6 +89,7 @@ class LedgerRow:
     place: int = 0
     cutting: str = ""
     domain_shares: dict[str, float] = field(default_factory=dict)
+    domains_known: str = "declared"
 
     def to_json(self) -> dict[str, Any]:
         """The row as a plain mapping."""
@@ -110,7 +114,7 @@ def ledger_of(plan: StagePlan, cursor: BlendedCursor) -> list[LedgerRow]:
             source = sources[given.source]
             planned = given.samples * plan.batch.sequence_length
             row = LedgerRow(number + 1, source.source, source.domain, source.data_id, planned)
-            row = replace(row, domain_shares=dict(source.domain_shares))
+            row = replace(row, domain_shares=dict(source.domain_shares), domains_known=source.domains_known)
             if (before := newest.get(source.data_id)) is not None:
                 row = replace(row, **{name: getattr(before, name) for name in _CARRIED})
             if begins:
@@ -248,11 +252,16 @@ def print_ledger(rows: Sequence[LedgerRow], path: Path) -> None:
     for row in sum_by_source(rows):
         _add(table, "all", row.source, row.domain, row)
     for domain, parts in _by_domain(rows).items():
-        is_estimated = any(part.domain_shares for part in parts)
-        _add(table, "all", "", f"{domain} (estimated)" if is_estimated else domain, _sum(parts))
+        known = sorted({part.domains_known for part in parts if part.domain_shares})
+        _add(table, "all", "", f"{domain} ({', '.join(known)})" if known else domain, _sum(parts))
     whole = _sum(rows)
     _add(table, "all", "", "", whole)
     console.print(table)
+    if any(row.domain_shares for row in rows):
+        print(
+            "domains: counted shares are exact where whole passes were read, and hold about in between; declared ones "
+            "are what the source's file says"
+        )
     print(
         f"{whole.samples:,} samples; {whole.masked:,} tokens masked, {whole.truncated:,} truncated; "
         f"{whole.pieces_isolated:,} pieces of documents isolated"
@@ -266,7 +275,7 @@ def print_ledger(rows: Sequence[LedgerRow], path: Path) -> None:
 
 
 def _by_domain(rows: Sequence[LedgerRow]) -> dict[str, list[LedgerRow]]:
-    """The rows of each domain; of a source that mixes domains the declared part of each, documents unknown."""
+    """The rows of each domain; of a source that mixes domains the share of each, documents unknown."""
     found: dict[str, list[LedgerRow]] = {}
     for row in rows:
         for domain, share in row.domain_shares.items():

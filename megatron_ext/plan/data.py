@@ -9,6 +9,7 @@ from data_tools.blend_plan import available_samples
 from data_tools.dataset import StoredDataset
 from megatron_ext.plan.blends import plan_blends
 from megatron_ext.plan.datasets import Pair, dataset_prefix, read_data, tokenizer_folder
+from megatron_ext.plan.domains import domains_of
 from megatron_ext.plan.packing import plan_rows
 from megatron_ext.plan.stage_plan import (
     BatchPlan,
@@ -196,7 +197,7 @@ def _plan_source(
     return SourcePlan(
         source=source.source,
         domain=source.domain,
-        domain_shares=tuple(source.domains().items()) if len(source.domains()) > 1 else (),
+        **domains_of(source, dataset.tokens_by_domain if dataset is not None else None)._asdict(),
         prefix=dataset_prefix(loaded, index, "prefix"),
         validation_prefix=dataset_prefix(loaded, index, "validation_prefix"),
         data_id=data_id,

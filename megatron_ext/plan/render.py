@@ -13,7 +13,7 @@ from rich.text import Text
 from data_tools.quantities import format_exact
 from megatron_ext.plan.cost import GpuTime
 from megatron_ext.plan.render_cost import cost_rows, execution_rows
-from megatron_ext.plan.render_data import chain_rows, data_tables
+from megatron_ext.plan.render_data import chain_rows, data_tables, domain_rows
 from megatron_ext.plan.render_sft import sft_rows
 from megatron_ext.plan.render_table import Row, cut_rows, frame
 from megatron_ext.plan.stage_plan import BatchPlan, StagePlan
@@ -74,6 +74,7 @@ def _facts(plan: StagePlan, run_root: Path, time: GpuTime | None) -> Table:
         *_cadence_rows(plan),
         *execution_rows(plan.execution),
         *cost_rows(plan, time),
+        *domain_rows(plan),
         ("tokenizer", f"{plan.data.tokenizer}, {format_exact(plan.data.tokenizer_vocab_size)} ids"),
         ("written to", str(run_root / "stages" / plan.stage_id)),
     ]

@@ -43,6 +43,16 @@ def chain_rows(plan: StagePlan) -> list[Row]:
     return rows
 
 
+def domain_rows(plan: StagePlan) -> list[Row]:
+    """The shares of each source whose domains are not all the one that its file names, and how they are known."""
+    rows: list[Row] = []
+    for source in plan.data.sources:
+        if source.domain_shares:
+            shares = ", ".join(f"{domain} {100 * share:.4g} %" for domain, share in source.domain_shares)
+            rows.append(("" if rows else "domains", f"{source.source}: {shares} of its tokens, {source.domains_known}"))
+    return rows
+
+
 def data_tables(plan: StagePlan) -> list[tuple[str, Table]]:
     """A title and a table for each phase where there are several, and for the whole stage."""
     if plan.sft is not None:

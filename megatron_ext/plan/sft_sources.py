@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from data_tools.blend_plan import Allotment
@@ -11,6 +11,7 @@ from data_tools.dataset import StoredDataset
 from data_tools.strict_yaml import KeyPath
 from megatron_ext.plan.blends import allotments_of, entry_of_each_source
 from megatron_ext.plan.datasets import dataset_prefix
+from megatron_ext.plan.domains import domains_of
 from megatron_ext.plan.sft_checks import refuse_amounts
 from megatron_ext.plan.stage_plan import SourcePlan
 from megatron_ext.recipe.load import LoadedRecipe
@@ -28,11 +29,18 @@ class Size(NamedTuple):
     data_id: str
     validation_data_id: str
     is_declared: bool = False
+    tokens_by_domain: Mapping[str, int] | None = None
 
 
 def size_of(dataset: StoredDataset, held_out: StoredDataset) -> Size:
     """Of a built source."""
-    return Size(dataset.documents, dataset.tokens, dataset.data_id, held_out.data_id)
+    return Size(
+        dataset.documents,
+        dataset.tokens,
+        dataset.data_id,
+        held_out.data_id,
+        tokens_by_domain=dataset.tokens_by_domain,
+    )
 
 
 def plan_sources(
@@ -67,7 +75,7 @@ def plan_sources(
         SourcePlan(
             source=source.source,
             domain=source.domain,
-            domain_shares=tuple(source.domains().items()) if len(source.domains()) > 1 else (),
+            **domains_of(source, every[index].tokens_by_domain)._asdict(),
             prefix=dataset_prefix(loaded, index, "prefix"),
             validation_prefix=dataset_prefix(loaded, index, "validation_prefix"),
             data_id=every[index].data_id,

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from megatron_ext.plan.domains import DomainsKnown
 from megatron_ext.recipe.schema import (
     UNRESOLVED,
     LoggingRecipe,
@@ -135,7 +136,8 @@ class SourcePlan(PlanPart):
 
     source: str
     domain: str
-    domain_shares: tuple[tuple[str, float], ...] = ()  # as its file declares them; () where all of it is `domain`
+    domain_shares: tuple[tuple[str, float], ...] = ()  # of its tokens; () where all of it is `domain`
+    domains_known: DomainsKnown = "declared"
     prefix: str  # resolved path
     validation_prefix: str  # resolved path
     data_id: str  # identity of the tokenised content, as it is stored: StoredDataset.data_id

@@ -54,6 +54,18 @@ def test_a_folder_of_shards_is_their_sum_in_order(job: TokenizeJob) -> None:
     assert dataset.append_eod
 
 
+def test_the_tokens_of_each_domain_are_summed_where_every_shard_counts_them(job: TokenizeJob) -> None:
+    write_shards(job)
+    shards = read_dataset(job.output).shards
+    halves = [{"code": 1, "math": shard.manifest.tokens - 1} for shard in shards]
+    for shard, half in zip(shards, halves, strict=True):
+        write_manifest(shard.prefix, replace(shard.manifest, tokens_by_domain=half))
+    dataset = read_dataset(job.output)
+    assert dataset.tokens_by_domain == {"code": 3, "math": dataset.tokens - 3}
+    write_manifest(shards[1].prefix, replace(shards[1].manifest, tokens_by_domain=None))
+    assert read_dataset(job.output).tokens_by_domain is None
+
+
 def test_a_folder_is_no_dataset_before_its_last_shard(job: TokenizeJob) -> None:
     write_shards(job, "1/2")
     assert is_built(job.output)

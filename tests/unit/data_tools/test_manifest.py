@@ -61,6 +61,13 @@ def test_a_manifest_is_read_back_as_written(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["base.validation.manifest.json"]
 
 
+def test_a_manifest_of_before_domains_were_counted_is_read(tmp_path: Path) -> None:
+    fields = asdict(make_manifest())
+    assert fields.pop("tokens_by_domain") is None
+    manifest_path(tmp_path / "base").write_bytes(orjson.dumps(fields))
+    assert read_manifest(tmp_path / "base").tokens_by_domain is None
+
+
 def test_the_data_id_is_of_the_content_and_not_of_path_or_time() -> None:
     manifest = make_manifest()
     elsewhere = make_manifest(created="2027", command="x", sources=[], versions={})
@@ -106,6 +113,8 @@ def test_a_malformed_manifest_is_refused(tmp_path: Path, content: bytes, said: s
     [
         ({"tokens": 14, "tokens_per_block": [14]}, "bin_bytes 26 is not tokens x 2 = 28"),
         ({"tokens_per_block": [6, 6]}, "tokens_per_block sums to 12, tokens is 13"),
+        ({"tokens_by_domain": {"code": 5, "math": 7}}, "tokens_by_domain sums to 12, tokens is 13"),
+        ({"tokens_by_domain": {"maths": 13}}, "tokens_by_domain: 'maths' is no 'code' or 'general' or 'math'"),
         ({"rejected": 2, "rejected_by_reason": {"empty": 1}}, "does not sum to rejected = 2"),
         ({"surprise": 1}, "surprise: Extra inputs are not permitted"),
     ],

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from data_tools.errors import DataError, UsageError
+from data_tools.manifest import write_manifest
 from data_tools.merge import merge
 from data_tools.origin import ORIGIN
 from data_tools.progress import NoProgress
@@ -69,6 +70,19 @@ def test_parts_made_again_with_as_many_tokens_of_the_same_files_are_another_data
     assert tokenize(replace(part, key="body", overwrite=True), NoProgress()).manifest.tokens == 2
     with pytest.raises(DataError, match="whole: holds another dataset; give --overwrite"):
         merge([part.output], tmp_path / "whole", NoProgress())
+
+
+def test_the_tokens_of_each_domain_are_those_of_all_parts(tiny_tokenizer: Path, write_lines: WriteLines) -> None:
+    jobs = []
+    for name, domain, answer in [("1", "math", "abc"), ("2", "code", "a"), ("3", "math", "ab")]:
+        turns = [{"from": "human", "value": "~"}, {"from": "gpt", "value": answer}]
+        path = write_lines({"conversations": turns, "domain": domain}, name=f"{name}.jsonl")
+        jobs.append(TokenizeJob((path,), tiny_tokenizer, path.with_suffix(""), adapter="openthoughts3"))
+    parts = [tokenize(job, NoProgress()).manifest for job in jobs]
+    assert [list(part.tokens_by_domain or ()) for part in parts] == [["math"], ["code"], ["math"]]
+    write_manifest(jobs[2].output, replace(parts[2], tokens_by_domain=None))  # as an earlier version wrote it
+    merged = merge([job.output for job in jobs], jobs[0].output.parent / "merged", NoProgress()).manifest
+    assert merged.tokens_by_domain == {"code": parts[1].tokens, "math": parts[0].tokens + parts[2].tokens}
 
 
 def test_a_part_is_not_written_over(jobs: list[TokenizeJob]) -> None:

@@ -63,6 +63,23 @@ def test_an_eod_spelled_in_the_text_does_not_end_the_document(tiny_tokenizer: Pa
     assert Tokenizer.load(tiny_tokenizer).decode(ids[:-1]) == "a<|endoftext|>b"
 
 
+def test_tokens_are_counted_by_domain_on_both_sides_of_the_split(tiny_tokenizer: Path, write_lines: WriteLines) -> None:
+    rows = []
+    for number, domain in enumerate(["math", "code", "puzzle"] * 20):
+        turns = [{"from": "human", "value": "~" * (1 + number % 7)}, {"from": "gpt", "value": "a"}]
+        rows.append({"id": str(number), "domain": domain, "conversations": turns})
+    source = write_lines(*rows)
+    options = {"adapter": "openthoughts3", "append_eod": True, "hold_out_percent": 30.0}
+    run(source, tiny_tokenizer, **options, validation=source.parent / "held")
+    for prefix in (source.parent / "out", source.parent / "held"):
+        expected = dict.fromkeys(["code", "general", "math"], 0)  # a word that the adapter does not know is general
+        origins = np.fromfile(f"{prefix}.origin", ORIGIN)
+        for length, number in zip(IndexedReader(prefix).lengths, origins["domain"], strict=True):
+            expected[DOMAINS[number]] += int(length)
+        assert all(expected.values())
+        assert read_manifest(prefix).tokens_by_domain == expected
+
+
 def test_the_manifest_describes_the_dataset(tiny_tokenizer: Path, write_lines: WriteLines) -> None:
     source = write_lines({"text": "a"}, {"text": "bc"}, {"text": "~"})
     manifest = run(source, tiny_tokenizer, append_eod=True, command="data-tools tokenize …").manifest

@@ -105,6 +105,24 @@ def test_wrong_tokens_per_block_are_found(prefix: Path) -> None:
         verify(prefix, deep=False)
 
 
+def test_wrong_tokens_by_domain_are_found(prefix: Path) -> None:
+    claim(prefix, tokens_by_domain={"general": 4, "math": 3})
+    with pytest.raises(
+        DataError, match=r"tokens_by_domain: found \{'general': 7\}, its manifest says \{'general': 4, 'math': 3\}"
+    ):
+        verify(prefix, deep=True)
+
+
+def test_an_origin_of_no_domain_is_found(prefix: Path) -> None:
+    path = Path(f"{prefix}.origin")
+    origins = np.fromfile(path, ORIGIN)
+    origins["domain"][1] = 9
+    origins.tofile(path)
+    claim(prefix, origin_sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    with pytest.raises(DataError, match=r"out\.origin: a document is of domain 9, there are 4"):
+        verify(prefix, deep=True)
+
+
 def test_shards_that_are_not_all_finished_are_refused_with_their_number(
     tiny_tokenizer: Path, write_lines: WriteLines
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 
 from data_tools.errors import DataError
 from data_tools.inspection import open_dataset
+from data_tools.manifest import read_manifest, write_manifest
 from megatron_ext.datasets.batch import Batch
 from megatron_ext.datasets.conversation_ledger import conversation_ledger_of
 from megatron_ext.datasets.conversations import PADDING, ConversationCursor, held_out_conversations
@@ -265,6 +267,16 @@ def test_a_conversation_cut_and_read_twice_is_counted_as_the_ledger_says(project
     row = conversation_ledger_of(plan, cursor)[0]
     assert (row.read, row.masked, row.truncated) == (16, 8, 4)
     assert (row.documents_first, row.documents_repeated, row.pieces_isolated, row.epochs) == (1, 1, 2, 2.0)
+
+
+def test_the_ledger_says_how_the_domains_of_conversations_are_known(project: PencilProject) -> None:
+    prefix = project.plan().data.sources[0].prefix
+    manifest = read_manifest(prefix)
+    write_manifest(prefix, replace(manifest, tokens_by_domain={"code": manifest.tokens}))
+    plan = project.plan()
+    rows = conversation_ledger_of(plan, cursor_of(plan))
+    assert [row.domain_shares for row in rows[:2]] == [{"code": 1.0}, {}]
+    assert [row.domains_known for row in rows[:2]] == ["counted over the whole source", "declared"]
 
 
 def test_rows_do_not_depend_on_names_or_places(project: PencilProject, tmp_path: Path) -> None:

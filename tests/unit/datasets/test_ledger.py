@@ -8,9 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_tools.errors import DataError
+from data_tools.schema import SourceRecipe
 from megatron_ext.__main__ import main
 from megatron_ext.datasets.blended import BlendedCursor
 from megatron_ext.datasets.ledger import ledger_json, ledger_of, read_ledger, sum_by_source
+from megatron_ext.plan.domains import domains_of
 from megatron_ext.plan.lineage import chain_behind
 from tests.support.sources import plan_reading, write_source
 
@@ -204,19 +206,45 @@ def test_the_command_prints_a_checkpoint_s_ledger_with_sums(folder, tmp_path, ca
     assert [row["read"] for row in json.loads(capsys.readouterr().out)] == [24, 8, 0, 0]
 
 
-def test_a_source_that_mixes_domains_is_split_as_declared_and_marked_as_estimated(folder, tmp_path, capsys):
+@pytest.mark.parametrize("known", ["counted over the whole source", "declared"])
+def test_a_source_that_mixes_domains_is_split_by_its_shares_and_says_how_they_are_known(
+    folder, tmp_path, capsys, known
+):
     plan = _plan(folder)
     shares = {"math": 0.75, "code": 0.25}
     a, b = plan.data.sources
-    data = plan.data.model_copy(update={"sources": (a, b.model_copy(update={"domain_shares": tuple(shares.items())}))})
-    plan = plan.model_copy(update={"data": data})
+    b = b.model_copy(update={"domain_shares": tuple(shares.items()), "domains_known": known})
+    plan = plan.model_copy(update={"data": plan.data.model_copy(update={"sources": (a, b)})})
     _write_checkpoint(tmp_path, plan, _after(plan, 5)[0], 5)
     assert main(["ledger", str(tmp_path)]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["all", "math", "(estimated)", "30", "30", "18", "12", "unknown", "unknown"] in lines  # of 8 and 32 tokens
-    assert ["all", "code", "(estimated)", "10", "10", "6", "4", "unknown", "unknown"] in lines
+    said = f"({known})".split()
+    assert ["all", "math", *said, "30", "30", "18", "12", "unknown", "unknown"] in lines  # of 8 and 32 tokens
+    assert ["all", "code", *said, "10", "10", "6", "4", "unknown", "unknown"] in lines
     assert ["all", "general", "40", "40", "40", "0", "13", "0"] in lines
-    assert read_ledger(tmp_path)[1].domain_shares == shares
+    assert (read_ledger(tmp_path)[1].domain_shares, read_ledger(tmp_path)[1].domains_known) == (shares, known)
+
+
+def test_counted_shares_give_the_tokens_of_each_domain_of_whole_passes(folder, tmp_path, capsys):
+    plan = _plan(folder, [{"b": 12}])  # 48 tokens, two passes
+    source = domains_of(SourceRecipe(source="b", prefix="b", validation_prefix="b"), {"code": 7, "math": 17})
+    (b,) = plan.data.sources
+    data = plan.data.model_copy(update={"sources": (b.model_copy(update=source._asdict()),)})
+    plan = plan.model_copy(update={"data": data})
+    _write_checkpoint(tmp_path, plan, _after(plan, 3)[0], 3)
+    assert main(["ledger", str(tmp_path)]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    counted = ["(counted", "over", "the", "whole", "source)"]
+    assert ["all", "code", *counted, "14", "14", "7", "7", "unknown", "unknown"] in lines
+    assert ["all", "math", *counted, "34", "34", "17", "17", "unknown", "unknown"] in lines
+
+
+def test_a_ledger_of_before_domains_were_counted_is_read_as_declared(folder, tmp_path):
+    path = _write_checkpoint(tmp_path, _plan(folder), _after(_plan(folder), 1)[0], 1)
+    rows = json.loads((path / "ledger.json").read_text())
+    assert [row.pop("domains_known") for row in rows] == ["declared"] * 4
+    (path / "ledger.json").write_text(json.dumps(rows))
+    assert [row.domains_known for row in read_ledger(path)] == ["declared"] * 4
 
 
 def test_what_is_no_checkpoint_has_no_ledger(folder, tmp_path):

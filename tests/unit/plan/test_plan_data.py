@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from data_tools.errors import DataError, RecipeError
+from data_tools.manifest import read_manifest, write_manifest
+from data_tools.records import Domain
 from tests.support.pencil_project import PencilProject, refused
 
 NOT_BUILT = "not built yet (data_root './data' is relative to the working directory)"
@@ -23,6 +26,31 @@ def test_the_plan_says_what_each_source_gives(project: PencilProject) -> None:
     assert (a.source, a.domain, a.documents, a.tokens, a.samples, a.epochs) == ("a", "math", 100, 1000, 30, 0.48)
     assert (b.source, b.documents, b.tokens, b.samples, b.epochs) == ("b", 40, 400, 10, 0.4)
     assert (a.prefix, a.validation_prefix) == ("data/a", "data/a.validation")
+
+
+def _count(prefix: str, tokens_by_domain: dict[Domain, int]) -> None:
+    write_manifest(prefix, replace(read_manifest(prefix), tokens_by_domain=tokens_by_domain))
+
+
+def test_domains_are_those_of_the_manifest_else_those_of_the_file_and_no_part_of_the_stage(
+    project: PencilProject,
+) -> None:
+    project.edit("a.yaml", "domain: math", "domain: math\ndomain_shares: {math: 0.5, code: 0.5}")
+    before = project.plan()
+    assert before.data.sources[0].domain_shares == (("code", 0.5), ("math", 0.5))
+    assert [source.domains_known for source in before.data.sources] == ["declared", "declared"]
+    _count("data/a", {"general": 250, "math": 750})
+    _count("data/b", {"math": 400})
+    after = project.plan()
+    assert [source.domain_shares for source in after.data.sources] == [(("general", 0.25), ("math", 0.75)), ()]
+    assert [source.domains_known for source in after.data.sources] == ["counted over the whole source"] * 2
+    assert after.stage_id == before.stage_id
+
+
+def test_a_dataset_whose_records_tell_no_domain_leaves_it_to_the_file(project: PencilProject) -> None:
+    _count("data/a", {"general": 1000})
+    a = project.plan().data.sources[0]
+    assert (a.domain, a.domain_shares, a.domains_known) == ("math", (), "declared")
 
 
 def test_the_plan_knows_its_tokenizer(project: PencilProject) -> None:

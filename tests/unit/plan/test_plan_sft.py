@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from data_tools.errors import DataError, RecipeError
+from data_tools.manifest import read_manifest, write_manifest
 from megatron_ext.plan.make import make_stage_plan
 from megatron_ext.plan.sft_rows import _made as rows_of_stage_made
 from megatron_ext.plan.stage_plan import StagePlan
@@ -48,6 +50,15 @@ def test_rows_steps_and_trained_tokens_are_those_of_a_pencil(project: PencilProj
     assert plan.schedule.warmup_samples == 2  # a quarter of 7 rows
     assert [source.has_turns for source in plan.sft.sources] == [True, False]
     assert plan.roundings == ("training.global_batch_size 2: the last of 4 steps has the 1 rows that are left.",)
+
+
+def test_domains_of_conversations_are_those_of_their_manifest(project: PencilProject) -> None:
+    source = project.plan().data.sources[0]
+    manifest = read_manifest(source.prefix)
+    write_manifest(source.prefix, replace(manifest, tokens_by_domain={"code": 8, "math": manifest.tokens - 8}))
+    counted = project.plan().data.sources[0]
+    assert counted.domain_shares == (("code", 8 / manifest.tokens), ("math", 1 - 8 / manifest.tokens))
+    assert (source.domains_known, counted.domains_known) == ("declared", "counted over the whole source")
 
 
 def test_steps_of_conversations_are_counted_in_conversations(project: PencilProject) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from data_tools.manifest import read_manifest, write_manifest
 from megatron_ext.plan.render import print_plan
 from megatron_ext.plan.render_data import chain_rows
 from tests.support.pencil_project import PencilProject
@@ -47,6 +49,16 @@ def test_a_plan_says_what_will_happen(project: PencilProject, capsys: pytest.Cap
         "a 75 % 30 480 1,000 100 0.48 1 data/a",
         "b 25 % 10 160 400 40 0.4 1 data/b",
     ]
+
+
+def test_the_domains_of_sources_that_mix_them_are_said_and_how_they_are_known(
+    project: PencilProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project.edit("a.yaml", "domain: math", "domain: math\ndomain_shares: {math: 0.75, code: 0.25}")
+    write_manifest("data/b", replace(read_manifest("data/b"), tokens_by_domain={"math": 50, "science": 350}))
+    text = printed(project, capsys)
+    assert "\ndomains a: code 25 %, math 75 % of its tokens, declared\n" in text
+    assert "\nb: math 12.5 %, science 87.5 % of its tokens, counted over the whole source\n" in text
 
 
 def test_the_layout_shows_the_cuts_and_the_ranks(project: PencilProject, capsys: pytest.CaptureFixture[str]) -> None:
