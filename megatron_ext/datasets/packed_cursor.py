@@ -287,7 +287,7 @@ class PackedCursor:
 
 
 def open_packed_cursor(plan: StagePlan, source: SourcePlan, documents: Documents | ShardedDocuments) -> PackedCursor:
-    """The cursor of a source of a stage that packs; its counts come from the store, or are made and put there.
+    """The cursor of a source of a stage that packs; its counts come from the store, or are made.
 
     Args:
         plan: The stage.
@@ -299,10 +299,13 @@ def open_packed_cursor(plan: StagePlan, source: SourcePlan, documents: Documents
     """
     dataset = read_dataset(source.prefix)
     data, length = plan.data, plan.batch.sequence_length
+    counts = count_rows(
+        dataset, sequence_length=length, long_documents=data.long_documents, store=Path(data.store), is_kept=False
+    )
     return PackedCursor(
         documents,
         windows=windows_of(dataset),
-        counts=count_rows(dataset, sequence_length=length, long_documents=data.long_documents, store=Path(data.store)),
+        counts=counts,
         seed=plan.seed,
         sequence_length=length,
         long_documents=data.long_documents,

@@ -50,7 +50,8 @@ def plan_data(
         parent: The stages that this one continues, with what they have read.
         trained_on: What all stages behind the weights have read, continued or not; none of it measures them.
         may_be_provisional: Whether `declared_tokens` may stand for data that is not built yet. Then a missing
-            tokenizer is no problem either: nothing can be made with it before there is one.
+            tokenizer is no problem either: nothing can be made with it before there is one. If not, counts of packed
+            rows that are not in the store are put there.
 
     Raises:
         DataError: Everything that is missing, damaged, or does not fit the recipe.
@@ -59,7 +60,7 @@ def plan_data(
     before = parent.sources if parent is not None else ()
     tokenizer, pairs = read_data(loaded, may_be_provisional=may_be_provisional, trained_on=trained_on)
     sizes = [_size(loaded, index, pair["prefix"]) for index, pair in enumerate(pairs)]
-    packed = _packed(loaded, pairs, roundings, store=store)
+    packed = _packed(loaded, pairs, roundings, store=store, is_kept=not may_be_provisional)
     read = _read_before(loaded, [data_id for _, data_id in sizes], before)
     _note_lookalikes(loaded, sizes, before, roundings)
     names = [source.source for source in loaded.sources]
@@ -106,7 +107,7 @@ def _size(loaded: LoadedRecipe, index: int, dataset: StoredDataset | None) -> tu
 
 
 def _packed(
-    loaded: LoadedRecipe, pairs: Sequence[Pair], roundings: list[str], *, store: Path
+    loaded: LoadedRecipe, pairs: Sequence[Pair], roundings: list[str], *, store: Path, is_kept: bool
 ) -> list[PackedPlan | None]:
     """The rows of each source; None where samples are cut from documents laid end to end.
 
@@ -116,7 +117,10 @@ def _packed(
     if loaded.recipe.data.packing == "none":
         return [None] * len(pairs)
     problems = Problems()
-    rows = [plan_rows(loaded, index, pair["prefix"], problems, store=store) for index, pair in enumerate(pairs)]
+    rows = [
+        plan_rows(loaded, index, pair["prefix"], problems, store=store, is_kept=is_kept)
+        for index, pair in enumerate(pairs)
+    ]
     problems.raise_data_error()
     declared = [source.source for source, pair in zip(loaded.sources, pairs, strict=True) if pair["prefix"] is None]
     if declared:

@@ -11,7 +11,6 @@ These counts are kept in the store of the run root (`prepared.py`), kind `rows`:
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -26,8 +25,8 @@ from data_tools.errors import DataError
 from data_tools.indexed import IndexedReader
 from data_tools.loss_mask import LossMasks, read_masks
 from data_tools.packing import best_fit_decreasing, fit_pieces
-from data_tools.progress import NoProgress, Progress
-from megatron_ext.plan.prepared import prepare
+from data_tools.progress import Progress, shown
+from megatron_ext.plan.prepared import prepare, prepared_folder, read_prepared
 
 LongDocuments = Literal["split", "truncate", "trim-thinking", "drop"]
 """What becomes of a document longer than a row; see `data_tools.packing`."""
@@ -221,21 +220,22 @@ def count_rows(
     sequence_length: int,
     long_documents: LongDocuments,
     store: Path,
+    is_kept: bool,
     window_documents: int = WINDOW_DOCUMENTS,
-    progress: Progress | None = None,
 ) -> list[RowCounts]:
-    """The rows of every window of a dataset: from the store, or counted now and put there.
+    """The rows of every window of a dataset: from the store, or counted now; long counting shows its progress.
 
     Args:
         dataset: What is packed.
         sequence_length: Positions of a row.
         long_documents: What becomes of longer documents.
         store: The run root.
+        is_kept: Whether counts that are not there are put into the store.
         window_documents: As in `windows_of`.
-        progress: Is told the bytes of `.idx` that were read.
 
     Raises:
-        DataError: The index is not the one of its manifest.
+        DataError: The index is not the one of its manifest, or the store is damaged and nothing is to be kept.
+        OSError: The store cannot be written.
     """
     key = {
         "rows_version": DOCUMENT_ROWS_VERSION,
@@ -249,31 +249,30 @@ def count_rows(
     def count() -> NDArray[np.int64]:
         thinking = Thinking(dataset) if long_documents == "trim-thinking" else None
         windows = windows_of(dataset, window_documents=window_documents)
-        counts = [
-            pack_window(
-                lengths[window.first : window.end],
-                sequence_length=sequence_length,
-                long_documents=long_documents,
-                thinking=thinking.of_window(window) if thinking is not None else None,
-            ).counts()
-            for lengths, (_, inside) in zip(
-                _lengths_of_blocks(dataset, progress or NoProgress()),
-                groupby(windows, key=lambda window: window.block),
-                strict=True,
-            )
-            for window in inside
-        ]
+        label = f"packing {dataset.documents:,} documents of {dataset.prefix}"
+        label += "" if is_kept else " (megatron-ext prepare does it ahead)"
+        with shown(label, sum(shard.manifest.idx_bytes for shard in dataset.shards)) as progress:
+            counts = [
+                pack_window(
+                    lengths[window.first : window.end],
+                    sequence_length=sequence_length,
+                    long_documents=long_documents,
+                    thinking=thinking.of_window(window) if thinking is not None else None,
+                ).counts()
+                for lengths, (_, inside) in zip(
+                    _lengths_of_blocks(dataset, progress),
+                    groupby(windows, key=lambda window: window.block),
+                    strict=True,
+                )
+                for window in inside
+            ]
         return np.array(counts, dtype="<i8").reshape(-1, len(RowCounts._fields))
 
-    try:
-        folder, _ = prepare(store, "rows", key, lambda folder: np.save(folder / "windows.npy", count()))
-        counts = np.load(folder / "windows.npy", allow_pickle=False)
-    except OSError as error:
-        print(
-            f"WARNING: {store}/prepared: {error.strerror}: the rows of {dataset.prefix} are counted at every start.",
-            file=sys.stderr,
-        )
-        counts = count()
+    folder = prepared_folder(store, "rows", key)
+    if is_kept:
+        prepare(store, "rows", key, lambda folder: np.save(folder / "windows.npy", count()))
+    is_there = is_kept or read_prepared(folder, key)
+    counts = np.load(folder / "windows.npy", allow_pickle=False) if is_there else count()
     return [RowCounts(*window) for window in counts.tolist()]
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from rich.table import Table
 
 from data_tools.dataset import StoredDataset
-from data_tools.progress import Progress
 from data_tools.quantities import format_exact
 from data_tools.strict_yaml import KeyPath
 from megatron_ext.plan.packed_rows import RowCounts, count_rows, sum_counts
@@ -27,7 +26,7 @@ def plan_rows(
     problems: Problems,
     *,
     store: Path,
-    progress: Progress | None = None,
+    is_kept: bool,
 ) -> PackedPlan:
     """The rows of one pass over a source.
 
@@ -37,7 +36,10 @@ def plan_rows(
         dataset: Of it; None where its size is declared: then rows without padding are supposed.
         problems: Takes a source of which no document is left for a row.
         store: Run root, whose `prepared/` keeps the counts.
-        progress: Is told the bytes of `.idx` that were read.
+        is_kept: Whether counts that are not there are put into it.
+
+    Raises:
+        DataError: An index is not the one of its manifest, or the store is damaged and nothing is to be kept.
     """
     data, length = loaded.recipe.data, loaded.recipe.training.sequence_length
     if dataset is None:
@@ -45,7 +47,7 @@ def plan_rows(
         nothing = dict.fromkeys(RowCounts._fields, 0)
         return PackedPlan(**(nothing | {"rows": max(1, tokens // length), "tokens": tokens}))
     blocks = count_rows(
-        dataset, sequence_length=length, long_documents=data.long_documents, store=store, progress=progress
+        dataset, sequence_length=length, long_documents=data.long_documents, store=store, is_kept=is_kept
     )
     counts = sum_counts(blocks)
     if counts.rows == 0:

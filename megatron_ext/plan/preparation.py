@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_tools.progress import shown
 from megatron_ext.plan.datasets import read_data
 from megatron_ext.plan.make import make_stage_plan
 from megatron_ext.plan.packing import packing_table, plan_rows
@@ -22,6 +21,7 @@ def prepare_recipe(loaded: LoadedRecipe, *, run_root: Path) -> None:
 
     Raises:
         DataError: Data that is missing, damaged, or does not fit.
+        OSError: The store cannot be written.
     """
     if loaded.recipe.stage == "sft":
         plan = make_stage_plan(loaded, run_root=run_root)
@@ -38,14 +38,12 @@ def prepare_recipe(loaded: LoadedRecipe, *, run_root: Path) -> None:
 def _prepare_rows(loaded: LoadedRecipe, run_root: Path) -> None:
     _, pairs = read_data(loaded, may_be_provisional=False)
     datasets = [pair["prefix"] for pair in pairs]
-    sizes = [shard.manifest.idx_bytes for dataset in datasets if dataset is not None for shard in dataset.shards]
     problems = Problems()
     rows = []
-    with shown("packing", sum(sizes)) as progress:
-        for index, dataset in enumerate(datasets):
-            assert dataset is not None, "nothing is provisional"
-            packed = plan_rows(loaded, index, dataset, problems, store=run_root, progress=progress)
-            rows.append((loaded.sources[index].source, dataset.documents, packed))
+    for index, dataset in enumerate(datasets):
+        assert dataset is not None, "nothing is provisional"
+        packed = plan_rows(loaded, index, dataset, problems, store=run_root, is_kept=True)
+        rows.append((loaded.sources[index].source, dataset.documents, packed))
     problems.raise_data_error()
     length, long_documents = loaded.recipe.training.sequence_length, loaded.recipe.data.long_documents
     console = terminal()

@@ -6,25 +6,32 @@ whole, and ends with `prepared.json`:
 
 | field | meaning |
 |-------|---------|
-| key   | the whole key; a folder with another one is refused |
+| key   | the whole key; a folder with another one is not taken up |
 | files | of each file: bytes, sha256 |
 
-Whoever comes first builds, on whatever rank or job; the others wait for its lock. Where locks do not reach, as on
-some network disks, two may build at once, and one of the two equal folders stays. A folder that is damaged is built
-again, with a word.
+Runs and `megatron-ext prepare` put into the store what is not there (`prepare`); whoever only looks, as `plan`, takes
+what is there and changes nothing (`read_prepared`). Whoever comes first builds, on whatever rank or job; the others
+wait for its lock. Where locks do not reach from one machine to the next, or a disk has none (Lustre without `-o
+flock`; a warning says so), several may build at once, and one of the equal folders stays.
+
+A folder that is damaged, or has another key, is built again by `prepare`, with a warning, and refused by
+`read_prepared`. A build that was killed leaves `.KIND-KEY.MACHINE.*` behind; the next build of that key on that
+machine removes it.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import platform
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +62,7 @@ def read_prepared(folder: Path, key: Mapping[str, Any]) -> bool:
     try:
         said = json.loads((folder / KEY_FILE).read_bytes())
         found, files = said["key"], said["files"]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         if folder.exists():
             raise DataError(f"{folder}: has no {KEY_FILE}, so it is damaged; remove it") from None
         return False
@@ -88,9 +95,12 @@ def prepare(root: Path, kind: str, key: Mapping[str, Any], build: Callable[[Path
     if _is_whole(folder, key):
         return folder, False
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with _locked(folder) as has_lock:
         if _is_whole(folder, key):
             return folder, False
+        if has_lock:  # then no process of this machine is building
+            for leftover in folder.parent.glob(f"{_partial_prefix(folder)}*"):
+                shutil.rmtree(leftover, ignore_errors=True)
         _build(folder, key, build)
     return folder, True
 
@@ -104,15 +114,32 @@ def _is_whole(folder: Path, key: Mapping[str, Any]) -> bool:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Holds `FOLDER.lock`; the kernel drops the lock with its process, so a killed one blocks nobody."""
+def _locked(folder: Path) -> Iterator[bool]:
+    """Holds `FOLDER.lock`, where the disk has locks; the kernel drops it with its process: a killed one blocks nobody.
+
+    Yields:
+        Whether it is held. Without it all are right and do the same work.
+    """
     with Path(f"{folder}.lock").open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield  # the file stays: removed, a third one would lock a new file while the second holds the old one
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            has_lock = True
+        except OSError as error:
+            has_lock = False
+            print(
+                f"WARNING: {file.name}: no lock ({error.strerror}): all that start at once compute the same.",
+                file=sys.stderr,
+                flush=True,
+            )
+        yield has_lock  # the file stays: removed, a third one would lock a new file while the second holds the old one
+
+
+def _partial_prefix(folder: Path) -> str:
+    return f".{folder.name}.{platform.node()}."
 
 
 def _build(folder: Path, key: Mapping[str, Any], build: Callable[[Path], None]) -> None:
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    partial = Path(tempfile.mkdtemp(prefix=_partial_prefix(folder), dir=folder.parent))
     try:
         build(partial)
         files = {path.name: _facts(path) for path in sorted(partial.iterdir())}
@@ -128,14 +155,18 @@ def _build(folder: Path, key: Mapping[str, Any], build: Callable[[Path], None]) 
 
 def _replace(partial: Path, folder: Path, key: Mapping[str, Any]) -> None:
     """Moves a whole folder into its place; what is damaged there goes first."""
-    try:
-        os.rename(partial, folder)
-    except OSError:
-        if _is_whole(folder, key):  # built by another machine meanwhile
+    while True:
+        try:
+            os.rename(partial, folder)
             return
-        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.damaged.", dir=folder.parent))
-        os.rename(folder, aside / folder.name)
-        os.rename(partial, folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        if _is_whole(folder, key):  # built meanwhile, where locks do not reach
+            return
+        aside = Path(tempfile.mkdtemp(prefix=_partial_prefix(folder), dir=folder.parent))
+        with suppress(FileNotFoundError):  # another one has moved it
+            os.rename(folder, aside / folder.name)
         shutil.rmtree(aside, ignore_errors=True)
 
 

@@ -92,7 +92,11 @@ def _prepare(folder: Path, sequence_length: int) -> None:
     began, counts = time.process_time(), []
     for name in json.loads((folder / "samples.json").read_text()):
         counts += count_rows(
-            read_dataset(folder / name), sequence_length=sequence_length, long_documents="split", store=folder
+            read_dataset(folder / name),
+            sequence_length=sequence_length,
+            long_documents="split",
+            store=folder,
+            is_kept=True,
         )
     taken_s, total = time.process_time() - began, sum_counts(counts)
     fill = 100 * total.tokens / (total.rows * sequence_length)

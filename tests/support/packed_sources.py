@@ -81,6 +81,7 @@ def packed_cursor(folder: Path, packed: Packed) -> PackedCursor:
             sequence_length=packed.sequence_length,
             long_documents=packed.long_documents,
             store=folder,
+            is_kept=True,
             window_documents=packed.window_documents,
         ),
         seed=packed.seed,

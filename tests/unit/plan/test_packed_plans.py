@@ -138,9 +138,27 @@ def test_prepare_says_that_cut_samples_need_nothing(project: PencilProject, caps
     assert not Path("runs").exists()
 
 
-def test_where_the_store_cannot_be_written_rows_are_counted_anew_with_a_word(
+def test_what_only_looks_counts_anew_and_keeps_nothing(
+    project: PencilProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", "pretrain.yaml", "--set", PACKED]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["a", "100", "100", "62.50", "%", "0", "0", "0"] in lines
+    assert not Path("runs").exists()
+    assert rows(project).rows == 100
+    assert len(list(Path("runs/prepared").glob("rows-*/"))) == 2
+
+
+def test_where_the_store_cannot_be_written_a_look_works_and_what_keeps_fails(
     project: PencilProject, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("runs").write_text("a file where the store would be")
-    assert rows(project).rows == 100
-    assert "runs/prepared: Not a directory: the rows of data/a are counted at every start" in capsys.readouterr().err
+    looked_at = make_stage_plan(project.load(PACKED), may_be_provisional=True)
+    assert looked_at.data.sources[0].packed is not None
+    assert looked_at.data.sources[0].packed.rows == 100
+    with pytest.raises(NotADirectoryError, match="runs/prepared"):
+        rows(project)
+    assert main(["prepare", "pretrain.yaml", "--set", PACKED]) == 4
+    out, err = capsys.readouterr()
+    assert "kept" not in out
+    assert "runs/prepared: Not a directory" in err

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import multiprocessing
+import os
+import platform
 import time
 from pathlib import Path
 from typing import Any
@@ -51,13 +55,14 @@ def test_a_build_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert prepare(tmp_path, "rows", KEY, _writes("whole"))[1]
 
 
-@pytest.mark.parametrize("damage", ["changed", "missing", "no key file", "no JSON"])
+@pytest.mark.parametrize("damage", ["changed", "missing", "no key file", "no JSON", "another key"])
 def test_damage_is_said_and_mended(tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
     folder = prepare(tmp_path, "rows", KEY, _writes("1 2"))[0]
-    files = {"changed": "rows", "missing": "rows", "no key file": "prepared.json", "no JSON": "prepared.json"}
-    file = folder / files[damage]
+    file = folder / ("rows" if damage in ("changed", "missing") else "prepared.json")
     if damage in ("changed", "no JSON"):
         file.write_text("1 3")
+    elif damage == "another key":
+        file.write_text(file.read_text().replace('"sequence_length": 4', '"sequence_length": 5'))
     else:
         file.unlink()
     with pytest.raises(DataError, match="remove"):
@@ -94,3 +99,75 @@ def test_of_many_that_start_at_once_one_builds_and_the_others_wait(tmp_path: Pat
         rank.join(timeout=20)
     assert [rank.exitcode for rank in ranks] == [0] * 4
     assert (tmp_path / "calls").read_text() == "x"
+
+
+def _has_no_locks(file: Any, operation: int) -> None:
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+
+@pytest.fixture
+def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk such as Lustre mounted without `-o flock`."""
+    monkeypatch.setattr(fcntl, "flock", _has_no_locks)
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_without_locks_content_is_kept_all_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, is_new = prepare(tmp_path, "rows", KEY, _writes("1 2"))
+    assert (is_new, (folder / "rows").read_text()) == (True, "1 2")
+    assert capsys.readouterr().err == (
+        f"WARNING: {folder}.lock: no lock (Function not implemented): all that start at once compute the same.\n"
+    )
+    assert prepare(tmp_path, "rows", KEY, _writes("3")) == (folder, False)
+
+
+@pytest.mark.usefixtures("no_locks")
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_without_locks_the_first_of_those_that_build_at_once_stays(tmp_path: Path, is_damaged: bool) -> None:
+    """A second one builds from beginning to end while the first one does."""
+    folder = prepared_folder(tmp_path, "rows", KEY)
+    if is_damaged:
+        folder.mkdir(parents=True)
+
+    def build(partial: Path) -> None:
+        assert prepare(tmp_path, "rows", KEY, _writes("second")) == (folder, True)
+        (partial / "rows").write_text("first")
+
+    assert prepare(tmp_path, "rows", KEY, build)[0] == folder
+    assert (folder / "rows").read_text() == "second"
+    assert list(folder.parent.glob(".*")) == []
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_without_locks_of_many_that_start_at_once_every_one_has_the_content(tmp_path: Path) -> None:
+    ranks = [multiprocessing.get_context("fork").Process(target=_build_slowly, args=(tmp_path,)) for _ in range(4)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(timeout=20)
+    assert [rank.exitcode for rank in ranks] == [0] * 4
+    assert list((tmp_path / "prepared").glob(".*")) == []
+
+
+def _build_for_ever(root: Path) -> None:
+    def build(folder: Path) -> None:
+        (folder / "rows").write_text("half")
+        time.sleep(60)
+
+    prepare(root, "rows", KEY, build)
+
+
+def test_what_a_killed_build_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    """That of another machine stays: the lock may not reach to there, and the build may go on."""
+    process = multiprocessing.get_context("fork").Process(target=_build_for_ever, args=(tmp_path,))
+    process.start()
+    while not (left := list((tmp_path / "prepared").glob(".rows-*/rows"))):
+        time.sleep(0.01)
+    process.kill()
+    process.join(timeout=20)
+    assert left[0].read_text() == "half"
+    elsewhere = tmp_path / "prepared" / left[0].parent.name.replace(f".{platform.node()}.", ".elsewhere.")
+    elsewhere.mkdir()
+    folder, is_new = prepare(tmp_path, "rows", KEY, _writes("1 2"))
+    assert (is_new, (folder / "rows").read_text()) == (True, "1 2")
+    assert list(folder.parent.glob(".*")) == [elsewhere]
