@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from data_tools.blend_files import BlendFile, SourceFile, as_source_or_blend
@@ -39,6 +39,7 @@ def plan_blends(
     """
     problems = Problems()
     tokens_before = {name: before.tokens_read for name, before in read.items()}
+    moved = {name for name, before in read.items() if before.is_moved}
     phases: list[PhasePlan] = []
     for blend, samples in zip(loaded.blends, phase_samples, strict=True):
         entries = entry_of_each_source(blend)
@@ -49,7 +50,8 @@ def plan_blends(
             )
         ]
         _note_unread(loaded, blend, allotments, entries, samples, problems)
-        _note_idle_cursors(loaded, blend, allotments, entries, problems)
+        moved |= {name for name, entry in entries.items() if blend.entries[entry].cursor != "continue"}
+        _note_cursors(loaded, blend, allotments, entries, moved, problems)
         _note_replayed_cuttings(loaded, blend, entries, read, phases, batch, problems)
         check_supply(loaded, blend, allotments, batch, problems, samples=samples, entry_of=entries)
         phases.append(
@@ -144,14 +146,15 @@ def _note_unread(
             problems.add(loaded.origin(key), key, message)
 
 
-def _note_idle_cursors(
+def _note_cursors(
     loaded: LoadedRecipe,
     blend: LoadedBlend,
     allotments: Sequence[Allotment],
     entries: Mapping[str, int],
+    moved: Collection[str],
     problems: Problems,
 ) -> None:
-    """A cursor that cannot do what is asked of it, or may not."""
+    """A cursor that cannot do what is asked of it, or may not; `moved` are the sources of which one was moved."""
     for given in allotments:
         index = entries[given.source]
         cursor, key = blend.entries[index].cursor, (*blend.key, index, "cursor")
@@ -170,6 +173,13 @@ def _note_idle_cursors(
             message = (
                 f"{cursor} reads documents of source {given.source!r} again, and max_epochs {given.max_epochs:g} "
                 "forbids it; raise max_epochs above 1, or write continue"
+            )
+            problems.add(loaded.origin(key), key, message)
+        elif given.source in moved and given.max_epochs <= 1:
+            key = (*blend.key, index, "max_epochs")
+            message = (
+                f"source {given.source!r} goes on where fresh or replay has moved it to in an earlier phase or stage: "
+                f"documents may be read again, and {given.max_epochs:g} forbids it; raise max_epochs above 1"
             )
             problems.add(loaded.origin(key), key, message)
 

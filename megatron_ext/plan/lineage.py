@@ -46,6 +46,7 @@ def chain_behind(parent: StagePlan, *, gives: Literal["everything", "weights"] =
     """What lies behind a stage that continues `parent`, or begins with its weights."""
     before = parent.behind
     length = parent.batch.sequence_length
+    moved = {given.source for phase in parent.data.all_phases() for given in phase.sources if given.cursor != "continue"}
     read = {source.data_id: source for source in before.sources} if before is not None else {}
     passes = {data_id: source.tokens_read / source.tokens for data_id, source in read.items()}
     for source in parent.data.sources:
@@ -58,13 +59,14 @@ def chain_behind(parent: StagePlan, *, gives: Literal["everything", "weights"] =
             data_id=source.data_id,
             tokens=source.tokens,
             tokens_read=source.tokens_before + source.samples * length,
+            is_moved=source.source in moved or (earlier is not None and earlier.is_moved),
             sequence_lengths=(*(other for other in lengths if other != length), length),
             passes_before_anew=earlier.passes_before_anew if earlier is not None else 0.0,
         )
     if gives == "weights":
         for data_id, one in read.items():
-            moved = one.passes_before_anew + passes[data_id]
-            read[data_id] = one.model_copy(update={"tokens_read": 0, "passes_before_anew": moved})
+            before_anew = one.passes_before_anew + passes[data_id]
+            read[data_id] = one.model_copy(update={"tokens_read": 0, "passes_before_anew": before_anew, "is_moved": False})
     stage = ChainStage(
         stage_id=parent.stage_id,
         recipe=parent.recipe,
