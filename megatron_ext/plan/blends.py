@@ -40,6 +40,7 @@ def plan_blends(
     problems = Problems()
     tokens_before = {name: before.tokens_read for name, before in read.items()}
     moved = {name for name, before in read.items() if before.is_moved}
+    lengths = {name: before.sequence_lengths for name, before in read.items()}
     phases: list[PhasePlan] = []
     for blend, samples in zip(loaded.blends, phase_samples, strict=True):
         entries = entry_of_each_source(blend)
@@ -52,7 +53,8 @@ def plan_blends(
         _note_unread(loaded, blend, allotments, entries, samples, problems)
         moved |= {name for name, entry in entries.items() if blend.entries[entry].cursor != "continue"}
         _note_cursors(loaded, blend, allotments, entries, moved, problems)
-        _note_replayed_cuttings(loaded, blend, entries, read, phases, batch, problems)
+        _note_replayed_cuttings(loaded, blend, entries, lengths, phases, batch, problems)
+        lengths |= {name: () for name, entry in entries.items() if blend.entries[entry].cursor == "replay"}
         check_supply(loaded, blend, allotments, batch, problems, samples=samples, entry_of=entries)
         phases.append(
             PhasePlan(samples=samples, sources=tuple(_phase_source(given, blend, entries) for given in allotments))
@@ -188,19 +190,20 @@ def _note_replayed_cuttings(
     loaded: LoadedRecipe,
     blend: LoadedBlend,
     entries: Mapping[str, int],
-    read: Mapping[str, SourceRead],
+    cut_at: Mapping[str, Sequence[int]],
     phases: Sequence[PhasePlan],
     batch: BatchPlan,
     problems: Problems,
 ) -> None:
-    """A replay that would change in the middle of a stage which tokens a sample holds."""
+    """A replay that would change in the middle of a stage which tokens a sample holds.
+
+    `cut_at` holds the lengths at which the stages before read each source, as far as no replay has begun it again.
+    """
     read_here = {source.source for phase in phases for source in phase.sources}
-    for name in read_here & entries.keys() & read.keys():
+    for name in read_here & entries.keys() & cut_at.keys():
         key: KeyPath = (*blend.key, entries[name], "cursor")
-        if blend.entries[entries[name]].cursor == "replay" and {*read[name].sequence_lengths} != {
-            batch.sequence_length
-        }:
-            lengths = " and ".join(f"{length:,}" for length in read[name].sequence_lengths)
+        if blend.entries[entries[name]].cursor == "replay" and {*cut_at[name]} - {batch.sequence_length}:
+            lengths = " and ".join(f"{length:,}" for length in cut_at[name])
             message = (
                 f"replay, but source {name!r} was read at sequence_length {lengths} in the stages before, and goes on "
                 "from there in an earlier phase; replay it in a stage of its own, which continues this one"

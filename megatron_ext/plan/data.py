@@ -75,7 +75,7 @@ def plan_data(
         },
         read=read,
     )
-    _note_new_lengths(read, batch, roundings)
+    _note_new_lengths(read, phases, batch, roundings)
     sources = tuple(
         _plan_source(loaded, index, pair, phases, batch, read=read.get(names[index]), packed=packed[index])
         for index, pair in enumerate(pairs)
@@ -170,11 +170,15 @@ def _note_lookalikes(
             )
 
 
-def _note_new_lengths(read: Mapping[str, SourceRead], batch: BatchPlan, roundings: list[str]) -> None:
+def _note_new_lengths(
+    read: Mapping[str, SourceRead], phases: Sequence[PhasePlan], batch: BatchPlan, roundings: list[str]
+) -> None:
     """Says what becomes of a window that the stages before have begun at another sequence length."""
     length = batch.sequence_length
+    cursors = {given.source: given.cursor for phase in reversed(phases) for given in phase.sources}
     for name, before in read.items():
-        if (then := before.sequence_lengths[-1]) != length:
+        then = before.sequence_lengths[-1] if before.sequence_lengths else length
+        if then != length and cursors[name] == "continue":
             roundings.append(
                 f"source {name}: training.sequence_length is {length:,}, and was {then:,} when it was last read: what "
                 "is left of the window is laid end to end and cut anew. No token is left out; labels that do not "

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from data_tools.errors import RecipeError
 from data_tools.strict_yaml import KeyPath
-from megatron_ext.plan.stage_plan import ChainStage, ParentPlan, SchedulePlan, SourceRead, StagePlan
+from megatron_ext.plan.stage_plan import ChainStage, ParentPlan, SchedulePlan, SourcePlan, SourceRead, StagePlan
 from megatron_ext.recipe.load import LoadedRecipe
 from megatron_ext.recipe.problems import Problems
 
@@ -45,28 +45,12 @@ def read_stage_plan(loaded: LoadedRecipe, stage_id: str, run_root: Path, *, key:
 def chain_behind(parent: StagePlan, *, gives: Literal["everything", "weights"] = "everything") -> ParentPlan:
     """What lies behind a stage that continues `parent`, or begins with its weights."""
     before = parent.behind
-    length = parent.batch.sequence_length
-    moved = {given.source for phase in parent.data.all_phases() for given in phase.sources if given.cursor != "continue"}
     read = {source.data_id: source for source in before.sources} if before is not None else {}
-    passes = {data_id: source.tokens_read / source.tokens for data_id, source in read.items()}
-    for source in parent.data.sources:
-        earlier = read.get(source.data_id)
-        lengths = earlier.sequence_lengths if earlier is not None else ()
-        passes[source.data_id] = source.tokens_before / source.pass_tokens(length) + source.epochs
-        read[source.data_id] = SourceRead(
-            source=source.source,
-            domain=source.domain,
-            data_id=source.data_id,
-            tokens=source.tokens,
-            tokens_read=source.tokens_before + source.samples * length,
-            is_moved=source.source in moved or (earlier is not None and earlier.is_moved),
-            sequence_lengths=(*(other for other in lengths if other != length), length),
-            passes_before_anew=earlier.passes_before_anew if earlier is not None else 0.0,
-        )
+    read |= {source.data_id: _read_of(source, parent, read.get(source.data_id)) for source in parent.data.sources}
     if gives == "weights":
+        anew = {"tokens_read": 0, "passes": 0.0, "is_moved": False, "sequence_lengths": ()}
         for data_id, one in read.items():
-            before_anew = one.passes_before_anew + passes[data_id]
-            read[data_id] = one.model_copy(update={"tokens_read": 0, "passes_before_anew": before_anew, "is_moved": False})
+            read[data_id] = one.model_copy(update=anew | {"passes_before_anew": one.passes_before_anew + one.passes})
     stage = ChainStage(
         stage_id=parent.stage_id,
         recipe=parent.recipe,
@@ -75,6 +59,25 @@ def chain_behind(parent: StagePlan, *, gives: Literal["everything", "weights"] =
         gives=gives,
     )
     return ParentPlan(chain=(*(before.chain if before is not None else ()), stage), sources=tuple(read.values()))
+
+
+def _read_of(source: SourcePlan, stage: StagePlan, earlier: SourceRead | None) -> SourceRead:
+    """What a chain has read of one source at the end of a stage that reads it."""
+    length = stage.batch.sequence_length
+    phases = stage.data.all_phases()
+    cursors = {given.cursor for phase in phases for given in phase.sources if given.source == source.source}
+    lengths = earlier.sequence_lengths if earlier is not None and "replay" not in cursors else ()
+    return SourceRead(
+        source=source.source,
+        domain=source.domain,
+        data_id=source.data_id,
+        tokens=source.tokens,
+        tokens_read=source.tokens_before + source.samples * length,
+        passes=source.tokens_before / source.pass_tokens(length) + source.epochs,
+        is_moved=cursors != {"continue"} or (earlier is not None and earlier.is_moved),
+        sequence_lengths=(*(other for other in lengths if other != length), length),
+        passes_before_anew=earlier.passes_before_anew if earlier is not None else 0.0,
+    )
 
 
 def check_kind(loaded: LoadedRecipe, stage: str) -> None:

@@ -293,8 +293,9 @@ class SourceRead(PlanPart):
     data_id: str
     tokens: int  # that it has
     tokens_read: int
+    passes: float  # that tokens_read makes; rows are padded, so of a packed source not tokens_read / tokens
     is_moved: bool  # fresh or replay moved its cursor, so that the next tokens in its order may have been read before
-    sequence_lengths: tuple[int, ...]  # at which it was read, the last one last
+    sequence_lengths: tuple[int, ...]  # at which its order is cut, the last one last; () at its beginning
     passes_before_anew: float = 0.0  # read before a stage of the chain began anew with weights; not in tokens_read
 
 

@@ -95,3 +95,58 @@ def test_weights_begin_a_moved_source_anew(project: PencilProject) -> None:
     stage = plan("fourth")
     assert stage.parent is not None
     assert [(read.tokens_read, read.is_moved) for read in stage.parent.sources] == [(320, False)]
+
+
+LONGER = "training={sequence_length: 32, global_batch_size: 2}"
+CUT_ANEW = "what is left of the window is laid end to end and cut anew"
+
+
+def cut_anew(stage: StagePlan) -> list[str]:
+    """The sources whose window is said to be cut anew."""
+    return [note.split(":")[0] for note in stage.roundings if CUT_ANEW in note]
+
+
+def test_only_a_window_that_goes_on_is_said_to_be_cut_anew(project: PencilProject) -> None:
+    assert cut_anew(plan("second", LONGER, "data.blend[0].cursor=continue")) == ["source a"]
+    assert cut_anew(plan("second", LONGER)) == []
+    assert cut_anew(plan("second", LONGER, "data.blend[0].cursor=fresh")) == []
+
+
+def test_a_source_that_nobody_read_since_the_weights_were_taken_has_no_window(project: PencilProject) -> None:
+    Path("anew.yaml").write_text(SECOND.replace("continue:", "init_from:").replace(", cursor: replay", ""))
+    project.edit("anew.yaml", "a.yaml", "b.yaml")
+    Path("fourth.yaml").write_text(THIRD.replace("second", "anew"))
+    stage = plan("fourth", LONGER)
+    assert stage.parent is not None
+    assert {read.source: read.sequence_lengths for read in stage.parent.sources} == {"a": (), "b": (16,)}
+    assert cut_anew(stage) == []
+
+
+THRICE = """\
+data:
+  blend: null
+  phases:
+    - {tokens: 64, blend: [{source: a.yaml, share: 1, max_epochs: 2, cursor: FIRST}]}
+    - {tokens: 64, blend: [{source: a.yaml, share: 1, max_epochs: 2}]}
+    - {tokens: 64, blend: [{source: a.yaml, share: 1, max_epochs: 2, cursor: replay}]}
+budget: {tokens: 192}
+training: {sequence_length: 32, global_batch_size: 2}
+"""
+
+
+def test_a_replay_forgets_the_lengths_before_it_in_its_stage(project: PencilProject) -> None:
+    head = "extends: first.yaml\ncontinue: first.yaml\n"
+    Path("thrice.yaml").write_text(head + THRICE.replace("FIRST", "replay"))
+    assert len(plan("thrice").data.phases) == 3
+    Path("thrice.yaml").write_text(head + THRICE.replace("FIRST", "continue"))
+    assert "data.phases[2].blend[0].cursor: replay, but source 'a' was read at sequence_length 16 in" in refusal(
+        "thrice"
+    )
+
+
+def test_a_replay_forgets_the_lengths_before_it_in_later_stages(project: PencilProject) -> None:
+    project.edit("second.yaml", "continue: first.yaml", f"continue: first.yaml\n{LONGER.replace('=', ': ')}")
+    Path("thrice.yaml").write_text("extends: first.yaml\ncontinue: second.yaml\n" + THRICE.replace("FIRST", "continue"))
+    stage = plan("thrice")
+    assert stage.parent is not None
+    assert [read.sequence_lengths for read in stage.parent.sources] == [(32,)]

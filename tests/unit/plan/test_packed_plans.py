@@ -119,6 +119,24 @@ def child(*overrides: str) -> StagePlan:
     return make_stage_plan(load_recipe("child.yaml", overrides=overrides))
 
 
+def test_passes_behind_the_weights_are_of_rows_though_the_last_stage_left_the_source_alone(
+    project: PencilProject,
+) -> None:
+    """One pass over `a` is 100 rows of 16 with 10 tokens each: 1,600 positions, and 1,000 tokens."""
+    project.edit("pretrain.yaml", "decay_tokens: 256}", "decay_tokens: 256, horizon_tokens: 3_200}")
+    project.edit("pretrain.yaml", "tokenizer: tokenizer", "tokenizer: tokenizer\n  packing: best_fit")
+    stages = {"first": ("", "a", 1_600), "second": ("continue: first.yaml", "b", 320)}
+    stages["third"] = ("init_from: second.yaml", "a", 1_600)
+    for name, (begin, source, tokens) in stages.items():
+        blend = f"[{{source: {source}.yaml, share: 1, max_epochs: 2}}]"
+        Path(f"{name}.yaml").write_text(
+            f"extends: pretrain.yaml\n{begin}\ndata: {{blend: {blend}}}\nbudget: {{tokens: {tokens}}}\n"
+        )
+    stage = make_stage_plan(load_recipe("third.yaml"))
+    assert stage.init_from is not None
+    assert {read.source: read.passes_before_anew for read in stage.init_from.sources} == {"a": 1.0, "b": 0.5}
+
+
 def test_prepare_counts_the_rows_once_and_plan_takes_them_up(
     project: PencilProject, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
