@@ -108,7 +108,7 @@ class SourceCursor:
 
     def start_afresh(self) -> None:
         """Moves to the next pass over the source, in an order of its own; what is left of this one is not read."""
-        if self.place > self._epoch * self.documents.num_tokens:
+        if self._is_begun():
             self._next_epoch()
 
     def replay(self) -> None:
@@ -195,14 +195,22 @@ class SourceCursor:
         """Takes the stream as it is and cuts it from its first token on."""
         self.origin = 0  # place where the first sample of this cutting begins
         self.order = ReadingOrder()
+        self._is_begun_at_origin = False  # samples of another length were read of the pass that this cutting begins in
         self._left: list[tuple[int, int, int, int]] = []  # earlier sequence lengths, and the place where each was left
         self._move_to(epoch=0, window=0, position=0)
+
+    def _is_begun(self) -> bool:
+        """Whether a sample that begins in the present pass was read; the end of one that ran on into it is none."""
+        is_first = self._window == self._position == 0
+        is_at_origin = self._epoch == self.origin // self.documents.num_tokens
+        return not is_first or (is_at_origin and self._is_begun_at_origin)
 
     def _cut_anew(self, sequence_length: int) -> None:
         """Lays what is left of the window end to end, and cuts it and all behind it at another length."""
         epoch, window, position, length = self._epoch, self._window, self._position, self.sequence_length
         unread = [Run(self._first_token(epoch, sample), length) for sample in sorted(self._window_order[position:])]
         end = self._first_token(epoch, window * self._window_samples + len(self._window_order))
+        self._is_begun_at_origin = self._is_begun() and self.place // self.documents.num_tokens == epoch
         self.origin, self.order = self.place, self.order.without_read(self.place, unread=unread, window_end=end)
         self._left.append((length, epoch, window, position))
         self.sequence_length = sequence_length

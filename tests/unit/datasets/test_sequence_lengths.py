@@ -147,6 +147,19 @@ def test_fresh_behind_a_change_begins_the_next_pass(documents):
     assert after.draw().epoch == 1
 
 
+@pytest.mark.parametrize("length", [2, 3, 5, 8])
+def test_fresh_at_the_end_of_a_pass_begins_the_next_one_whatever_the_lengths_are(documents, length):
+    """14 samples of 2 are the first pass of 27 tokens, and the first token of the second."""
+    cursor = _cursor(documents, 2)
+    _rows(cursor, 14)
+    after = cursor if length == 2 else _on(cursor, documents, length)
+    after.start_afresh()
+    assert (after.place, after.draw().epoch) == (28, 1)
+    again = _on(after, documents, 4)
+    again.start_afresh()
+    assert again.draw().epoch == 2
+
+
 def test_replay_behind_a_change_is_the_order_of_its_length(documents):
     cursor = _cursor(documents, 2)
     _rows(cursor, 2)
