@@ -20,7 +20,7 @@ nothing is: 40 + 16*2 + 8*1 = 80 bytes; first runs 0 1 1, thinking (4, 7) (0, 0)
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,15 +96,20 @@ class LossMasks:
         return LossMasks(first_run, self.thinking[keep], self.runs[np.repeat(keep, counts)])
 
     @staticmethod
-    def joined(masks: Sequence[LossMasks]) -> LossMasks:
-        """The masks of some datasets as those of one."""
-        counts = [np.zeros(1, np.int64), *(np.diff(part.first_run) for part in masks)]
-        none = np.zeros((0, 2), np.int32)
-        return LossMasks(
-            first_run=np.cumsum(np.concatenate(counts)),
-            thinking=np.concatenate([none, *(part.thinking for part in masks)]),
-            runs=np.concatenate([none, *(part.runs for part in masks)]),
-        )
+    def joined(masks: Iterable[LossMasks]) -> LossMasks:
+        """The masks of some datasets as those of one.
+
+        They are taken one at a time and copied: mapped ones each hold a file open, and there may be more shards than
+        the process may have open files.
+        """
+        counts, none = [np.zeros(1, np.int64)], np.zeros((0, 2), np.int32)
+        thinking, runs = [none], [none]
+        for part in masks:
+            counts.append(np.diff(part.first_run))
+            thinking.append(part.thinking.copy())
+            runs.append(part.runs.copy())
+            del part  # unmapped before the next one is mapped
+        return LossMasks(np.cumsum(np.concatenate(counts)), np.concatenate(thinking), np.concatenate(runs))
 
     def trained_before(self, conversations: npt.NDArray[Any], tokens: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
         """Trained tokens among the first `tokens[i]` tokens of `conversations[i]`.

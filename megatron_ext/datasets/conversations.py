@@ -25,6 +25,7 @@ from data_tools.loss_mask import LossMasks, read_masks
 from data_tools.pack_rows import Rows
 from megatron_ext.datasets.batch import Batch, rows_of_rank
 from megatron_ext.datasets.documents import Span, first_unknown_id, unknown_id_error
+from megatron_ext.datasets.open_files import OpenFiles
 from megatron_ext.datasets.shards import open_documents
 from megatron_ext.plan.sft_rows import held_out_rows, rows_of_stage
 from megatron_ext.plan.stage_plan import SourcePlan, StagePlan
@@ -33,23 +34,31 @@ PADDING = "padding"
 """Sample id of a row that only fills up a step."""
 
 _STATE_VERSION = 1
+_HELD_OUT_FILES_OPEN = 16
+"""A row's conversations lie in any shards; the training data keeps its own files open, half of what the process may."""
 
 
 class Reader:
     """Tokens and masks of one source's conversations."""
 
-    def __init__(self, prefix: str, *, source: str, data_id: str) -> None:
+    def __init__(self, prefix: str, *, source: str, data_id: str, files: OpenFiles) -> None:
         """Opens the dataset.
+
+        Args:
+            prefix: PREFIX of the dataset.
+            source: Name of the source.
+            data_id: Identity of the content, as the plan recorded it.
+            files: Opens them; one for all sources that are read together.
 
         Raises:
             DataError: It is missing, damaged or not the one that was planned.
         """
         self.source = source
-        self._documents = open_documents(prefix, source=source, data_id=data_id)
+        self._documents = open_documents(prefix, source=source, data_id=data_id, files=files)
         dataset = read_dataset(prefix)
         self._masks = None
         if dataset.chat is not None:
-            self._masks = LossMasks.joined([read_masks(shard.prefix) for shard in dataset.shards])
+            self._masks = LossMasks.joined(read_masks(shard.prefix) for shard in dataset.shards)
 
     def read(self, spans: Sequence[Span], *, tokens_in_all: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Ids and mask of a piece: the spans of one conversation, of which `tokens_in_all` are looked at."""
@@ -169,7 +178,11 @@ class ConversationCursor:
                 f"sft: {self.rows.rows:,} rows are packed, {plan.sft.rows:,} were planned; the data was changed since. "
                 "Restore it, or start a new stage on the new data."
             )
-        readers = [Reader(source.prefix, source=source.source, data_id=source.data_id) for source in plan.data.sources]
+        files = OpenFiles()
+        readers = [
+            Reader(source.prefix, source=source.source, data_id=source.data_id, files=files)
+            for source in plan.data.sources
+        ]
         self._reader = RowReader(plan, self.rows, readers, range(len(readers)))
         targets_of_row = np.add.reduceat(self.rows.targets, self.rows.first_piece[:-1])
         self._targets_before = np.concatenate([np.zeros(1, np.int64), np.cumsum(targets_of_row)])
@@ -301,7 +314,8 @@ def held_out_conversations(
     """
     assert plan.sft is not None, "packed rows are of an sft stage"
     rows = held_out_rows(source.validation_prefix, plan.sft.options, sequence_length=plan.batch.sequence_length)
-    reader = Reader(source.validation_prefix, source=source.source, data_id=source.validation_data_id)
+    files = OpenFiles(most=_HELD_OUT_FILES_OPEN)
+    reader = Reader(source.validation_prefix, source=source.source, data_id=source.validation_data_id, files=files)
     row_reader = RowReader(plan, rows, [reader], [plan.data.sources.index(source)])
     num_rows = min(plan.cadence.validation_samples, rows.rows)
     for (place,) in rows_of_rank(

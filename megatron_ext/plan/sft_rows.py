@@ -167,7 +167,7 @@ def read_conversations(prefix: str) -> Conversations:
     lengths = np.concatenate([IndexedReader(shard.prefix).lengths for shard in dataset.shards])
     if dataset.chat is None:
         return Conversations(lengths, None)
-    masks = LossMasks.joined([read_masks(shard.prefix) for shard in dataset.shards])
+    masks = LossMasks.joined(read_masks(shard.prefix) for shard in dataset.shards)
     if len(masks) != len(lengths):
         raise DataError(
             f"{mask_path(prefix)}: masks of {len(masks):,} conversations, the index has {len(lengths):,}; "

@@ -11,12 +11,16 @@ from data_tools.dataset import read_dataset
 from data_tools.document_view import Documents as DocumentsView
 from data_tools.errors import DataError
 from megatron_ext.datasets.blended import BlendedCursor
+from megatron_ext.datasets.conversations import ConversationCursor, held_out_conversations
 from megatron_ext.datasets.documents import Documents, Span
 from megatron_ext.datasets.open_files import OpenFiles
 from tests.support.child_process import exit_code_of
+from tests.support.pencil_project import PencilProject
+from tests.support.sft_project import SHORT, make_sft_project, write_chat
 from tests.support.sources import plan_reading, write_source
 
 PAIRS, LIMIT = 200, 96
+SHARDS, SHARES = 60, {"c": 0.4, "d": 0.3, "e": 0.3}
 
 
 def _write_small_sources(folder: Path) -> None:
@@ -53,6 +57,34 @@ def test_the_documents_of_more_shards_than_open_files_are_shown(tmp_path):
     for number in range(PAIRS):
         write_source(tmp_path / f"shards-{number:05}", [[number + 1, 0]])
     assert exit_code_of(_read_shards, tmp_path) == 0
+
+
+def _fine_tune(folder: Path) -> None:
+    """Reads three sources of 60 shards each, then their held-out conversations, of as many, while all stand open."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (LIMIT, LIMIT))
+    entries = [f"{{source: {folder}/{name}.yaml, share: {share}, max_epochs: 2}}" for name, share in SHARES.items()]
+    budget = (f"budget.examples={3 * SHARDS}", f"training.validation_tokens={4 * SHARDS}")
+    plan = PencilProject(folder).plan(f"data.blend=[{', '.join(entries)}]", *budget)
+    cursor = ConversationCursor(plan, data_parallel_rank=0, data_parallel_size=1)
+    read, held_out = 0, 0
+    for _ in range(plan.batch.total_steps):
+        read += sum(int((batch.loss_mask > 0).sum()) for batch in cursor.next_step())
+    for source in plan.data.sources:
+        batches = held_out_conversations(plan, source, data_parallel_rank=0, data_parallel_size=1)
+        held_out += sum(int((batch.loss_mask > 0).sum()) for batch in batches)
+    assert (read, held_out) == (3 * SHARDS * 2, 3 * SHARDS * 2)
+
+
+def test_sft_reads_more_shards_than_open_files_and_validates_on_as_many(tmp_path):
+    """Of each shard one conversation of 4 tokens, 2 of them trained on."""
+    project = make_sft_project(tmp_path)
+    (tmp_path / "e.yaml").write_text("source: e\nprefix: e\nvalidation_prefix: e.validation\ndomain: code\n")
+    for stem in (f"{name}{part}" for name in SHARES for part in ("", ".validation")):
+        for file in (tmp_path / "data").glob(f"{stem}.[bim]*"):
+            file.unlink()
+        for number in range(SHARDS):
+            write_chat(project, f"{stem}-{number:05}", [SHORT])
+    assert exit_code_of(_fine_tune, tmp_path) == 0
 
 
 def _held(folder: Path) -> int:
