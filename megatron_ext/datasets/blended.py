@@ -18,13 +18,13 @@ from data_tools.errors import DataError
 from megatron_ext.datasets.batch import Batch, rows_of_rank
 from megatron_ext.datasets.begun import Begun, BegunDocuments
 from megatron_ext.datasets.cursor import WINDOW_SAMPLES, EpochSample, SourceCursor
-from megatron_ext.datasets.documents import Documents, Span, first_unknown_id, unknown_id_error
+from megatron_ext.datasets.documents import Span, first_unknown_id, unknown_id_error
 from megatron_ext.datasets.interleave import Interleaver
 from megatron_ext.datasets.open_files import OpenFiles
 from megatron_ext.datasets.packed_cursor import PackedCursor, open_packed_cursor
-from megatron_ext.datasets.shards import ShardedDocuments, open_documents
+from megatron_ext.datasets.shards import open_documents
 from megatron_ext.datasets.stream import blocks_to_hold
-from megatron_ext.plan.stage_plan import SourcePlan, StagePlan
+from megatron_ext.plan.stage_plan import StagePlan
 
 _STATE_VERSION = 4
 
@@ -59,16 +59,7 @@ class BlendedCursor:
         self._carried: list[dict[str, Any]] = []  # places in sources that earlier stages read and this one does not
         self._before: list[dict[str, Any]] = []  # ledger of the stages before, a row a source
         self._begins: list[list[int]] = []  # of each phase entered: the place of each of its sources at its start
-        files = OpenFiles()
-        opened = [
-            open_documents(source.prefix, source=source.source, data_id=source.data_id, files=files)
-            for source in plan.data.sources
-        ]
-        held = blocks_to_hold(opened, window_tokens=WINDOW_SAMPLES * batch.sequence_length)
-        self._cursors = [
-            _make_cursor(plan, source, documents, blocks_held=blocks)
-            for source, documents, blocks in zip(plan.data.sources, opened, held, strict=True)
-        ]
+        self._cursors = _open_cursors(plan)
         self._begun: dict[str, BegunDocuments] = {}  # by source, for the order that its cursor reads in
 
     @property
@@ -285,12 +276,23 @@ class BlendedCursor:
         )
 
 
-def _make_cursor(
-    plan: StagePlan, source: SourcePlan, documents: Documents | ShardedDocuments, *, blocks_held: int
-) -> SourceCursor | PackedCursor:
+def _open_cursors(plan: StagePlan) -> Sequence[SourceCursor | PackedCursor]:
+    """The cursors of all sources, before their first row."""
+    files, length = OpenFiles(), plan.batch.sequence_length
+    opened = [
+        open_documents(source.prefix, source=source.source, data_id=source.data_id, files=files)
+        for source in plan.data.sources
+    ]
     if plan.data.packing != "none":
-        return open_packed_cursor(plan, source, documents)
-    return SourceCursor(documents, seed=plan.seed, sequence_length=plan.batch.sequence_length, blocks_held=blocks_held)
+        return [
+            open_packed_cursor(plan, source, documents)
+            for source, documents in zip(plan.data.sources, opened, strict=True)
+        ]
+    held = blocks_to_hold(opened, window_tokens=WINDOW_SAMPLES * length)
+    return [
+        SourceCursor(documents, seed=plan.seed, sequence_length=length, blocks_held=blocks)
+        for documents, blocks in zip(opened, held, strict=True)
+    ]
 
 
 def _require_version(state: dict[str, Any], *, of: str) -> None:

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data_tools.errors import DataError
 from data_tools.permutation import keyed_permutation
 from megatron_ext.datasets.documents import Documents, Span
 from megatron_ext.datasets.reading_order import ReadingOrder, Run
+from megatron_ext.datasets.saved_place import are_counts, no_place_error, require_same
 from megatron_ext.datasets.shards import ShardedDocuments
 from megatron_ext.datasets.stream import TokenStream, blocks_to_hold
 
@@ -155,13 +155,7 @@ class SourceCursor:
         Raises:
             DataError: If the state belongs to other data or another cutting, or names no place.
         """
-        source = self.documents.source
-        for name, mine in self._identity().items():
-            if state.get(name) != mine:
-                raise DataError(
-                    f'data position of source "{source}": {name}: the checkpoint has {state.get(name)!r}, this run '
-                    f"{mine!r}; its place cannot be taken up. Resume with the recipe and data of the checkpoint."
-                )
+        require_same(self.documents.source, self._identity(), state)
         lengths = [*(length for length, *_ in state["left"]), self.sequence_length]
         self.sequence_length = lengths[0]
         self._begin()
@@ -218,14 +212,11 @@ class SourceCursor:
 
     def _move_to_saved(self, epoch: Any, window: Any, position: Any) -> None:
         if not self._is_place(epoch, window, position):
-            raise DataError(
-                f'data position of source "{self.documents.source}": epoch {epoch!r}, window {window!r}, position '
-                f"{position!r} is no place in it; the checkpoint is damaged. Resume from an earlier one."
-            )
+            raise no_place_error(self.documents.source, epoch, window, position)
         self._move_to(epoch=epoch, window=window, position=position)
 
     def _is_place(self, epoch: Any, window: Any, position: Any) -> bool:
-        if not all(type(number) is int and number >= 0 for number in (epoch, window, position)):
+        if not are_counts(epoch, window, position):
             return False
         left = self._num_samples(epoch) - window * self._window_samples
         return left > 0 and bool(position <= min(left, self._window_samples))

@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_tools.dataset import read_dataset
-from data_tools.errors import DataError
 from data_tools.permutation import keyed_permutation
 from megatron_ext.datasets.cursor import EpochSample
 from megatron_ext.datasets.documents import Documents, Span
+from megatron_ext.datasets.saved_place import are_counts, no_place_error, require_same
 from megatron_ext.datasets.shards import ShardedDocuments
 from megatron_ext.plan.packed_rows import (
+    NO_ROWS,
     LongDocuments,
     PackedWindow,
     RowCounts,
@@ -200,19 +201,10 @@ class PackedCursor:
         Raises:
             DataError: If the state belongs to other data or another packing, or names no place.
         """
-        source = self.documents.source
-        for name, mine in self._identity().items():
-            if state.get(name) != mine:
-                raise DataError(
-                    f'data position of source "{source}": {name}: the checkpoint has {state.get(name)!r}, this run '
-                    f"{mine!r}; its place cannot be taken up. Resume with the recipe and data of the checkpoint."
-                )
-        place = [state.get(name) for name in ("epoch", "window", "position")]
+        require_same(self.documents.source, self._identity(), state)
+        place = tuple(state.get(name) for name in ("epoch", "window", "position"))
         if not self._is_place(*place):
-            raise DataError(
-                f'data position of source "{source}": epoch {place[0]!r}, window {place[1]!r}, position {place[2]!r} '
-                "is no place in it; the checkpoint is damaged. Resume from an earlier one."
-            )
+            raise no_place_error(self.documents.source, *place)
         self._epoch, self._window, self._position = (int(number) for number in place if number is not None)
 
     take_over = load_state_dict
@@ -231,7 +223,7 @@ class PackedCursor:
         }
 
     def _is_place(self, epoch: Any, window: Any, position: Any) -> bool:
-        if not all(type(number) is int and number >= 0 for number in (epoch, window, position)):
+        if not are_counts(epoch, window, position):
             return False
         return window < len(self._counts) and bool(position <= self._rows_of_window(epoch, window))
 
@@ -245,7 +237,7 @@ class PackedCursor:
     def _counts_in_epoch(self, epoch: int, num_rows: int) -> RowCounts:
         """Of the first rows of an epoch."""
         if num_rows == 0:
-            return RowCounts(*[0] * len(RowCounts._fields))
+            return NO_ROWS
         order = self._order(epoch)
         window = int(order.ends.searchsorted(num_rows, side="right"))  # those before it are read to their end
         whole = RowCounts(*self._counts[order.windows[:window]].sum(axis=0).tolist())

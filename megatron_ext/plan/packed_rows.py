@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data_tools.dataset import StoredDataset
+from data_tools.dataset import Shard, StoredDataset
 from data_tools.errors import DataError
 from data_tools.indexed import IndexedReader
 from data_tools.loss_mask import LossMasks, read_masks
@@ -60,6 +60,9 @@ class RowCounts(NamedTuple):
         return RowCounts(*(mine - theirs for mine, theirs in zip(self, other, strict=True)))
 
 
+NO_ROWS = RowCounts(*[0] * len(RowCounts._fields))
+
+
 class Window(NamedTuple):
     """Documents first..end of a block, counted from its first."""
 
@@ -70,14 +73,20 @@ class Window(NamedTuple):
 
 def windows_of(dataset: StoredDataset, *, window_documents: int = WINDOW_DOCUMENTS) -> list[Window]:
     """The windows of a dataset, with its blocks as `Documents` counts them; tests make them small."""
-    windows: list[Window] = []
-    block = 0
-    for manifest in (shard.manifest for shard in dataset.shards if shard.manifest.tokens):
-        for first in range(0, manifest.documents, manifest.block_documents):
-            size = min(manifest.block_documents, manifest.documents - first)
-            windows += [Window(block, at, min(at + window_documents, size)) for at in range(0, size, window_documents)]
-            block += 1
-    return windows
+    sizes = [end - first for _, blocks in _blocks_by_shard(dataset) for first, end in blocks]
+    return [
+        Window(block, at, min(at + window_documents, size))
+        for block, size in enumerate(sizes)
+        for at in range(0, size, window_documents)
+    ]
+
+
+def _blocks_by_shard(dataset: StoredDataset) -> Iterator[tuple[Shard, list[tuple[int, int]]]]:
+    """Each shard that holds tokens, and the documents first..end of its blocks."""
+    for shard in dataset.shards:
+        documents, size = shard.manifest.documents, shard.manifest.block_documents
+        if shard.manifest.tokens:
+            yield shard, [(first, min(first + size, documents)) for first in range(0, documents, size)]
 
 
 @dataclass(frozen=True)
@@ -201,12 +210,9 @@ class Thinking:
             DataError: A mask is missing or damaged.
         """
         self._blocks: list[tuple[LossMasks, int, int]] = []
-        for shard in dataset.shards:
-            manifest = shard.manifest
-            if manifest.tokens:
-                masks = read_masks(shard.prefix)
-                for first in range(0, manifest.documents, manifest.block_documents):
-                    self._blocks.append((masks, first, min(first + manifest.block_documents, manifest.documents)))
+        for shard, blocks in _blocks_by_shard(dataset):
+            masks = read_masks(shard.prefix)
+            self._blocks += [(masks, first, end) for first, end in blocks]
 
     def of_window(self, window: Window) -> Ints:
         """`[documents of the window, 2]` range of each one's longest trace of thinking; 0 0 for none."""
@@ -278,14 +284,10 @@ def count_rows(
 
 def _lengths_of_blocks(dataset: StoredDataset, progress: Progress) -> Iterator[Ints]:
     """Tokens of each document, a block at a time."""
-    for shard in dataset.shards:
-        manifest = shard.manifest
-        if not manifest.tokens:
-            continue
-        reader = IndexedReader(shard.prefix)
-        for number, tokens in enumerate(manifest.tokens_per_block):
-            first = number * manifest.block_documents
-            lengths = reader.lengths_between(first, first + manifest.block_documents)
+    for shard, blocks in _blocks_by_shard(dataset):
+        manifest, reader = shard.manifest, IndexedReader(shard.prefix)
+        for number, ((first, end), tokens) in enumerate(zip(blocks, manifest.tokens_per_block, strict=True)):
+            lengths = reader.lengths_between(first, end)
             if int(lengths.sum()) != tokens:
                 raise DataError(
                     f"{shard.prefix}.idx: block {number} holds {int(lengths.sum()):,} tokens, its manifest says "
@@ -297,4 +299,4 @@ def _lengths_of_blocks(dataset: StoredDataset, progress: Progress) -> Iterator[I
 
 def sum_counts(counts: list[RowCounts]) -> RowCounts:
     """Of all of them together."""
-    return RowCounts(*(sum(column) for column in zip(*counts, strict=True))) if counts else RowCounts(*[0] * 10)
+    return RowCounts(*(sum(column) for column in zip(NO_ROWS, *counts, strict=True)))

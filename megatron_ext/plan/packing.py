@@ -10,7 +10,7 @@ from rich.table import Table
 from data_tools.dataset import StoredDataset
 from data_tools.quantities import format_exact
 from data_tools.strict_yaml import KeyPath
-from megatron_ext.plan.packed_rows import RowCounts, count_rows, sum_counts
+from megatron_ext.plan.packed_rows import NO_ROWS, count_rows, sum_counts
 from megatron_ext.plan.render_table import frame
 from megatron_ext.plan.stage_plan import PackedPlan
 from megatron_ext.recipe.load import LoadedRecipe
@@ -44,8 +44,7 @@ def plan_rows(
     data, length = loaded.recipe.data, loaded.recipe.training.sequence_length
     if dataset is None:
         tokens = loaded.sources[index].declared_tokens or 0
-        nothing = dict.fromkeys(RowCounts._fields, 0)
-        return PackedPlan(**(nothing | {"rows": max(1, tokens // length), "tokens": tokens}))
+        return PackedPlan(**NO_ROWS._replace(rows=max(1, tokens // length), tokens=tokens)._asdict())
     blocks = count_rows(
         dataset, sequence_length=length, long_documents=data.long_documents, store=store, is_kept=is_kept
     )
