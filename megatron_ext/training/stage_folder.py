@@ -76,7 +76,7 @@ class StageFolder:
             The lock; the folder is free again when it is closed or the process ends.
 
         Raises:
-            SetupError: Another process is training this stage.
+            SetupError: Another process is training this stage, or the disk has no locks by which that could be told.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         lock = (self.path / ".lock").open("w")
@@ -86,6 +86,12 @@ class StageFolder:
             lock.close()
             raise SetupError(
                 f"{self.path}: another process is training this stage. Wait for it, or give --run-root another folder."
+            ) from None
+        except OSError as error:
+            lock.close()
+            raise SetupError(
+                f"{lock.name}: {error.strerror}: without locks two runs could train this stage at once. Give "
+                "--run-root a folder on a disk with locks; Lustre is mounted with -o flock."
             ) from None
         self.exit_file.unlink(missing_ok=True)
         write_json(self.plan_file, plan.model_dump(mode="json"))
