@@ -103,14 +103,15 @@ FIELDS = ("first", "repeated", "documents_first", "documents_repeated", "pieces_
 )
 def test_the_ledger_of_every_step_of_a_chain_equals_a_recount(folder, stages):
     recount, parent, behind = _Recount(), None, None
-    moves = []
+    unknown = set()
     for phases in stages:
-        moves += [move for _, move in phases]
         given_phases = [{"a": 4, "b": (4 * rows, move)} for rows, move in phases]
         plan = _plan(folder, given_phases, parent=behind, data={"document_isolation": "full"})
         cursor, _ = _after(plan, 0, parent)
         for number, phase in enumerate(given_phases, 1):
             counts = defaultdict(Counter)
+            if phase["b"][1] == "fresh" and 0 < len(recount.tokens["b"]) < 24:  # a part of the first pass is left
+                unknown.add("b")
             for _ in range((phase["a"] + phase["b"][0]) // 4):
                 ids = [name for batch in cursor.next_step() for name in batch.sample_ids]
                 for name, more in recount.read(cursor, ids).items():
@@ -118,11 +119,10 @@ def test_the_ledger_of_every_step_of_a_chain_equals_a_recount(folder, stages):
                 rows = {row.source: row for row in ledger_of(plan, cursor) if row.phase == number}
                 for name, counted in counts.items():
                     row = rows[name]
-                    known = FIELDS if row.distinct is not None else FIELDS[-1:]  # behind an unfinished pass: unknown
+                    known = FIELDS[-1:] if name in unknown else FIELDS
                     assert {field: getattr(row, field) for field in known} == {f: counted[f] for f in known}
                     assert row.read == 4 * row.samples == counted["first"] + counted["repeated"]
-                    assert row.distinct in (None, len(recount.tokens[name]))
-                    assert row.distinct is not None or (name == "b" and "fresh" in moves)
+                    assert row.distinct == (None if name in unknown else len(recount.tokens[name]))
         parent, behind = (plan, cursor), chain_behind(plan)
 
 
