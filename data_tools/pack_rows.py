@@ -150,6 +150,16 @@ class Rows:
         is_first[first] = True
         return is_first
 
+    @cached_property
+    def targets_of_conversation(self) -> Ints:
+        """[pieces] tokens that are trained on in all pieces of each one's conversation, read once."""
+        if not (self.pieces.start > 0).any():
+            return self.targets  # none is split
+        conversation = np.unique((self.source << 56) + self.pieces.conversation, return_inverse=True)[1]
+        sums = np.bincount(conversation, weights=self.targets * self.is_first)
+        of_pieces: Ints = sums.astype(np.int64)[conversation]
+        return of_pieces
+
 
 _COLUMNS = ("source", "targets", "cut", "place")
 

@@ -3,8 +3,8 @@
 A row holds the pieces of several conversations, each padded to `sft.pad_multiple`, and padding behind them, a
 segment of its own. A token's label is the next token of its piece; the loss mask of a position is the mask of its
 label, so nothing is trained across pieces, on padding, or on what the chat mask leaves out. Masks hold weights:
-1 with `sft.loss: token`, 1 / trained tokens of the piece with `sample`; either way the sum over a step is a whole
-number, by which its gradient is divided.
+1 with `sft.loss: token`; `CONVERSATION_WEIGHT` / trained tokens of the conversation with `sample`, where pieces of a
+split one share its weight. The gradient of a step is divided by the sum of its weights.
 
 Rows of a step are dealt to ranks as pretraining's are. Steps whose rows do not divide among the ranks are filled
 up with rows of padding, under a loss mask of 0: what is trained hangs on no layout.
@@ -32,6 +32,14 @@ from megatron_ext.plan.stage_plan import SourcePlan, StagePlan
 
 PADDING = "padding"
 """Sample id of a row that only fills up a step."""
+
+CONVERSATION_WEIGHT = 4096
+"""Of all trained tokens of a conversation together, with `sft.loss: sample`.
+
+Core counts in whole numbers what divides a gradient, and a row may hold a third of a split conversation: weights are
+counted in this many parts. It is a power of two, so the division gives the same bits, and leaves room in core's int32
+for steps of half a million conversations.
+"""
 
 _STATE_VERSION = 1
 _HELD_OUT_FILES_OPEN = 16
@@ -83,6 +91,12 @@ class RowReader:
     def __init__(self, plan: StagePlan, rows: Rows, readers: Sequence[Reader], source_index: Sequence[int]) -> None:
         self._plan, self._rows, self._readers, self._source_index = plan, rows, readers, source_index
 
+    def _weight(self, row: int, place: int, *, loss: str) -> float:
+        """Of each trained token of the piece at a place of a row."""
+        if loss == "token":
+            return 1.0
+        return CONVERSATION_WEIGHT / int(self._rows.targets_of_conversation[self._rows.first_piece[row] + place])
+
     def spans(self, row: int) -> list[tuple[int, list[Span]]]:
         """Of each piece of a row its source's place among the readers, and its spans."""
         pieces, found = self._rows.pieces, []
@@ -112,14 +126,13 @@ class RowReader:
         weights = np.zeros(length, np.float32)
         source_index = np.zeros(length, np.int64)
         begins, filled = [], 0
-        for source, spans in self.spans(row) if row is not None else ():
+        for place, (source, spans) in enumerate(self.spans(row) if row is not None else ()):
             ids, mask = self._readers[source].read(spans, tokens_in_all=spans[-1].start + spans[-1].length)
             self._check_ids(source, spans, ids)
             end = filled + len(ids)
             tokens[filled:end] = ids
             labels[filled : end - 1] = ids[1:]
-            targets = mask[1:].astype(np.float32)
-            weights[filled : end - 1] = targets / targets.sum() if loss == "sample" else targets
+            weights[filled : end - 1] = mask[1:] * self._weight(row, place, loss=loss)
             source_index[filled:end] = self._source_index[source]
             begins.append(filled)
             filled += -(-len(ids) // self._rows.pad_multiple) * self._rows.pad_multiple

@@ -1,9 +1,9 @@
 """Cross entropy of conversations, weighted: every trained token alike, or every conversation alike.
 
 The batch's loss mask holds the weights (`datasets/conversations.py`). They sum to whole numbers, of trained tokens
-or of conversations, and the sum over the global batch divides the gradient: nothing hangs on which row, microbatch
-or rank a conversation lies in. A mean of means per row, as most trainers take it, lets a token weigh more the
-emptier its row is.
+or of parts of conversations, and the sum over the global batch divides the gradient: nothing hangs on which row,
+microbatch or rank a conversation lies in. A mean of means per row, as most trainers take it, lets a token weigh more
+the emptier its row is.
 """
 
 from __future__ import annotations

@@ -16,7 +16,12 @@ from data_tools.inspection import open_dataset
 from data_tools.manifest import read_manifest, write_manifest
 from megatron_ext.datasets.batch import Batch
 from megatron_ext.datasets.conversation_ledger import conversation_ledger_of
-from megatron_ext.datasets.conversations import PADDING, ConversationCursor, held_out_conversations
+from megatron_ext.datasets.conversations import (
+    CONVERSATION_WEIGHT,
+    PADDING,
+    ConversationCursor,
+    held_out_conversations,
+)
 from megatron_ext.datasets.ledger import LedgerRow
 from megatron_ext.plan.stage_plan import StagePlan
 from tests.support.pencil_project import PencilProject
@@ -76,8 +81,22 @@ def test_every_conversation_weighs_the_same_with_loss_sample(project: PencilProj
     write_chat(project, "c", [(5, [(2, 4)]), (6, [(1, 2), (4, 6)])])
     (batch,) = cursor_of(one_source(project, "budget.examples=2", "sft.loss=sample")).next_step()
     first, second, _ = by_length(batch)
-    assert first[2] == [0, 0.5, 0.5, 0, 0]
-    assert second[2] == pytest.approx([1 / 3, 0, 0, 1 / 3, 1 / 3, 0])
+    half, third = CONVERSATION_WEIGHT / 2, CONVERSATION_WEIGHT / 3
+    assert first[2] == [0, half, half, 0, 0]
+    assert second[2] == pytest.approx([third, 0, 0, third, third, 0])
+
+
+@pytest.mark.parametrize("unit", ["rows", "conversations"])
+def test_a_split_conversation_weighs_once_with_loss_sample(project: PencilProject, unit: str) -> None:
+    """Tokens 10 to 18 of 20 are the assistant's, in pieces of 8: 6 and 2 are trained, the third's first is not."""
+    write_chat(project, "c", [(20, [(9, 15), (16, 19)]), (4, [(2, 4)])])
+    keys = ("budget.examples=2", "sft.overlong=split", "training.sequence_length=8", "sft.passes=2")
+    plan = one_source(project, *keys, "sft.loss=sample", "sft.untrained=skip", f"sft.batch_unit={unit}")
+    rows = [batch for step in all_steps(cursor_of(plan), plan) for batch in step]
+    weights = [weight for batch in rows for _, _, of_piece in pieces(batch) for weight in of_piece if weight > 0]
+    eighth, half = CONVERSATION_WEIGHT / 8, CONVERSATION_WEIGHT / 2
+    assert sorted(weights) == [eighth] * 16 + [half] * 4
+    assert sum(weights) == 4 * CONVERSATION_WEIGHT, "two conversations, read twice"
 
 
 def test_texts_without_turns_train_on_all_tokens_but_the_first(project: PencilProject) -> None:
@@ -138,7 +157,7 @@ def test_a_row_that_fills_up_trains_on_nothing(project: PencilProject) -> None:
 def test_steps_of_conversations_weigh_so_many_conversations(project: PencilProject) -> None:
     plan = project.plan("sft.batch_unit=conversations", "training.global_batch_size=5", "sft.loss=sample")
     weights = [sum(float(batch.loss_mask.sum()) for batch in step) for step in all_steps(cursor_of(plan), plan)]
-    assert weights == pytest.approx([5, 5, 5, 1])
+    assert weights == pytest.approx([count * CONVERSATION_WEIGHT for count in (5, 5, 5, 1)])
 
 
 def test_reading_goes_on_where_it_was_stopped_in_another_layout(project: PencilProject) -> None:
@@ -161,7 +180,8 @@ def test_the_weighting_switches_behind_so_many_trained_tokens(project: PencilPro
     first, second = all_steps(cursor_of(plan), plan)
     assert {float(weight) for batch in first for weight in batch.loss_mask.unique()} == {0, 1}
     assert sum(float(batch.loss_mask.sum()) for batch in second) == pytest.approx(
-        sum(len(batch.cu_seqlens or ()) - 1 - int((batch.tokens[0, -1] == 0).item()) for batch in second)
+        CONVERSATION_WEIGHT
+        * sum(len(batch.cu_seqlens or ()) - 1 - int((batch.tokens[0, -1] == 0).item()) for batch in second)
     )
     resumed = cursor_of(plan)
     resumed.load_state_dict({"version": 1, "steps_read": 1, "rows": 7, "before": []})
