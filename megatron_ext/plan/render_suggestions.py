@@ -54,6 +54,12 @@ def _notes(found: Sequence[Suggestion], loaded: LoadedRecipe) -> list[str]:
         "ranked by   idle + done again (shares of a step without them), then least tensor, least pipeline, "
         "largest micro-batch; a rule of thumb that predicts no speed: time a few steps of the first ones",
     ]
+    options = loaded.recipe.sft
+    if options is not None and options.batch_unit == "conversations":
+        notes.append(
+            "microbatches  counted as if each conversation filled a row: packed, there are fewer, and a pipeline idles "
+            "longer"
+        )
     if loaded.recipe.training.backend == "auto":
         notes.append("backend     auto is counted as te; where te cannot run, ask again with training.backend=local")
     if not all(one.memory.is_calibrated for one in found):

@@ -47,7 +47,7 @@ def plan_sft(
     held_out = [pair["validation_prefix"] for pair in pairs if pair["validation_prefix"] is not None]
     problems = Problems()
     sources = plan_sources(loaded, map(size_of, datasets, held_out), options, roundings)
-    check_lengths(loaded, [*datasets, *held_out], options, problems)
+    check_lengths(loaded, sources, options, problems)
     problems.raise_data_error()
     rows = rows_of_stage(
         sources,

@@ -7,14 +7,17 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from data_tools.blend_files import BlendFile
 from data_tools.chat_template_files import SHIPPED_TEMPLATE, template_source
 from data_tools.dataset import StoredDataset
+from data_tools.drawing import Ints
 from data_tools.errors import DataError
 from data_tools.pack_rows import SourceCount
 from data_tools.strict_yaml import KeyPath
 from megatron_ext.plan.datasets import tokenizer_folder
-from megatron_ext.plan.sft_rows import held_out_rows, read_conversations
+from megatron_ext.plan.sft_rows import draw_of_stage, held_out_rows, read_conversations
 from megatron_ext.plan.stage_plan import SourcePlan
 from megatron_ext.recipe.load import LoadedBlend, LoadedRecipe
 from megatron_ext.recipe.problems import Problems
@@ -38,23 +41,36 @@ def _has_amounts(blend: BlendFile) -> bool:
     return is_here or any(isinstance(part, BlendFile) and _has_amounts(part) for part in blend.parts)
 
 
-def check_lengths(
-    loaded: LoadedRecipe, datasets: Sequence[StoredDataset], options: SftRecipe, problems: Problems
-) -> None:
-    """Refuses conversations that no row holds, unless the recipe says what becomes of them."""
-    length = loaded.recipe.training.sequence_length
-    key: KeyPath = ("sft", "overlong")
+def check_lengths(loaded: LoadedRecipe, sources: Sequence[SourcePlan], options: SftRecipe, problems: Problems) -> None:
+    """Refuses conversations, drawn or held out, that no row holds, unless the recipe says what becomes of them."""
     if options.overlong != "error":
         return
-    for dataset in datasets:
-        lengths = read_conversations(dataset.prefix).lengths
-        if (too_long := int((lengths > length).sum())) > 0:
-            message = (
-                f"error, and {too_long:,} of {len(lengths):,} conversations of {dataset.prefix} have more than "
-                f"training.sequence_length {length:,} tokens, the longest {int(lengths.max()):,} (conversation "
-                f"{int(lengths.argmax()):,}); lengthen the rows, or write drop, truncate, split or trim-thinking"
+    length = loaded.recipe.training.sequence_length
+    lengths = [read_conversations(source.prefix).lengths for source in sources]
+    if any((of_source > length).any() for of_source in lengths):
+        rounds = draw_of_stage(sources, options, sizes=[len(found) for found in lengths], seed=loaded.recipe.seed)
+        for index, source in enumerate(sources):
+            drawn = [part.conversation[part.source == index] for part in rounds]
+            _refuse_overlong(
+                loaded, f"drawn from {source.prefix}", lengths[index], np.unique(np.hstack(drawn)), problems
             )
-            problems.add(loaded.origin(key), key, message)
+    for source in sources:
+        held_out = read_conversations(source.validation_prefix).lengths
+        which = f"held out in {source.validation_prefix}"
+        _refuse_overlong(loaded, which, held_out, np.arange(len(held_out)), problems)
+
+
+def _refuse_overlong(loaded: LoadedRecipe, which: str, lengths: Ints, numbers: Ints, problems: Problems) -> None:
+    length, key = loaded.recipe.training.sequence_length, ("sft", "overlong")
+    too_long = numbers[lengths[numbers] > length]
+    if len(too_long):
+        longest = int(too_long[lengths[too_long].argmax()])
+        message = (
+            f"error, and {len(too_long):,} of {len(numbers):,} conversations {which} have more than "
+            f"training.sequence_length {length:,} tokens, the longest {int(lengths[longest]):,} (conversation "
+            f"{longest:,}); lengthen the rows, or write drop, truncate, split or trim-thinking"
+        )
+        problems.add(loaded.origin(key), key, message)
 
 
 def refuse_untrained(loaded: LoadedRecipe, name: str, count: SourceCount, problems: Problems) -> None:

@@ -18,7 +18,7 @@ Worked size: 16 conversations in 7 rows and 4 steps are 128 + 8*5, 128 + 8*8, 12
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -94,13 +94,18 @@ def _key(
 @lru_cache(maxsize=2)  # a process that has no store plans a stage and then reads it
 def _made(sources: tuple[SourcePlan, ...], options: SftRecipe, sequence_length: int, step: int, seed: int) -> Rows:
     conversations = [read_conversations(source.prefix) for source in sources]
-    pools = [
-        Pool(source.data_id, size=len(found.lengths), count=source.samples // options.passes)
-        for source, found in zip(sources, conversations, strict=True)
-    ]
-    rounds = draw(pools, rule=options.draw, seed=seed) * options.passes
+    rounds = draw_of_stage(sources, options, sizes=[len(found.lengths) for found in conversations], seed=seed)
     row_options = _row_options(options, sequence_length, step=step, unit=options.batch_unit, seed=seed)
     return make_rows(conversations, rounds, row_options)
+
+
+def draw_of_stage(sources: Sequence[SourcePlan], options: SftRecipe, *, sizes: Sequence[int], seed: int) -> list[Drawn]:
+    """The conversations of each round, all passes together; `sizes` are those that each source has."""
+    pools = [
+        Pool(source.data_id, size=size, count=source.samples // options.passes)
+        for source, size in zip(sources, sizes, strict=True)
+    ]
+    return draw(pools, rule=options.draw, seed=seed) * options.passes
 
 
 def _write(folder: Path, rows: Rows) -> None:

@@ -4,7 +4,8 @@ Every legal tensor (TP) and pipeline (PP) parallel size is tried with every lega
 TP stays inside a node of `NODE` GPUs, because it communicates in every layer. Sequence parallelism is taken wherever
 TP > 1 and the distributed optimizer wherever ranks share parameters: both move as many bytes as doing without and
 hold less. Where the one is refused with the rest of the recipe, the other is tried. Context parallelism is left out:
-runs refuse it yet. What is suggested has been planned as it stands, up to the data: `plan` accepts it.
+runs refuse it yet. An sft stage has a packed row a microbatch, and each conversation of its steps is counted as a row
+where steps are of conversations. What is suggested has been planned as it stands, up to the data: `plan` accepts it.
 
 A layout fits when the planned memory of the fullest rank leaves `RESERVE` of a GPU free for what plan/memory.py
 does not count: temporary buffers of kernels, of communication, of the allocator. Those that fit are ranked by
@@ -182,7 +183,8 @@ def _candidates(loaded: LoadedRecipe, gpus: int, before: Before) -> Iterator[Can
     for keys, plain in _legal_layouts(loaded, gpus, before):
         stages = stage_token_flops(recipe.model, plain.layout, length)
         imbalance = max(stages) * len(stages) / sum(stages)
-        for kind, micro in product(kinds, divisors(plain.batch.num_microbatches)):
+        micros = [1] if recipe.stage == "sft" else divisors(plain.batch.num_microbatches)
+        for kind, micro in product(kinds, micros):
             asked = _with(loaded, parallel=keys, training=_PLAIN | kind | {"micro_batch_size": micro})
             if draft := _legal_draft(asked, gpus, before):
                 recomputed = recomputed_token_flops(recipe.model, draft.execution, length) / work

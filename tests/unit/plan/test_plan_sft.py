@@ -116,8 +116,17 @@ def test_what_becomes_of_long_conversations_is_said(
 
 def test_long_conversations_are_refused_unless_the_recipe_says_what_becomes_of_them(project: PencilProject) -> None:
     message = refused(lambda: project.plan("training.sequence_length=8"), DataError)
-    assert "sft.overlong: error, and 4 of 12 conversations of" in message
+    assert "sft.overlong: error, and 4 of 12 conversations drawn from" in message
     assert "the longest 12 (conversation 8)" in message
+
+
+def test_long_conversations_that_are_not_drawn_are_no_error(project: PencilProject) -> None:
+    write_chat(project, "c", [SHORT] * 99 + [(17, [(1, 17)])])
+    plan = project.plan()  # draws 12 of the 100
+    assert numbers(plan)[2] == 12 * 2 + 4 * 6
+    assert "conversations held out in" in refused(lambda: project.plan("training.sequence_length=8"), DataError)
+    write_chat(project, "c", [SHORT] * 11 + [(17, [(1, 17)])])
+    assert "sft.overlong: error, and 1 of 12 conversations drawn" in refused(project.plan, DataError)
 
 
 def test_a_conversation_without_anything_to_train_on_is_refused_or_left_out(project: PencilProject) -> None:

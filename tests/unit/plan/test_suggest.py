@@ -84,6 +84,27 @@ def test_every_suggested_line_plans(awkward: tuple[str, ...], gpus: int) -> None
         assert draft.batch == one.candidate.batch, one.set_line
 
 
+@pytest.fixture(scope="module")
+def packed() -> LoadedRecipe:
+    return load_recipe(BASE.parents[1] / "sft/shq.yaml")
+
+
+def test_a_packed_row_is_a_microbatch_in_all_that_is_suggested(packed: LoadedRecipe) -> None:
+    found = suggest_layouts(packed, gpus=64, gpu_memory=80 * GB)
+    assert sizes(found)[:2] == [(4, 1), (8, 1)]
+    assert {one.candidate.batch.micro_batch_size for one in found} == {1}
+    for one in found:
+        load_recipe(packed.path, overrides=one.overrides)  # refused there if a row were no microbatch
+
+
+def test_what_packing_saves_of_microbatches_is_said(packed: LoadedRecipe, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["plan", "--suggest", "--gpus", "64", "--gpu-memory", "80GB"]
+    assert main([*command, str(packed.path)]) == 0
+    assert "microbatches  counted as if each conversation filled a row" in capsys.readouterr().out
+    assert main([*command, "--set", "sft.batch_unit=rows", str(packed.path)]) == 0
+    assert "microbatches  counted" not in capsys.readouterr().out
+
+
 def test_shards_are_saved_by_the_distributed_optimizer_also_where_no_rank_shares_parameters() -> None:
     (one,) = suggest_layouts(base(*IN_SHARDS), gpus=1, gpu_memory=640 * GB)
     assert one.candidate.layout.use_distributed_optimizer
