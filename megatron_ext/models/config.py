@@ -92,6 +92,7 @@ def _te_fields(plan: StagePlan) -> dict[str, Any]:
     """
     return {
         "transformer_impl": "transformer_engine",
+        "use_mamba_mem_eff_path": True,  # the only path of core's that takes packed rows
         "activation_func": fused_squared_relu,
         "bias_dropout_fusion": True,
         "apply_rope_fusion": plan.model.position_embedding_type == "rope",

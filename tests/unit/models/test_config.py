@@ -33,6 +33,10 @@ def test_the_loss_is_divided_by_tokens_not_by_microbatches() -> None:
     assert transformer_config(make_plan()).calculate_per_token_loss is True
 
 
+def test_te_takes_the_path_that_resets_states_in_packed_rows() -> None:
+    assert transformer_config(make_plan(), "te").use_mamba_mem_eff_path is True
+
+
 def test_layout_is_the_plans() -> None:
     plan = make_plan(layout={"tensor_model_parallel_size": 2, "sequence_parallel": True})
     config = transformer_config(plan)
