@@ -14,6 +14,7 @@ from data_tools.errors import DataError
 from data_tools.manifest import manifest_path
 from data_tools.strict_yaml import KeyPath
 from data_tools.tokenizer import TokenizerFacts, describe
+from megatron_ext.plan.held_out import refuse_training_data_as_held_out
 from megatron_ext.plan.stage_plan import SourceRead
 from megatron_ext.recipe.load import LoadedRecipe
 from megatron_ext.recipe.locate import shown
@@ -80,7 +81,7 @@ def read_data(
         for index in range(len(loaded.sources))
     ]
     _refuse_one_content_twice(loaded, [pair["prefix"] for pair in pairs], problems)
-    _refuse_training_data_as_held_out(loaded, pairs, trained_on, problems)
+    refuse_training_data_as_held_out(loaded, pairs, trained_on, problems)
     problems.raise_data_error()
     return tokenizer, pairs
 
@@ -208,47 +209,3 @@ def _refuse_one_content_twice(
             problems.add(
                 loaded.origin(key), ("prefix",), f"holds the same tokens as source {name!r}; name one of them only"
             )
-
-
-def _refuse_training_data_as_held_out(
-    loaded: LoadedRecipe, datasets: Sequence[Pair], trained_on: Sequence[SourceRead], problems: Problems
-) -> None:
-    """A held-out set that this stage, or one before it, trains on measures nothing."""
-    trained = [(source.source, pair["prefix"]) for source, pair in zip(loaded.sources, datasets, strict=True)]
-    here = {dataset.data_id for _, dataset in trained if dataset is not None}
-    earlier = {read.data_id: read.source for read in trained_on}
-    for index, pair in enumerate(datasets):
-        if (held_out := pair["validation_prefix"]) is None:
-            continue
-        messages = [_too_little_held_out(held_out, name, dataset) for name, dataset in trained if dataset is not None]
-        if held_out.data_id in here:
-            messages = ["holds the same tokens as a source that is trained on; tokenize the held-out documents into it"]
-        elif held_out.data_id in earlier:
-            messages = [
-                f"holds the same tokens as source {earlier[held_out.data_id]!r}, which the stages before have trained "
-                "on; tokenize documents into it that the chain has not read"
-            ]
-        for message in filter(None, messages):
-            problems.add(loaded.origin(("sources", index, "validation_prefix")), ("validation_prefix",), message)
-
-
-def _too_little_held_out(held_out: StoredDataset, name: str, training: StoredDataset) -> str:
-    """Why a held-out set holds documents that a source trains on, as their manifests tell; empty if they do not.
-
-    The documents of an input are ordered by the hash of their id: the lowest are held out, the others trained on.
-    """
-    ours, theirs = held_out.shards[0].manifest, training.shards[0].manifest
-    is_split = (ours.split, theirs.split) == ("validation", "train")
-    if not is_split or theirs.hold_out_percent >= ours.hold_out_percent or theirs.where not in ("", ours.where):
-        return ""
-    inputs = [
-        {source.sha256 for shard in dataset.shards for source in shard.manifest.sources}
-        for dataset in (held_out, training)
-    ]
-    if inputs[0].isdisjoint(inputs[1]):
-        return ""
-    return (
-        f"holds {ours.hold_out_percent:g} % of the documents of {ours.sources[0].path}, and source {name!r} holds out "
-        f"{theirs.hold_out_percent:g} % of them and trains on the others; tokenize one of the two again with the "
-        "--hold-out of the other"
-    )
