@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from data_tools.chat_template_files import SHIPPED_TEMPLATE
 from megatron_ext.__main__ import main
 from tests.support.toy_chat import add_chat
-from tests.support.toy_project import Run, ToyProject
+from tests.support.toy_project import Run, ToyProject, environment
 
 pytestmark = pytest.mark.slow
 
@@ -44,6 +45,40 @@ def test_a_stage_proves_isolation_says_where_it_begins_and_learns(whole: Run) ->
     after = whole.metrics[-1]["validation"]
     assert before.keys() == after.keys() == {"talks", "words"}
     assert after["talks"] < before["talks"] - 0.5
+
+
+WITHOUT_BOUNDARIES = """\
+import sys
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron_ext.run import main
+
+made = PackedSeqParams.__post_init__
+
+def without_boundaries(packed):
+    made(packed)
+    packed.seq_idx = torch.zeros_like(packed.seq_idx)
+
+PackedSeqParams.__post_init__ = without_boundaries
+sys.exit(main())
+"""
+
+
+def test_a_stage_whose_states_run_across_conversations_does_not_begin(
+    toy_project: ToyProject, base: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(base, tmp_path, dirs_exist_ok=True)
+    python, _, _, *arguments = toy_project.command(tmp_path, recipe=add_chat(toy_project))
+    command = [python, "-c", WITHOUT_BOUNDARIES, *arguments]
+    run = subprocess.run(
+        command, cwd=toy_project.root, env=environment(), capture_output=True, text=True, timeout=180, check=False
+    )
+    assert run.returncode == 4, run.stderr
+    said = run.stdout + run.stderr
+    assert "document isolation full: the layers of this model do not keep it." in said
+    assert "before the first step" not in said
+    (folder,) = (tmp_path / "stages").glob("sft-*")
+    assert not list((folder / "checkpoints").glob("step_*"))
 
 
 def _line(run: Run, start: str) -> str:
