@@ -9,7 +9,17 @@ import math
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
-from data_tools.blend_plan import Allotment, Budget, available_samples, exact, split_samples, tokens_in
+from data_tools.blend_plan import (
+    Allotment,
+    Budget,
+    exact,
+    one_of,
+    samples_in,
+    share_between,
+    split_samples,
+    tokens_in,
+    written_share,
+)
 
 
 def unread(sources: Sequence[Allotment], budget: Budget, *, may_raise: bool) -> Iterator[tuple[int, str]]:
@@ -23,16 +33,10 @@ def unread(sources: Sequence[Allotment], budget: Budget, *, may_raise: bool) -> 
     Yields:
         Index, and what the source gives, what is wanted, and up to three changes of which each makes it suffice.
     """
-    wanted = [_samples_in(source, source.min_epochs, budget.sequence_length) for source in sources]
+    wanted = [samples_in(source, source.min_epochs, budget.sequence_length) for source in sources]
     for index, source in enumerate(sources):
         if source.samples < wanted[index]:
             yield index, _message(index, sources, wanted, budget, may_raise=may_raise)
-
-
-def _samples_in(source: Allotment, epochs: float, length: int) -> int:
-    return available_samples(
-        source.tokens, epochs, length, tokens_before=source.tokens_before, label_tokens=source.label_tokens
-    )
 
 
 def _message(index: int, sources: Sequence[Allotment], wanted: list[int], budget: Budget, *, may_raise: bool) -> str:
@@ -54,21 +58,24 @@ def _remedies(index: int, sources: Sequence[Allotment], wanted: list[int], budge
     source, length = sources[index], budget.sequence_length
     read = Fraction(source.tokens_before + source.samples * length, source.tokens)
     remedies = [f"lower min_epochs to {float(Fraction(math.floor(10_000 * read), 10_000)):g}"]
-    share = Fraction(-(-10_000 * wanted[index] // budget.total_samples), 10_000)
-    if len(sources) > 1 and share < 1 and budget.shares_are_written:
-        remedies.insert(0, f"raise the share to {float(share):.4f} and lower others by as much")
-    samples = _fewest_samples(index, sources, wanted, budget) if may_raise else 0
-    if samples:
-        remedies.insert(0, f"raise {budget.key} to {samples * length:,}")
-    text = ", or ".join(filter(None, [", ".join(remedies[:-1]), remedies[-1]]))
-    return f"{text[0].upper()}{text[1:]}."
+    most = samples_in(source, source.max_epochs, length)
+    share = share_between(wanted[index], most, budget.total_samples)
+    if len(sources) > 1 and share is not None and share[0] < 1 and budget.shares_are_written:
+        remedies.insert(0, f"raise the share to {written_share(share[0])} and lower others by as much")
+    if may_raise:
+        remedies.insert(0, _larger_budget(index, sources, wanted, budget))
+    return one_of(remedies)
 
 
-def _fewest_samples(index: int, sources: Sequence[Allotment], wanted: list[int], budget: Budget) -> int:
-    """Samples of the smallest budget of whole steps that is enough; 0 where another source cannot supply it."""
+def _larger_budget(index: int, sources: Sequence[Allotment], wanted: list[int], budget: Budget) -> str:
+    """The smallest budget of whole steps that is enough, with the caps that it needs raised."""
+    length = budget.sequence_length
     shares = [exact(source.share) for source in sources]
     steps = math.ceil((wanted[index] / shares[index] - budget.ramp_samples) / budget.step_samples)
     samples = budget.ramp_samples + steps * budget.step_samples
-    needed = split_samples(shares, samples)
-    has = [_samples_in(source, source.max_epochs, budget.sequence_length) for source in sources]
-    return samples if all(needs <= can for needs, can in zip(needed, has, strict=True)) else 0
+    caps = []
+    for source, needs in zip(sources, split_samples(shares, samples), strict=True):
+        if needs > samples_in(source, source.max_epochs, length):
+            passes = -(-(source.tokens_before + needs * length + source.label_tokens) // source.tokens)
+            caps.append(f" and max_epochs of {source.source} to {passes:,}")
+    return f"raise {budget.key} to {samples * length:,}{''.join(caps)}"

@@ -100,6 +100,10 @@ class Supply(Protocol):
         """Passes over it that may be read."""
 
     @property
+    def min_epochs(self) -> float:
+        """Passes over it that must be read."""
+
+    @property
     def tokens_before(self) -> int:
         """Tokens of it that were read before this budget, and count as passes."""
 
@@ -138,23 +142,24 @@ def shortages(sources: Sequence[Supply], budget: Budget) -> Iterator[tuple[int, 
         Index, and what the source needs, what it has, and up to three changes of which each makes it suffice.
     """
     length = budget.sequence_length
-    has = [
-        available_samples(
-            source.tokens,
-            source.max_epochs,
-            length,
-            tokens_before=source.tokens_before,
-            label_tokens=source.label_tokens,
-        )
-        for source in sources
-    ]
-    for index, source in enumerate(sources):
-        if source.samples > has[index]:
-            yield index, _message(index, sources, has, budget)
+    has = [samples_in(source, source.max_epochs, length) for source in sources]
+    short = [index for index, source in enumerate(sources) if source.samples > has[index]]
+    no_shares = sum(has) < budget.total_samples
+    for index in short:
+        all_have = ""
+        if no_shares and len(sources) > 1 and index == short[0]:
+            all_have = f"  all      {len(sources)} sources may give {sum(has) * length:,} together: no shares suffice\n"
+        yield index, f"{_message(sources[index], budget)}{all_have}  {_remedies(index, sources, has, budget)}"
 
 
-def _message(index: int, sources: Sequence[Supply], has: list[int], budget: Budget) -> str:
-    source = sources[index]
+def samples_in(source: Supply, epochs: float, length: int) -> int:
+    """Samples that a source can give in some passes, behind what was read of it before."""
+    return available_samples(
+        source.tokens, epochs, length, tokens_before=source.tokens_before, label_tokens=source.label_tokens
+    )
+
+
+def _message(source: Supply, budget: Budget) -> str:
     needed = source.samples * budget.sequence_length
     product = tokens_in(source.tokens, source.max_epochs)
     before = source.tokens_before
@@ -165,40 +170,75 @@ def _message(index: int, sources: Sequence[Supply], has: list[int], budget: Budg
         f"  needed   {needed:,} processed tokens{label} ({float(100 * source.share):.1f} % of budget {total:,})\n"
         + (f"  read     {before:,} before, in earlier phases and stages\n" if before else "")
         + f"  has      {source.tokens:,} tokens x max_epochs {source.max_epochs:g} = {product:,}\n"
-        f"  {_remedies(index, sources, has, budget)}"
     )
 
 
 def _remedies(index: int, sources: Sequence[Supply], has: list[int], budget: Budget) -> str:
-    source = sources[index]
-    wanted = source.tokens_before + source.samples * budget.sequence_length
+    source, length = sources[index], budget.sequence_length
+    wanted = source.tokens_before + source.samples * length
     passes = -(-(wanted + source.label_tokens) // source.tokens)
     remedies = [f"raise max_epochs to {passes:,}"]
-    share = _share_below(has[index], budget.total_samples)
-    if len(sources) > 1 and share is not None and budget.shares_are_written:
-        remedies.insert(0, f"lower the share to {share} and raise others by as much")
+    share = share_between(samples_in(source, source.min_epochs, length), has[index], budget.total_samples)
+    can_shift = len(sources) > 1 and sum(has) >= budget.total_samples and budget.shares_are_written
+    if can_shift and share is not None and share[1]:
+        remedies.insert(0, f"lower the share to {written_share(share[1])} and raise others by as much")
     samples = _most_samples(sources, has, budget)
     if samples:
-        remedies.insert(0, f"lower {budget.key} to {samples * budget.sequence_length:,}")
+        remedies.insert(0, f"lower {budget.key} to {samples * length:,}")
+    return one_of(remedies)
+
+
+def one_of(remedies: Sequence[str]) -> str:
+    """Changes of which each suffices, as a sentence.
+
+    >>> one_of(["lower this", "raise that"])
+    'Lower this, or raise that.'
+    """
     text = ", or ".join(filter(None, [", ".join(remedies[:-1]), remedies[-1]]))
     return f"{text[0].upper()}{text[1:]}."
 
 
-def _share_below(samples: int, total: int) -> str | None:
-    """The largest share of four digits that some samples can fill; None where there is none."""
-    share = Fraction(10_000 * samples // total, 10_000)
-    return f"{float(share):.4f}" if share else None
+def share_between(fewest: int, most: int, total: int) -> tuple[Fraction, Fraction] | None:
+    """The smallest and the largest short share of a budget that gives so many samples.
+
+    Args:
+        fewest: Samples that it must give.
+        most: Samples that it may give.
+        total: Samples of the budget.
+
+    Returns:
+        Both with the same four, six or eight digits, less than a hundredth of a sample from what rounds to it;
+        None where there is none.
+
+    >>> share_between(0, 6, 40), share_between(2, 1, 7)
+    ((Fraction(0, 1), Fraction(3, 20)), None)
+    """
+    if fewest > most:
+        return None
+    for unit in (10_000, 1_000_000, 100_000_000):
+        low, high = -(-unit * fewest // total), unit * most // total
+        if low <= high or 100 * total <= unit:
+            return Fraction(low, unit), Fraction(high, unit)
+    return None
+
+
+def written_share(share: Fraction) -> str:
+    """A share with at least four digits: `0.1500`, `0.42857143`."""
+    text = f"{float(share):.8f}".rstrip("0")
+    return text.ljust(6, "0")
 
 
 def _most_samples(sources: Sequence[Supply], has: list[int], budget: Budget) -> int:
-    """Samples of the largest budget that all sources can supply with these shares; 0 if there is none."""
+    """Samples of the largest budget that all sources can supply, and are read enough in, with these shares; or 0."""
     shares = [exact(source.share) for source in sources]
+    wanted = [samples_in(source, source.min_epochs, budget.sequence_length) for source in sources]
     ramp, rows = budget.ramp_samples, budget.step_samples
     limits = (math.ceil(((can + 1) / share - ramp) / rows) for can, share in zip(has, shares, strict=True))
+    floors = (math.floor(((want - 1) / share - ramp) / rows) for want, share in zip(wanted, shares, strict=True))
     # A quota of almost one sample more may be rounded down; more than was asked is no remedy.
-    for steps in range(min(budget.most_steps, *limits), 0, -1):
+    for steps in range(min(budget.most_steps, *limits), max(0, *(floor - 1 for floor in floors)), -1):
         needed = split_samples(shares, ramp + steps * rows)
-        if all(needs <= can for needs, can in zip(needed, has, strict=True)):
+        if all(want <= needs <= can for want, needs, can in zip(wanted, needed, has, strict=True)):
             return ramp + steps * rows
     return 0
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 import pytest
 
-from data_tools.blend_plan import available_samples
+from data_tools.blend_plan import available_samples, share_between, split_samples, written_share
 from tests.support.pencil_project import PencilProject, refused
 
 
@@ -137,11 +138,42 @@ def test_each_remedy_of_a_floor_makes_the_plan_pass(project: PencilProject) -> N
     assert "less often" in refusal(project, "data.blend[1].min_epochs=1.77", OFTEN)
 
 
-def test_a_budget_that_another_source_cannot_supply_is_no_remedy(project: PencilProject) -> None:
+def test_a_larger_budget_is_offered_with_the_caps_that_it_needs_raised(project: PencilProject) -> None:
     project.write_dataset("a", tokens=500)  # 31 samples; 768 tokens want 36
-    assert "Raise the share to 0.3000 and lower others by as much, or lower min_epochs to 1.6." in refusal(
-        project, FLOOR, OFTEN
-    )
+    assert "Raise budget.tokens to 768 and max_epochs of a to 2, raise the share" in refusal(project, FLOOR, OFTEN)
+    both = ("budget.tokens=768", "data.blend[0].max_epochs=2")
+    assert project.plan(FLOOR, OFTEN, *both).data.sources[1].samples == 12
+
+
+def test_where_no_shares_suffice_it_is_said_once_and_no_share_is_offered(project: PencilProject) -> None:
+    project.write_dataset("a", tokens=200)  # 12 samples, and 6 of b, for 40
+    text = refusal(project)
+    assert text.count("  all      2 sources may give 288 together: no shares suffice\n") == 1
+    assert "lower the share" not in text
+    assert text.count("  Lower budget.tokens to 256, or raise max_epochs to ") == 2
+
+
+ONCE = ("data.blend[1].min_epochs=1", "data.blend[1].max_epochs=1")
+
+
+def test_a_smaller_budget_that_a_floor_refuses_is_no_remedy(project: PencilProject) -> None:
+    third = ("data.blend[0].share=0.7", "data.blend[1].share=0.3")
+    text = refusal(project, *ONCE, *third)  # 20 samples give 6; 24 give 7
+    assert "Lower budget.tokens to 320, lower the share to 0.1500" in text
+    shorter = "schedule={warmup_tokens: 64, decay_tokens: 64}"
+    assert project.plan(*ONCE, *third, "budget.tokens=320", shorter).data.sources[1].samples == 6
+    # Of 8 samples 5 are b's, of 12 they are 7: no budget of whole steps gives 6.
+    most = ("data.blend[0].share=0.4", "data.blend[1].share=0.6")
+    assert "Lower the share to 0.1500 and raise" in refusal(project, *ONCE, *most)
+
+
+def test_the_lower_share_has_as_many_digits_as_a_floor_needs() -> None:
+    assert share_between(0, 6, 40) == (0, Fraction(3, 20))
+    found = share_between(1, 1, 30_001)  # 0.0001 is 3 samples; a 30,001st is 0.0000333322...
+    assert found == (Fraction(3_334, 10**8), Fraction(3_333, 10**8))
+    assert split_samples([found[1], 1 - found[1]], 30_001) == split_samples([found[0], 1 - found[0]], 30_001)
+    assert split_samples([found[1], 1 - found[1]], 30_001)[0] == 1
+    assert (written_share(found[1]), written_share(Fraction(3, 20))) == ("0.00003333", "0.1500")
 
 
 def test_a_floor_above_the_cap_is_refused(project: PencilProject) -> None:
