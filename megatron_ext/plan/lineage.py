@@ -118,6 +118,27 @@ def check_schedule(loaded: LoadedRecipe, schedule: SchedulePlan, before: Schedul
             problems.add(loaded.origin(path), path, _other(values[0], values[1]))
 
 
+def check_packing(loaded: LoadedRecipe, parent: StagePlan) -> None:
+    """Refuses a continuation of packed rows that are packed in another way: what its sources have is counted in rows.
+
+    Raises:
+        RecipeError: With each key that differs.
+    """
+    problems = Problems()
+    recipe, there = loaded.recipe, parent.data
+    pairs: dict[KeyPath, tuple[object, object]] = {
+        ("data", "packing"): (there.packing, recipe.data.packing),
+        ("data", "long_documents"): (there.long_documents, recipe.data.long_documents),
+    }
+    if there.packing != "none":  # documents laid end to end can be cut anew
+        lengths = (parent.batch.sequence_length, recipe.training.sequence_length)
+        pairs[("training", "sequence_length")] = lengths
+    for path, (theirs, mine) in pairs.items():
+        if theirs != mine:
+            problems.add(loaded.origin(path), path, _other(theirs, mine))
+    problems.raise_recipe_error()
+
+
 def check_common(loaded: LoadedRecipe, plan: StagePlan, parent: StagePlan) -> None:
     """Refuses a continuation that is another model, or would read or train in another way.
 
@@ -137,12 +158,7 @@ def check_common(loaded: LoadedRecipe, plan: StagePlan, parent: StagePlan) -> No
         ("precision",): (there["precision"], here["precision"]),
         ("seed",): (there["seed"], here["seed"]),
         ("data", "tokenizer"): (parent.data.tokenizer_fingerprint[:12], plan.data.tokenizer_fingerprint[:12]),
-        ("data", "packing"): (parent.data.packing, plan.data.packing),
-        ("data", "long_documents"): (parent.data.long_documents, plan.data.long_documents),
     }
-    if plan.data.packing != "none":  # rows are packed for their length; documents laid end to end can be cut anew
-        lengths = (parent.batch.sequence_length, plan.batch.sequence_length)
-        pairs[("training", "sequence_length")] = lengths
     for section in ("model", "optimizer"):
         keys = there[section].keys() | here[section].keys()
         pairs |= {(section, key): (there[section].get(key), here[section].get(key)) for key in sorted(keys)}

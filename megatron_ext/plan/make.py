@@ -12,7 +12,14 @@ from megatron_ext.plan.data import plan_data
 from megatron_ext.plan.execution import plan_execution
 from megatron_ext.plan.init_from import INIT_FROM, check_permission, check_weights, other_numerics
 from megatron_ext.plan.layouts import plan_layout
-from megatron_ext.plan.lineage import chain_behind, check_common, check_kind, check_schedule, read_stage_plan
+from megatron_ext.plan.lineage import (
+    chain_behind,
+    check_common,
+    check_kind,
+    check_packing,
+    check_schedule,
+    read_stage_plan,
+)
 from megatron_ext.plan.meaning import stage_id, stage_meaning
 from megatron_ext.plan.schedule import plan_schedule
 from megatron_ext.plan.sft import plan_sft
@@ -158,6 +165,9 @@ def make_stage_plan(
         parent = make_stage_plan(loaded.parent, may_be_provisional=may_be_provisional, run_root=run_root)
     else:
         parent = _parent_by_id(loaded, run_root)
+    if parent is not None:
+        check_kind(loaded, parent.stage)
+        check_packing(loaded, parent)
     behind = chain_behind(parent) if parent is not None else None
     giver = _plan_of_giver(loaded, run_root, may_be_provisional=may_be_provisional)
     init_from = chain_behind(giver, gives="weights") if giver is not None else None

@@ -115,6 +115,16 @@ def test_a_chain_keeps_packing_policy_and_length(project: PencilProject) -> None
     )
 
 
+def test_a_chain_that_packs_otherwise_hears_that_and_not_that_its_sources_are_short(project: PencilProject) -> None:
+    project.edit("pretrain.yaml", "decay_tokens: 256}", "decay_tokens: 256, horizon_tokens: 1_280}")
+    project.edit("pretrain.yaml", "tokenizer: tokenizer", "tokenizer: tokenizer\n  packing: best_fit")
+    Path("child.yaml").write_text(CHILD)
+    short = ("data.blend[0].share=0.1", "data.blend[1].share=0.9")  # 576 of the 640 positions of b, behind 160
+    assert "cannot supply" in refused(lambda: child(*short))
+    text = refused(lambda: child(*short, "data.packing=none"))
+    assert "data.packing: 'none', and 'best_fit' in the stage that this one continues; write the same" in text
+
+
 def child(*overrides: str) -> StagePlan:
     return make_stage_plan(load_recipe("child.yaml", overrides=overrides))
 
