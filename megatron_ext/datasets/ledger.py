@@ -23,6 +23,8 @@
 | documents_cut       | of so many |
 | dropped,            | tokens of those that were left out, counted with the last row of their window of rows, |
 | documents_dropped   | and how many they were |
+| long_documents      | what became of packed documents longer than a row; with `trim-thinking` in the recipe        |
+|                     | `split` where the dataset does not say where it thinks. Empty: not packed, or not read yet  |
 | pieces_isolated     | pieces of documents that were kept apart in their rows; 0 with `document_isolation: none` |
 | distinct            | tokens of the source read at least once by the end of the row, over the chain |
 | distinct_documents  | documents begun at least once, likewise |
@@ -90,6 +92,7 @@ class LedgerRow:
     cutting: str = ""
     domain_shares: dict[str, float] = field(default_factory=dict)
     domains_known: str = "declared"
+    long_documents: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The row as a plain mapping."""
@@ -272,6 +275,11 @@ def print_ledger(rows: Sequence[LedgerRow], path: Path) -> None:
             f"{whole.documents_cut:,} long documents cut, {whole.truncated + whole.trimmed:,} tokens of them; "
             f"{whole.documents_dropped:,} dropped, {whole.dropped:,} tokens"
         )
+    policies = {(row.source, row.long_documents) for row in rows if row.long_documents}
+    if any(policy == "trim-thinking" for _, policy in policies):
+        untold = sorted(source for source, policy in policies if policy == "split")
+        if untold:
+            print(f"long documents of {', '.join(untold)}: split, since no thinking is recorded of them")
 
 
 def _by_domain(rows: Sequence[LedgerRow]) -> dict[str, list[LedgerRow]]:

@@ -31,6 +31,7 @@ from megatron_ext.plan.packed_rows import (
     Window,
     count_rows,
     pack_window,
+    policy_for,
     sum_counts,
     windows_of,
 )
@@ -90,7 +91,7 @@ class PackedCursor:
         """
         self.documents = documents
         self.sequence_length = sequence_length
-        self._seed, self._long_documents, self._padding_id = seed, long_documents, padding_id
+        self._seed, self.long_documents, self._padding_id = seed, long_documents, padding_id
         self._thinking = thinking
         self._windows = windows
         self._counts = np.array(counts, dtype=np.int64)  # [windows, fields of RowCounts]
@@ -113,7 +114,7 @@ class PackedCursor:
     @property
     def cutting(self) -> str:
         """What decides which tokens a row holds."""
-        return f"{self.sequence_length} packed, {self._long_documents}"
+        return f"{self.sequence_length} packed, {self.long_documents}"
 
     def draw(self) -> EpochSample:
         """The next row in reading order; the cursor moves behind it. Nothing is read from disk but lengths."""
@@ -218,7 +219,7 @@ class PackedCursor:
             "windows": len(self._windows),
             "sequence_length": self.sequence_length,
             "packing": "best_fit",
-            "long_documents": self._long_documents,
+            "long_documents": self.long_documents,
             "rows": self.rows_of_pass,
         }
 
@@ -269,7 +270,7 @@ class PackedCursor:
         packed = pack_window(
             lengths,
             sequence_length=self.sequence_length,
-            long_documents=self._long_documents,
+            long_documents=self.long_documents,
             thinking=self._thinking.of_window(window) if self._thinking is not None else None,
             order=keyed_permutation(len(lengths), key=f"documents/{self._key}/{epoch}/{number}"),
         )
@@ -291,16 +292,15 @@ def open_packed_cursor(plan: StagePlan, source: SourcePlan, documents: Documents
     """
     dataset = read_dataset(source.prefix)
     data, length = plan.data, plan.batch.sequence_length
-    counts = count_rows(
-        dataset, sequence_length=length, long_documents=data.long_documents, store=Path(data.store), is_kept=False
-    )
+    policy = policy_for(dataset, data.long_documents)
+    counts = count_rows(dataset, sequence_length=length, long_documents=policy, store=Path(data.store), is_kept=False)
     return PackedCursor(
         documents,
         windows=windows_of(dataset),
         counts=counts,
         seed=plan.seed,
         sequence_length=length,
-        long_documents=data.long_documents,
+        long_documents=policy,
         padding_id=data.eod_id,
-        thinking=Thinking(dataset) if data.long_documents == "trim-thinking" else None,
+        thinking=Thinking(dataset) if policy == "trim-thinking" else None,
     )

@@ -41,7 +41,7 @@ def packed_reads(
     if distinct is not None and documents is not None and not (begin > place and distinct < of_pass.tokens):
         known, new = max(distinct, here.first_pass.tokens), max(documents, here.first_pass.documents)
         first, documents_first = known - distinct, new - documents
-    is_trimmed = plan.data.long_documents == "trim-thinking"
+    is_trimmed = cursor.long_documents == "trim-thinking"
     return {
         "read": samples * length,
         "samples": samples,
@@ -58,6 +58,7 @@ def packed_reads(
         "dropped": read.dropped_tokens,
         "documents_dropped": read.dropped,
         "pieces_isolated": read.pieces if plan.data.document_isolation != "none" else 0,
+        "long_documents": cursor.long_documents,
         "distinct": known,
         "distinct_documents": new,
         "place": end,

@@ -170,21 +170,20 @@ def _misfits(
             f"({loaded.origin(('model', 'vocab_size'))}); raise that to at least {dataset.max_token_id + 1:,}, "
             "or tokenize again"
         )
-    is_packed = loaded.recipe.stage == "sft"  # what is held out is packed too: a conversation makes a row
-    is_conversations = is_packed and dataset.chat is not None  # their template ends them
-    if not dataset.append_eod and not is_conversations:
+    is_sft = loaded.recipe.stage == "sft"  # what is held out is packed too: a conversation makes a row
+    are_rows_packed = is_sft or loaded.recipe.data.packing == "best_fit"
+    if not dataset.append_eod and dataset.chat is None:
         found.append(
             "was tokenized without --append-eod, so its documents run into each other unmarked; "
             "tokenize it again with that option"
         )
-    data = loaded.recipe.data
-    if is_training and data.packing == "best_fit" and data.long_documents == "trim-thinking" and dataset.chat is None:
+    elif not dataset.append_eod and not are_rows_packed:
         found.append(
-            f"does not say where its documents think, and data.long_documents is trim-thinking "
-            f"({loaded.origin(('data', 'long_documents'))}); make it with data-tools chat, or write split, truncate or "
-            "drop there"
+            "holds conversations, which their chat template ends and no end-of-document id, and data.packing none "
+            f"lays documents end to end ({loaded.origin(('data', 'packing'))}); write data.packing: best_fit, or name "
+            "the same text as tokenized with --append-eod"
         )
-    if available_samples(dataset.tokens, 1, length) == 0 and not is_training and not is_packed:
+    if available_samples(dataset.tokens, 1, length) == 0 and not is_training and not is_sft:
         found.append(
             f"{dataset.tokens:,} tokens give no validation sample of sequence_length {length:,}, which reads "
             f"{length + 1:,}; hold out more documents, or lower training.sequence_length"

@@ -41,6 +41,11 @@ WINDOW_DOCUMENTS = 16_384
 Ints = NDArray[Any]
 
 
+def policy_for(dataset: StoredDataset, long_documents: LongDocuments) -> LongDocuments:
+    """What becomes of a dataset's long documents: with `trim-thinking` `split`, where no thinking is recorded."""
+    return "split" if long_documents == "trim-thinking" and dataset.chat is None else long_documents
+
+
 class RowCounts(NamedTuple):
     """What some rows hold, and what was done to the documents of their windows."""
 
@@ -234,7 +239,7 @@ def count_rows(
     Args:
         dataset: What is packed.
         sequence_length: Positions of a row.
-        long_documents: What becomes of longer documents.
+        long_documents: What becomes of longer documents, as `policy_for` says.
         store: The run root.
         is_kept: Whether counts that are not there are put into the store.
         window_documents: As in `windows_of`.

@@ -10,7 +10,7 @@ from rich.table import Table
 from data_tools.dataset import StoredDataset
 from data_tools.quantities import format_exact
 from data_tools.strict_yaml import KeyPath
-from megatron_ext.plan.packed_rows import NO_ROWS, count_rows, sum_counts
+from megatron_ext.plan.packed_rows import NO_ROWS, count_rows, policy_for, sum_counts
 from megatron_ext.plan.render_table import frame
 from megatron_ext.plan.stage_plan import PackedPlan
 from megatron_ext.recipe.load import LoadedRecipe
@@ -44,10 +44,10 @@ def plan_rows(
     data, length = loaded.recipe.data, loaded.recipe.training.sequence_length
     if dataset is None:
         tokens = loaded.sources[index].declared_tokens or 0
-        return PackedPlan(**NO_ROWS._replace(rows=max(1, tokens // length), tokens=tokens)._asdict())
-    blocks = count_rows(
-        dataset, sequence_length=length, long_documents=data.long_documents, store=store, is_kept=is_kept
-    )
+        nothing = NO_ROWS._replace(rows=max(1, tokens // length), tokens=tokens)
+        return PackedPlan(long_documents=data.long_documents, **nothing._asdict())
+    policy = policy_for(dataset, data.long_documents)
+    blocks = count_rows(dataset, sequence_length=length, long_documents=policy, store=store, is_kept=is_kept)
     counts = sum_counts(blocks)
     if counts.rows == 0:
         key: KeyPath = ("sources", index, "prefix")
@@ -56,7 +56,7 @@ def plan_rows(
             f"with data.long_documents {data.long_documents}; write split there, or raise training.sequence_length"
         )
         problems.add(loaded.origin(key), ("prefix",), message)
-    return PackedPlan(**counts._asdict())
+    return PackedPlan(long_documents=policy, **counts._asdict())
 
 
 def fill_percent(packed: PackedPlan, sequence_length: int) -> float:
@@ -78,12 +78,20 @@ def packing_table(
     columns = ["source", "documents", "rows", "fill", "split"]
     columns += [cut, "tokens"] if cut else []
     columns += ["dropped", "tokens"]
+    columns += ["long documents"] if long_documents == "trim-thinking" else []
     table = frame(*columns, title=f"packed into rows of {sequence_length:,}, one pass")
-    for column in table.columns[1:]:
+    for column in table.columns[1 : columns.index("dropped") + 2]:
         column.justify = "right"
     for name, documents, packed in sources:
         counts = [packed.split, *([packed.cut, packed.cut_tokens] if cut else [])]
         counts += [packed.dropped, packed.dropped_tokens]
         fill = f"{fill_percent(packed, sequence_length):.2f} %"
-        table.add_row(name, format_exact(documents), format_exact(packed.rows), fill, *map(format_exact, counts))
+        policy = [_said_policy(packed)] if long_documents == "trim-thinking" else []
+        rows = [format_exact(documents), format_exact(packed.rows), fill]
+        table.add_row(name, *rows, *map(format_exact, counts), *policy)
     return table
+
+
+def _said_policy(packed: PackedPlan) -> str:
+    is_trimmed = packed.long_documents == "trim-thinking"
+    return packed.long_documents if is_trimmed else f"no thinking recorded: {packed.long_documents}"

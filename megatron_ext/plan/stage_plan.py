@@ -117,8 +117,9 @@ class PhasePlan(PlanPart):
 
 
 class PackedPlan(PlanPart):
-    """The packed rows of one pass over a source; the fields are those of `packed_rows.RowCounts`."""
+    """The packed rows of one pass over a source: fields of `packed_rows.RowCounts`, and what made them."""
 
+    long_documents: Literal["split", "truncate", "trim-thinking", "drop"] = "split"  # of this source: `policy_for`
     rows: int
     documents: int
     pieces: int

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from data_tools.dataset import read_dataset
 from data_tools.loss_mask import LossMasks
+from data_tools.manifest import ChatRecord, write_manifest
 from megatron_ext.datasets.cursor import EpochSample
 from megatron_ext.datasets.documents import Documents
 from megatron_ext.datasets.packed_cursor import PackedCursor
@@ -64,7 +67,20 @@ def write_packed_source(prefix: Path, packed: Packed) -> str:
     manifest = write_source(prefix, documents, block_documents=packed.block_documents)
     thinking = np.array([(1, length - 1) if length > 2 else (0, 0) for length in packed.lengths], np.int32)
     none = np.zeros(len(documents) + 1, np.int64)
-    Path(f"{prefix}.mask").write_bytes(LossMasks(none, thinking, np.zeros((0, 2), np.int32)).to_bytes())
+    content = LossMasks(none, thinking, np.zeros((0, 2), np.int32)).to_bytes()
+    Path(f"{prefix}.mask").write_bytes(content)
+    chat = ChatRecord(
+        version="2",
+        template="chat_template.jinja",
+        template_sha256="0" * 64,
+        train_on=["assistant"],
+        thinking="keep",
+        trained_tokens=0,
+        mask_bytes=len(content),
+        mask_sha256=hashlib.sha256(content).hexdigest(),
+    )
+    manifest = replace(manifest, chat=chat)
+    write_manifest(prefix, manifest)
     return manifest.data_id
 
 

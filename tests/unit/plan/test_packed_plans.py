@@ -10,9 +10,12 @@ from data_tools.errors import DataError
 from data_tools.indexed import IndexedReader
 from megatron_ext.__main__ import main
 from megatron_ext.plan.make import make_stage_plan
+from megatron_ext.plan.render import print_plan
 from megatron_ext.plan.stage_plan import PackedPlan, StagePlan
 from megatron_ext.recipe.load import load_recipe
 from tests.support.pencil_project import PencilProject, refused
+from tests.support.sft_project import LONG as LONG_TALK
+from tests.support.sft_project import SHORT, write_chat
 
 PACKED = "data.packing=best_fit"
 CHILD = """\
@@ -87,10 +90,29 @@ def test_what_becomes_of_long_documents_is_asked_of_packed_rows_only(project: Pe
     )
 
 
-def test_thinking_can_be_trimmed_only_where_the_dataset_says_where_it_is(project: PencilProject) -> None:
-    said = refused(lambda: project.plan(PACKED, "data.long_documents=trim-thinking"), DataError)
-    assert "data/a: does not say where its documents think, and data.long_documents is trim-thinking" in said
-    assert "make it with data-tools chat, or write split, truncate or drop there" in said
+def test_where_no_thinking_is_recorded_long_documents_are_split_and_the_plan_says_so(
+    project: PencilProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    split = rows(project, *LONG, "data.long_documents=split")
+    stage = project.plan(PACKED, *LONG, "data.long_documents=trim-thinking")
+    assert stage.data.sources[0].packed == split
+    print_plan(stage, run_root=Path("runs"))
+    assert capsys.readouterr().out.count("no thinking recorded: split") == 2
+
+
+def test_conversations_are_pretraining_data_where_rows_keep_documents_apart(project: PencilProject) -> None:
+    """Eight of 4 tokens share four rows of 8; four of 12, 6 of them thinking, lose 4 each."""
+    write_chat(project, "a", [SHORT] * 8 + [LONG_TALK] * 4, thinking=dict.fromkeys(range(8, 12), (2, 8)))
+    packed = rows(project, *LONG, "data.long_documents=trim-thinking", "data.blend[0].max_epochs=9")
+    assert (packed.rows, packed.cut, packed.cut_tokens, packed.long_documents) == (8, 4, 16, "trim-thinking")
+
+
+def test_conversations_laid_end_to_end_are_refused_with_the_packing_that_takes_them(project: PencilProject) -> None:
+    write_chat(project, "a", [SHORT] * 8 + [LONG_TALK] * 4)
+    said = refused(project.plan, DataError)
+    assert "data/a: holds conversations, which their chat template ends and no end-of-document id" in said
+    assert "write data.packing: best_fit, or name the same text as tokenized with --append-eod" in said
+    assert rows(project, "data.blend[0].max_epochs=9").documents == 12
 
 
 def test_declared_sizes_suppose_rows_without_padding_and_say_so(project: PencilProject) -> None:
