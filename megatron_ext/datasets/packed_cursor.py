@@ -95,7 +95,7 @@ class PackedCursor:
         self._thinking = thinking
         self._windows = windows
         self._counts = np.array(counts, dtype=np.int64)  # [windows, fields of RowCounts]
-        assert len(windows) == len(counts), "both are of the same dataset and window_documents"
+        assert len(windows) == len(counts), "both are of the same dataset and window_pieces"
         self._rows_of = self._counts[:, RowCounts._fields.index("rows")]
         self.rows_of_pass = int(self._rows_of.sum())
         assert self.rows_of_pass, "a source without a row is refused in the plan"
@@ -296,7 +296,7 @@ def open_packed_cursor(plan: StagePlan, source: SourcePlan, documents: Documents
     counts = count_rows(dataset, sequence_length=length, long_documents=policy, store=Path(data.store), is_kept=False)
     return PackedCursor(
         documents,
-        windows=windows_of(dataset),
+        windows=windows_of(dataset, sequence_length=length),
         counts=counts,
         seed=plan.seed,
         sequence_length=length,

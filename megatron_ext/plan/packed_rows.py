@@ -1,12 +1,13 @@
 """Rows of whole documents: which documents share a row of `sequence_length` positions, and how many rows there are.
 
-A window, a run of 16,384 documents of a block, is packed by itself: best fit, longest first. How many rows that
-gives, and of which lengths, depends on the lengths alone. So a window has as many rows in every epoch and for every
-seed, whichever of its equally long documents takes which place: what is held of a source is a line of counts a
-window.
+A window, a run of documents of a block that make some 16,384 pieces, is packed by itself: best fit, longest first.
+How many rows that gives, and of which lengths, depends on the lengths alone. So a window has as many rows in every
+epoch and for every seed, whichever of its equally long documents takes which place: what is held of a source is a
+line of counts a window.
 
 These counts are kept in the store of the run root (`prepared.py`), kind `rows`: `windows.npy`, int64
-`[windows, fields of RowCounts]`, numpy's format 1.0. Worked size: 5e7 documents are some 3,060 windows, 245 kB.
+`[windows, fields of RowCounts]`, numpy's format 1.0. Worked size: 5e7 documents, none longer than a row, are some
+3,060 to 6,110 windows of 80 bytes.
 """
 
 from __future__ import annotations
@@ -34,9 +35,10 @@ LongDocuments = Literal["split", "truncate", "trim-thinking", "drop"]
 DOCUMENT_ROWS_VERSION = 1
 """Part of the store's key; raised when the same lengths would give other rows, with SEMANTICS_VERSION."""
 
-WINDOW_DOCUMENTS = 16_384
-"""Documents packed together. Of 65,536 rows would be 0.1 % fuller at 32k tokens, and 200 sources would take 350 MB and
-7 s of CPU to start; of 4,096 half a percent of the positions is padding there. Part of the order, like the above."""
+WINDOW_PIECES = 16_384
+"""Documents and parts of long ones that are packed together, roughly. With 65,536 rows would be 0.1 % fuller at 32k
+tokens, and 200 sources would take 350 MB and 7 s of CPU to start; with 4,096 half a percent of the positions is
+padding there. Part of the order, like the above."""
 
 Ints = NDArray[Any]
 
@@ -76,14 +78,21 @@ class Window(NamedTuple):
     end: int
 
 
-def windows_of(dataset: StoredDataset, *, window_documents: int = WINDOW_DOCUMENTS) -> list[Window]:
-    """The windows of a dataset, with its blocks as `Documents` counts them; tests make them small."""
-    sizes = [end - first for _, blocks in _blocks_by_shard(dataset) for first, end in blocks]
-    return [
-        Window(block, at, min(at + window_documents, size))
-        for block, size in enumerate(sizes)
-        for at in range(0, size, window_documents)
-    ]
+def windows_of(dataset: StoredDataset, *, sequence_length: int, window_pieces: int = WINDOW_PIECES) -> list[Window]:
+    """The windows of a dataset, with its blocks as `Documents` counts them; tests make them small.
+
+    A block's windows have equally many documents: fewer where documents are longer than rows, for what a reader
+    holds of a window grows with its pieces.
+    """
+    windows = []
+    block = 0
+    for shard, blocks in _blocks_by_shard(dataset):
+        for (first, end), tokens in zip(blocks, shard.manifest.tokens_per_block, strict=True):
+            size = end - first
+            step = max(1, window_pieces * size // (size + tokens // sequence_length))
+            windows += [Window(block, at, min(at + step, size)) for at in range(0, size, step)]
+            block += 1
+    return windows
 
 
 def _blocks_by_shard(dataset: StoredDataset) -> Iterator[tuple[Shard, list[tuple[int, int]]]]:
@@ -232,7 +241,7 @@ def count_rows(
     long_documents: LongDocuments,
     store: Path,
     is_kept: bool,
-    window_documents: int = WINDOW_DOCUMENTS,
+    window_pieces: int = WINDOW_PIECES,
 ) -> list[RowCounts]:
     """The rows of every window of a dataset: from the store, or counted now; long counting shows its progress.
 
@@ -242,7 +251,7 @@ def count_rows(
         long_documents: What becomes of longer documents, as `policy_for` says.
         store: The run root.
         is_kept: Whether counts that are not there are put into the store.
-        window_documents: As in `windows_of`.
+        window_pieces: As in `windows_of`.
 
     Raises:
         DataError: The index is not the one of its manifest, or the store is damaged and nothing is to be kept.
@@ -252,14 +261,14 @@ def count_rows(
         "rows_version": DOCUMENT_ROWS_VERSION,
         "data_id": dataset.data_id,
         "block_documents": dataset.shards[0].manifest.block_documents,
-        "window_documents": window_documents,
+        "window_pieces": window_pieces,
         "sequence_length": sequence_length,
         "long_documents": long_documents,
     }
 
     def count() -> NDArray[np.int64]:
         thinking = Thinking(dataset) if long_documents == "trim-thinking" else None
-        windows = windows_of(dataset, window_documents=window_documents)
+        windows = windows_of(dataset, sequence_length=sequence_length, window_pieces=window_pieces)
         label = f"packing {dataset.documents:,} documents of {dataset.prefix}"
         label += "" if is_kept else " (megatron-ext prepare does it ahead)"
         with shown(label, sum(shard.manifest.idx_bytes for shard in dataset.shards)) as progress:

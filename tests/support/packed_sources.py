@@ -28,7 +28,7 @@ class Packed(NamedTuple):
 
     lengths: list[int]
     block_documents: int = 4
-    window_documents: int = 4
+    window_pieces: int = 8
     sequence_length: int = 4
     long_documents: LongDocuments = "split"
     seed: int = 7
@@ -53,7 +53,7 @@ packings = st.builds(
     Packed,
     lengths=st.lists(st.integers(min_value=0, max_value=11), min_size=1, max_size=14).filter(sum),
     block_documents=st.integers(min_value=1, max_value=5),
-    window_documents=st.integers(min_value=1, max_value=5),
+    window_pieces=st.integers(min_value=1, max_value=12),
     sequence_length=st.integers(min_value=1, max_value=6),
     long_documents=st.sampled_from(["split", "truncate", "trim-thinking", "drop"]),
     seed=st.integers(min_value=0, max_value=2**63),
@@ -91,14 +91,14 @@ def packed_cursor(folder: Path, packed: Packed) -> PackedCursor:
     dataset = read_dataset(prefix)
     return PackedCursor(
         Documents(str(prefix), source="a", data_id=data_id),
-        windows=windows_of(dataset, window_documents=packed.window_documents),
+        windows=windows_of(dataset, sequence_length=packed.sequence_length, window_pieces=packed.window_pieces),
         counts=count_rows(
             dataset,
             sequence_length=packed.sequence_length,
             long_documents=packed.long_documents,
             store=folder,
             is_kept=True,
-            window_documents=packed.window_documents,
+            window_pieces=packed.window_pieces,
         ),
         seed=packed.seed,
         sequence_length=packed.sequence_length,

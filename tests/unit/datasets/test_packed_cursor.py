@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_tools.dataset import read_dataset
 from data_tools.errors import DataError
 from megatron_ext.datasets.cursor import EpochSample
 from megatron_ext.datasets.packed_cursor import PackedCursor
-from megatron_ext.plan.packed_rows import RowCounts
-from tests.support.packed_sources import PADDING, Packed, packed_cursor, packings, row_of
+from megatron_ext.plan.packed_rows import RowCounts, windows_of
+from tests.support.packed_sources import PADDING, Packed, packed_cursor, packings, row_of, write_packed_source
 
 properties = settings(max_examples=40, deadline=None)
 
@@ -160,10 +161,19 @@ def test_a_trimmed_document_is_located_by_two_spans(tmp_path):
 
 
 def test_equally_long_documents_change_places_from_epoch_to_epoch(tmp_path):
-    cursor = packed_cursor(tmp_path, Packed([2] * 12, block_documents=12, window_documents=12))
+    cursor = packed_cursor(tmp_path, Packed([2] * 12, block_documents=12, window_pieces=18))
     epochs = [[frozenset(_inputs(cursor, cursor.draw())) for _ in range(6)] for _ in range(2)]
     assert set(epochs[0]) != set(epochs[1])
     assert set().union(*epochs[0]) == set().union(*epochs[1]) == set(range(24))
+
+
+@pytest.mark.parametrize(("length", "documents_of_a_window"), [(2, 6), (3, 5), (6, 3), (300, 1)])
+def test_windows_of_long_documents_hold_fewer_of_them(tmp_path, length, documents_of_a_window):
+    """Rows of 3: a document of 6 counts as itself and two rows."""
+    write_packed_source(tmp_path / "a", Packed([length] * 11, block_documents=11))
+    windows = windows_of(read_dataset(tmp_path / "a"), sequence_length=3, window_pieces=11)
+    assert [window.first for window in windows] == list(range(0, 11, documents_of_a_window))
+    assert windows[-1].end == 11
 
 
 def test_a_window_has_as_many_rows_for_every_seed(tmp_path):
