@@ -67,6 +67,8 @@ def checked[Kind: Section](kind: type[Kind], tree: Tree, problems: Problems) -> 
     except ValidationError as error:
         for detail in error.errors():
             path = detail["loc"]
+            if detail["type"] == "too_short" and _value(tree, path):
+                continue  # pydantic counts valid elements only; those that are not are said themselves
             problems.add(tree.origin(path), path, _message(kind, tree, detail))
     for prefix, section in _valid_sections(kind, data):
         for inside, message in broken_rules(section):
@@ -136,10 +138,15 @@ def _message(kind: type[Section], tree: Tree, detail: ErrorDetails) -> str:
 
 
 def _written(tree: Tree, path: KeyPath) -> str:
+    value = _value(tree, path)
+    return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)  # true, false, null
+
+
+def _value(tree: Tree, path: KeyPath) -> Any:
     value: Any = tree.data
     for step in path:
         value = value[step]
-    return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)  # true, false, null
+    return value
 
 
 def _keys_of(kind: type[Section], path: KeyPath) -> str:

@@ -191,9 +191,14 @@ def _load_parts(
             parts.append(_load_source_or_blend(file, sources, problems))
         else:
             here: KeyPath = (*key, index, "source")
-            message = f"{file}: no such file; write a path relative to the file it stands in"
-            problems.add(tree.origin(here), here, message)
+            origin = tree.origin(here)
+            problems.add(origin, here, f"{file}: no such file; write a path relative to {_base(origin)}")
     return parts
+
+
+def _base(origin: Origin) -> str:
+    """What a path that is written there is relative to; an option has no line."""
+    return "the file it stands in" if origin.line else "the working directory"
 
 
 def _load_source_or_blend(file: str, sources: _Sources, problems: Problems) -> SourceFile | BlendFile | None:
@@ -235,7 +240,8 @@ def _load_parent(
         message = f"a circle: {' -> '.join([*chain, file])}; the first stage of a chain has no {name}"
         problems.add(tree.origin(key), key, message)
     elif not Path(file).is_file():
-        message = f"{file}: no such file; write the path of a stage recipe relative to the file it stands in"
+        base = _base(tree.origin(key))
+        message = f"{file}: no such file; write the path of a stage recipe relative to {base}"
         problems.add(tree.origin(key), key, message)
     else:
         try:

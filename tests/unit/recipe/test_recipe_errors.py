@@ -102,6 +102,21 @@ def test_an_empty_blend_is_refused(project: PencilProject) -> None:
     assert refusal(project, "data.blend=[]").endswith("data.blend: an empty list; it needs at least one element")
 
 
+@pytest.mark.parametrize(
+    ("entry", "wrong"), [("share: 1.2", "share: 1.2 is out"), ("share: 1, cursor: fress", "cursor: 'fress' is not")]
+)
+def test_a_blend_whose_only_entry_is_wrong_is_not_called_empty(project: PencilProject, entry: str, wrong: str) -> None:
+    text = refusal(project, f"data.blend=[{{source: a.yaml, {entry}}}]")
+    assert f"data.blend[0].{wrong}" in text
+    assert "problems" not in text
+
+
+def test_a_missing_source_of_an_option_is_sought_from_the_working_directory(project: PencilProject) -> None:
+    text = refusal(project, "data.blend=[{source: nope.yaml, share: 1}]")
+    assert text.endswith("nope.yaml: no such file; write a path relative to the working directory")
+    assert refusal(project, "continue=nope.yaml").endswith("of a stage recipe relative to the working directory")
+
+
 def test_shares_must_sum_to_one(project: PencilProject) -> None:
     assert refusal(project, "data.blend[0].share=0.5") == (
         "--set data.blend[0].share=0.5: data.blend: "
