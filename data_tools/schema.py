@@ -16,9 +16,18 @@ The tokens of a nested blend are those of all sources below it.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from data_tools.quantities import parse_count, parse_number
 
@@ -126,6 +135,20 @@ class BlendFileEntry(Section):
         return self
 
 
+def wrong_sum(shares: Sequence[float]) -> str | None:
+    """What is wrong with shares that do not sum to 1.
+
+    >>> wrong_sum([0.5, 0.4])
+    'shares 0.5 + 0.4 sum to 0.9, must sum to 1; raise them by 0.1 in all'
+    """
+    total = math.fsum(shares)
+    if abs(total - 1) <= SHARE_TOLERANCE:
+        return None
+    written = " + ".join(f"{share:g}" for share in shares)
+    change = f"{'raise' if total < 1 else 'lower'} them by {abs(1 - total):.9g} in all"
+    return f"shares {written} sum to {total:.10g}, must sum to 1; {change}"
+
+
 class BlendRecipe(Section):
     """Sources, and how much each gives."""
 
@@ -135,6 +158,15 @@ class BlendRecipe(Section):
     )
     temperature: Number | None = Field(default=None, gt=0, description="temperature only: 1 is natural, more flatter.")
     entries: tuple[BlendFileEntry, ...] = Field(description="Sources and blends, in order.")
+
+    @field_validator("entries")
+    @classmethod
+    def _check_shares(cls, entries: tuple[BlendFileEntry, ...], info: ValidationInfo) -> tuple[BlendFileEntry, ...]:
+        shares = [entry.share for entry in entries if entry.share is not None]
+        is_fixed = info.data.get("weighting") == "fixed" and all(entry.amounts for entry in entries)
+        if is_fixed and shares and (message := wrong_sum(shares)):
+            raise ValueError(message)
+        return entries
 
     @model_validator(mode="after")
     def _check_weighting(self) -> Self:
@@ -146,9 +178,6 @@ class BlendRecipe(Section):
             return self
         if missing := [index for index, entry in enumerate(self.entries) if not entry.amounts]:
             raise ValueError(f"entries[{missing[0]}] has none of share, tokens, epochs; write one, or a weighting")
-        shares = [entry.share for entry in self.entries if entry.share is not None]
-        if shares and abs(math.fsum(shares) - 1) > SHARE_TOLERANCE:
-            raise ValueError(f"the shares sum to {math.fsum(shares):.10g}, must sum to 1")
         return self
 
     @model_validator(mode="after")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from data_tools.schema import SHARE_TOLERANCE
+from data_tools.schema import wrong_sum
 from data_tools.strict_yaml import KeyPath
 from megatron_ext.recipe.layer_pattern import MAMBA, MLP, parse_pattern
 from megatron_ext.recipe.schema import (
@@ -133,11 +133,8 @@ def _data_rules(data: DataRecipe) -> Iterator[Broken]:
 
 
 def _blend_rules(blend: tuple[BlendEntry, ...], key: KeyPath) -> Iterator[Broken]:
-    total = math.fsum(entry.share for entry in blend)
-    if abs(total - 1) > SHARE_TOLERANCE:
-        shares = " + ".join(f"{entry.share:g}" for entry in blend)
-        change = f"{'raise' if total < 1 else 'lower'} them by {abs(1 - total):.9g} in all"
-        yield key, f"shares {shares} sum to {total:.10g}, must sum to 1; {change}"
+    if message := wrong_sum([entry.share for entry in blend]):
+        yield key, message
     seen: dict[str, int] = {}
     for index, entry in enumerate(blend):
         first = seen.setdefault(entry.source, index)

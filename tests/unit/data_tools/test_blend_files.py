@@ -79,7 +79,10 @@ def test_a_missing_source_is_refused_with_those_that_are_there() -> None:
             "entries:\n  - {source: a.yaml, epochs: 2, min_epochs: 3}\n",
             "blend.yaml:3: entries[0]: min_epochs 3 is above the 2 that may be read",
         ),
-        ("entries:\n  - {source: a.yaml, share: 0.5}\n", "blend.yaml:1: the shares sum to 0.5, must sum to 1"),
+        (
+            "entries:\n  - {source: a.yaml, share: 0.5}\n",
+            "blend.yaml:2: entries: shares 0.5 sum to 0.5, must sum to 1; raise them by 0.5 in all",
+        ),
         ("entries:\n  - {source: a.yaml}\n", "blend.yaml:1: entries[0] has none of share, tokens, epochs"),
         (
             "weighting: natural\nentries:\n  - {source: a.yaml, share: 1}\n",
