@@ -102,7 +102,7 @@ def test_what_is_wrong_below_a_blend_has_its_file_and_line(project: PencilProjec
     message = refused(plan)
     assert message.startswith("inner.yaml:5: entries[1].source: none.yaml: no such file")
     inner("entries: [{source: b.yaml, share: 0.5}, {source: c.yaml, share: 0.4}]")
-    assert "inner.yaml:1: entries: shares 0.5 + 0.4 sum to 0.9, must sum to 1; raise them by 0.1 in all" in refused(
+    assert "inner.yaml:2: entries: shares 0.5 + 0.4 sum to 0.9, must sum to 1; raise them by 0.1 in all" in refused(
         plan
     )
     inner("weighting: natural\nentries: [{source: inner.yaml}]")
