@@ -121,6 +121,7 @@ def _execute(plan: StagePlan, run_root: Path, launch: Launch, ending: Ending) ->
     from megatron_ext.training import walk
     from megatron_ext.training.metrics import check_loggers
     from megatron_ext.training.parent_stage import parent_checkpoint
+    from megatron_ext.training.replaced_data import notes_on_replaced_data
     from megatron_ext.training.stage_folder import StageFolder
 
     folder = StageFolder(run_root, plan)
@@ -131,6 +132,8 @@ def _execute(plan: StagePlan, run_root: Path, launch: Launch, ending: Ending) ->
         return
     if walk.newest_checkpoint(folder) is None:
         parent_checkpoint(run_root, plan)
+    for note in notes_on_replaced_data(run_root, plan):
+        _say(launch, f"WARNING: {note}")
     _say(launch, describe_layers(plan))
     with walk.taken(folder, plan, is_main=launch.is_main):
         ending.folder = folder
