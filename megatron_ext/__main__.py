@@ -212,7 +212,13 @@ def _doctor(arguments: argparse.Namespace) -> int | None:
 
 
 def _validate_arguments(add: Any) -> None:
-    add("files", nargs="+", type=Path, metavar="FILE", help="any YAML file of recipes/: stage, model, source or site")
+    add(
+        "files",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="any YAML file of recipes/: stage, model, source, blend or site",
+    )
     add("--isolation", action="store_true", help="build each stage's model and prove that packed documents do not meet")
 
 

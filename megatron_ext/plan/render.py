@@ -136,7 +136,8 @@ def _batch_rows(batch: BatchPlan) -> list[Row]:
 
 def _schedule_rows(plan: StagePlan) -> list[Row]:
     schedule, optimizer = plan.schedule, plan.optimizer
-    parts = [f"{_steps(plan, schedule.warmup_samples)} steps of warmup"]
+    warmup = _steps(plan, schedule.warmup_samples)
+    parts = [f"{warmup} {'step' if warmup == '1' else 'steps'} of warmup"]
     if schedule.style == "wsd":
         stable = schedule.horizon_samples - schedule.warmup_samples - schedule.decay_samples
         parts.append(f"{_steps(plan, stable)} stable")
@@ -149,7 +150,8 @@ def _schedule_rows(plan: StagePlan) -> list[Row]:
 
 def _steps(plan: StagePlan, samples: int) -> str:
     batch = plan.batch
-    return f"{samples * plan.schedule.sample_tokens / (batch.sequence_length * batch.global_batch_size):,.6g}"
+    steps = samples * plan.schedule.sample_tokens / (batch.sequence_length * batch.global_batch_size)
+    return f"{steps:,.2f}".rstrip("0").rstrip(".")
 
 
 def _cadence_rows(plan: StagePlan) -> list[Row]:

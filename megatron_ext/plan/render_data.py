@@ -81,13 +81,14 @@ def _packed(plan: StagePlan) -> list[tuple[str, Table]]:
 
 
 def _sources(plan: StagePlan) -> Table:
-    so_far = ("in chain",) if plan.parent is not None else ()
+    so_far = ("in chain",) if plan.behind is not None else ()
     columns = ("source", "share", "samples", "tokens", "of its", "documents", "epochs", *so_far, "at most", "dataset")
     table = frame(*columns)
     align_numbers(table, columns[1:-1])
     length = plan.batch.sequence_length
+    anew = {source.data_id: source.passes_before_anew for source in plan.behind.sources} if plan.behind else {}
     for source in plan.data.sources:
-        in_chain = (source.tokens_before + source.samples * length) / source.pass_tokens(length)
+        in_chain = anew.get(source.data_id, 0.0) + source.tokens_before / source.pass_tokens(length) + source.epochs
         table.add_row(
             source.source,
             f"{100 * source.share:.4g} %",

@@ -12,6 +12,7 @@ from data_tools.tokenizer import describe, fingerprint
 from megatron_ext.__main__ import main
 from megatron_ext.plan.lineage import chain_behind
 from megatron_ext.plan.make import make_stage_plan
+from megatron_ext.plan.render import print_plan
 from megatron_ext.plan.stage_plan import SEMANTICS_VERSION, StagePlan
 from megatron_ext.plan.validate import validate_file
 from megatron_ext.recipe.load import load_recipe
@@ -179,6 +180,18 @@ def test_a_source_that_is_begun_anew_needs_permission_for_the_passes_of_all(proj
     assert plan("child", blend % 2, "data.blend[0].max_epochs=2").data.sources[0].tokens_before == 0
     twice = ("budget.tokens=1920", "data.blend[0].max_epochs=2", "data.blend[1].max_epochs=1.5")
     assert "with this stage 1.6 are read, and max_epochs 1.5 forbids" in refusal("child", blend % 2, *twice)
+
+
+def test_the_table_shows_the_passes_that_the_cap_is_checked_on(
+    project: PencilProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The parent reads 0.48 passes of a; this stage 0.32 of its own."""
+    blend = "data.blend=[{source: a.yaml, share: 1, max_epochs: 2}]"
+    short = ("budget.tokens=320", "schedule={warmup_tokens: 64, decay_tokens: 64}")
+    print_plan(plan("child", blend, *short), run_root=Path("runs"))
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "source share samples tokens of its documents epochs in chain at most dataset" in lines
+    assert "a 100 % 20 320 1,000 100 0.32 0.8 2 data/a" in lines
 
 
 def test_what_was_read_before_the_weights_counts_for_stages_that_continue_theirs(project: PencilProject) -> None:

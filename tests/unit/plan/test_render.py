@@ -85,6 +85,15 @@ def test_a_schedule_without_a_stable_part_says_its_shape(
     assert "\nlearning rate 0.003 down to 0.0003, cosine: 2 steps of warmup, 8 of cosine\n" in text
 
 
+def test_steps_of_the_schedule_are_rounded_and_one_is_a_step(
+    project: PencilProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ": 1 step of warmup, 5 stable, 4 of" in printed(project, capsys, "schedule.warmup_tokens=64")
+    assert ": 1.25 steps of warmup, 4.75 stable," in printed(project, capsys, "schedule.warmup_tokens=80")
+    thirds = ("training.global_batch_size=3", "budget.tokens=480", "schedule={warmup_tokens: 64, decay_tokens: 64}")
+    assert ": 1.33 steps of warmup, 7.33 stable, 1.33 of" in printed(project, capsys, *thirds)
+
+
 def test_roundings_are_printed_as_sentences(project: PencilProject, capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(project, capsys, "budget.tokens=700")
     assert text.endswith("rounded budget.tokens 700 is 10.94 steps of 64 tokens: rounded to 11 steps, 704 tokens.")
