@@ -165,11 +165,13 @@ def _message(source: Supply, budget: Budget) -> str:
     before = source.tokens_before
     label = " + 1 for the last label" if source.label_tokens and before + needed == product else ""
     total = budget.total_samples * budget.sequence_length
+    rows = f"{source.tokens // budget.sequence_length:,} rows of " if not source.label_tokens else ""
+    rows += f"{budget.sequence_length:,} = " if rows else ""
     return (
         f'source "{source.source}" cannot supply its share.\n'
         f"  needed   {needed:,} processed tokens{label} ({float(100 * source.share):.1f} % of budget {total:,})\n"
         + (f"  read     {before:,} before, in earlier phases and stages\n" if before else "")
-        + f"  has      {source.tokens:,} tokens x max_epochs {source.max_epochs:g} = {product:,}\n"
+        + f"  has      {rows}{source.tokens:,} tokens x max_epochs {source.max_epochs:g} = {product:,}\n"
     )
 
 

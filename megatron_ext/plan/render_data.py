@@ -8,7 +8,7 @@ from data_tools.quantities import format_count, format_exact
 from megatron_ext.plan.packing import packing_table
 from megatron_ext.plan.render_sft import sft_table
 from megatron_ext.plan.render_table import Row, align_numbers, frame
-from megatron_ext.plan.stage_plan import PhasePlan, StagePlan
+from megatron_ext.plan.stage_plan import PhasePlan, SourcePlan, StagePlan
 
 
 def chain_rows(plan: StagePlan) -> list[Row]:
@@ -94,7 +94,7 @@ def _sources(plan: StagePlan) -> Table:
             f"{100 * source.share:.4g} %",
             format_exact(source.samples),
             format_exact(source.samples * plan.batch.sequence_length),
-            f"{format_exact(source.tokens)}{' declared' if source.is_declared else ''}",
+            f"{format_exact(source.tokens)}{_said_of_size(source)}",
             "not built" if source.is_declared else format_count(source.documents),
             f"{source.epochs:.3g}",
             *([f"{in_chain:.3g}"] if so_far else []),
@@ -102,6 +102,13 @@ def _sources(plan: StagePlan) -> Table:
             source.prefix,
         )
     return table
+
+
+def _said_of_size(source: SourcePlan) -> str:
+    """What the tokens of a source are: of packed ones the rows too, of which passes are counted."""
+    if source.is_declared:
+        return " declared"
+    return f" in {format_exact(source.packed.rows)} rows" if source.packed is not None else ""
 
 
 def _phase(plan: StagePlan, phase: PhasePlan) -> Table:

@@ -43,6 +43,20 @@ def test_passes_count_rows_and_not_tokens(project: PencilProject) -> None:
     assert (a.samples, a.epochs, b.samples, b.epochs) == (30, 0.3, 10, 0.25)
 
 
+def test_a_source_that_is_short_of_rows_is_refused_in_rows(project: PencilProject) -> None:
+    shares = ("data.blend[0].share=0.1", "data.blend[1].share=0.9", "budget.tokens=1280")
+    text = refused(lambda: project.plan(PACKED, *shares))
+    assert "  has      40 rows of 16 = 640 tokens x max_epochs 1 = 640\n" in text
+
+
+def test_the_table_says_of_how_many_rows_passes_are_counted(
+    project: PencilProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_plan(project.plan(PACKED), run_root=Path("runs"))
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "a 75 % 30 480 1,000 in 100 rows 100 0.3 1 data/a" in lines
+
+
 LONG = ("training.sequence_length=8", "training.global_batch_size=8")
 
 
@@ -71,7 +85,7 @@ def test_a_whole_pass_of_rows_may_be_read_and_not_one_more(project: PencilProjec
     assert project.plan(PACKED, "budget.tokens=1280", *shares).data.sources[1].epochs == 1
     said = refused(lambda: project.plan(PACKED, "budget.tokens=1344", *shares))
     assert "needed   672 processed tokens (50.0 % of budget 1,344)" in said
-    assert "has      640 tokens x max_epochs 1 = 640" in said
+    assert "has      40 rows of 16 = 640 tokens x max_epochs 1 = 640" in said
     assert "raise max_epochs to 2" in said
 
 
