@@ -183,6 +183,7 @@ def _ledger(arguments: argparse.Namespace) -> None:
         from megatron_ext.datasets.ledger_chart import draw_ledger, stretches_of
 
         draw_ledger(arguments.png, stretches_of(rows, arguments.checkpoint), title=f"Read by {arguments.checkpoint}")
+        print(f"wrote {arguments.png}", file=sys.stderr if arguments.json else sys.stdout)
     if arguments.json:
         print(ledger_json(rows))
     else:

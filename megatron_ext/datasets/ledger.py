@@ -219,6 +219,11 @@ def checkpoint_at(path: Path) -> Path:
     if (path / "state.json").is_file():
         return path
     found = sorted((path / "checkpoints").glob("step_*"), key=lambda step: int(step.name.removeprefix("step_")))
+    if not found and (path / "plan.json").is_file():
+        raise DataError(
+            f"{path}: nothing has been saved yet, so nothing is known to be read; wait for the first checkpoint, or "
+            "run the recipe again where its run has ended"
+        )
     if not found:
         raise DataError(f"{path}: no checkpoint; name a stage's folder, or one of its checkpoints/step_N")
     return found[-1]
@@ -269,13 +274,15 @@ def print_ledger(rows: Sequence[LedgerRow], path: Path) -> None:
         f"{whole.samples:,} samples; {whole.masked:,} tokens masked, {whole.truncated:,} truncated; "
         f"{whole.pieces_isolated:,} pieces of documents isolated"
     )
-    if whole.padding or whole.documents_cut or whole.documents_dropped:
+    policies = {(row.source, row.long_documents) for row in rows if row.long_documents}
+    if policies or whole.padding or whole.documents_cut or whole.documents_dropped:
         print(
             f"packed: {100 * (1 - whole.padding / whole.read):.2f} % filled, {whole.padding:,} positions of padding; "
             f"{whole.documents_cut:,} long documents cut, {whole.truncated + whole.trimmed:,} tokens of them; "
             f"{whole.documents_dropped:,} dropped, {whole.dropped:,} tokens"
         )
-    policies = {(row.source, row.long_documents) for row in rows if row.long_documents}
+    if any(policy in ("drop", "trim-thinking") for _, policy in policies):
+        print("dropped documents count when the last row of their window is read: none of a window read in part")
     if any(policy == "trim-thinking" for _, policy in policies):
         untold = sorted(source for source, policy in policies if policy == "split")
         if untold:

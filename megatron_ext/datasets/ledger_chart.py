@@ -91,11 +91,13 @@ def draw_ledger(path: Path, stretches: Sequence[Stretch], *, title: str) -> None
         title: Stands above it.
 
     Raises:
-        UsageError: If the name does not end in .png, or nothing was read.
+        UsageError: If the name does not end in .png, its folder is not there, or nothing was read.
         SetupError: If matplotlib is not installed.
     """
     if path.suffix.lower() != ".png":
         raise UsageError(f"--png: {path} does not end in .png; a chart is written there, whatever stands there now")
+    if not path.parent.is_dir():
+        raise UsageError(f"--png: {path.parent}: no such folder; make it, or name a file in one that is there")
     rows = [row for stretch in stretches for row in stretch.rows]
     if not any(row.read for row in rows):
         raise UsageError("--png: nothing was read yet")
@@ -126,7 +128,6 @@ def draw_ledger(path: Path, stretches: Sequence[Stretch], *, title: str) -> None
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     content = io.BytesIO()
     figure.savefig(content, format="png")
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content.getvalue())
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter, defaultdict
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -245,6 +246,23 @@ def test_a_ledger_of_before_domains_were_counted_is_read_as_declared(folder, tmp
     assert [row.pop("domains_known") for row in rows] == ["declared"] * 4
     (path / "ledger.json").write_text(json.dumps(rows))
     assert [row.domains_known for row in read_ledger(path)] == ["declared"] * 4
+
+
+def test_of_a_stage_without_a_checkpoint_nothing_has_been_saved_yet(tmp_path):
+    (tmp_path / "plan.json").write_text("{}")
+    with pytest.raises(DataError, match="nothing has been saved yet, so nothing is known to be read; wait for the"):
+        read_ledger(tmp_path)
+
+
+@pytest.mark.parametrize(("flags", "begins"), [((), "wrote chart.png\n"), (("--json",), "[\n")])
+def test_a_chart_says_where_it_was_written_beside_the_rows(folder, tmp_path, capsys, monkeypatch, flags, begins):
+    _write_checkpoint(tmp_path, _plan(folder), _after(_plan(folder), 1)[0], 1)
+    monkeypatch.chdir(tmp_path)
+    assert main(["ledger", ".", "--png", "chart.png", *flags]) == 0
+    written = capsys.readouterr()
+    assert written.out.startswith(begins)
+    assert "wrote chart.png\n" in written.out + written.err
+    assert Path("chart.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_what_is_no_checkpoint_has_no_ledger(folder, tmp_path):

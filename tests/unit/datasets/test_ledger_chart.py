@@ -63,7 +63,7 @@ def test_a_stage_before_without_a_ledger_is_refused_with_what_helps(checkpoint, 
 
 
 def test_the_tokens_of_each_source_fill_the_height_that_they_have(tmp_path):
-    file = tmp_path / "new" / "chart.png"
+    file = tmp_path / "chart.png"
     draw_ledger(file, [Stretch("stage 1", (_row(1, "a", 30, 0.3), _row(1, "b", 10, 0.1)))], title="toy")
     pixels = imread(file)[:, :, :3]
     column = pixels[:, int(pixels.shape[1] * 0.97)]  # near the end of training
@@ -74,5 +74,8 @@ def test_the_tokens_of_each_source_fill_the_height_that_they_have(tmp_path):
 def test_what_is_no_png_or_has_read_nothing_is_refused(tmp_path):
     with pytest.raises(UsageError, match="does not end in .png"):
         draw_ledger(tmp_path / "chart.pdf", [], title="")
+    with pytest.raises(UsageError, match=r"--png: .*/new: no such folder; make it, or name a file in one that is"):
+        draw_ledger(tmp_path / "new" / "chart.png", [], title="")
+    assert not (tmp_path / "new").exists()
     with pytest.raises(UsageError, match="nothing was read yet"):
         draw_ledger(tmp_path / "chart.png", [Stretch("stage 1", (_row(1, "a", 0, 0.0),))], title="")

@@ -276,3 +276,11 @@ def test_the_ledger_is_printed_with_its_fill_and_what_was_cut(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == (
         "packed: 90.00 % filled, 10 positions of padding; 2 long documents cut, 7 tokens of them; 0 dropped, 0 tokens"
     )
+
+
+@pytest.mark.parametrize(("policy", "is_said"), [("drop", True), ("trim-thinking", True), ("split", False)])
+def test_a_ledger_whose_documents_may_be_dropped_says_when_they_count(tmp_path, capsys, policy, is_said):
+    print_ledger([LedgerRow(1, "a", "general", "0" * 64, read=100, samples=25, long_documents=policy)], tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.endswith("; 0 dropped, 0 tokens") for line in lines)
+    assert ("dropped documents count when the last row of their window is read" in "\n".join(lines)) == is_said
