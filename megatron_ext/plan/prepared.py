@@ -60,19 +60,26 @@ def read_prepared(folder: Path, key: Mapping[str, Any]) -> bool:
         DataError: If what is there is damaged or belongs to another key.
     """
     try:
+        return _read(folder, key)
+    except DataError as error:
+        raise DataError(f"{error}; remove {folder}") from None
+
+
+def _read(folder: Path, key: Mapping[str, Any]) -> bool:
+    try:
         said = json.loads((folder / KEY_FILE).read_bytes())
         found, files = said["key"], said["files"]
     except (FileNotFoundError, NotADirectoryError):
         if folder.exists():
-            raise DataError(f"{folder}: has no {KEY_FILE}, so it is damaged; remove it") from None
+            raise DataError(f"{folder}: has no {KEY_FILE}, so it is damaged") from None
         return False
     except (OSError, ValueError, KeyError, TypeError):
-        raise DataError(f"{folder / KEY_FILE}: damaged; remove {folder}") from None
+        raise DataError(f"{folder / KEY_FILE}: damaged") from None
     if _canonical(found) != _canonical(key):
-        raise DataError(f"{folder / KEY_FILE}: key: {found} is not {dict(key)}; remove {folder}")
+        raise DataError(f"{folder / KEY_FILE}: key: {found} is not {dict(key)}")
     for name, facts in files.items():
         if _facts(folder / name) != facts:
-            raise DataError(f"{folder / name}: is not the file that {KEY_FILE} names; remove {folder}")
+            raise DataError(f"{folder / name}: is not the file that {KEY_FILE} names")
     return True
 
 
@@ -92,7 +99,7 @@ def prepare(root: Path, kind: str, key: Mapping[str, Any], build: Callable[[Path
         OSError: If the store cannot be written.
     """
     folder = prepared_folder(root, kind, key)
-    if _is_whole(folder, key):
+    if _is_whole(folder, key, says_damage=True):
         return folder, False
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _locked(folder) as has_lock:
@@ -105,11 +112,12 @@ def prepare(root: Path, kind: str, key: Mapping[str, Any], build: Callable[[Path
     return folder, True
 
 
-def _is_whole(folder: Path, key: Mapping[str, Any]) -> bool:
+def _is_whole(folder: Path, key: Mapping[str, Any], *, says_damage: bool = False) -> bool:
     try:
-        return read_prepared(folder, key)
+        return _read(folder, key)
     except DataError as error:
-        print(f"WARNING: {error}. It is built again.", file=sys.stderr, flush=True)
+        if says_damage:
+            print(f"WARNING: {error}. It is built again.", file=sys.stderr, flush=True)
         return False
 
 
