@@ -63,11 +63,12 @@ def test_a_source_that_falls_short_is_an_error_with_remedies(project: Path, caps
         'blend.yaml:3: entries[0].share: source "a" cannot supply its share.',
         "  needed   2,400 processed tokens (75.0 % of budget 3,200)",
         "  has      1,000 tokens x max_epochs 1 = 1,000",
-        "  Lower --tokens to 1,328, lower the share to 0.3100 and raise others by as much, or raise max_epochs to 3.",
+        "  all      2 sources may give 1,376 together: no shares suffice",
+        "  Lower --tokens to 1,328, or raise max_epochs to 3.",
         'blend.yaml:4: entries[1].share: source "b" cannot supply its share.',
         "  needed   800 processed tokens (25.0 % of budget 3,200)",
         "  has      400 tokens x max_epochs 1 = 400",
-        "  Lower --tokens to 1,328, lower the share to 0.1200 and raise others by as much, or raise max_epochs to 3.",
+        "  Lower --tokens to 1,328, or raise max_epochs to 3.",
     ]
 
 
