@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_tools.dataset import read_dataset
+from data_tools.dataset import is_built, read_dataset
 from data_tools.document_view import Documents, Origin
 from data_tools.errors import DataError, UsageError
 from data_tools.tokenizer import Tokenizer, fingerprint
@@ -73,6 +73,7 @@ def trace_step(folder: Path, step: int) -> list[TracedRow]:
     plan = _read_plan(folder)
     if not 1 <= step <= plan.batch.total_steps:
         raise UsageError(f"--step {step}: {plan.stage_id} has steps 1 to {plan.batch.total_steps}")
+    _require_data(folder, plan)
     cursor, done = _cursor_before(folder, plan, step)
     for _ in range(done, step - 1):
         cursor.next_sample_ids()
@@ -95,6 +96,24 @@ def _read_plan(folder: Path) -> StagePlan:
         raise DataError(f"{file}: missing; name a stage's folder, …/stages/ID") from None
     except ValueError:
         raise DataError(f"{file}: damaged or of another version; run the recipe again to write it anew") from None
+
+
+def _require_data(folder: Path, plan: StagePlan) -> None:
+    """Refuses paths that lead nowhere from here, though the run that wrote them found its data there."""
+    prefixes = [Path(source.prefix) for source in plan.data.sources]
+    missing = next((prefix for prefix in prefixes if not prefix.is_absolute() and not is_built(prefix)), None)
+    if missing is None:
+        return
+    home = next((parent for parent in folder.resolve().parents if is_built(parent / missing)), None)
+    remedy = (
+        f"It is there from {home}: cd {home}"
+        if home is not None
+        else "Change to the folder of the run, or restore the data"
+    )
+    raise DataError(
+        f"{missing}: not found from {Path.cwd()}; the paths of {folder / 'plan.json'} are relative to the working "
+        f"directory of the run. {remedy}, and name the stage's folder as {folder.resolve()}"
+    )
 
 
 def _cursor_before(folder: Path, plan: StagePlan, step: int) -> tuple[Cursor, int]:

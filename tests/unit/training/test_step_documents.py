@@ -135,6 +135,30 @@ def _warned(run: Run) -> dict[int, list[str]]:
 
 
 @pytest.mark.slow
+def test_data_that_lie_elsewhere_from_here_are_not_blamed_and_the_folder_of_the_run_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _plan(tmp_path, 1)
+    plan = plan_reading({name: (Path(name), 10) for name in "ab"}, global_batch_size=4, phases=PHASES)
+    stage = tmp_path / "runs/stages/pretrain-1"
+    stage.mkdir(parents=True)
+    (stage / "plan.json").write_text(plan.model_dump_json())
+    assert trace_step(stage, 1)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    with pytest.raises(DataError) as refusal:
+        trace_step(Path("../runs/stages/pretrain-1"), 1)
+    assert str(refusal.value) == (
+        f"a: not found from {elsewhere}; the paths of ../runs/stages/pretrain-1/plan.json are relative to the working "
+        f"directory of the run. It is there from {tmp_path}: cd {tmp_path}, and name the stage's folder as {stage}"
+    )
+    (tmp_path / "a.manifest.json").unlink()
+    with pytest.raises(DataError, match="Change to the folder of the run, or restore the data, and name the stage's"):
+        trace_step(Path("../runs/stages/pretrain-1"), 1)
+
+
 def test_the_error_of_a_loss_that_is_not_finite_names_the_command_that_shows_its_documents(
     toy_project: ToyProject, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
