@@ -134,10 +134,10 @@ PENCIL = Packed(lengths=[3, 9, 1, 2], sequence_length=4)
 def test_rows_hold_whole_documents_and_a_long_one_is_split_without_loss(tmp_path):
     cursor = packed_cursor(tmp_path, PENCIL)  # documents 0 1 2 | 3 .. 11 | 12 | 13 14
     assert sorted(row_of(cursor, cursor.draw()) for _ in range(cursor.rows_of_pass)) == [
-        [0, 1, 2, 11, PADDING],
         [3, 4, 5, 6, 7],  # its last label is the first token of the next piece
         [7, 8, 9, 10, 11],
-        [12, 13, 14, PADDING, PADDING],
+        [12, 0, 1, 2, PADDING],
+        [13, 14, 11, PADDING, PADDING],
     ]
 
 
@@ -186,14 +186,14 @@ def test_a_changed_packed_order_needs_a_new_semantics_version(tmp_path):
     """If this fails because the order was changed on purpose: raise SEMANTICS_VERSION, then renew the rows."""
     cursor = packed_cursor(tmp_path, Packed([3, 2, 0, 5, 4, 1, 6, 2, 3, 1]))
     assert [row_of(cursor, cursor.draw()) for _ in range(cursor.rows_of_pass)] == [
+        [0, 1, 2, 9, PADDING],
+        [3, 4, PADDING, PADDING, PADDING],
+        [5, 6, 7, 8, 9],
         [10, 11, 12, 13, PADDING],
         [14, PADDING, PADDING, PADDING, PADDING],
         [15, 16, 17, 18, 19],
         [19, 20, 21, 22, PADDING],
-        [23, 24, 25, 26, PADDING],
-        [3, 4, PADDING, PADDING, PADDING],
-        [5, 6, 7, 8, 9],
-        [0, 1, 2, 9, PADDING],
+        [26, 23, 24, 25, PADDING],
     ]
 
 
