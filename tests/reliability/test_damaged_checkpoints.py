@@ -170,5 +170,12 @@ def test_a_checkpoint_of_another_stage_is_refused(toy_project: ToyProject, cut: 
 
 def arguments(checkpoint: Path) -> argparse.Namespace:
     return argparse.Namespace(
-        checkpoint=checkpoint, prompt="3 plus 4", max_new_tokens=4, temperature=0.0, top_k=0, top_p=1.0, seed=0
+        checkpoint=checkpoint,
+        prompt="3 plus 4",
+        chat=False,
+        max_new_tokens=4,
+        temperature=0.0,
+        top_k=0,
+        top_p=1.0,
+        seed=0,
     )
