@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -82,8 +82,8 @@ class Batch:
         """The same rows on `device`."""
         if self.tokens.device == device:
             return self
-        moved = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Batch(**{k: v.to(device, non_blocking=True) if torch.is_tensor(v) else v for k, v in moved.items()})
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{k: v.to(device, non_blocking=True) for k, v in values.items() if torch.is_tensor(v)})
 
 
 def _laid_end_to_end(document_starts: Sequence[Sequence[int]], length: int) -> tuple[int, ...]:

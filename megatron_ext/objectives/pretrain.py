@@ -31,6 +31,8 @@ class PretrainObjective:
     """
 
     report_columns = 2
+    max_columns: tuple[int, ...] = ()
+    """Columns of the report of which a step has the largest value, where of others it has the sum; none is below 0."""
 
     def __init__(self, num_sources: int, *, reset: Reset = "full") -> None:
         self.num_sources = num_sources
@@ -48,20 +50,31 @@ class PretrainObjective:
             function that turns the losses into (summed loss, trained tokens, report).
         """
         batch = next(batches)
-        tokens, positions, labels = (
-            t.reshape(batch.model_shape) for t in (batch.tokens, batch.position_ids, batch.labels)
-        )
-        apart = {}
-        if batch.cu_seqlens is not None:
-            apart["packed_seq_params"] = packed_params(
-                batch.cu_seqlens, total_tokens=tokens.shape[1], reset=self.reset, device=tokens.device
-            )
-        output = model(tokens, positions, None, labels=labels, **apart)
+        output = self.run_model(model, batch, labels=batch.labels.reshape(batch.model_shape))
 
         def loss_function(losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Report]:
             return self.sum_losses(losses.view_as(batch.labels), batch)
 
         return output, loss_function
+
+    def run_model(self, model: Any, batch: Batch, *, labels: torch.Tensor | None) -> torch.Tensor:
+        """What a pipeline stage gives for a microbatch; without `labels` the last one gives its part of the logits."""
+        tokens, positions = (t.reshape(batch.model_shape) for t in (batch.tokens, batch.position_ids))
+        apart = {}
+        if batch.cu_seqlens is not None:
+            apart["packed_seq_params"] = packed_params(
+                batch.cu_seqlens, total_tokens=tokens.shape[1], reset=self.reset, device=tokens.device
+            )
+        output: torch.Tensor = model(tokens, positions, None, labels=labels, **apart)
+        return output
+
+    def metrics(self, report: Report) -> dict[str, float]:
+        """What there is to log of a step beside losses.
+
+        Args:
+            report: Of all microbatches and ranks together, `[num_sources, report_columns]`.
+        """
+        return {}
 
     def sum_losses(self, losses: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, Report]:
         """Sums `losses` over the trained tokens of `batch`.

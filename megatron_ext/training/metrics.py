@@ -82,6 +82,7 @@ class MetricsLog:
             "tokens_per_s": result.processed_tokens / seconds,
             "save_s": save_s,
             **result.norms,
+            **result.objective,
         }
         if result.loss_by_domain:
             line["loss_by_domain"] = result.loss_by_domain

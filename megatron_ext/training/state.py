@@ -21,6 +21,7 @@ class StepResult:
         norms: `grad_norm_by_kind` and `weight_norm_by_kind` in steps that look at them.
         loss_by_domain: The loss of each domain, where the stage reads several.
         rank_seconds: Each rank's own time, when it is measured.
+        objective: What else the objective has to log of the step.
     """
 
     loss: float
@@ -34,6 +35,7 @@ class StepResult:
     norms: dict[str, dict[str, float]] = field(default_factory=dict)
     loss_by_domain: dict[str, float] = field(default_factory=dict)
     rank_seconds: tuple[float, ...] = ()
+    objective: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,7 @@ def train_step(parts: Parts, *, lr: float, step: int, may_skip: bool = False) ->
         skipped=skipped,
         norms=norms,
         rank_seconds=parts.clock.of_all_ranks(),
+        objective=parts.objective.metrics(report),
     )
 
 
@@ -113,7 +114,7 @@ def run_microbatches(parts: Parts, batches: Sequence[Batch], *, forward_only: bo
         forward_only: Whether to leave gradients alone.
 
     Returns:
-        The objective's reports, summed over all microbatches and ranks.
+        The objective's reports of all microbatches and ranks together: sums, or maxima in its `max_columns`.
     """
     return _sum_over_ranks(parts, _run_schedule(parts, batches, forward_only=forward_only))
 
@@ -136,13 +137,18 @@ def _run_schedule(parts: Parts, batches: Sequence[Batch], *, forward_only: bool)
 
 
 def _sum_over_ranks(parts: Parts, reports: list[Report]) -> Report:
+    objective = parts.objective
+    columns = list(objective.max_columns)
     if parts.is_last_pipeline_stage:
-        total = torch.stack(reports).sum(0)
+        stacked = torch.stack(reports)
+        total, largest = stacked.sum(0), stacked[..., columns].amax(0)
     else:
-        total = torch.zeros(
-            parts.objective.num_sources, parts.objective.report_columns, dtype=torch.float64, device=device()
-        )
+        total = torch.zeros(objective.num_sources, objective.report_columns, dtype=torch.float64, device=device())
+        largest = total[:, columns]
     dist.all_reduce(total, group=parts.groups.dp)
+    if columns:
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=parts.groups.dp)
+        total[:, columns] = largest
     dist.broadcast(total, group_src=parts.groups.pp.size() - 1, group=parts.groups.pp)
     return total.cpu()
 
