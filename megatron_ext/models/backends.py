@@ -10,6 +10,7 @@ Parameters, initial weights and checkpoint keys are the same, so a checkpoint of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.recipe.layer_pattern import MAMBA
 from megatron_ext.recipe.schema import ModelRecipe
 from megatron_ext.runtime.agreement import raise_on_all_ranks
-from megatron_ext.runtime.extensions import missing_for_te
+from megatron_ext.runtime.extensions import missing_for_packed_rows, missing_for_te
 
 BackendName = Literal["local", "te"]
 
@@ -47,14 +48,14 @@ def choose_backend(plan: StagePlan) -> Backend:
     """
     asked, ranks = plan.layout.backend, plan.layout.context_parallel_size
     lacks = missing_for_te() if asked != "local" else ()
-    wrong = _other_maths(plan.model) if asked != "local" else None
+    wrong = (_other_maths(plan.model) or _unpacked(plan, lacks)) if asked != "local" else None
     if asked == "te" and lacks:
         raise SetupError(
             f"training.backend: te needs {' and '.join(lacks)}.\n"
             "  requirements/gpu.md says how to install it; or set training.backend=local, which trains the same model."
         )
     if asked == "te" and wrong:
-        raise SetupError(f"training.backend: te cannot train this model: {wrong}.\n  Set training.backend=local.")
+        raise SetupError(f"training.backend: te cannot train this stage: {wrong}.\n  Set training.backend=local.")
     if asked != "local" and not lacks and not wrong:
         if ranks > 1:
             raise SetupError(
@@ -116,5 +117,18 @@ def _other_maths(model: ModelRecipe) -> str | None:
         return (
             f"model.layernorm_epsilon is {model.layernorm_epsilon:g}, but core's Mamba-2 layer normalises with "
             f"{STOCK_GATED_NORM_EPSILON:g} always"
+        )
+    return None
+
+
+def _unpacked(plan: StagePlan, lacks: Sequence[str]) -> str | None:
+    """Why core's Mamba-2 layers take no row of several documents, where the stage has such rows and te is there."""
+    isolation = plan.data.document_isolation
+    if lacks or isolation == "none" or MAMBA not in plan.model.hybrid_layer_pattern:
+        return None
+    if reason := missing_for_packed_rows():
+        return (
+            f"data.document_isolation is {isolation}, and core reads rows of several documents on its "
+            f"memory-efficient Mamba path only, for which {reason} (requirements/gpu.md says how to install it)"
         )
     return None

@@ -23,6 +23,18 @@ def missing_for_te() -> tuple[str, ...]:
     return (*missing, *(lack for package, module in TE_NEEDS.items() if (lack := _lack(package, module))))
 
 
+def missing_for_packed_rows() -> str | None:
+    """Why core's memory-efficient Mamba path takes no packed rows here; None where it does.
+
+    To be asked where nothing is `missing_for_te`. Core itself asserts it in the first forward pass (0.19.2,
+    `ssm/mamba_mixer.py:747`), and has no other path for such rows (`:504`).
+    """
+    from megatron.core.ssm.mamba_mixer import _check_mamba_sequence_packing_support
+
+    takes_them, reason = _check_mamba_sequence_packing_support(for_inference_not_training=False)
+    return None if takes_them else reason
+
+
 def _lack(package: str, module: str) -> str | None:
     if importlib.util.find_spec(module.split(".")[0]) is None:
         return package

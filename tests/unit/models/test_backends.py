@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from packaging.version import Version
 
 from data_tools.errors import SetupError
 from megatron_ext.models.backends import choose_backend
@@ -66,6 +68,49 @@ def test_an_epsilon_that_the_stock_layer_ignores_is_not_left_to_it(monkeypatch: 
     auto = make_plan(model={"layernorm_epsilon": 1e-6}, layout={"backend": "auto"})
     assert choose_backend(auto).name == "local"
     assert choose_backend(make_plan(layout={"backend": "auto"})).name == "te"
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Everything that te needs, in the versions that core is to find."""
+
+    def install(*, mamba_ssm: str = "2.3.2", causal_conv1d: str = "1.7.0") -> None:
+        monkeypatch.setattr("megatron_ext.models.backends.missing_for_te", list)
+        monkeypatch.setattr("megatron.core.utils._mamba_ssm_version", Version(mamba_ssm))
+        monkeypatch.setattr("megatron.core.utils._causal_conv1d_version", Version(causal_conv1d))
+
+    return install
+
+
+@pytest.mark.parametrize("isolation", ["attention", "full"])
+@pytest.mark.parametrize(
+    ("old", "needed"),
+    [({"mamba_ssm": "1.2.0"}, "mamba_ssm >= 2.0.0"), ({"causal_conv1d": "1.3.0"}, "causal_conv1d >= 1.4.0")],
+)
+def test_te_whose_mamba_layers_take_no_packed_rows_is_refused_before_it_is_built(
+    installed: Callable[..., None], isolation: str, old: dict[str, str], needed: str
+) -> None:
+    installed(**old)
+    packed = {"data": {"document_isolation": isolation}}
+    with pytest.raises(SetupError) as caught:
+        choose_backend(make_plan(layout={"backend": "te"}, **packed))
+    assert str(caught.value) == (
+        f"training.backend: te cannot train this stage: data.document_isolation is {isolation}, and core reads rows "
+        f"of several documents on its memory-efficient Mamba path only, for which {needed} is required "
+        "(requirements/gpu.md says how to install it).\n  Set training.backend=local."
+    )
+    auto = choose_backend(make_plan(layout={"backend": "auto"}, **packed))
+    assert (auto.name, needed in auto.reason) == ("local", True)
+
+
+def test_te_that_takes_packed_rows_or_has_none_to_take_is_no_error(installed: Callable[..., None]) -> None:
+    full = {"document_isolation": "full"}
+    installed(mamba_ssm="2.0.0", causal_conv1d="1.4.0")
+    assert choose_backend(make_plan(layout={"backend": "te"}, data=full)).name == "te"
+    installed(mamba_ssm="1.2.0")
+    assert choose_backend(make_plan(layout={"backend": "te"})).name == "te"
+    no_mamba = make_plan(model={"hybrid_layer_pattern": "*-*-"}, layout={"backend": "te"}, data=full)
+    assert choose_backend(no_mamba).name == "te"
 
 
 def test_te_takes_upstreams_fusions_and_keeps_the_models_numbers() -> None:
