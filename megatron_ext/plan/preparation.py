@@ -8,6 +8,7 @@ from megatron_ext.plan.datasets import read_data
 from megatron_ext.plan.make import make_stage_plan
 from megatron_ext.plan.packing import packing_table, plan_rows
 from megatron_ext.plan.render import terminal
+from megatron_ext.plan.sft import plan_sft
 from megatron_ext.recipe.load import LoadedRecipe
 from megatron_ext.recipe.problems import Problems
 
@@ -24,15 +25,26 @@ def prepare_recipe(loaded: LoadedRecipe, *, run_root: Path) -> None:
         OSError: The store cannot be written.
     """
     if loaded.recipe.stage == "sft":
-        plan = make_stage_plan(loaded, run_root=run_root)
-        assert plan.sft is not None, "an sft stage has its rows planned"
-        where = run_root / "prepared"
-        print(f"{loaded.path}: {plan.sft.rows:,} rows of {plan.batch.total_steps:,} steps are kept in {where}")
+        _prepare_conversations(loaded, run_root)
         return
     if loaded.recipe.data.packing == "none":
         print(f"{loaded.path}: nothing needs preparing in {run_root}: samples are cut from the sources as they lie.")
         return
     _prepare_rows(loaded, run_root)
+
+
+def _prepare_conversations(loaded: LoadedRecipe, run_root: Path) -> None:
+    """Rows follow from data, seed and options: a parent that nobody has named yet changes none of them."""
+    if loaded.recipe.awaits_weights:
+        packed = plan_sft(loaded, [], store=str(run_root), is_kept=True)
+        rows, steps = packed.rows, len(packed.rows_of_steps)
+    else:  # what does not fit the parent is told now, and not when many ranks start
+        plan = make_stage_plan(loaded, run_root=run_root)
+        assert plan.sft is not None, "an sft stage has its rows planned"
+        rows, steps = plan.sft.rows, plan.batch.total_steps
+    print(f"{loaded.path}: {rows:,} rows of {steps:,} steps are kept in {run_root / 'prepared'}")
+    if loaded.recipe.awaits_weights:
+        print("init_from is unresolved: whether data and model fit the stage that will give the weights, the run says.")
 
 
 def _prepare_rows(loaded: LoadedRecipe, run_root: Path) -> None:

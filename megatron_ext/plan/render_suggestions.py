@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 
 from data_tools.quantities import format_exact
+from megatron_ext.plan.datasets import has_sizes
 from megatron_ext.plan.render import terminal
 from megatron_ext.plan.render_table import frame
 from megatron_ext.plan.suggest import RESERVE, Suggestion
@@ -55,10 +56,10 @@ def _notes(found: Sequence[Suggestion], loaded: LoadedRecipe) -> list[str]:
         "largest micro-batch; a rule of thumb that predicts no speed: time a few steps of the first ones",
     ]
     options = loaded.recipe.sft
-    if options is not None and options.batch_unit == "conversations":
+    if options is not None and options.batch_unit == "conversations" and not has_sizes(loaded):
         notes.append(
-            "microbatches  counted as if each conversation filled a row: packed, there are fewer, and a pipeline idles "
-            "longer"
+            "microbatches  counted as if each conversation filled a row, for the data is not built: packed, there are "
+            "fewer, and ranks idle longer"
         )
     if loaded.recipe.training.backend == "auto":
         notes.append("backend     auto is counted as te; where te cannot run, ask again with training.backend=local")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from data_tools.dataset import StoredDataset
-from data_tools.pack_rows import Rows, SourceCount
+from data_tools.pack_rows import SourceCount
 from data_tools.quantities import format_exact
 from data_tools.tokenizer import TokenizerFacts
 from megatron_ext.plan.datasets import read_data, tokenizer_folder
@@ -67,6 +67,7 @@ def plan_sft(
         problems.add(loaded.origin(("sft",)), ("sft",), "no conversation is left to train on; see what is dropped")
     template, template_hash = chat_template(loaded, [*datasets, *held_out], problems)
     problems.raise_data_error()
+    rows_of_steps = rows.first_row[1:] - rows.first_row[:-1]
     sft = SftPlan(
         options=options,
         store=store,
@@ -74,7 +75,7 @@ def plan_sft(
         pieces=len(rows.pieces),
         trained_tokens=int(rows.targets.sum()),
         padding=rows.rows * rows.length - int(rows.pieces.lengths.sum()),
-        most_rows_of_step=int((rows.first_row[1:] - rows.first_row[:-1]).max()),
+        most_rows_of_step=int(rows_of_steps.max()),
         sources=tuple(
             _sft_source(source.source, dataset, count)
             for source, dataset, count in zip(sources, datasets, rows.counts, strict=True)
@@ -82,11 +83,8 @@ def plan_sft(
         chat_template=template,
         chat_template_sha256=template_hash,
     )
-    return _packed_stage(rows, _data_plan(loaded, tokenizer, sources), sft)
-
-
-def _packed_stage(rows: Rows, data: DataPlan, sft: SftPlan) -> PackedStage:
-    return PackedStage(rows.rows, int(rows.conversations.sum()), sft.most_rows_of_step, data, sft)
+    data = _data_plan(loaded, tokenizer, sources)
+    return PackedStage(rows.rows, int(rows.conversations.sum()), rows_of_steps, data, sft)
 
 
 def _data_plan(loaded: LoadedRecipe, tokenizer: TokenizerFacts | None, sources: tuple[SourcePlan, ...]) -> DataPlan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from data_tools.drawing import Ints
 from data_tools.quantities import format_exact
 from megatron_ext.plan.sft_declared import PackedStage
 from megatron_ext.plan.stage_plan import BatchPlan, LayoutPlan
@@ -32,7 +33,9 @@ def plan_sft_batch(
             f"training.global_batch_size {step:,}: the last of {format_exact(steps)} steps has the "
             f"{format_exact(samples % step)} {options.batch_unit} that are left."
         )
-    most_rows = packed.most_rows_of_step if packed is not None else step
+    most_rows = packed.sft.most_rows_of_step if packed is not None else step
+    if packed is not None:
+        _note_idle_ranks(packed, layout, roundings)
     return BatchPlan(
         sequence_length=length,
         global_batch_size=step,
@@ -45,3 +48,24 @@ def plan_sft_batch(
         total_tokens=rows * length,
         max_steps=training.max_steps,
     )
+
+
+def row_slots(rows_of_steps: Ints, data_parallel_size: int) -> int:
+    """Rows that the ranks compute in all steps: each rank as many as the others, rows of padding among them.
+
+    >>> import numpy as np
+    >>> row_slots(np.array([5, 2]), 4)
+    12
+    """
+    return int((-(-rows_of_steps // data_parallel_size)).sum()) * data_parallel_size
+
+
+def _note_idle_ranks(packed: PackedStage, layout: LayoutPlan, roundings: list[str]) -> None:
+    slots = row_slots(packed.rows_of_steps, layout.data_parallel_size)
+    rows = int(packed.rows_of_steps.sum())
+    if slots > rows:
+        roundings.append(
+            f"parallel: rows of steps do not divide among {layout.data_parallel_size:,} data-parallel ranks: "
+            f"{format_exact(slots - rows)} rows of padding are added to {format_exact(rows)}, "
+            f"{100 * (1 - rows / slots):.3g} % of the work; larger steps or fewer ranks have less."
+        )

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
+from data_tools.drawing import Ints
 from megatron_ext.plan.datasets import Pair
 from megatron_ext.plan.sft_sources import Size, size_of
 from megatron_ext.plan.stage_plan import DataPlan, SftPlan, SftSource, SourcePlan
@@ -19,14 +22,14 @@ class PackedStage(NamedTuple):
     Attributes:
         rows: Rows of all steps.
         conversations: In them.
-        most_rows_of_step: Rows of the largest step.
+        rows_of_steps: `[steps]` rows of each step.
         data: Of the stage's plan.
         sft: Of the stage's plan.
     """
 
     rows: int
     conversations: int
-    most_rows_of_step: int
+    rows_of_steps: Ints
     data: DataPlan
     sft: SftPlan
 
@@ -74,6 +77,9 @@ def declared_stage(data: DataPlan, options: SftRecipe, length: int, step: int, r
     tokens = sum(source.packed_tokens for source in sources)
     conversations = sum(source.conversations for source in sources)
     rows = max(1, -(-tokens // length))
+    samples = rows if options.batch_unit == "rows" else conversations
+    ends = np.minimum(np.arange(-(-samples // step) + 1) * step, samples) * rows // samples
+    rows_of_steps = np.maximum(1, ends[1:] - ends[:-1])
     roundings.append(
         "sizes are declared: rows are counted as if each conversation had its source's mean length and rows were full; "
         "what is too long, and what is trained on, is not known."
@@ -85,12 +91,12 @@ def declared_stage(data: DataPlan, options: SftRecipe, length: int, step: int, r
         pieces=conversations,
         trained_tokens=tokens,
         padding=rows * length - tokens,
-        most_rows_of_step=step if options.batch_unit == "rows" else max(1, -(-rows * step // conversations)),
+        most_rows_of_step=int(rows_of_steps.max()),
         sources=sources,
         chat_template="",
         chat_template_sha256="",
     )
-    return PackedStage(rows, conversations, sft.most_rows_of_step, data, sft)
+    return PackedStage(rows, conversations, rows_of_steps, data, sft)
 
 
 def _declared_source(source: SourcePlan, options: SftRecipe, length: int) -> SftSource:

@@ -4,15 +4,18 @@ Every legal tensor (TP) and pipeline (PP) parallel size is tried with every lega
 TP stays inside a node of `NODE` GPUs, because it communicates in every layer. Sequence parallelism is taken wherever
 TP > 1 and the distributed optimizer wherever ranks share parameters: both move as many bytes as doing without and
 hold less. Where the one is refused with the rest of the recipe, the other is tried. Context parallelism is left out:
-runs refuse it yet. An sft stage has a packed row a microbatch, and each conversation of its steps is counted as a row
-where steps are of conversations. What is suggested has been planned as it stands, up to the data: `plan` accepts it.
+runs refuse it yet. An sft stage has a packed row a microbatch: as many as its steps have where its data is built or
+declared, else a row for each of `global_batch_size`. What is suggested has been planned as it stands, up to the data:
+`plan` accepts it.
 
 A layout fits when the planned memory of the fullest rank leaves `RESERVE` of a GPU free for what plan/memory.py
 does not count: temporary buffers of kernels, of communication, of the allocator. Those that fit are ranked by
 
 1. extra time, as a share of a step without any: what the pipeline idles and the operations done again. A pipeline
    of equal stages idles (PP - 1) / microbatches (Narayanan et al., arXiv 2104.04473 section 2.2); of unequal ones
-   all wait for the slowest: (microbatches + PP - 1) / microbatches x slowest / mean - 1, in operations;
+   all wait for the slowest: (microbatches + PP - 1) / microbatches x slowest / mean - 1, in operations. Ranks of an
+   sft stage that have no row in a microbatch idle too: over its steps, sum(microbatches + PP - 1) stands for the
+   first numerator and sum(rows) / ranks for the denominator;
 2. the least TP;
 3. the least PP;
 4. the largest micro-batch: fewer and larger kernels.
@@ -31,11 +34,15 @@ from typing import Any
 
 from data_tools.errors import RecipeError
 from megatron_ext.plan.cost import counted_on_gpus
+from megatron_ext.plan.datasets import has_sizes
 from megatron_ext.plan.execution import legal_recompute_modules
 from megatron_ext.plan.flops import recomputed_token_flops, stage_token_flops, token_flops
 from megatron_ext.plan.layouts import legal_tensor_parallel_sizes
 from megatron_ext.plan.make import Draft, draft_before, draft_plan
 from megatron_ext.plan.memory import memory_per_rank
+from megatron_ext.plan.sft import plan_sft
+from megatron_ext.plan.sft_batch import row_slots
+from megatron_ext.plan.sft_declared import PackedStage
 from megatron_ext.plan.stage_plan import BatchPlan, ExecutionPlan, LayoutPlan, RankMemory, StagePlan
 from megatron_ext.recipe.layer_pattern import parse_pattern
 from megatron_ext.recipe.load import LoadedRecipe
@@ -67,13 +74,12 @@ class Candidate:
     execution: ExecutionPlan
     recomputed: float  # share of a step's operations that is done again
     imbalance: float  # operations of the slowest pipeline stage over the mean
+    time_over_work: float  # of a rank, in microbatches, were all pipeline stages equal
 
     @property
     def idle(self) -> float:
-        """What the pipeline waits, as a share of the time that it works."""
-        microbatches = self.batch.num_microbatches
-        filled = (microbatches + self.layout.pipeline_model_parallel_size - 1) / microbatches
-        return filled * self.imbalance - 1
+        """What ranks wait, as a share of the time that they work."""
+        return self.time_over_work * self.imbalance - 1
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -122,10 +128,14 @@ def suggest_layouts(
 
     Raises:
         RecipeError: What no layout mends; no layout is legal; or none fits, with the smallest need.
+        DataError: The rows of an sft stage cannot be made of its data.
     """
     before = draft_before(loaded, run_root=run_root)
-    draft_plan(_smallest_layout(loaded), before=before)
-    candidates = list(_candidates(loaded, gpus, before))
+    packed = None
+    if loaded.recipe.stage == "sft" and has_sizes(loaded):
+        packed = plan_sft(loaded, [], store=str(run_root or loaded.site.run_root), is_kept=False)
+    draft_plan(_smallest_layout(loaded), before=before, packed=packed)
+    candidates = list(_candidates(loaded, gpus, before, packed))
     if not candidates:
         raise RecipeError(_nothing_legal(loaded.recipe, gpus))
     most_frugal = {candidate.sizes: candidate for candidate in sorted(candidates, key=_frugality)}
@@ -151,14 +161,16 @@ def _smallest_layout(loaded: LoadedRecipe) -> LoadedRecipe:
     return _with(loaded, parallel=_sizes(1, stages, is_sharded=is_sharded), training=_PLAIN)
 
 
-def _legal_layouts(loaded: LoadedRecipe, gpus: int, before: Before) -> Iterator[tuple[dict[str, Any], Draft]]:
+def _legal_layouts(
+    loaded: LoadedRecipe, gpus: int, before: Before, packed: PackedStage | None
+) -> Iterator[tuple[dict[str, Any], Draft]]:
     """Every TP and PP that is legal with a micro-batch of one sample and without recomputation: keys and plan."""
     for tensor in legal_tensor_parallel_sizes(loaded.recipe.model):
         for pipeline in divisors(gpus) if tensor <= NODE else []:
             is_shared = gpus > tensor * pipeline
             for is_sharded in (is_shared, not is_shared):
                 keys = _sizes(tensor, pipeline, is_sharded=is_sharded)
-                if draft := _legal_draft(_with(loaded, parallel=keys, training=_PLAIN), gpus, before):
+                if draft := _legal_draft(_with(loaded, parallel=keys, training=_PLAIN), gpus, before, packed):
                     yield keys, draft
                     break
 
@@ -173,27 +185,43 @@ def _sizes(tensor: int, pipeline: int, *, is_sharded: bool) -> dict[str, Any]:
     }
 
 
-def _candidates(loaded: LoadedRecipe, gpus: int, before: Before) -> Iterator[Candidate]:
+def _candidates(loaded: LoadedRecipe, gpus: int, before: Before, packed: PackedStage | None) -> Iterator[Candidate]:
     """Every legal micro-batch and recomputation of every legal layout."""
     recipe, length = loaded.recipe, loaded.recipe.training.sequence_length
     work = sum(token_flops(recipe.model, length).values())
     kinds: list[dict[str, Any]] = [{}, {"recompute": "full"}]
     if modules := legal_recompute_modules(recipe):
         kinds.append({"recompute": "selective", "recompute_modules": tuple(modules)})
-    for keys, plain in _legal_layouts(loaded, gpus, before):
+    for keys, plain in _legal_layouts(loaded, gpus, before, packed):
         stages = stage_token_flops(recipe.model, plain.layout, length)
         imbalance = max(stages) * len(stages) / sum(stages)
         micros = [1] if recipe.stage == "sft" else divisors(plain.batch.num_microbatches)
         for kind, micro in product(kinds, micros):
             asked = _with(loaded, parallel=keys, training=_PLAIN | kind | {"micro_batch_size": micro})
-            if draft := _legal_draft(asked, gpus, before):
+            if draft := _legal_draft(asked, gpus, before, packed):
                 recomputed = recomputed_token_flops(recipe.model, draft.execution, length) / work
-                yield Candidate(counted_on_gpus(draft.layout), draft.batch, draft.execution, recomputed, imbalance)
+                yield Candidate(
+                    counted_on_gpus(draft.layout),
+                    draft.batch,
+                    draft.execution,
+                    recomputed,
+                    imbalance,
+                    _time_over_work(draft, packed),
+                )
 
 
-def _legal_draft(loaded: LoadedRecipe, gpus: int, before: Before) -> Draft | None:
+def _time_over_work(draft: Draft, packed: PackedStage | None) -> float:
+    """Microbatches that a rank lives through over those that hold a row, with pipeline stages of equal operations."""
+    ranks, waits = draft.layout.data_parallel_size, draft.layout.pipeline_model_parallel_size - 1
+    if packed is None:
+        return (draft.batch.num_microbatches + waits) / draft.batch.num_microbatches
+    rows = packed.rows_of_steps
+    return (row_slots(rows, ranks) + len(rows) * waits * ranks) / int(rows.sum())
+
+
+def _legal_draft(loaded: LoadedRecipe, gpus: int, before: Before, packed: PackedStage | None) -> Draft | None:
     try:
-        return draft_plan(loaded, world_size=gpus, before=before)
+        return draft_plan(loaded, world_size=gpus, before=before, packed=packed)
     except RecipeError:
         return None
 

@@ -10,6 +10,7 @@ import pytest
 
 from data_tools.errors import DataError, RecipeError
 from data_tools.manifest import read_manifest, write_manifest
+from megatron_ext.__main__ import main
 from megatron_ext.plan.make import make_stage_plan
 from megatron_ext.plan.sft_rows import _made as rows_of_stage_made
 from megatron_ext.plan.stage_plan import StagePlan
@@ -240,6 +241,47 @@ def test_a_stage_that_will_run_keeps_its_rows_for_the_next_start(project: Pencil
     (kept / "aside").rename(kept / "pieces.npy")
     assert make_stage_plan(project.load(), may_be_provisional=True) == looked_at
     assert rows_of_stage_made.cache_info().misses == 0, "the rows were read, not made"
+
+
+def test_rows_are_prepared_before_a_parent_is_named_and_the_run_takes_them(
+    project: PencilProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = project.root / "runs"
+    command = ["prepare", str(project.recipe), "--site", str(project.site), "--run-root", str(runs)]
+    assert main([*command, "--set", "init_from=unresolved"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{project.recipe}: 7 rows of 4 steps are kept in {runs}/prepared",
+        "init_from is unresolved: whether data and model fit the stage that will give the weights, the run says.",
+    ]
+    kept = {path: path.stat().st_mtime_ns for path in (runs / "prepared").rglob("*")}
+    assert len([path for path in kept if path.name == "pieces.npy"]) == 1
+    project.plan()
+    assert {path: path.stat().st_mtime_ns for path in (runs / "prepared").rglob("*")} == kept
+    assert main(command) == 0
+    assert capsys.readouterr().out == f"{project.recipe}: 7 rows of 4 steps are kept in {runs}/prepared\n"
+
+
+def test_rows_that_no_parent_could_use_are_not_prepared(
+    project: PencilProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["prepare", str(project.recipe), "--site", str(project.site), "--set", "init_from=unresolved"]
+    assert main([*command, "--set", "training.sequence_length=8"]) == 3
+    assert "sft.overlong: error, and 4 of 12 conversations drawn from" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("ranks", "said"),
+    [
+        (1, None),
+        (2, "1 rows of padding are added to 7, 12.5 % of the work; larger steps or fewer ranks have less."),
+        (4, "9 rows of padding are added to 7, 56.2 % of the work; larger steps or fewer ranks have less."),
+    ],
+)
+def test_rows_of_padding_that_fill_the_ranks_are_said(project: PencilProject, ranks: int, said: str | None) -> None:
+    """Steps of 2, 2, 2 and 1 rows."""
+    found = [line for line in project.plan(world_size=ranks).roundings if line.startswith("parallel:")]
+    among = f"parallel: rows of steps do not divide among {ranks} data-parallel ranks: "
+    assert found == ([] if said is None else [among + said])
 
 
 def test_permissions_and_layouts_leave_the_stage_what_it_is(project: PencilProject) -> None:

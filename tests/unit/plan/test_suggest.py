@@ -15,6 +15,7 @@ from megatron_ext.plan.make import draft_plan
 from megatron_ext.plan.memory import memory_per_rank
 from megatron_ext.plan.suggest import RESERVE, Suggestion, suggest_layouts
 from megatron_ext.recipe.load import LoadedRecipe, load_recipe
+from tests.support.sft_project import SHORT, make_sft_project, write_chat
 
 BASE = Path(__file__).parents[3] / "recipes/front_loading/pretrain/base_v1.yaml"
 GB = 10**9
@@ -97,12 +98,44 @@ def test_a_packed_row_is_a_microbatch_in_all_that_is_suggested(packed: LoadedRec
         load_recipe(packed.path, overrides=one.overrides)  # refused there if a row were no microbatch
 
 
-def test_what_packing_saves_of_microbatches_is_said(packed: LoadedRecipe, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["plan", "--suggest", "--gpus", "64", "--gpu-memory", "80GB"]
+def test_ranks_without_a_row_idle_in_steps_of_conversations(tmp_path: Path) -> None:
+    """Four conversations of 4 tokens fill a row of 16: each of the 4 steps has one row, whatever has no row waits."""
+    project = make_sft_project(tmp_path)
+    write_chat(project, "c", [SHORT] * 12)
+    write_chat(project, "d", [(4, None)] * 4)
+    loaded = project.load("sft.batch_unit=conversations", "training.global_batch_size=4")
+    found = {one.candidate.sizes: one.candidate for one in suggest_layouts(loaded, gpus=4, gpu_memory=80 * GB)}
+    assert (found[1, 1].batch.num_microbatches, found[1, 1].idle) == (1, 3.0)
+    assert (found[2, 1].batch.num_microbatches, found[2, 1].idle) == (1, 1.0)
+    assert next(iter(found)) == (2, 1)
+    assert not (project.root / "runs").exists()
+
+
+def test_ranks_without_a_row_idle_in_the_last_step_of_rows(tmp_path: Path) -> None:
+    """Seven rows in steps of two: on four ranks they take the time of sixteen, on two that of eight."""
+    found = suggest_layouts(make_sft_project(tmp_path).load(), gpus=4, gpu_memory=80 * GB)
+    idle = {one.candidate.sizes: one.candidate.idle for one in found}
+    assert idle[1, 1] == pytest.approx(16 / 7 - 1)
+    assert idle[2, 1] == pytest.approx(8 / 7 - 1)
+
+
+def test_rows_of_data_that_is_not_built_are_counted_from_its_declared_size_or_said_to_be_unknown(
+    packed: LoadedRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """1.2M conversations of 12B tokens: 512 of 10,000 tokens fill 156.25 rows of 32,768."""
+    found = {one.candidate.sizes: one.candidate for one in suggest_layouts(packed, gpus=64, gpu_memory=80 * GB)}
+    assert found[4, 1].layout.data_parallel_size == 16
+    assert found[4, 1].batch.num_microbatches == 10
+    assert found[4, 1].idle == pytest.approx(160 / 156.25 - 1, rel=1e-4)
+    project = make_sft_project(tmp_path)
+    for file in (project.root / "data").glob("c*"):
+        file.unlink()
+    command = ["plan", "--suggest", "--gpus", "64", "--gpu-memory", "80GB", "--site", str(project.site)]
+    command += ["--set", "sft.batch_unit=conversations"]
+    assert main([*command, str(project.recipe)]) == 0
+    assert "counted as if each conversation filled a row, for the data is not built" in capsys.readouterr().out
     assert main([*command, str(packed.path)]) == 0
-    assert "microbatches  counted as if each conversation filled a row" in capsys.readouterr().out
-    assert main([*command, "--set", "sft.batch_unit=rows", str(packed.path)]) == 0
-    assert "microbatches  counted" not in capsys.readouterr().out
+    assert "as if each conversation" not in capsys.readouterr().out
 
 
 def test_shards_are_saved_by_the_distributed_optimizer_also_where_no_rank_shares_parameters() -> None:
