@@ -10,16 +10,19 @@ rest: the last one, because people correct themselves; who wants exactly one loo
 | number        | it is the same number, exactly: 0.5 = 1/2 = \frac{1}{2} = 5e-1, 1,000 = 1000; `x = 5` counts as 5 |
 | choice        | it names the same label: B, (b), "B) Paris", "option B" |
 | polynomial    | it has the same coefficients: 3*x**2 + 1 = 1 + 3x^2; complex numbers are polynomials in i |
+| math-verify   | it is the same text, or the same mathematics: \sqrt{8} = 2\sqrt{2}, x(x+1) = x^2+x |
 | reasoning-gym | the scorer of its task gives 1; for tasks with many right answers |
 
-Answers come from models that learn to please a scorer, so nothing here evaluates an answer as code or
-lets its size decide the time. Some scorers of reasoning-gym do (`eval`, sympy's `parse_expr`); those in
-`SAFE_TASKS` were read and do not.
+Answers come from models that learn to please a scorer, so nothing here evaluates an answer as code, and
+only math-verify lets an answer decide the time: it belongs into a process that can be ended
+(`scoring_server.py`). Some scorers of reasoning-gym evaluate answers (`eval`, sympy's `parse_expr`), and no
+limit of time makes that safe: those in `SAFE_TASKS` were read and do not, all others are refused everywhere.
 """
 
 from __future__ import annotations
 
 import importlib
+import itertools
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
@@ -28,7 +31,7 @@ from fractions import Fraction
 from functools import cache
 from typing import Any
 
-from data_tools.errors import DataError
+from data_tools.errors import DataError, SetupError
 
 SAFE_TASKS = frozenset({"knights_knaves", "palindrome_generation"})
 """Tasks of reasoning-gym whose scorers may see a model's answer. Source: their `score_answer`, 0.1.25."""
@@ -36,8 +39,8 @@ SAFE_TASKS = frozenset({"knights_knaves", "palindrome_generation"})
 LONGEST_ANSWER = 10_000
 """Characters; a longer answer is wrong, and no pattern below has to look at it."""
 
-_BOX = re.compile(r"\\boxed\s*\{")
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+_BRACE = re.compile(r"(?P<box>\\boxed\s*\{)|\\(?!\\boxed\s*\{).|[{}]", re.DOTALL)
+"""What opens or closes, or is a brace that only shows; of `\\\\boxed{` the last five letters are a box."""
 _ANSWER_LINE = re.compile(r"^answer:[ \t]*(\S.*)$", re.IGNORECASE | re.MULTILINE)
 
 _WRAPPER = re.compile(r"\$+([^$]*)\$+|\\\((.*)\\\)|\\\[(.*)\\\]|\\(?:text|mathrm|mathbf)\{([^{}]*)\}", re.DOTALL)
@@ -48,6 +51,8 @@ _PLAIN = re.compile(r"[+-]?(\d{1,400}(\.\d{0,400})?|\.\d{1,400})(e[+-]?\d{1,3})?
 _LATEX_FRACTION = re.compile(r"([+-]?)\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
 
 _LABEL = re.compile(r"(?:(?:option|choice|answer)[:\s]+)?\(?([a-z])(?:\)|[.:](?=\s|$)|$)(?:\s.*)?", re.DOTALL)
+
+_LONE_LABEL = re.compile(r"\(?[A-Ja-j]\)?")
 
 _SPACE = re.compile(r"(?<!\d)\s+|\s+(?!\d)")
 """White space but that between digits: "3 4" is not 34."""
@@ -86,26 +91,48 @@ def read_reply(text: str) -> Reply:
 
 
 def _boxes(text: str) -> list[str]:
-    """What stands in each closed box; of a box in a box, what the inner one holds."""
-    boxes, at = [], 0
-    while opened := _BOX.search(text, at):
-        end = _closing_brace(text, opened.end())
-        if end is None:
-            at = opened.end()
-            continue
-        content = text[opened.end() : end].strip()
-        boxes += _boxes(content) if _BOX.match(content) else [content]
-        at = end + 1
+    r"""What stands in each closed box, in order; of a box that begins with a box, what the inner ones hold.
+
+    Read in one pass: a reply may open a million boxes.
+
+    >>> _boxes("\\boxed{1} \\boxed{\\boxed{2}} \\boxed{3 and \\boxed{4}} \\boxed{5 \\boxed{6}")
+    ['1', '2', '3 and \\boxed{4}', '6']
+    """
+    unclosed: list[tuple[int, int] | None] = []  # of each open brace the places of its box and content
+    closed: list[tuple[int, int, int]] = []  # the same, and where the box ends
+    for brace in _BRACE.finditer(text):
+        if brace["box"]:
+            unclosed.append(brace.span())
+        elif brace[0] == "{":
+            unclosed.append(None)
+        elif brace[0] == "}" and unclosed and (opened := unclosed.pop()) is not None:
+            closed.append((*opened, brace.start()))
+    closed.sort()
+    boxes, shown_until = [], 0
+    for (start, content, end), (inner, _, _) in itertools.pairwise([*closed, (len(text), 0, 0)]):
+        # a box within one that is shown is part of it; one that begins with a box gives way to what it holds
+        if start >= shown_until and (inner >= end or text[content:inner].strip()):
+            boxes.append(text[content:end].strip())
+            shown_until = end
     return boxes
 
 
-def _closing_brace(text: str, start: int) -> int | None:
-    depth = 1
-    for brace in _BRACE.finditer(text, start):
-        depth += {"{": 1, "}": -1}.get(brace[0], 0)
-        if not depth:
-            return brace.start()
-    return None
+def is_well_formed(text: str) -> bool:
+    r"""Whether a reply thinks once, in its beginning, and then gives one answer in a box.
+
+    Source: CrossThink (arXiv 2504.13941), whose format is `<think>…</think>` and `\boxed{}`; that both come once
+    and in this order, and that neither is empty, is ours.
+
+    >>> is_well_formed("<think>1 + 1</think> It is \\boxed{2}."), is_well_formed("It is \\boxed{2}.")
+    (True, False)
+    """
+    before, opened, rest = text.partition("<think>")
+    thinking, closed, said = rest.partition("</think>")
+    if before.strip() or not opened or not closed or not thinking.strip():
+        return False
+    has_more_tags = "<think>" in rest or "</think>" in said
+    boxes = _boxes(said)
+    return not has_more_tags and len(boxes) == 1 and bool(boxes[0])
 
 
 def final_answer(text: str, *, needs_box: bool = True) -> str | None:
@@ -143,15 +170,76 @@ def is_right(answer: str | None, truth: str, *, scorer: str, task: Mapping[str, 
     >>> is_right("\\frac{1}{2}", "0.5", scorer="number"), is_right("(b)", "B", scorer="choice")
     (True, True)
     """
+    check_truth(truth, scorer=scorer, task=task)
+    if not answer or len(answer) > LONGEST_ANSWER:
+        return False
     if scorer == "reasoning-gym":
-        return bool(answer) and len(str(answer)) <= LONGEST_ANSWER and _task_accepts(str(answer), truth, task or {})
-    if scorer not in _READERS:
-        raise DataError(f"scorer: {scorer!r} is none of {', '.join(sorted([*_READERS, 'reasoning-gym']))}")
+        return _task_accepts(answer, truth, task or {})
+    if scorer == "math-verify":
+        return tidy(answer) == tidy(truth) or _is_same_mathematics(answer, truth)
     read = _READERS[scorer]
-    wanted = read(tidy(truth))
-    if wanted is None:
+    return read(tidy(answer)) == read(tidy(truth))
+
+
+def check_truth(truth: str, *, scorer: str, task: Mapping[str, Any] | None = None) -> None:
+    """Refuses a ground truth that no answer could meet, whatever it says.
+
+    Args:
+        truth: The ground truth.
+        scorer: One of the table above.
+        task: For reasoning-gym alone: {family, metadata} of the task.
+
+    Raises:
+        DataError: If there is no such scorer, or it cannot read the ground truth.
+    """
+    if scorer not in SCORERS:
+        raise DataError(f"scorer: {scorer!r} is none of {', '.join(sorted(SCORERS))}")
+    if scorer == "reasoning-gym":
+        family = (task or {}).get("family")
+        if family not in SAFE_TASKS:
+            raise DataError(f"task: {family!r}: its scorer may run an answer as code; known ones: {sorted(SAFE_TASKS)}")
+    elif _READERS.get(scorer, _exact)(tidy(truth)) is None:
         raise DataError(f"ground truth: {truth!r} is nothing that the scorer {scorer} can read; choose another scorer")
-    return answer is not None and len(answer) <= LONGEST_ANSWER and read(tidy(answer)) == wanted
+
+
+def prepare(scorer: str, *, task: Mapping[str, Any] | None = None) -> None:
+    """Imports the libraries of a scorer, which may take seconds; later calls of `is_right` take none.
+
+    Args:
+        scorer: One of the table above.
+        task: For reasoning-gym alone: {family, metadata} of the task.
+
+    Raises:
+        SetupError: A library is not installed.
+    """
+    if scorer == "math-verify":
+        from data_tools.math_scoring import load
+
+        load()
+    elif scorer == "reasoning-gym" and (task or {}).get("family") in SAFE_TASKS:
+        try:
+            _task_scorer(str((task or {})["family"]))
+        except ModuleNotFoundError as error:
+            raise SetupError(
+                f"the scorer reasoning-gym cannot be used: {error}; "
+                "install it with: pip install 'megatron-ext[samples]'"
+            ) from None
+
+
+def scorer_of(row: Mapping[str, Any], *, default: str) -> str:
+    """The scorer of a prompt in the schema of Nemotron-CrossThink.
+
+    >>> scorer_of({"reward_model": {"ground_truth": "(B)"}}, default="number")
+    'choice'
+
+    Args:
+        row: The prompt; one that names a scorer in `meta_data.scorer` has that one.
+        default: Of those whose truth is no lone label of a multiple choice.
+    """
+    about = row.get("meta_data")
+    named = about.get("scorer") if isinstance(about, dict) else None
+    is_label = bool(_LONE_LABEL.fullmatch(row["reward_model"]["ground_truth"].strip()))
+    return str(named) if named else "choice" if is_label else default
 
 
 def tidy(text: str) -> str:
@@ -162,8 +250,17 @@ def tidy(text: str) -> str:
     >>> tidy(" $\\text{Ja  Wohl}$. "), tidy("−４٢"), tidy("10²")
     ('ja wohl', '-42', '10²')
     """
+    return _unwrapped(" ".join(_in_ascii(text).casefold().split()))
+
+
+def _in_ascii(text: str) -> str:
+    """The same text with digits and minus signs of ASCII."""
     digits = "".join(str(unicodedata.decimal(sign)) if unicodedata.category(sign) == "Nd" else sign for sign in text)
-    plain = " ".join(digits.translate(_MINUS).casefold().split())
+    return digits.translate(_MINUS)
+
+
+def _unwrapped(plain: str) -> str:
+    """The same text without markup around it."""
     while True:
         shorter = plain.removesuffix(".").strip()
         if whole := _WRAPPER.fullmatch(shorter):
@@ -229,16 +326,19 @@ _READERS: dict[str, Callable[[str], object]] = {
 }
 """What a tidied answer says, None if nothing; equal things are equally right."""
 
-SCORERS = (*_READERS, "reasoning-gym")
+SCORERS = (*_READERS, "math-verify", "reasoning-gym")
 """Names of all scorers."""
 
 
+def _is_same_mathematics(answer: str, truth: str) -> bool:
+    from data_tools.math_scoring import is_same_mathematics  # sympy takes a second
+
+    return is_same_mathematics(*(_unwrapped(_in_ascii(text).strip()) for text in (answer, truth)))
+
+
 def _task_accepts(answer: str, truth: str, task: Mapping[str, Any]) -> bool:
-    family = str(task.get("family"))
-    if family not in SAFE_TASKS:
-        raise DataError(f"task: {family!r}: its scorer may run an answer as code; known ones: {sorted(SAFE_TASKS)}")
     entry = {"question": "", "answer": truth, "metadata": task.get("metadata", {})}
-    return bool(_task_scorer(family).score_answer(answer.strip(), entry) == 1.0)
+    return bool(_task_scorer(str(task.get("family"))).score_answer(answer.strip(), entry) == 1.0)
 
 
 @cache
