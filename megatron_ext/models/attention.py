@@ -4,6 +4,7 @@ Megatron-Core's `SelfAttention` does the projections, RoPE and the key/value cac
 queries, keys and values is ours, through torch's scaled dot product attention (core's own
 `DotProductAttention` needs its fused CUDA softmax here). In a packed row every document attends to itself
 alone: one product a document, so memory grows with the longest document and never with the row's square.
+`read_prompts` and `decode` are the same layer over a cache whose rows have lengths of their own.
 """
 
 from __future__ import annotations
@@ -64,6 +65,90 @@ class CausalSelfAttention(SelfAttention):
         return torch.empty(
             inference_max_sequence_length, batch_size, groups, dim, dtype=dtype, device=self.linear_qkv.weight.device
         )
+
+    def read_prompts(self, hidden: Tensor, keys: Tensor, values: Tensor, *, angles: Tensor | None) -> Tensor:
+        """Whole prompts of one length; sums over the tensor-parallel ranks are left to the caller, as in `decode`.
+
+        Args:
+            hidden: [s, b, h].
+            keys: Filled up to s, [b, groups, tokens, d].
+            values: As keys.
+            angles: RoPE's, [s, 1, 1, d]; None without positions.
+
+        Returns:
+            This rank's part of [s, b, h].
+        """
+        query, key, value = self._project(hidden, angles)
+        for cached, new in ((keys, key), (values, value)):
+            cached[:, :, : len(hidden)] = new.permute(1, 2, 0, 3)
+        return F.linear(self.core_attention(query, key, value, None), self.linear_proj.weight)
+
+    def decode(
+        self,
+        hidden: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        *,
+        lengths: Tensor,
+        bias: Tensor,
+        angles: Tensor | None,
+    ) -> Tensor:
+        """The next token of every row.
+
+        Args:
+            hidden: [b, h].
+            keys: [b, groups, tokens, d]; the new token's are written at `lengths`.
+            values: As keys.
+            lengths: Cached tokens of each row, [b].
+            bias: Of `decode_bias`.
+            angles: RoPE's at `lengths`, [b, 1, d]; None without positions.
+
+        Returns:
+            This rank's part of [b, h].
+        """
+        query, key, value = self._project(hidden, angles)
+        rows = torch.arange(len(hidden), device=hidden.device)
+        keys[rows, :, lengths], values[rows, :, lengths] = key, value
+        used = bias.shape[-1]
+        out = F.scaled_dot_product_attention(  # the queries of a group as rows: no key is repeated for each head
+            query.unflatten(1, (keys.shape[1], -1)),
+            keys[:, :, :used],
+            values[:, :, :used],
+            attn_mask=bias,
+            scale=self.core_attention.softmax_scale,
+        )
+        return F.linear(out.flatten(1), self.linear_proj.weight)
+
+    def _project(self, hidden: Tensor, angles: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """[..., h] to queries [..., heads, d], keys and values [..., groups, d], turned by their positions."""
+        groups, d = self.num_query_groups_per_partition, self.hidden_size_per_attention_head
+        mixed = F.linear(hidden, self.linear_qkv.weight).unflatten(-1, (groups, -1, d))  # queries, key, value a group
+        query, key, value = mixed[..., :-2, :].flatten(-3, -2), mixed[..., -2, :], mixed[..., -1, :]
+        if angles is None:
+            return query, key, value
+        return _turned(query, angles), _turned(key, angles), value
+
+
+def decode_bias(lengths: Tensor, *, longest: int, dtype: torch.dtype) -> Tensor:
+    """What hides the cached tokens that a row does not have: 0, or -inf beyond its own new token.
+
+    Args:
+        lengths: Cached tokens of each row, [b].
+        longest: The largest of them.
+        dtype: Of the queries.
+
+    Returns:
+        [b, 1, 1, longest + 1].
+    """
+    is_beyond = torch.arange(longest + 1, device=lengths.device) > lengths[:, None]
+    bias = torch.zeros(is_beyond.shape, dtype=dtype, device=lengths.device)
+    return bias.masked_fill_(is_beyond, float("-inf"))[:, None, None]
+
+
+def _turned(t: Tensor, angles: Tensor) -> Tensor:
+    """RoPE on pairs of channels half a head apart (Source: core 0.19, `rope_utils.py`, not interleaved)."""
+    first, second = t.chunk(2, dim=-1)
+    return t * angles.cos().to(t.dtype) + torch.cat((-second, first), dim=-1) * angles.sin().to(t.dtype)
 
 
 class ScaledDotProductAttention(MegatronModule):

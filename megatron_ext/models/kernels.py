@@ -1,6 +1,6 @@
 """mamba-ssm's and causal-conv1d's GPU kernels under the contracts of ssd.py and conv.py.
 
-`ssd`, `ssd_step`, `conv` and `conv_step` take the arguments of `ssd_chunked`, `ssd_step`,
+`ssd`, `ssd_step`, `conv` and `conv_step` take the arguments of `ssd_chunked`, `ssd_step_`,
 `causal_conv1d_silu` and `causal_conv1d_silu_step`, and run the kernels for half-precision tensors on a GPU
 where the packages are importable, else those functions. Float32 stays in torch: the kernels multiply it in
 TF32 (10 bits of mantissa), which is not what a recipe means by fp32.
@@ -19,8 +19,7 @@ from torch import Tensor
 
 from megatron_ext.models.backends import choose_backend
 from megatron_ext.models.conv import causal_conv1d_silu, causal_conv1d_silu_step
-from megatron_ext.models.ssd import ssd_chunked
-from megatron_ext.models.ssd import ssd_step as torch_ssd_step
+from megatron_ext.models.ssd import ssd_chunked, ssd_step_
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.recipe.schema import Precision
 from megatron_ext.runtime.device import has_gpu
@@ -102,11 +101,11 @@ def triton_ssd(
     return y, state
 
 
-def ssd_step(state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> tuple[Tensor, Tensor]:
-    """`ssd.ssd_step` on the device of x [b, h, p]; `state` may be advanced in place."""
+def ssd_step(state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
+    """`ssd.ssd_step_` on the device of x [b, h, p]: y; `state` is advanced in place."""
     if _is_half_on_gpu(x) and _ssd_kernel() is not None:
-        return triton_ssd_step(state, x, dt, A, B, C, D)
-    return torch_ssd_step(state, x, dt, A, B, C, D)
+        return triton_ssd_step(state, x, dt, A, B, C, D)[0]
+    return ssd_step_(state, x, dt, A, B, C, D)
 
 
 def triton_ssd_step(

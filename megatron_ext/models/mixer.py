@@ -226,9 +226,22 @@ class LocalMambaMixer(MambaMixer):
         z, xBC, dt = self._split(zxBCdt[0])
         x, B, C = self._split_conv(kernels.conv_step(conv_state, xBC, self.conv1d_weight, self.conv1d_bias))
         dt = F.softplus(dt.float() + self.dt_bias.float())
-        y, new_state = kernels.ssd_step(ssm_state, x, dt, -torch.exp(self.A_log.float()), B, C, self.D)
-        ssm_state.copy_(new_state)
+        y = kernels.ssd_step(ssm_state, x, dt, -torch.exp(self.A_log.float()), B, C, self.D)
         return self.norm(y.flatten(1), z)[None]
+
+    def read_prompts(self, hidden: Tensor, conv_state: Tensor, ssm_state: Tensor) -> Tensor:
+        """Whole prompts of one length, [s, b, hidden] to this rank's part of [s, b, hidden]; fills the states.
+
+        Sums over the tensor-parallel ranks are left to the caller, as in `decode`.
+        """
+        return F.linear(
+            self._ssm_prefill(F.linear(hidden, self.in_proj.weight), conv_state, ssm_state), self.out_proj.weight
+        )
+
+    def decode(self, hidden: Tensor, conv_state: Tensor, ssm_state: Tensor) -> Tensor:
+        """The next token of every row, [b, hidden] to this rank's part of [b, hidden]; advances the states in place."""
+        zxBCdt = F.linear(hidden, self.in_proj.weight)
+        return F.linear(self._ssm_decode(zxBCdt[None], conv_state, ssm_state)[0], self.out_proj.weight)
 
     def _split(self, zxBCdt: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         z, x, B, C, dt = self._in_proj_sizes

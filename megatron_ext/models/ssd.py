@@ -5,7 +5,8 @@ For every head, with a state S of shape [p, n]:
     S_t = exp(dt_t A) S_{t-1} + dt_t x_t B_t^T          y_t = S_t C_t + D x_t
 
 `ssd_scan_ref` computes that token by token in float64; `ssd_chunked` computes the same for training
-(Source: Mamba-2, arXiv 2405.21060, section 6 and listing 1); `ssd_step` decodes one token.
+(Source: Mamba-2, arXiv 2405.21060, section 6 and listing 1); `ssd_step` is one token of it, `ssd_step_` the same in
+place, for decoding.
 
 Where a row holds several documents, `seq_idx` [b, l] numbers them, and the state is zero before the first
 token of each, as with the argument of that name in mamba-ssm.
@@ -82,7 +83,7 @@ def ssd_chunked(
 def ssd_step(
     state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Advances the SSD by one token, for decoding.
+    """Advances the SSD by one token.
 
     Args:
         state: State before the token, [b, h, p, n]; its dtype is the dtype of the computation.
@@ -105,6 +106,21 @@ def ssd_step(
     if D is not None:
         y = y + D.to(state.dtype)[:, None] * xs
     return y.to(x.dtype), state
+
+
+def ssd_step_(state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
+    """`ssd_step` that overwrites `state`, contiguous: three passes over it instead of six, and nothing its size.
+
+    Returns:
+        y [b, h, p] in x's dtype.
+    """
+    xs, dts, Bs, Cs = (t.to(state.dtype) for t in (x, dt, B, C))
+    rows, width, n = B.shape[0] * B.shape[1], state.shape[1] // B.shape[1] * state.shape[2], state.shape[3]
+    state.mul_(torch.exp(dts * A.to(state.dtype))[..., None, None])
+    grouped = state.view(rows, width, n)  # heads that share B and C are one matrix
+    grouped.baddbmm_((dts[..., None] * xs).view(rows, width, 1), Bs.reshape(rows, 1, n))
+    y = torch.bmm(grouped, Cs.reshape(rows, n, 1)).view(xs.shape)
+    return y.addcmul_(D.to(state.dtype)[:, None], xs).to(x.dtype)
 
 
 def ssd_scan_ref(

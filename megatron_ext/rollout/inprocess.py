@@ -1,0 +1,152 @@
+"""The engine that samples with the training model itself, through caches.
+
+Continuous batching: a finished sample leaves its slot, a waiting one enters. Prompts are read in groups of equal
+length, so that no padding ever reaches a convolution or a state, and copied into slots: samples of one prompt share
+one reading. Weights are the training model's own, so both log-probabilities come from the same numbers.
+
+Where requests are served beside training, or the policy spans pipeline stages, another engine has to stand behind the
+same protocol. Core's `DynamicInferenceEngine` is not used: in 0.19 it needs a GPU, flash-attn and mamba-ssm, and
+Transformer Engine's layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from megatron.core.models.hybrid.hybrid_model import HybridModel
+from megatron.core.process_groups_config import ProcessGroupCollection
+
+from data_tools.errors import SetupError, UsageError
+from megatron_ext.models.stack import LocalHybridStack
+from megatron_ext.plan.rollout import rollout_problems
+from megatron_ext.plan.stage_plan import StagePlan
+from megatron_ext.rollout.cache import RolloutCache
+from megatron_ext.rollout.forward import CachedForward
+from megatron_ext.rollout.protocol import Completion, Health, Prompt, Sampling
+from megatron_ext.rollout.sampling_run import SamplingRun
+from megatron_ext.rollout.share import share_prompts
+from megatron_ext.rollout.stop_strings import Decode, StopStrings
+
+
+class InProcessEngine:
+    """A `RolloutEngine` on the `local` backend.
+
+    Args:
+        model: The policy, wrapped for training or not; it is not changed.
+        plan: The plan that built it.
+        groups: Process groups; `tp` ranks sample one text together, `dp` ranks share the prompts.
+        num_slots: Samples that a data-parallel rank advances at once.
+        tokens_per_slot: Of prompt and completion together; a completion that reaches it ends with `length`.
+        decode: Turns ids into text; needed for stop strings.
+
+    Raises:
+        SetupError: The model's layers or layout have no cached decoding.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        plan: StagePlan,
+        groups: ProcessGroupCollection,
+        *,
+        num_slots: int,
+        tokens_per_slot: int,
+        decode: Decode | None = None,
+    ) -> None:
+        self._model = _unwrapped(model)
+        _check_setting(self._model, plan, num_slots=num_slots, tokens_per_slot=tokens_per_slot)
+        self._vocab_size = plan.data.tokenizer_vocab_size
+        self._groups, self._decode = groups, decode
+        self._num_slots, self._tokens_per_slot = num_slots, tokens_per_slot
+        self._cache = RolloutCache(self._model, num_slots=num_slots, tokens_per_slot=tokens_per_slot)
+        self._forward = CachedForward(self._model, max_tokens=tokens_per_slot)
+        self._policy_version = self._prompt_tokens = self._sampled_tokens = self._decode_steps = 0
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        *,
+        on_finished: Callable[[Completion], None] | None = None,
+    ) -> list[Completion]:
+        """Samples this data-parallel rank's share; see `RolloutEngine.generate`."""
+        self._check_prompts(prompts, sampling)
+        shares = share_prompts(prompts, self._groups.dp.size(), max_new_tokens=sampling.max_new_tokens)
+        run = SamplingRun(
+            self._forward,
+            self._cache,
+            {index: prompts[index] for index in shares[self._groups.dp.rank()]},
+            sampling,
+            vocab_size=self._vocab_size,
+            tokens_per_slot=self._tokens_per_slot,
+            stop_strings=StopStrings(sampling.stop_strings, self._decode) if self._decode else None,
+            policy_version=self._policy_version,
+            on_finished=on_finished,
+        )
+        try:
+            return run.finish()
+        finally:
+            self._prompt_tokens += run.prompt_tokens
+            self._sampled_tokens += run.sampled_tokens
+            self._decode_steps += run.decode_steps
+
+    def load_weights(self, *, policy_version: int) -> None:
+        """Counts the weights as `policy_version`: they are the training model's own, and nothing of them is kept."""
+        self._policy_version = policy_version
+
+    def health(self) -> Health:
+        """What the engine holds and has done."""
+        return Health(
+            policy_version=self._policy_version,
+            num_slots=self._num_slots,
+            cache_bytes=self._cache.num_bytes,
+            prompt_tokens=self._prompt_tokens,
+            sampled_tokens=self._sampled_tokens,
+            decode_steps=self._decode_steps,
+        )
+
+    def _check_prompts(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
+        for index, prompt in enumerate(prompts):
+            length = len(prompt.ids)
+            if not prompt.ids or not 0 <= min(prompt.ids) <= max(prompt.ids) < self._vocab_size:
+                raise UsageError(
+                    f"prompt {index}: {length} tokens: it needs at least one, all ids in [0, {self._vocab_size})."
+                )
+            if length >= self._tokens_per_slot:
+                raise UsageError(
+                    f"prompt {index}: {length:,} tokens leave no room for a new one among the "
+                    f"{self._tokens_per_slot:,} of a slot; shorten or drop it, or raise the tokens of a slot."
+                )
+            if prompt.num_samples < 1:
+                raise UsageError(f"prompt {index}: num_samples: {prompt.num_samples}: must be at least 1.")
+        unknown = sorted(token for token in sampling.stop_ids if not 0 <= token < self._vocab_size)
+        if unknown:
+            raise UsageError(f"stop_ids: {unknown}: never sampled; ids must be in [0, {self._vocab_size}).")
+        if sampling.stop_strings and self._decode is None:
+            raise UsageError(
+                f"stop_strings: {sampling.stop_strings}: the engine needs the tokenizer's `decode` for them."
+            )
+
+
+def _unwrapped(model: Any) -> HybridModel:
+    """The model inside core's wrappers of data parallelism and half precision."""
+    while not isinstance(model, HybridModel):
+        model = model.module
+    return model
+
+
+def _check_setting(model: HybridModel, plan: StagePlan, *, num_slots: int, tokens_per_slot: int) -> None:
+    problems = rollout_problems(plan.layout)
+    if not isinstance(model.decoder, LocalHybridStack):
+        problems.append(
+            "training.backend: te: its layers keep no cache of a length for each row outside core's "
+            "DynamicInferenceEngine, which is not connected here; set training.backend=local, which trains the same "
+            "model and loads the same checkpoints."
+        )
+    if problems:
+        raise SetupError("\n".join(problems))
+    if num_slots < 1 or tokens_per_slot < 2:
+        raise UsageError(
+            f"num_slots: {num_slots}, tokens_per_slot: {tokens_per_slot}: at least 1 slot, of at least 2 tokens."
+        )
