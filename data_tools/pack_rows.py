@@ -29,6 +29,7 @@ from data_tools.loss_mask import LossMasks
 from data_tools.pack_index import target_tokens
 from data_tools.packing import Changed, Overlong, Pieces, best_fit_decreasing, fit_pieces
 from data_tools.permutation import keyed_permutation
+from data_tools.progress import NoProgress, Progress
 
 BatchUnit = Literal["rows", "conversations"]
 ROWS_VERSION = 1
@@ -185,13 +186,19 @@ class _Cut:
         return _Cut(Pieces(*columns), *others)
 
 
-def make_rows(sources: Sequence[Conversations], rounds: Sequence[Drawn], options: RowOptions) -> Rows:
+def make_rows(
+    sources: Sequence[Conversations],
+    rounds: Sequence[Drawn],
+    options: RowOptions,
+    progress: Progress | None = None,
+) -> Rows:
     """Makes the rows of all rounds.
 
     Args:
         sources: What the rounds were drawn from.
         rounds: At least one conversation in all.
         options: How.
+        progress: Is told of each conversation twice: when it is cut, and when it is packed.
 
     Raises:
         DataError: If a conversation is too long and `overlong` is `error`.
@@ -201,17 +208,23 @@ def make_rows(sources: Sequence[Conversations], rounds: Sequence[Drawn], options
     >>> rows.rows, rows.first_row.tolist(), rows.targets.tolist()[:3], rows.counts[0].targets
     (5, [0, 2, 4, 5], [3, 3, 3], 30)
     """
+    progress = progress or NoProgress()
     tallies = [_Tally(source) for source in sources]
-    cuts = [_cut(drawn, number, tallies, options) for number, drawn in enumerate(rounds)]
+    cuts = []
+    for number, drawn in enumerate(rounds):
+        cuts.append(_cut(drawn, number, tallies, options))
+        progress.advance(len(drawn))
     if options.unit == "rows":
-        packed = [_packed(cut, options, key=f"rows {options.seed} {number}") for number, cut in enumerate(cuts)]
+        packed = [
+            _packed(cut, options, progress, key=f"rows {options.seed} {number}") for number, cut in enumerate(cuts)
+        ]
         cut, row_of = _in_a_row(packed)
         num_rows = int(row_of[-1]) + 1 if len(row_of) else 0
         first_row = np.append(np.arange(0, num_rows, options.step), num_rows)
         begins = cut.pieces.start == 0
         conversations = np.bincount(row_of[begins] // options.step, minlength=len(first_row) - 1)
     else:
-        cut, row_of, first_row, conversations = _by_conversations(cuts, options)
+        cut, row_of, first_row, conversations = _by_conversations(cuts, options, progress)
     pieces_of_row = np.bincount(row_of, minlength=int(first_row[-1]))
     return Rows(
         length=options.length,
@@ -248,12 +261,13 @@ def _of_conversations(pieces: Pieces, numbers: Ints) -> Pieces:
     return Pieces(numbers[pieces.conversation], pieces.start, pieces.stop, pieces.skip_start, pieces.skip_stop)
 
 
-def _packed(cut: _Cut, options: RowOptions, *, key: str) -> tuple[_Cut, Ints]:
+def _packed(cut: _Cut, options: RowOptions, progress: Progress, *, key: str) -> tuple[_Cut, Ints]:
     """The pieces of some rows in order, and the row of each; rows in random order."""
     padded = -(-cut.pieces.lengths // options.pad_multiple) * options.pad_multiple
     row_of = best_fit_decreasing(padded, options.length)
     row_of = keyed_permutation(int(row_of.max(initial=-1)) + 1, key=key)[row_of]
     order = np.argsort(row_of, kind="stable")
+    progress.advance(int((cut.pieces.start == 0).sum()))
     return cut.take(order), row_of[order]
 
 
@@ -266,7 +280,7 @@ def _in_a_row(packed: Sequence[tuple[_Cut, Ints]]) -> tuple[_Cut, Ints]:
     return _Cut.joined([cut for cut, _ in packed]), np.concatenate(numbered)
 
 
-def _by_conversations(cuts: Sequence[_Cut], options: RowOptions) -> tuple[_Cut, Ints, Ints, Ints]:
+def _by_conversations(cuts: Sequence[_Cut], options: RowOptions, progress: Progress) -> tuple[_Cut, Ints, Ints, Ints]:
     """Pieces in the order of rows, the row of each, the first row and the conversations of each step."""
     cut = _Cut.joined([part.take(np.argsort(part.place, kind="stable")) for part in cuts])
     is_new = np.ones(len(cut.place), np.bool_)
@@ -277,7 +291,7 @@ def _by_conversations(cuts: Sequence[_Cut], options: RowOptions) -> tuple[_Cut, 
     total = int(conversation[-1]) + 1 if len(conversation) else 0
     bounds = np.searchsorted(conversation, np.arange(0, total + options.step, options.step))
     packed = [
-        _packed(cut.take(np.arange(begin, end)), options, key=f"rows {options.seed} step {number}")
+        _packed(cut.take(np.arange(begin, end)), options, progress, key=f"rows {options.seed} step {number}")
         for number, (begin, end) in enumerate(pairwise(bounds))
         if end > begin
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ class Progress(Protocol):
     """Is told how far the work is."""
 
     def advance(self, size: int) -> None:
-        """Takes note of `size` more bytes done."""
+        """Takes note of `size` more bytes, or what else is counted, done."""
 
 
 class NoProgress:
@@ -38,8 +39,8 @@ class _Bar:
 
 
 class _Lines:
-    def __init__(self, label: str, total: int) -> None:
-        self._label, self._total = label, total
+    def __init__(self, label: str, total: int, unit: str | None) -> None:
+        self._label, self._total, self._unit = label, total, unit
         self._done = 0
         self._start = self._last = time.monotonic()
 
@@ -52,30 +53,37 @@ class _Lines:
         rate = self._done / (now - self._start)
         left_s = max(0.0, self._total - self._done) / rate
         percent = 100 * self._done / max(1, self._total)
-        print(
-            f"{self._label}: {percent:.0f} %, {rate / 1e6:.1f} MB/s, {left_s:.0f} s left", file=sys.stderr, flush=True
-        )
+        speed = f"{rate / 1e6:.1f} MB/s" if self._unit is None else f"{rate:,.0f} {self._unit}/s"
+        print(f"{self._label}: {percent:.0f} %, {speed}, {left_s:.0f} s left", file=sys.stderr, flush=True)
 
 
 @contextmanager
-def shown(label: str, total: int) -> Iterator[Progress]:
+def shown(label: str, total: int, *, unit: str | None = None) -> Iterator[Progress]:
     """Shows the progress of work on `total` bytes, on stderr.
 
     Args:
         label: What is done, for people.
         total: Bytes of all the work; an estimate will do.
+        unit: What is counted instead of bytes.
     """
+    if os.environ.get("RANK", "0") != "0":  # of all processes of torchrun one is enough
+        yield NoProgress()
+        return
     if not sys.stderr.isatty():
-        yield _Lines(label, total)
+        yield _Lines(label, total, unit)
         return
     from rich import progress  # imported where it is shown: it takes longer than a finished job's check
     from rich.console import Console
 
+    class Speed(progress.ProgressColumn):
+        def render(self, task: progress.Task) -> str:
+            return f"{task.speed or 0:,.0f} {unit}/s"
+
+    bytes_done = (progress.DownloadColumn(), progress.TransferSpeedColumn())
     columns = (
         progress.TextColumn("{task.description}"),
         progress.BarColumn(),
-        progress.DownloadColumn(),
-        progress.TransferSpeedColumn(),
+        *(bytes_done if unit is None else (progress.MofNCompleteColumn(), Speed())),
         progress.TimeRemainingColumn(),
     )
     with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:

@@ -33,6 +33,7 @@ from data_tools.indexed import IndexedReader
 from data_tools.loss_mask import LossMasks, mask_path, read_masks
 from data_tools.pack_rows import ROWS_VERSION, Conversations, RowOptions, Rows, SourceCount, make_rows
 from data_tools.packing import Changed, Pieces
+from data_tools.progress import shown
 from megatron_ext.plan.prepared import prepare, prepared_folder, read_prepared
 from megatron_ext.plan.stage_plan import SourcePlan
 from megatron_ext.recipe.schema import SftRecipe
@@ -96,7 +97,9 @@ def _made(sources: tuple[SourcePlan, ...], options: SftRecipe, sequence_length: 
     conversations = [read_conversations(source.prefix) for source in sources]
     rounds = draw_of_stage(sources, options, sizes=[len(found.lengths) for found in conversations], seed=seed)
     row_options = _row_options(options, sequence_length, step=step, unit=options.batch_unit, seed=seed)
-    return make_rows(conversations, rounds, row_options)
+    twice = 2 * sum(map(len, rounds))  # each is cut, then packed
+    with shown("packing conversations", twice, unit="conversations") as progress:
+        return make_rows(conversations, rounds, row_options, progress)
 
 
 def draw_of_stage(sources: Sequence[SourcePlan], options: SftRecipe, *, sizes: Sequence[int], seed: int) -> list[Drawn]:

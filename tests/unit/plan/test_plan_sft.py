@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -323,3 +325,15 @@ def test_an_sft_stage_gives_its_weights_and_is_not_continued(project: PencilProj
             f"{origin}: continue: {parent}: its stage is sft, and this one is pretrain; only its weights can be taken: "
             "write init_from instead of continue"
         )
+
+
+def test_packing_shows_how_far_it_is_on_a_terminal(project: PencilProject, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    project.plan("seed=77")  # rows of no other test, which a process keeps
+    assert "packing conversations" in sys.stderr.getvalue()  # type: ignore[attr-defined]
+    assert "32/32" in sys.stderr.getvalue(), "16, each cut and packed"  # type: ignore[attr-defined]
