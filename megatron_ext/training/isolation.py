@@ -12,8 +12,9 @@ Every row has the same shape, so the pipeline's schedule runs them as microbatch
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -26,11 +27,16 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 
 from data_tools.errors import SetupError
 from megatron_ext.datasets.packed_params import packed_params
+from megatron_ext.models.kernels import KERNEL_CHUNK_SIZE
+from megatron_ext.models.ssd import DEFAULT_CHUNK_SIZE
 from megatron_ext.plan.stage_plan import StagePlan
-from megatron_ext.runtime.device import device
+from megatron_ext.runtime.device import device, has_gpu
 
-MAX_TOKENS = 512
-"""Of the row: two chunks of mamba-ssm's kernel, eight of ours."""
+MAX_TOKENS = 2 * DEFAULT_CHUNK_SIZE
+"""Of the row on a CPU: two chunks, so that a state is handed on; more would only take longer."""
+
+MAX_TOKENS_ON_GPU = 2 * KERNEL_CHUNK_SIZE
+"""The same where mamba-ssm's kernel may run, whose chunks are longer."""
 
 MIN_TOKENS = 16
 
@@ -53,6 +59,7 @@ class IsolationReport:
         apart: By how much the logits of a packed document differ from those alone, relative to the largest logit.
         allowed: The bound of `apart`.
         allowed_move: The bound of `moved`, relative to `own`.
+        seconds: That the proof took.
     """
 
     places: tuple[int, ...]
@@ -62,6 +69,7 @@ class IsolationReport:
     apart: float
     allowed: float
     allowed_move: float
+    seconds: float = field(default=0.0, compare=False)
 
     @property
     def holds(self) -> bool:
@@ -72,7 +80,7 @@ class IsolationReport:
         return (
             f"{len(self.places) - 1} documents in {self.num_tokens} tokens: changing one moves the others' logits by "
             f"{self.moved:.2g} (allowed {self.allowed_move * self.own:.2g}) and its own by {self.own:.2g}; apart from "
-            f"each alone {self.apart:.2g} of the largest (allowed {self.allowed:.2g})"
+            f"each alone {self.apart:.2g} of the largest (allowed {self.allowed:.2g}); {1000 * self.seconds:.0f} ms"
         )
 
 
@@ -102,7 +110,9 @@ def require_isolation(model: Any, plan: StagePlan, groups: ProcessGroupCollectio
 
 def measure_isolation(model: Any, plan: StagePlan, groups: ProcessGroupCollection) -> IsolationReport:
     """What `require_isolation` judges; same arguments and conditions."""
-    num_tokens = min(plan.batch.sequence_length, MAX_TOKENS) // groups.tp.size() * groups.tp.size()
+    began = time.monotonic()
+    most = MAX_TOKENS_ON_GPU if has_gpu() else MAX_TOKENS
+    num_tokens = min(plan.batch.sequence_length, most) // groups.tp.size() * groups.tp.size()
     if num_tokens < MIN_TOKENS:
         raise SetupError(
             f"training.sequence_length: {plan.batch.sequence_length}: isolation is proved on a row of at least "
@@ -135,14 +145,15 @@ def measure_isolation(model: Any, plan: StagePlan, groups: ProcessGroupCollectio
         apart=apart / largest if largest else float("nan"),
         allowed=ALLOWED[plan.precision],
         allowed_move=ALLOWED_MOVE[plan.precision],
+        seconds=time.monotonic() - began,
     )
 
 
 def _places(num_tokens: int) -> list[int]:
     """Four documents, one of them a single token, with boundaries inside chunks, and padding behind them.
 
-    >>> _places(512), _places(16)
-    ([0, 146, 147, 341, 472], [0, 4, 5, 10, 14])
+    >>> _places(128), _places(16)
+    ([0, 36, 37, 85, 118], [0, 4, 5, 10, 14])
     """
     first = 2 * num_tokens // 7
     return [0, first, first + 1, 2 * num_tokens // 3, 12 * num_tokens // 13]
