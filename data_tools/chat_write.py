@@ -30,7 +30,7 @@ from data_tools.origin import origins_of
 from data_tools.parts import Part
 from data_tools.readers import BadRecord, Raw
 from data_tools.records import Conversation, Thinking
-from data_tools.speech import contents_of, marked, messages_of, tools_of
+from data_tools.speech import contents_of, marked, messages_of, refuse_disorder, tools_of
 from data_tools.tokenizer import Tokenizer, tokenizer_file
 
 CHECK_FIRST = 8
@@ -97,8 +97,9 @@ class ChatMaker:
         """Renders a conversation.
 
         Raises:
-            BadRecord: If it cannot be rendered, or nothing of it is trained on.
+            BadRecord: If its roles are out of order, it cannot be rendered, or nothing of it is trained on.
         """
+        refuse_disorder(conversation)
         roles, _, calls = zip(*conversation.turns, strict=True)
         contents = contents_of(conversation, thinking=self._thinking)
         strings = contents

@@ -59,8 +59,8 @@ BLOCK_DOCUMENTS = 65_536
 
 READER_VERSION = "2"
 """Raised when the same record would give other text."""
-CHAT_VERSION = "2"
-"""Raised when the same conversation would give other ids or another mask."""
+CHAT_VERSION = "3"
+"""Raised when the same conversation would give other ids, another mask, or none."""
 
 
 @dataclass(frozen=True, kw_only=True)

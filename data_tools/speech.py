@@ -6,6 +6,9 @@ after its thinking, with the token that ends its turn; turns that call tools are
 `thinking` adds the traces with their tags, `tools` the turns that call tools. What tools answer is
 never trained on: no model says it.
 
+Who speaks after whom is checked first: most templates take any order, and what they make of a wrong one
+is a format that no chat has. `_MAY_FOLLOW` says what is right; the last turn may be anybody's.
+
 | --thinking | the assistant's turns keep their traces |
 |------------|------------------------------------------|
 | keep       | all |
@@ -15,6 +18,7 @@ never trained on: no model says it.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -28,6 +32,36 @@ from data_tools.records import Conversation, Thinking, Turn
 
 _OPEN, _CLOSE = "<think>", "</think>"
 _TRACE = re.compile(rf"\A\s*{_OPEN}.*?{_CLOSE}\s*", re.DOTALL)
+
+
+_MAY_FOLLOW = {
+    "": ("system", "user"),
+    "system": ("system", "user"),
+    "user": ("assistant",),
+    "assistant": ("system", "tool", "user"),
+    "tool": ("assistant", "tool"),
+}
+"""Speakers after each, and at the beginning: user and assistant alternate, tools answer the assistant, and the system
+speaks before a user does."""
+
+
+def refuse_disorder(conversation: Conversation) -> None:
+    """Refuses turns out of order.
+
+    Raises:
+        BadRecord: With the first such turn.
+    """
+    if found := _disorder(tuple(turn.role for turn in conversation.turns)):
+        raise BadRecord("roles out of order", found)
+
+
+@functools.lru_cache(maxsize=1_000)  # some shapes make up nearly all of a data set
+def _disorder(roles: tuple[str, ...]) -> str | None:
+    for number, (before, role) in enumerate(zip(("", *roles), roles, strict=False)):
+        if role not in (may_follow := _MAY_FOLLOW[before]):
+            place = f"after one of {before}" if before else "at the beginning"
+            return f"turn {number} is of {role}, {place}, where {' or '.join(may_follow)} may speak"
+    return None
 
 
 def messages_of(conversation: Conversation, *, thinking: Thinking) -> list[dict[str, Any]]:
