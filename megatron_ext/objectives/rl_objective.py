@@ -114,8 +114,8 @@ class RlObjective(PretrainObjective):
         per_token = torch.stack([facts[name].double().flatten() for name in _COLUMNS], dim=-1)
         report.index_add_(0, sources, per_token)
         columns = list(self.max_columns)
-        largest = torch.zeros_like(report[:, columns])
-        report[:, columns] = largest.index_reduce_(0, sources, per_token[:, columns], "amax")
+        for source in range(self.num_sources):
+            report[source, columns] = torch.where((sources == source)[:, None], per_token[:, columns], 0.0).amax(0)
         return report
 
     def metrics(self, report: Report) -> dict[str, float]:
