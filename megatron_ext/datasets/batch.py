@@ -24,6 +24,7 @@ class Batch:
         sample_ids: One `source:epoch:sample` a row; of packed rows `row:number`.
         cu_seqlens: Where documents begin, counted over the rows laid end to end, from 0, and the end `b * s` of all;
             None where documents are not kept apart. Every row begins a document, if only with the rest of one.
+        weight_of_part: `weight` of a part of rows, which `context_slices.py` makes; None of whole rows.
     """
 
     tokens: torch.Tensor
@@ -33,6 +34,14 @@ class Batch:
     source_index: torch.Tensor
     sample_ids: tuple[str, ...]
     cu_seqlens: tuple[int, ...] | None = None
+    weight_of_part: int | None = None
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """What these tokens add to the number that divides the gradient: scalar, int32 as core's counter wants it."""
+        if self.weight_of_part is not None:
+            return torch.tensor(self.weight_of_part, dtype=torch.int32, device=self.loss_mask.device)
+        return self.loss_mask.sum().round().to(torch.int32)
 
     @property
     def model_shape(self) -> tuple[int, int]:

@@ -57,11 +57,6 @@ def choose_backend(plan: StagePlan) -> Backend:
     if asked == "te" and wrong:
         raise SetupError(f"training.backend: te cannot train this stage: {wrong}.\n  Set training.backend=local.")
     if asked != "local" and not lacks and not wrong:
-        if ranks > 1:
-            raise SetupError(
-                f"parallel.context_parallel_size: {ranks}: te could split a sequence over ranks, but the training step "
-                "does not hand each rank its part yet.\n  Set parallel.context_parallel_size=1."
-            )
         return Backend("te", "as asked" if asked == "te" else "a GPU, Transformer Engine and mamba-ssm are here")
     if ranks > 1:
         why = (

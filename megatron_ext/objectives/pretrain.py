@@ -63,7 +63,7 @@ class PretrainObjective:
         apart = {}
         if batch.cu_seqlens is not None:
             apart["packed_seq_params"] = packed_params(
-                batch.cu_seqlens, total_tokens=tokens.shape[1], reset=self.reset, device=tokens.device
+                batch.cu_seqlens, total_tokens=batch.cu_seqlens[-1], reset=self.reset, device=tokens.device
             )
         output: torch.Tensor = model(tokens, positions, None, labels=labels, **apart)
         return output
@@ -91,4 +91,4 @@ class PretrainObjective:
         report = torch.zeros(self.num_sources, self.report_columns, dtype=torch.float64, device=losses.device)
         per_row = torch.stack((masked.detach().double().sum(1), batch.loss_mask.double().sum(1)), dim=1)
         report.index_add_(0, batch.source_index, per_row)
-        return masked.sum(), batch.loss_mask.sum().to(torch.int32), report
+        return masked.sum(), batch.weight, report

@@ -37,4 +37,4 @@ class SftObjective(PretrainObjective):
         report = torch.zeros(self.num_sources, self.report_columns, dtype=torch.float64, device=losses.device)
         per_token = torch.stack((weighted.detach(), batch.loss_mask, (batch.loss_mask > 0).float()), dim=-1).double()
         report.index_add_(0, batch.source_index.flatten(), per_token.flatten(0, 1))
-        return weighted.sum(), batch.loss_mask.sum().round().to(torch.int32), report
+        return weighted.sum(), batch.weight, report

@@ -8,7 +8,9 @@ yet measured. A layer keeps, for each token of a microbatch (sizes of this rank)
     its norm            input and output
     Mamba-2, local      in_proj's output; in fp32 the convolution before its SiLU, x, B, C, dt, y; a chunk's
                         decays [heads, q, q] and C B^T [groups, q, q] and state; the gated norm's ends
-    Mamba-2, te         in_proj's output, the scan's output, the norm's ends; the rest is computed again
+    Mamba-2, te         in_proj's output, the scan's output, the norm's ends; the rest is computed again. With context
+                        parallelism the first two are all tokens of some heads: as many bytes, but that ranks which
+                        share a group have a copy of its B and C each
     attention           linear_qkv's output, queries (a copy where a rank has several groups), output, log-sum-exp
     MLP                 two buffers of the inner width
 
@@ -118,8 +120,9 @@ def _layer(model: ModelRecipe, layout: LayoutPlan, batch: BatchPlan, symbol: str
             channels += groups * model.kv_channels  # rotated keys
         return stream._replace(rest=tokens * channels * width, core_attn=4 * tokens * heads)
     assert symbol == MAMBA, symbol
-    is_te = layout.backend == "te"
-    return stream._replace(rest=(_mamba_te if is_te else _mamba_local)(model, tensor, batch, tokens, width))
+    if layout.backend == "te":
+        return stream._replace(rest=_mamba_te(model, layout, tokens, width))
+    return stream._replace(rest=_mamba_local(model, tensor, batch, tokens, width))
 
 
 def _mamba_local(model: ModelRecipe, tensor: int, batch: BatchPlan, tokens: int, width: int) -> int:
@@ -137,10 +140,12 @@ def _mamba_local(model: ModelRecipe, tensor: int, batch: BatchPlan, tokens: int,
     return tokens * per_token + 4 * (chunks * per_chunk + batch.micro_batch_size * inner * state)
 
 
-def _mamba_te(model: ModelRecipe, tensor: int, batch: BatchPlan, tokens: int, width: int) -> int:
+def _mamba_te(model: ModelRecipe, layout: LayoutPlan, tokens: int, width: int) -> int:
     """Bytes that mamba-ssm's memory-efficient kernel (in_proj's output, y before its gate) and the norm keep."""
+    tensor = layout.tensor_model_parallel_size
     inner, heads = mamba_inner_size(model) // tensor, model.mamba_num_heads // tensor
-    projected = 2 * inner + 2 * model.mamba_num_groups // tensor * model.mamba_state_dim + heads
+    groups = max(model.mamba_num_groups // tensor, layout.context_parallel_size)
+    projected = 2 * inner + 2 * groups * model.mamba_state_dim + heads
     return tokens * (projected + 3 * inner) * width
 
 

@@ -3,7 +3,8 @@
 | key                           | must divide                                                                   |
 |-------------------------------|-------------------------------------------------------------------------------|
 | tensor_model_parallel_size    | heads, query groups, Mamba heads and groups, MLP width, padded vocabulary     |
-| context_parallel_size         | Mamba heads / TP; and Mamba groups / TP, or be a multiple of these            |
+| context_parallel_size         | Mamba heads / TP; and Mamba groups / TP, or be a multiple of these; half of   |
+|                               | `sft.pad_multiple`                                                            |
 | pipeline_model_parallel_size  | nothing: at most the number of layers, or as many stages as the pattern's `|` |
 | `sequence_unit`               | the sequence length                                                           |
 | micro_batch_size x DP         | the global batch size                                                         |
@@ -11,7 +12,8 @@
 Source of the rules: megatron-core 0.19, `transformer/transformer_config.py` (heads and groups),
 `ssm/mamba_mixer.py` (Mamba heads and groups), `ssm/mamba_context_parallel.py` (CP takes heads after TP,
 and repeats groups where there are fewer than ranks), `tensor_parallel/layers.py` (every split width must
-divide). Core would also share one key/value head among several ranks; that is refused here, because
+divide). Attention sets no bound on CP: Transformer Engine passes keys and values around (`p2p`, core's default),
+it does not deal out heads. Core would also share one key/value head among several ranks; that is refused here, because
 no test of this project covers it.
 """
 
@@ -26,7 +28,7 @@ from megatron_ext.recipe.layer_pattern import MAMBA, MLP, LayerPattern, parse_pa
 from megatron_ext.recipe.load import LoadedRecipe
 from megatron_ext.recipe.problems import Origin, Problems
 from megatron_ext.recipe.rules import divisors, listed
-from megatron_ext.recipe.schema import ModelRecipe, ParallelRecipe, Recipe
+from megatron_ext.recipe.schema import ModelRecipe, ParallelRecipe, Recipe, SftRecipe
 
 
 def plan_layout(loaded: LoadedRecipe, problems: Problems, *, world_size: int | None = None) -> LayoutPlan:
@@ -135,15 +137,25 @@ def _check_context_split(loaded: LoadedRecipe, problems: Problems) -> None:
             "set that to te, or this to 1 and raise tensor_model_parallel_size"
         )
         _add(loaded, problems, key, message)
-    elif (isolation := recipe.data.document_isolation) != "none":
+    elif recipe.stage not in ("pretrain", "sft"):
+        message = f"{context}, but stage {recipe.stage} needs whole sequences on a rank; set this to 1"
+        _add(loaded, problems, key, message)
+    elif recipe.stage == "pretrain" and (isolation := recipe.data.document_isolation) != "none":
         message = (
-            f"{context}, but data.document_isolation {isolation} needs whole sequences on a rank; "
-            "set this to 1 and raise tensor_model_parallel_size"
+            f"{context}, but data.document_isolation {isolation} keeps documents of any length apart, and ranks share "
+            f"only such as are multiples of {2 * context}; set this to 1 and raise tensor_model_parallel_size"
         )
         _add(loaded, problems, key, message)
     elif broken := _broken_by_context(recipe, context):
         legal = legal_context_parallel_sizes(recipe)
         _add(loaded, problems, key, f"{context} {broken}; legal: {listed(legal)}")
+    elif recipe.stage == "sft" and (pad := (recipe.sft or SftRecipe()).pad_multiple) % (2 * context):
+        message = (
+            f"{pad} is no multiple of {2 * context} = 2 x context_parallel_size {context}, into which each "
+            f"conversation is cut; set it to {math.lcm(pad, 2 * context)}, in every layout of this stage: it decides "
+            "about rows, and so about the stage's id"
+        )
+        _add(loaded, problems, ("sft", "pad_multiple"), message)
 
 
 def _broken_by_context(recipe: Recipe, context: int) -> str:

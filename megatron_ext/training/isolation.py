@@ -7,11 +7,15 @@ in turn; and with each document alone in a row, without packed parameters. What 
               over whole chunks, so there rounding may move, thousandfold less than a document moves itself
     alone     the logits are those of the document alone, to rounding: no boundary too few, none too many
 
-Every row has the same shape, so the pipeline's schedule runs them as microbatches of one step.
+Every row has the same shape, so the pipeline's schedule runs them as microbatches of one step. With context
+parallelism documents and padding are as much longer as they have pieces, and the logits of all ranks are put together
+before they are looked at. A document alone lies in a row that is cut as a whole, a packed one is cut by itself: ranks
+whose layers hold other tokens than `context_slices.py` hands out, or in another order, are found out either way.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -26,6 +30,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from data_tools.errors import SetupError
+from megatron_ext.datasets.context_slices import places_of_rank
 from megatron_ext.datasets.packed_params import packed_params
 from megatron_ext.models.kernels import KERNEL_CHUNK_SIZE
 from megatron_ext.models.ssd import DEFAULT_CHUNK_SIZE
@@ -39,6 +44,9 @@ MAX_TOKENS_ON_GPU = 2 * KERNEL_CHUNK_SIZE
 """The same where mamba-ssm's kernel may run, whose chunks are longer."""
 
 MIN_TOKENS = 16
+
+MIN_PIECES = 8
+"""Of the row, a document being at least one; `_places` needs so many."""
 
 ALLOWED = {"fp32": 1e-4, "bf16": 5e-2}
 """Difference from a document alone, relative to the largest logit: rounding of that many bits, over many layers."""
@@ -101,9 +109,9 @@ def require_isolation(model: Any, plan: StagePlan, groups: ProcessGroupCollectio
     if not report.holds:
         raise SetupError(
             f"document isolation full: the layers of this model do not keep it.\n  {report}\n"
-            "  Attention, convolution or state runs across documents, or a document is cut. `megatron-ext doctor` says "
-            "what computes the layers;\n  training.backend=local needs no package. Training on would leak without a "
-            "word."
+            "  Attention, convolution or state runs across documents, or a document is cut; with context parallelism, "
+            "or ranks hold other tokens than their layers take them for.\n  `megatron-ext doctor` says what computes "
+            "the layers; training.backend=local needs no package. Training on would go wrong without a word."
         )
     return report
 
@@ -111,15 +119,19 @@ def require_isolation(model: Any, plan: StagePlan, groups: ProcessGroupCollectio
 def measure_isolation(model: Any, plan: StagePlan, groups: ProcessGroupCollection) -> IsolationReport:
     """What `require_isolation` judges; same arguments and conditions."""
     began = time.monotonic()
-    most = MAX_TOKENS_ON_GPU if has_gpu() else MAX_TOKENS
-    num_tokens = min(plan.batch.sequence_length, most) // groups.tp.size() * groups.tp.size()
-    if num_tokens < MIN_TOKENS:
+    ranks = groups.cp.size()
+    piece = 2 * ranks if ranks > 1 else 1  # a document is a multiple of it
+    unit = math.lcm(piece, ranks * groups.tp.size())
+    least = max(MIN_TOKENS, MIN_PIECES * piece)
+    most = max(MAX_TOKENS_ON_GPU if has_gpu() else MAX_TOKENS, 2 * MIN_PIECES * piece)
+    num_tokens = min(plan.batch.sequence_length, most) // unit * unit
+    if num_tokens < least:
         raise SetupError(
             f"training.sequence_length: {plan.batch.sequence_length}: isolation is proved on a row of at least "
-            f"{MIN_TOKENS} tokens; lengthen it."
+            f"{least} tokens; lengthen it."
         )
-    places = _places(num_tokens)
-    trial = _Trial(places, num_tokens, vocab_size=plan.model.vocab_size)
+    places = [piece * place for place in _places(num_tokens // piece)]
+    trial = _Trial(places, num_tokens, vocab_size=plan.model.vocab_size, cp=groups.cp)
     was_training = model.training
     model.eval()
     with torch.no_grad():
@@ -150,10 +162,12 @@ def measure_isolation(model: Any, plan: StagePlan, groups: ProcessGroupCollectio
 
 
 def _places(num_tokens: int) -> list[int]:
-    """Four documents, one of them a single token, with boundaries inside chunks, and padding behind them.
+    """Four documents, one of them a single token (or piece), with boundaries inside chunks, and padding behind them.
 
     >>> _places(128), _places(16)
     ([0, 36, 37, 85, 118], [0, 4, 5, 10, 14])
+    >>> _places(8)
+    [0, 2, 3, 5, 7]
     """
     first = 2 * num_tokens // 7
     return [0, first, first + 1, 2 * num_tokens // 3, 12 * num_tokens // 13]
@@ -165,7 +179,8 @@ _Row = tuple[torch.Tensor, PackedSeqParams | None, Callable[[torch.Tensor], None
 class _Trial:
     """The rows, and what their logits say; only the last pipeline stage gets to see logits."""
 
-    def __init__(self, places: list[int], num_tokens: int, *, vocab_size: int) -> None:
+    def __init__(self, places: list[int], num_tokens: int, *, vocab_size: int, cp: dist.ProcessGroup) -> None:
+        self._cp = cp
         self._documents = [slice(low, high) for low, high in pairwise(places)]
         generator = torch.Generator().manual_seed(0)
         self._tokens = torch.randint(0, vocab_size, (1, num_tokens), generator=generator).to(device())
@@ -192,8 +207,22 @@ class _Trial:
         """Core's `forward_step_func`; what it returns for the logits takes `non_loss_data` as core gives it."""
         tokens, packed, look = next(rows)
         apart = {} if packed is None else {"packed_seq_params": packed}
-        output = model(tokens, torch.arange(tokens.shape[1], device=tokens.device)[None], None, **apart)
-        return output, lambda logits, non_loss_data: look(logits[0])
+        bounds = (0, tokens.shape[1]) if packed is None else packed.cu_seqlens_q.tolist()
+        held = [places_of_rank(bounds, rank=r, size=self._cp.size()).to(tokens.device) for r in range(self._cp.size())]
+        mine = held[self._cp.rank()]
+        output = model(tokens[:, mine], mine[None], None, **apart)
+        return output, lambda logits, non_loss_data: look(self._whole(logits[0], held))
+
+    def _whole(self, logits: torch.Tensor, held: list[torch.Tensor]) -> torch.Tensor:
+        """The logits of all tokens of the row, of this rank's, which hold those at some places."""
+        if len(held) == 1:
+            return logits
+        parts = [torch.empty_like(logits) for _ in held]
+        dist.all_gather(parts, logits.contiguous(), group=self._cp)
+        whole = torch.empty(sum(map(len, held)), logits.shape[1], dtype=logits.dtype, device=logits.device)
+        for places, part in zip(held, parts, strict=True):
+            whole[places] = part
+        return whole
 
     def _keep(self, logits: torch.Tensor) -> None:
         self._logits = logits

@@ -17,6 +17,7 @@ from torch.profiler import record_function
 
 from data_tools.errors import DataError, TrainingError
 from megatron_ext.datasets.batch import Batch
+from megatron_ext.datasets.context_slices import slice_of_rank
 from megatron_ext.objectives.pretrain import Report
 from megatron_ext.runtime.agreement import raise_on_all_ranks
 from megatron_ext.runtime.device import device
@@ -122,11 +123,12 @@ def run_microbatches(parts: Parts, batches: Sequence[Batch], *, forward_only: bo
 @record_function("forward and backward")
 def _run_schedule(parts: Parts, batches: Sequence[Batch], *, forward_only: bool) -> list[Report]:
     """The reports of this rank's microbatches; none but on the last pipeline stage."""
-    rows, tokens = batches[0].model_shape
+    rows, tokens = batches[0].model_shape  # of the whole row: the schedule divides it among the ranks itself
+    cp = parts.groups.cp
     forward_backward = get_forward_backward_func(pp_size=parts.groups.pp.size(), vp_size=None)
     reports: list[Report] = forward_backward(
         forward_step_func=parts.objective.forward_step,
-        data_iterator=iter([batch.to(device()) for batch in batches]),
+        data_iterator=iter([slice_of_rank(batch, rank=cp.rank(), size=cp.size()).to(device()) for batch in batches]),
         model=[parts.model],
         num_microbatches=len(batches),
         seq_length=tokens,
@@ -145,9 +147,9 @@ def _sum_over_ranks(parts: Parts, reports: list[Report]) -> Report:
     else:
         total = torch.zeros(objective.num_sources, objective.report_columns, dtype=torch.float64, device=device())
         largest = total[:, columns]
-    dist.all_reduce(total, group=parts.groups.dp)
+    dist.all_reduce(total, group=parts.groups.dp_cp)
     if columns:
-        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=parts.groups.dp)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=parts.groups.dp_cp)
         total[:, columns] = largest
     dist.broadcast(total, group_src=parts.groups.pp.size() - 1, group=parts.groups.pp)
     return total.cpu()

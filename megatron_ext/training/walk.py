@@ -82,7 +82,7 @@ def walk(plan: StagePlan, folder: StageFolder, groups: ProcessGroupCollection, *
             (continue_from if plan.parent is not None else begin_with_weights)(begins_at, parts)
         watcher = _watcher(folder, plan, state, begins_at) if is_main else None
         say = (lambda _: None) if watcher is None else watcher.say
-        if plan.data.document_isolation == "full":
+        if plan.data.document_isolation == "full" or plan.layout.context_parallel_size > 1:
             say(f"isolation holds: {require_isolation(parts.model, plan, groups)}")
         if plan.sft is not None and newest is None:  # what fine-tuning starts from; pretraining starts from noise
             losses = "  ".join(f"{source} {loss:.3f}" for source, loss in validate(parts).items())

@@ -3,9 +3,9 @@
     install()                                  before anything of Megatron-Core is imported
 
 They have the names, arguments, parameters and extra states of the third parties' modules as far as the
-stock spec uses them, and compute in plain torch, in one process. What they prove is ours: the config mapping,
-names, shapes, initial weights, checkpoint keys. What they cannot prove is the third parties' own
-arithmetic: tests/gpu does that.
+stock spec uses them, and compute in plain torch, on one rank or on several over gloo. What they prove is ours: the
+config mapping, names, shapes, initial weights, checkpoint keys, and with attention_on_cpu.py what each rank is given.
+What they cannot prove is the third parties' own arithmetic: tests/gpu does that.
 
 Source: transformer_engine 2.x (`pytorch/module/{linear,layernorm_linear,rmsnorm}.py`), mamba-ssm 2.3.2
 (`ops/triton/ssd_combined.py`, `layernorm_gated.py`), causal-conv1d 1.7.0.
@@ -21,6 +21,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from tests.support.attention_on_cpu import DotProductAttention, thd_get_partitioned_indices
 
 
 class _WithExtraState(nn.Module):
@@ -69,13 +71,33 @@ class Linear(_WithExtraState):
         assert not return_bias
         self.in_features, self.out_features, self.use_bias = in_features, out_features, bias
         self.parallel_mode = parallel_mode
+        self.tp_group = tp_group if tp_size > 1 else None
+        self.sequence_parallel = sequence_parallel
         rows = out_features // tp_size if parallel_mode == "column" else out_features
         columns = in_features // tp_size if parallel_mode == "row" else in_features
         self.weight = _parameter(rows, columns, params_dtype=params_dtype, device=device)
         _mark_split(self.weight, parallel_mode)
 
     def forward(self, x: Tensor, is_first_microbatch: bool | None = None) -> Tensor:
-        return F.linear(x, self.weight)
+        return self._product(x)
+
+    def _product(self, x: Tensor) -> Tensor:
+        """Of the input of all ranks, whose gradient is summed; or summed over ranks that have a part of the input."""
+        from megatron.core.tensor_parallel import mappings
+
+        group = self.tp_group
+        if group is None:
+            return F.linear(x, self.weight)
+        if self.parallel_mode == "column":
+            if self.sequence_parallel:
+                x = mappings.gather_from_sequence_parallel_region(x, group=group)
+            else:
+                x = mappings.copy_to_tensor_model_parallel_region(x, group=group)
+            return F.linear(x, self.weight)
+        out = F.linear(x, self.weight)
+        if self.sequence_parallel:
+            return mappings.reduce_scatter_to_sequence_parallel_region(out, group=group)
+        return mappings.reduce_from_tensor_model_parallel_region(out, group=group)
 
 
 class LayerNormLinear(Linear):
@@ -97,7 +119,7 @@ class LayerNormLinear(Linear):
         self.layer_norm_weight.sequence_parallel = linear["sequence_parallel"]  # type: ignore[attr-defined]
 
     def forward(self, x: Tensor, is_first_microbatch: bool | None = None) -> Tensor:
-        return F.linear(F.rms_norm(x, x.shape[-1:], self.layer_norm_weight, self.eps), self.weight)
+        return self._product(F.rms_norm(x, x.shape[-1:], self.layer_norm_weight, self.eps))
 
 
 class RMSNorm(_WithExtraState):
@@ -117,36 +139,6 @@ class RMSNorm(_WithExtraState):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
-
-
-class DotProductAttention(_WithExtraState):
-    def __init__(
-        self,
-        num_attention_heads: int,
-        kv_channels: int,
-        num_gqa_groups: int,
-        attention_dropout: float,
-        attn_mask_type: str,
-        sequence_parallel: bool,
-        tp_size: int,
-        get_rng_state_tracker: Any,
-        tp_group: Any,
-        layer_number: int,
-        attention_type: str,
-        softmax_scale: float | None,
-    ) -> None:
-        super().__init__()
-        assert (attn_mask_type, attention_type, attention_dropout) == ("causal", "self", 0.0)
-        self.softmax_scale = softmax_scale
-
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *, attn_mask_type: str
-    ) -> Tensor:
-        """[s, b, heads, d] to [s, b, heads * d]."""
-        assert attn_mask_type == "causal"
-        q, k, v = (t.permute(1, 2, 0, 3) for t in (query, key, value))
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.softmax_scale, enable_gqa=True)
-        return out.permute(2, 0, 1, 3).flatten(2)
 
 
 class GatedRMSNorm(nn.Module):
@@ -186,8 +178,11 @@ def mamba_chunk_scan_combined(
     return_final_states: bool = False,
     return_varlen_states: bool = False,
 ) -> Any:
-    """Token by token; the gate z multiplies the output by silu(z)."""
-    assert seq_idx is cu_seqlens is None
+    """Token by token, from an empty state where seq_idx changes; the gate z multiplies the output by silu(z)."""
+    assert cu_seqlens is None
+    goes_on = (
+        torch.ones(x.shape[:2]) if seq_idx is None else torch.cat([torch.ones(x.shape[0], 1), seq_idx.diff() == 0], 1)
+    )
     dt = dt.float() if dt_bias is None else dt.float() + dt_bias
     dt = F.softplus(dt) if dt_softplus else dt
     b, length, h, p = x.shape
@@ -195,7 +190,7 @@ def mamba_chunk_scan_combined(
     state = torch.zeros(b, h, p, B.shape[3]) if initial_states is None else initial_states.float()
     ys = []
     for t in range(length):
-        state = state * (dt[:, t] * A).exp()[..., None, None]
+        state = state * ((dt[:, t] * A).exp() * goes_on[:, t, None])[..., None, None]
         state = state + (dt[:, t, :, None] * x[:, t].float())[..., None] * Bs[:, t, :, None]
         ys.append((state * Cs[:, t, :, None]).sum(-1) + (0.0 if D is None else D[:, None] * x[:, t]))
     y = torch.stack(ys, 1)
@@ -220,22 +215,34 @@ def mamba_split_conv1d_scan_combined(
     """Convolution, scan and gate over [b, l, in_proj], to [b, l, d]."""
     inner = D.shape[0] * headdim
     z, xBC, dt = torch.split(zxbcdt, [inner, conv1d_weight.shape[0], D.shape[0]], dim=-1)
-    xBC = causal_conv1d_fn(xBC.transpose(1, 2), conv1d_weight, conv1d_bias, activation=activation).transpose(1, 2)
+    xBC = causal_conv1d_fn(xBC.transpose(1, 2), conv1d_weight, conv1d_bias, seq_idx=seq_idx, activation=activation)
+    xBC = xBC.transpose(1, 2)
     shared = (conv1d_weight.shape[0] - inner) // 2
     x, B, C = torch.split(xBC, [inner, shared, shared], dim=-1)
     x, z = (t.unflatten(-1, (-1, headdim)) for t in (x, z))
     B, C = (t.unflatten(-1, (ngroups, -1)) for t in (B, C))
-    y = mamba_chunk_scan_combined(x, dt, A, B, C, chunk_size, D=D, z=z, dt_bias=dt_bias, dt_softplus=True)
+    y = mamba_chunk_scan_combined(
+        x, dt, A, B, C, chunk_size, D=D, z=z, dt_bias=dt_bias, dt_softplus=True, seq_idx=seq_idx
+    )
     return y.flatten(2)
 
 
 def causal_conv1d_fn(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, seq_idx: Any = None, activation: str | None = None
 ) -> Tensor:
-    """[b, d, l], weight [d, w]."""
-    assert (seq_idx, activation) == (None, "silu")
-    width = weight.shape[1]
-    return F.silu(F.conv1d(F.pad(x, (width - 1, 0)), weight[:, None], bias, groups=x.shape[1]))
+    """[b, d, l], weight [d, w]; a token sees those before it that have its seq_idx `[b, l]`."""
+    assert activation == "silu"
+    width, length = weight.shape[1], x.shape[2]
+    index = torch.zeros(x.shape[0], length) if seq_idx is None else seq_idx
+    padded, of_padded = F.pad(x, (width - 1, 0)), F.pad(index, (width - 1, 0), value=-1)
+    taps = [
+        padded[:, :, tap : tap + length]
+        * (of_padded[:, None, tap : tap + length] == index[:, None])
+        * weight[:, tap, None]
+        for tap in range(width)
+    ]
+    total = sum(taps[1:], taps[0])
+    return F.silu(total if bias is None else total + bias[:, None])
 
 
 def causal_conv1d_update(
@@ -278,6 +285,7 @@ def selective_state_update(
 def install() -> None:
     """Puts the stand-ins into `sys.modules`."""
     _module("transformer_engine", __version__="2.1.0")
+    _module("transformer_engine_torch", thd_get_partitioned_indices=thd_get_partitioned_indices)
     _module("transformer_engine.common")
     _module("transformer_engine.common.recipe", DelayedScaling=object, Format=object)
     layers = (Linear, LayerNormLinear, RMSNorm, DotProductAttention)

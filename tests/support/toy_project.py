@@ -153,10 +153,10 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
-def report_of(module: str, file: Path, *, timeout_s: float) -> dict[str, Any]:
+def report_of(module: str, file: Path, *arguments: str, timeout_s: float) -> dict[str, Any]:
     """What a program of tests/support, in a process of its own, writes to `file` as JSON."""
     done = subprocess.run(
-        [sys.executable, "-m", module, str(file)],
+        [sys.executable, "-m", module, str(file), *arguments],
         cwd=REPOSITORY,
         env=environment(),
         stdout=subprocess.PIPE,

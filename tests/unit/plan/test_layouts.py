@@ -17,6 +17,7 @@ from megatron_ext.recipe.layer_pattern import LayerPattern
 from megatron_ext.recipe.load import load_file
 from megatron_ext.recipe.schema import ModelRecipe
 from tests.support.pencil_project import PencilProject, refused
+from tests.support.sft_project import make_sft_project
 
 REPOSITORY = Path(__file__).parents[3]
 TP = "parallel.tensor_model_parallel_size"
@@ -170,8 +171,17 @@ def test_the_local_backend_refuses_context_parallelism(project: PencilProject) -
 @pytest.mark.parametrize("isolation", ["attention", "full"])
 def test_documents_are_not_kept_apart_on_shared_sequences(project: PencilProject, isolation: str) -> None:
     assert refusal(project, f"{CP}=2", f"data.document_isolation={isolation}").endswith(
-        f"{CP}: 2, but data.document_isolation {isolation} needs whole sequences on a rank; "
-        "set this to 1 and raise tensor_model_parallel_size"
+        f"{CP}: 2, but data.document_isolation {isolation} keeps documents of any length apart, and ranks share only "
+        "such as are multiples of 4; set this to 1 and raise tensor_model_parallel_size"
+    )
+
+
+def test_ranks_share_conversations_that_are_padded_to_their_pieces(tmp_path: Path) -> None:
+    project = make_sft_project(tmp_path)
+    assert layout(project, f"{CP}=2", "sft.pad_multiple=4").context_parallel_size == 2
+    assert refusal(project, f"{CP}=2", "sft.pad_multiple=2").endswith(
+        "sft.pad_multiple: 2 is no multiple of 4 = 2 x context_parallel_size 2, into which each conversation is cut; "
+        "set it to 4, in every layout of this stage: it decides about rows, and so about the stage's id"
     )
 
 
