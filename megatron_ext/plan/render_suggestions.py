@@ -12,7 +12,7 @@ from megatron_ext.plan.render_table import frame
 from megatron_ext.plan.suggest import RESERVE, Suggestion
 from megatron_ext.recipe.load import LoadedRecipe
 
-_COLUMNS = ("", "tensor", "pipeline", "data", "micro-batch", "microbatches", "recompute", "GB a rank")
+_COLUMNS = ("", "tensor", "pipeline", "context", "data", "micro-batch", "microbatches", "recompute", "GB a rank")
 
 
 def print_suggestions(found: Sequence[Suggestion], loaded: LoadedRecipe, *, gpus: int, gpu_memory: int) -> None:
@@ -26,7 +26,8 @@ def print_suggestions(found: Sequence[Suggestion], loaded: LoadedRecipe, *, gpus
     """
     console = terminal()
     console.print(f"{loaded.path}: {gpus} GPUs of {gpu_memory / 1e9:,.4g} GB, {RESERVE:.0%} of each kept free", "")
-    table = frame(*_COLUMNS, "idle", "done again")
+    is_shared = any(one.candidate.layout.context_parallel_size > 1 for one in found)
+    table = frame(*(name for name in _COLUMNS if is_shared or name != "context"), "idle", "done again")
     for column in table.columns:
         column.justify = "right"
         column.no_wrap = True
@@ -35,6 +36,7 @@ def print_suggestions(found: Sequence[Suggestion], loaded: LoadedRecipe, *, gpus
         table.add_row(
             str(number),
             *map(str, one.candidate.sizes),
+            *([str(layout.context_parallel_size)] if is_shared else []),
             str(layout.data_parallel_size),
             str(batch.micro_batch_size),
             format_exact(batch.num_microbatches),
@@ -52,8 +54,10 @@ def print_suggestions(found: Sequence[Suggestion], loaded: LoadedRecipe, *, gpus
 
 def _notes(found: Sequence[Suggestion], loaded: LoadedRecipe) -> list[str]:
     notes = [
-        "ranked by   idle + done again (shares of a step without them), then least tensor, least pipeline, "
-        "largest micro-batch; a rule of thumb that predicts no speed: time a few steps of the first ones",
+        "ranked by   idle + done again (shares of a step without them), then least "
+        f"{'context, least ' if any(one.candidate.layout.context_parallel_size > 1 for one in found) else ''}tensor, "
+        "least pipeline, largest micro-batch; a rule of thumb that predicts no speed: time a few steps of the first "
+        "ones",
     ]
     options = loaded.recipe.sft
     if options is not None and options.batch_unit == "conversations" and not has_sizes(loaded):

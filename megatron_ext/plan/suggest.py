@@ -3,10 +3,10 @@
 Every legal tensor (TP) and pipeline (PP) parallel size is tried with every legal micro-batch and recomputation.
 TP stays inside a node of `NODE` GPUs, because it communicates in every layer. Sequence parallelism is taken wherever
 TP > 1 and the distributed optimizer wherever ranks share parameters: both move as many bytes as doing without and
-hold less. Where the one is refused with the rest of the recipe, the other is tried. Context parallelism is left out:
-runs refuse it yet. An sft stage has a packed row a microbatch: as many as its steps have where its data is built or
-declared, else a row for each of `global_batch_size`. What is suggested has been planned as it stands, up to the data:
-`plan` accepts it.
+hold less. Where the one is refused with the rest of the recipe, the other is tried. Context parallelism (CP, te only)
+is tried up to `NODE` where no layout without it fits with nothing done again; it may leave a node. An sft stage has a
+packed row a microbatch: as many as its steps have where its data is built or declared, else a row for each of
+`global_batch_size`. What is suggested has been planned as it stands, up to the data: `plan` accepts it.
 
 A layout fits when the planned memory of the fullest rank leaves `RESERVE` of a GPU free for what plan/memory.py
 does not count: temporary buffers of kernels, of communication, of the allocator. Those that fit are ranked by
@@ -16,12 +16,13 @@ does not count: temporary buffers of kernels, of communication, of the allocator
    all wait for the slowest: (microbatches + PP - 1) / microbatches x slowest / mean - 1, in operations. Ranks of an
    sft stage that have no row in a microbatch idle too: over its steps, sum(microbatches + PP - 1) stands for the
    first numerator and sum(rows) / ranks for the denominator;
-2. the least TP;
-3. the least PP;
-4. the largest micro-batch: fewer and larger kernels.
+2. the least CP;
+3. the least TP;
+4. the least PP;
+5. the largest micro-batch: fewer and larger kernels.
 
 The order is a rule of thumb and predicts no speed: time a few steps of the first ones. The best of each
-TP x PP is kept.
+TP x PP x CP is kept.
 """
 
 from __future__ import annotations
@@ -87,9 +88,14 @@ class Candidate:
         return self.layout.tensor_model_parallel_size, self.layout.pipeline_model_parallel_size
 
     @property
-    def rank(self) -> tuple[float, int, int, int]:
+    def all_sizes(self) -> tuple[int, int, int]:
+        """CP, TP, PP: the best candidate of each is kept."""
+        return self.layout.context_parallel_size, *self.sizes
+
+    @property
+    def rank(self) -> tuple[float, int, int, int, int]:
         """The order of this module's docstring; less is better."""
-        return self.idle + self.recomputed, *self.sizes, -self.batch.micro_batch_size
+        return self.idle + self.recomputed, *self.all_sizes, -self.batch.micro_batch_size
 
 
 @dataclass(frozen=True)
@@ -136,22 +142,31 @@ def suggest_layouts(
         packed = plan_sft(loaded, [], store=str(run_root or loaded.site.run_root), is_kept=False)
     draft_plan(_smallest_layout(loaded), before=before, packed=packed)
     candidates = list(_candidates(loaded, gpus, before, packed))
+    found, hopeless = _fitting(candidates, loaded.recipe, gpu_memory)
+    if not any(one.candidate.recomputed == 0 for one in found):
+        candidates += _candidates(loaded, gpus, before, packed, is_shared=True)
+        found, hopeless = _fitting(candidates, loaded.recipe, gpu_memory)
     if not candidates:
         raise RecipeError(_nothing_legal(loaded.recipe, gpus))
-    most_frugal = {candidate.sizes: candidate for candidate in sorted(candidates, key=_frugality)}
-    found: list[Suggestion] = []
-    hopeless: list[Suggestion] = []
-    for candidate in sorted(candidates, key=lambda candidate: candidate.rank):
-        if any(candidate.sizes == known.candidate.sizes for known in (*found, *hopeless)) or len(found) == MOST:
-            continue
-        counted = _counted(candidate, loaded.recipe)
-        if _fits(counted, gpu_memory):
-            found.append(counted)
-        elif not _fits(frugal := _counted(most_frugal[candidate.sizes], loaded.recipe), gpu_memory):
-            hopeless.append(frugal)
     if not found:
         raise RecipeError(_nothing_fits(min(hopeless, key=lambda one: one.memory.total), gpus, gpu_memory))
     return found
+
+
+def _fitting(candidates: list[Candidate], recipe: Recipe, gpu_memory: int) -> tuple[list[Suggestion], list[Suggestion]]:
+    """The best candidates that fit, and those of sizes that never do, as frugal as they can be."""
+    most_frugal = {candidate.all_sizes: candidate for candidate in sorted(candidates, key=_frugality)}
+    found: list[Suggestion] = []
+    hopeless: list[Suggestion] = []
+    for candidate in sorted(candidates, key=lambda candidate: candidate.rank):
+        if any(candidate.all_sizes == known.candidate.all_sizes for known in (*found, *hopeless)) or len(found) == MOST:
+            continue
+        counted = _counted(candidate, recipe)
+        if _fits(counted, gpu_memory):
+            found.append(counted)
+        elif not _fits(frugal := _counted(most_frugal[candidate.all_sizes], recipe), gpu_memory):
+            hopeless.append(frugal)
+    return found, hopeless
 
 
 def _smallest_layout(loaded: LoadedRecipe) -> LoadedRecipe:
@@ -162,37 +177,43 @@ def _smallest_layout(loaded: LoadedRecipe) -> LoadedRecipe:
 
 
 def _legal_layouts(
-    loaded: LoadedRecipe, gpus: int, before: Before, packed: PackedStage | None
+    loaded: LoadedRecipe, gpus: int, before: Before, packed: PackedStage | None, *, is_shared: bool
 ) -> Iterator[tuple[dict[str, Any], Draft]]:
-    """Every TP and PP that is legal with a micro-batch of one sample and without recomputation: keys and plan."""
+    """Every TP, PP and CP that is legal with a micro-batch of one sample and without recomputation: keys and plan.
+
+    CP is 1, or with `is_shared` above 1.
+    """
     for tensor in legal_tensor_parallel_sizes(loaded.recipe.model):
-        for pipeline in divisors(gpus) if tensor <= NODE else []:
-            is_shared = gpus > tensor * pipeline
-            for is_sharded in (is_shared, not is_shared):
-                keys = _sizes(tensor, pipeline, is_sharded=is_sharded)
+        contexts = range(2, NODE + 1) if is_shared else [1]
+        for context, pipeline in product(contexts, divisors(gpus)) if tensor <= NODE else []:
+            has_copies = gpus > tensor * pipeline
+            for is_sharded in (has_copies, not has_copies):
+                keys = _sizes(tensor, pipeline, context=context, is_sharded=is_sharded)
                 if draft := _legal_draft(_with(loaded, parallel=keys, training=_PLAIN), gpus, before, packed):
                     yield keys, draft
                     break
 
 
-def _sizes(tensor: int, pipeline: int, *, is_sharded: bool) -> dict[str, Any]:
+def _sizes(tensor: int, pipeline: int, *, is_sharded: bool, context: int = 1) -> dict[str, Any]:
     return {
         "tensor_model_parallel_size": tensor,
         "pipeline_model_parallel_size": pipeline,
-        "context_parallel_size": 1,
+        "context_parallel_size": context,
         "sequence_parallel": tensor > 1,
         "use_distributed_optimizer": is_sharded,
     }
 
 
-def _candidates(loaded: LoadedRecipe, gpus: int, before: Before, packed: PackedStage | None) -> Iterator[Candidate]:
-    """Every legal micro-batch and recomputation of every legal layout."""
+def _candidates(
+    loaded: LoadedRecipe, gpus: int, before: Before, packed: PackedStage | None, *, is_shared: bool = False
+) -> Iterator[Candidate]:
+    """Every legal micro-batch and recomputation of every legal layout, of one rank a row or (`is_shared`) several."""
     recipe, length = loaded.recipe, loaded.recipe.training.sequence_length
     work = sum(token_flops(recipe.model, length).values())
     kinds: list[dict[str, Any]] = [{}, {"recompute": "full"}]
     if modules := legal_recompute_modules(recipe):
         kinds.append({"recompute": "selective", "recompute_modules": tuple(modules)})
-    for keys, plain in _legal_layouts(loaded, gpus, before, packed):
+    for keys, plain in _legal_layouts(loaded, gpus, before, packed, is_shared=is_shared):
         stages = stage_token_flops(recipe.model, plain.layout, length)
         imbalance = max(stages) * len(stages) / sum(stages)
         micros = [1] if recipe.stage == "sft" else divisors(plain.batch.num_microbatches)

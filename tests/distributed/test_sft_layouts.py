@@ -34,6 +34,8 @@ LAYOUTS: dict[str, tuple[int, tuple[str, ...]]] = {
     "tp2": (2, (TP2,)),
     "tp2-sequence-parallel": (2, (TP2, SP)),
     "pp2": (2, (PP2,)),
+    "recomputed": (1, ("training.recompute=full",)),
+    "recomputed-in-part": (1, ("training.recompute=selective", "training.recompute_modules=[core_attn, mlp]")),
 }
 KINDS = {
     "token": (),

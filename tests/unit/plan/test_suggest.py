@@ -178,8 +178,20 @@ def test_idle_and_repeated_work_are_shares_of_a_step() -> None:
     assert 0.25 < full.recomputed < 1 / 3  # a forward of the layers; the output layer is not computed again
 
 
-def test_what_runs_refuse_is_not_suggested(paper: list[Suggestion]) -> None:
+def test_rows_are_not_shared_where_something_fits_without_doing_anything_again(paper: list[Suggestion]) -> None:
     assert {one.candidate.layout.context_parallel_size for one in paper} == {1}
+
+
+def test_rows_too_long_for_a_rank_are_shared(capsys: pytest.CaptureFixture[str]) -> None:
+    long = ("training.sequence_length=131072", "training.global_batch_size=48")
+    best = suggest_layouts(base(*long), gpus=64, gpu_memory=80 * GB)[0].candidate
+    assert (best.all_sizes, best.execution.recompute) == ((2, 8, 1), "none")
+    keys = [word for key in long for word in ("--set", key)]
+    assert main(["plan", str(BASE), *keys, "--suggest", "--gpus", "64", "--gpu-memory", "80GB"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["1", "8", "1", "2", "4"] in [line[:5] for line in lines]  # tensor, pipeline, context, data
+    unshared = suggest_layouts(base(*long, "training.backend=local"), gpus=64, gpu_memory=640 * GB)
+    assert {one.candidate.layout.context_parallel_size for one in unshared} == {1}
 
 
 def test_when_nothing_fits_the_smallest_need_is_said(capsys: pytest.CaptureFixture[str]) -> None:
