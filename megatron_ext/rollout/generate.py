@@ -1,8 +1,7 @@
-"""Cached generation for one prompt.
+"""One prompt continued, by the engine that fits the model's layers.
 
-The prompt runs once through the model and fills the caches (keys and values, convolution and SSM states);
-each further token costs one step, whatever the length so far. Core's `StaticInferenceContext` holds the
-caches; it keeps one position for its whole batch, so prompts of different lengths need a context each.
+The `local` backend samples through `InProcessEngine`. Transformer Engine's layers go through core's
+`StaticInferenceContext`, which keeps one position for its whole batch and so takes one prompt at a time.
 """
 
 from __future__ import annotations
@@ -10,14 +9,19 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence, Set
 
+import numpy as np
 import torch
 from megatron.core.inference.contexts import StaticInferenceContext
 from megatron.core.inference.utils import InferenceMode
 from megatron.core.models.hybrid.hybrid_model import HybridModel
 from torch import Tensor
 
-from data_tools.errors import UsageError
+from megatron_ext.models.stack import LocalHybridStack
 from megatron_ext.plan.stage_plan import StagePlan
+from megatron_ext.rollout.choose import choose_tokens
+from megatron_ext.rollout.inprocess import InProcessEngine
+from megatron_ext.rollout.keyed_random import stream_key, uniforms
+from megatron_ext.rollout.protocol import Prompt, Sampling, check_prompts
 from megatron_ext.runtime.device import device, device_scope
 
 
@@ -54,46 +58,36 @@ def generate(
     Raises:
         UsageError: For an argument outside its range.
     """
-    vocab_size = plan.data.tokenizer_vocab_size
-    _check(prompt_ids, vocab_size, max_new_tokens, temperature, top_k, top_p)
-    generator = torch.Generator().manual_seed(seed)
-    new: list[int] = []
-    for logits in next_token_logits(model, list(prompt_ids), new, max_new_tokens):
-        token = choose_token(
-            logits[:vocab_size], temperature=temperature, top_k=top_k, top_p=top_p, generator=generator
+    prompt = Prompt(tuple(prompt_ids), seed=seed)
+    sampling = Sampling(
+        max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        stop_ids=frozenset({plan.data.eod_id, *stop_ids}),
+    )
+    if isinstance(model.decoder, LocalHybridStack):
+        engine = InProcessEngine(
+            model, plan, model.pg_collection, num_slots=1, tokens_per_slot=len(prompt.ids) + max_new_tokens
         )
-        new.append(token)
-        if token == plan.data.eod_id or token in stop_ids:
+        return list(engine.generate([prompt], sampling)[0].token_ids)
+    return _through_core(model, prompt, sampling, vocab_size=plan.data.tokenizer_vocab_size)
+
+
+def _through_core(model: HybridModel, prompt: Prompt, sampling: Sampling, *, vocab_size: int) -> list[int]:
+    check_prompts([prompt], vocab_size=vocab_size)
+    keys = np.array([stream_key(prompt.seed, 0)], np.uint64)
+    new: list[int] = []
+    for logits in next_token_logits(model, list(prompt.ids), new, sampling.max_new_tokens):
+        drawn = torch.from_numpy(uniforms(keys, np.array([len(new)], np.uint64))).to(logits.device)
+        new.append(int(choose_tokens(logits[None], drawn, sampling, vocab_size=vocab_size).tokens))
+        if new[-1] in sampling.stop_ids:
             break
     return new
 
 
-def choose_token(logits: Tensor, *, temperature: float, top_k: int, top_p: float, generator: torch.Generator) -> int:
-    """Chooses one token.
-
-    Temperature comes first, then `top_k`, then `top_p` over what is left (Source: the order of
-    Hugging Face transformers). The most likely token always stays.
-
-    Args:
-        logits: [vocabulary].
-        temperature: 0 takes the largest logit.
-        top_k: 0 keeps all.
-        top_p: 1 keeps all.
-        generator: A CPU generator.
-    """
-    if temperature == 0:
-        return int(logits.argmax())
-    scaled, ids = torch.sort(logits.double().cpu() / temperature, descending=True)
-    if top_k:
-        scaled, ids = scaled[:top_k], ids[:top_k]
-    probabilities = scaled.softmax(0)
-    mass_before = probabilities.cumsum(0) - probabilities
-    probabilities = torch.where(mass_before < top_p, probabilities, 0.0)
-    return int(ids[torch.multinomial(probabilities, 1, generator=generator)])
-
-
 def next_token_logits(model: HybridModel, prompt: list[int], new: list[int], max_new_tokens: int) -> Iterator[Tensor]:
-    """Yields the logits [padded vocabulary] after the prompt, then after each token appended to `new`."""
+    """Yields core's logits [padded vocabulary] after the prompt, then after each token appended to `new`."""
     context = StaticInferenceContext(max_batch_size=1, max_sequence_length=len(prompt) + max_new_tokens)
     for index in range(max_new_tokens):
         with device_scope(), torch.no_grad(), InferenceMode.active(), _evaluating(model):
@@ -115,19 +109,3 @@ def _evaluating(model: HybridModel) -> Iterator[None]:
         yield
     finally:
         model.train(training)
-
-
-def _check(
-    prompt_ids: Sequence[int], vocab_size: int, max_new_tokens: int, temperature: float, top_k: int, top_p: float
-) -> None:
-    if not prompt_ids or not 0 <= min(prompt_ids) <= max(prompt_ids) < vocab_size:
-        raise UsageError(f"prompt: {len(prompt_ids)} tokens: it needs at least one, all ids in [0, {vocab_size}).")
-    rules = {
-        "max_new_tokens": (max_new_tokens, max_new_tokens >= 1, "at least 1"),
-        "temperature": (temperature, temperature >= 0, "at least 0; 0 takes the most likely token"),
-        "top_k": (top_k, top_k >= 0, "at least 0; 0 keeps all tokens"),
-        "top_p": (top_p, 0 < top_p <= 1, "in (0, 1]; 1 keeps all tokens"),
-    }
-    for name, (value, holds, rule) in rules.items():
-        if not holds:
-            raise UsageError(f"{name}: {value}: must be {rule}.")

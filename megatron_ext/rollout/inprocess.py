@@ -23,7 +23,7 @@ from megatron_ext.plan.rollout import rollout_problems
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.rollout.cache import RolloutCache
 from megatron_ext.rollout.forward import CachedForward
-from megatron_ext.rollout.protocol import Completion, Health, Prompt, Sampling
+from megatron_ext.rollout.protocol import Completion, Health, Prompt, Sampling, check_prompts
 from megatron_ext.rollout.sampling_run import SamplingRun
 from megatron_ext.rollout.share import share_prompts
 from megatron_ext.rollout.stop_strings import Decode, StopStrings
@@ -71,7 +71,7 @@ class InProcessEngine:
         on_finished: Callable[[Completion], None] | None = None,
     ) -> list[Completion]:
         """Samples this data-parallel rank's share; see `RolloutEngine.generate`."""
-        self._check_prompts(prompts, sampling)
+        self._check(prompts, sampling)
         shares = share_prompts(prompts, self._groups.dp.size(), max_new_tokens=sampling.max_new_tokens)
         run = SamplingRun(
             self._forward,
@@ -106,23 +106,14 @@ class InProcessEngine:
             decode_steps=self._decode_steps,
         )
 
-    def _check_prompts(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
+    def _check(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
+        check_prompts(prompts, vocab_size=self._vocab_size)
         for index, prompt in enumerate(prompts):
-            length = len(prompt.ids)
-            if not prompt.ids or not 0 <= min(prompt.ids) <= max(prompt.ids) < self._vocab_size:
+            if len(prompt.ids) >= self._tokens_per_slot:
                 raise UsageError(
-                    f"prompt {index}: {length} tokens: it needs at least one, all ids in [0, {self._vocab_size})."
-                )
-            if length >= self._tokens_per_slot:
-                raise UsageError(
-                    f"prompt {index}: {length:,} tokens leave no room for a new one among the "
+                    f"prompt {index}: {len(prompt.ids):,} tokens leave no room for a new one among the "
                     f"{self._tokens_per_slot:,} of a slot; shorten or drop it, or raise the tokens of a slot."
                 )
-            if prompt.num_samples < 1:
-                raise UsageError(f"prompt {index}: num_samples: {prompt.num_samples}: must be at least 1.")
-        unknown = sorted(token for token in sampling.stop_ids if not 0 <= token < self._vocab_size)
-        if unknown:
-            raise UsageError(f"stop_ids: {unknown}: never sampled; ids must be in [0, {self._vocab_size}).")
         if sampling.stop_strings and self._decode is None:
             raise UsageError(
                 f"stop_strings: {sampling.stop_strings}: the engine needs the tokenizer's `decode` for them."

@@ -29,7 +29,8 @@ class Sampling:
         temperature: 0 takes the most likely token; 1 samples from the model's distribution.
         top_k: Sample among the k most likely tokens only; 0 keeps all.
         top_p: Sample among the most likely tokens whose probabilities reach this sum, in (0, 1].
-        stop_ids: A completion ends with the first of them, which belongs to it.
+        stop_ids: A completion ends with the first of them, which belongs to it; ids that the tokenizer does not have
+            never come.
         stop_strings: A completion ends with the token that completes one of them in its decoded text, wherever
             the borders of tokens fall. The tokens stay whole: text after the string is for the reader to cut.
 
@@ -77,6 +78,17 @@ class Prompt:
     num_samples: int = 1
     seed: int = 0
     expected_new_tokens: int | None = None
+
+
+def check_prompts(prompts: Sequence[Prompt], *, vocab_size: int) -> None:
+    """Raises UsageError for the first prompt that no engine could continue."""
+    for index, prompt in enumerate(prompts):
+        if not prompt.ids or not 0 <= min(prompt.ids) <= max(prompt.ids) < vocab_size:
+            raise UsageError(
+                f"prompt {index}: {len(prompt.ids):,} tokens: it needs at least one, all ids in [0, {vocab_size})."
+            )
+        if prompt.num_samples < 1:
+            raise UsageError(f"prompt {index}: num_samples: {prompt.num_samples}: must be at least 1.")
 
 
 Finish = Literal["stop", "length"]

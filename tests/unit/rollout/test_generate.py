@@ -1,8 +1,6 @@
-"""Choosing tokens, and where generation stops."""
+"""One prompt continued: where it stops, and that core's own context gives the same text."""
 
 from __future__ import annotations
-
-from collections import Counter
 
 import pytest
 import torch
@@ -12,7 +10,8 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 
 from data_tools.errors import UsageError
 from megatron_ext.models.build import build_model
-from megatron_ext.rollout.generate import choose_token, generate
+from megatron_ext.rollout.generate import _through_core, generate
+from megatron_ext.rollout.protocol import Prompt, Sampling
 from tests.support.one_process import logits_of, strengthen
 from tests.support.plans import make_plan
 
@@ -23,40 +22,6 @@ PROMPT = [5, 6, 7]
 @pytest.fixture(scope="module")
 def model(groups: ProcessGroupCollection) -> HybridModel:
     return strengthen(build_model(PLAN, groups))
-
-
-def draws(probabilities: list[float], *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Counter[int]:
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.tensor(probabilities).log()
-    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "generator": generator}
-    return Counter(choose_token(logits, **options) for _ in range(1000))  # type: ignore[arg-type]
-
-
-def test_temperature_zero_takes_the_most_likely() -> None:
-    assert draws([0.3, 0.4, 0.3], temperature=0.0) == {1: 1000}
-
-
-def test_temperature_one_samples_the_distribution() -> None:
-    counts = draws([0.7, 0.1, 0.2])
-    assert [counts[token] / 1000 for token in range(3)] == pytest.approx([0.7, 0.1, 0.2], abs=0.04)
-
-
-def test_temperature_divides_the_logits() -> None:
-    counts = draws([0.8, 0.2], temperature=2.0)  # odds of 4 become odds of 2
-    assert counts[0] / 1000 == pytest.approx(2 / 3, abs=0.04)
-
-
-def test_top_k_keeps_the_k_most_likely() -> None:
-    assert set(draws([0.1, 0.4, 0.2, 0.3], top_k=2)) == {1, 3}
-
-
-def test_top_p_keeps_tokens_until_their_mass_reaches_it() -> None:
-    assert set(draws([0.1, 0.4, 0.2, 0.3], top_p=0.69)) == {1, 3}
-    assert set(draws([0.1, 0.4, 0.2, 0.3], top_p=0.71)) == {1, 3, 2}
-
-
-def test_top_p_keeps_the_most_likely_always() -> None:
-    assert set(draws([0.1, 0.9], top_p=0.01)) == {1}
 
 
 def test_the_same_seed_gives_the_same_text(model: HybridModel) -> None:
@@ -102,7 +67,7 @@ def test_a_second_prompt_starts_from_nothing(model: HybridModel) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prompt_ids": []}, "prompt: 0 tokens: it needs at least one"),
+        ({"prompt_ids": []}, "prompt 0: 0 tokens: it needs at least one"),
         ({"prompt_ids": [120]}, r"all ids in \[0, 120\)"),
         ({"max_new_tokens": 0}, "max_new_tokens: 0: must be at least 1"),
         ({"temperature": -0.5}, "temperature: -0.5: must be at least 0"),
@@ -122,3 +87,10 @@ def test_more_tokens_can_end_the_text(model: HybridModel) -> None:
     whole = generate(model, PLAN, PROMPT, max_new_tokens=6)
     stop = whole[2]
     assert generate(model, PLAN, PROMPT, max_new_tokens=6, stop_ids={stop}) == whole[: whole.index(stop) + 1]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_through_cores_context_a_text_is_the_same(model: HybridModel, temperature: float) -> None:
+    mine = generate(model, PLAN, PROMPT, max_new_tokens=12, temperature=temperature, top_p=0.9, seed=5)
+    sampling = Sampling(12, temperature=temperature, top_p=0.9, stop_ids=frozenset({119}))
+    assert _through_core(model, Prompt(tuple(PROMPT), seed=5), sampling, vocab_size=120) == mine

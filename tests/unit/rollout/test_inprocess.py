@@ -170,21 +170,20 @@ def test_nan_logits_name_prompt_sample_and_token_and_lose_nothing(engine: InProc
 
 
 @pytest.mark.parametrize(
-    ("prompt", "options", "message"),
+    ("prompt", "message"),
     [
-        (Prompt(()), {}, "prompt 1: 0 tokens: it needs at least one"),
-        (Prompt((120,)), {}, r"prompt 1: 1 tokens: .* all ids in \[0, 120\)"),
-        (Prompt((1,) * 40), {}, "prompt 1: 40 tokens leave no room for a new one among the 40 of a slot"),
-        (Prompt((1,), num_samples=0), {}, "prompt 1: num_samples: 0: must be at least 1"),
-        (Prompt((1,)), {"stop_ids": frozenset({120})}, r"stop_ids: \[120\]: never sampled"),
+        (Prompt(()), "prompt 1: 0 tokens: it needs at least one"),
+        (Prompt((120,)), r"prompt 1: 1 tokens: .* all ids in \[0, 120\)"),
+        (Prompt((1,) * 40), "prompt 1: 40 tokens leave no room for a new one among the 40 of a slot"),
+        (Prompt((1,), num_samples=0), "prompt 1: num_samples: 0: must be at least 1"),
     ],
 )
 def test_what_cannot_be_sampled_is_refused_before_anything_is(
-    engine: InProcessEngine, prompt: Prompt, options: dict[str, object], message: str
+    engine: InProcessEngine, prompt: Prompt, message: str
 ) -> None:
     seen: list[Completion] = []
     with pytest.raises(UsageError, match=message):
-        engine.generate([Prompt((1, 2)), prompt], replace(SAMPLED, **options), on_finished=seen.append)  # type: ignore[arg-type]
+        engine.generate([Prompt((1, 2)), prompt], SAMPLED, on_finished=seen.append)
     assert seen == []
 
 
