@@ -105,12 +105,12 @@ def made_facts(path: Path, fingerprint: str, token: str, *, eod_id: int | None, 
 
 @lru_cache(maxsize=1)  # a command asks more than once, and a vocabulary of 131,072 takes a sixth of a second to parse
 def _facts_of(path: Path, content: bytes) -> TokenizerFacts:
-    return facts_of(path, content, _token_ids(path, content))
+    return facts_of(path, content, token_ids(path, content))
 
 
 def special_tokens_of(path: Path, content: bytes) -> dict[str, int]:
     """Ids of the added tokens that are special."""
-    added = _object_of(path, content).get("added_tokens") or []
+    added = object_of(path, content).get("added_tokens") or []
     return {token["content"]: token["id"] for token in added if token.get("special")}
 
 
@@ -121,7 +121,7 @@ def eod_token_of(json_file: Path) -> str:
         DataError: If it names none.
     """
     path = json_file.parent / "tokenizer_config.json"
-    token = _object_of(path, read_tokenizer(path), json.loads).get("eos_token")  # small: orjson would only cost time
+    token = object_of(path, read_tokenizer(path), json.loads).get("eos_token")  # small: orjson would only cost time
     if isinstance(token, dict):  # transformers writes AddedToken objects too
         token = token.get("content")
     if not isinstance(token, str) or not token:
@@ -167,7 +167,12 @@ def parse_json(content: bytes) -> Any:
             gc.enable()
 
 
-def _object_of(path: Path, content: bytes, parse: Callable[[bytes], Any] = parse_json) -> dict[str, Any]:
+def object_of(path: Path, content: bytes, parse: Callable[[bytes], Any] = parse_json) -> dict[str, Any]:
+    """The JSON object that a file of a tokenizer holds.
+
+    Raises:
+        DataError: If it holds none.
+    """
     try:
         fields = parse(content)
     except ValueError as error:
@@ -177,9 +182,9 @@ def _object_of(path: Path, content: bytes, parse: Callable[[bytes], Any] = parse
     return fields
 
 
-def _token_ids(path: Path, content: bytes) -> dict[str, int]:
+def token_ids(path: Path, content: bytes) -> dict[str, int]:
     """Every token that has an id, added tokens included."""
-    fields = _object_of(path, content)
+    fields = object_of(path, content)
     try:
         vocabulary = fields["model"]["vocab"]
         added = fields.get("added_tokens") or []

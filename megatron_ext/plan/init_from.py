@@ -7,11 +7,13 @@ precision and seed may be others.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 from data_tools.errors import DataError
 from data_tools.strict_yaml import KeyPath
 from data_tools.tokenizer import fingerprint, special_tokens
 from megatron_ext.plan.lineage import CONTINUE, said
+from megatron_ext.plan.new_tokens import tokens_to_add
 from megatron_ext.plan.stage_plan import SEMANTICS_VERSION, DataPlan, ParentPlan, StagePlan
 from megatron_ext.recipe.load import LoadedRecipe
 from megatron_ext.recipe.problems import Problems
@@ -24,8 +26,14 @@ _PATH = {"padded_vocab_size": "vocab_size"}
 _SHOWN = 5
 
 
-def check_weights(loaded: LoadedRecipe, plan: StagePlan, giver: StagePlan) -> None:
+def check_weights(loaded: LoadedRecipe, plan: StagePlan, giver: StagePlan, *, run_root: Path) -> None:
     """Refuses weights of another model, or of a model that reads with another tokenizer.
+
+    Args:
+        loaded: What was asked.
+        plan: The stage; its `new_tokens` may have made the vocabulary larger.
+        giver: The stage that gives the weights.
+        run_root: Folder whose stages keep their tokenizers.
 
     Raises:
         RecipeError: With each key that differs, both values, and what to write.
@@ -34,16 +42,21 @@ def check_weights(loaded: LoadedRecipe, plan: StagePlan, giver: StagePlan) -> No
     there, here = giver.meaning["model"], plan.meaning["model"]
     for key in sorted((there.keys() | here.keys()) - _ONLY_NEW_WEIGHTS):
         theirs, mine = there.get(key), here.get(key)
-        if theirs != mine:
+        is_resized = key == "padded_vocab_size" and plan.new_tokens is not None and theirs < mine
+        if theirs != mine and not is_resized:
             path: KeyPath = ("model", _PATH.get(key, key))
             what = "" if path[1] == key else f"{key} "
             message = (
                 f"{what}{said(mine)}, and {said(theirs)} in {giver.stage_id}, which gives the weights; write the same"
             )
             problems.add(loaded.origin(path), path, message)
-    if difference := _other_tokenizer(plan.data, giver.data):
+    if plan.new_tokens is None and (difference := _other_tokenizer(plan.data, giver.data)):
         path = ("data", "tokenizer")
-        message = f"{difference}\n  Take the tokenizer of {giver.stage_id}, or weights that were trained with this one."
+        remedy = (
+            _add_them(tokens_to_add(plan.data, giver, run_root=run_root))
+            or "or weights that were trained with this one"
+        )
+        message = f"{difference}\n  Take the tokenizer of {giver.stage_id}, {remedy}."
         problems.add(loaded.origin(path), path, message)
     problems.raise_recipe_error()
 
@@ -65,6 +78,15 @@ def _other_tokenizer(mine: DataPlan, theirs: DataPlan) -> str:
     if mine.eod_id != theirs.eod_id:
         lines.append(f"  end of a document: id {mine.eod_id} here, {theirs.eod_id} there")
     return "\n".join(lines)
+
+
+def _add_them(added: dict[str, int]) -> str:
+    """How the tokens that a tokenizer has more than the weights' get rows; "" where there are none."""
+    if not added:
+        return ""
+    shown = ", ".join(f"{token!r} (id {number})" for token, number in list(added.items())[:_SHOWN])
+    more = f" and {len(added) - _SHOWN} more" if len(added) > _SHOWN else ""
+    return f"or give {shown}{more} new rows: add --set resize_vocabulary=true"
 
 
 def _special_tokens(data: DataPlan) -> dict[str, int]:

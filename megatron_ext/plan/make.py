@@ -21,6 +21,7 @@ from megatron_ext.plan.lineage import (
     read_stage_plan,
 )
 from megatron_ext.plan.meaning import stage_id, stage_meaning
+from megatron_ext.plan.new_tokens import plan_new_tokens
 from megatron_ext.plan.schedule import plan_schedule
 from megatron_ext.plan.sft import plan_sft
 from megatron_ext.plan.sft_batch import plan_sft_batch
@@ -195,6 +196,7 @@ def make_stage_plan(
             may_be_provisional=may_be_provisional,
         )
     )
+    new_tokens = plan_new_tokens(loaded, data, giver, run_root=run_root or Path(loaded.site.run_root))
     meaning = stage_meaning(
         recipe, data=data, batch=draft.batch, schedule=draft.schedule, parent=behind, init_from=init_from
     )
@@ -210,6 +212,7 @@ def make_stage_plan(
         recipe=loaded.path,
         parent=behind,
         init_from=init_from,
+        new_tokens=new_tokens,
         model=recipe.model,
         model_size=model_size(recipe.model),
         data=data,
@@ -232,7 +235,7 @@ def make_stage_plan(
     if parent is not None:
         check_common(loaded, plan, parent)
     if giver is not None:
-        check_weights(loaded, plan, giver)
+        check_weights(loaded, plan, giver, run_root=run_root or Path(loaded.site.run_root))
     if plan.behind is not None:
         check_permission(loaded, plan, plan.behind)
     return plan

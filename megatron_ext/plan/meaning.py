@@ -66,6 +66,8 @@ def stage_meaning(
         meaning["parent"] = parent.stage_id
     if init_from is not None or recipe.awaits_weights:
         meaning["init_from"] = init_from.stage_id if init_from is not None else UNRESOLVED
+    if recipe.resize_vocabulary:
+        meaning["resize_vocabulary"] = "mean"  # the tokenizers, both in here, say which rows
     return meaning
 
 

@@ -16,10 +16,12 @@ from megatron_ext.plan.render_cost import cost_rows, execution_rows
 from megatron_ext.plan.render_data import chain_rows, data_tables, domain_rows
 from megatron_ext.plan.render_sft import sft_rows
 from megatron_ext.plan.render_table import Row, cut_rows, frame
-from megatron_ext.plan.stage_plan import BatchPlan, StagePlan
+from megatron_ext.plan.stage_plan import BatchPlan, NewTokensPlan, StagePlan
 
 _PIPE_WIDTH = 10_000
 """Wider than any table: a table that is cut where nobody can widen the window is lost."""
+
+_SHOWN_TOKENS = 5
 
 
 def print_plan(plan: StagePlan, *, run_root: Path, time: GpuTime | None = None) -> None:
@@ -91,7 +93,18 @@ def _model_rows(plan: StagePlan) -> list[Row]:
         ("model", f"{plan.model.name}, {format_exact(size.total_parameters)} parameters"),
         ("", f"{kinds}{tied}"),
         ("vocabulary", f"{format_exact(plan.model.vocab_size)}, padded to {format_exact(size.padded_vocab_size)}"),
+        *_new_token_rows(plan.new_tokens),
     ]
+
+
+def _new_token_rows(new: NewTokensPlan | None) -> list[Row]:
+    if new is None:
+        return []
+    shown = ", ".join(f"{token.token!r} (id {token.id})" for token in new.tokens[:_SHOWN_TOKENS])
+    more = f" and {len(new.tokens) - _SHOWN_TOKENS:,} more" if len(new.tokens) > _SHOWN_TOKENS else ""
+    padded = f"; padded vocabulary of the weights {format_exact(new.known_rows)}" if new.rows > new.known_rows else ""
+    how = f"rows are the mean of the {format_exact(new.known_vocab_size)} that the weights know"
+    return [("new tokens", f"{len(new.tokens):,}{f': {shown}{more}' if shown else ''}; {how}{padded}")]
 
 
 def _layout_rows(plan: StagePlan) -> list[Row]:

@@ -327,6 +327,24 @@ class ParentPlan(PlanPart):
         return any("-provisional-" in stage.stage_id for stage in self.chain)
 
 
+class NewToken(PlanPart):
+    """A token that the weights of another stage do not know."""
+
+    token: str
+    id: int
+
+
+class NewTokensPlan(PlanPart):
+    """How a vocabulary grows from the stage that gives the weights: `models/new_rows.py` fills the new rows."""
+
+    tokens: tuple[NewToken, ...]  # ids ascending; () where the padded vocabulary alone grows
+    known_tokenizer_fingerprint: str  # of the tokenizer that the weights read with
+    known_vocab_size: int  # its largest id + 1: the rows below are averaged
+    known_rows: int  # padded vocabulary of the weights
+    rows: int  # of this stage
+    rule: Literal["mean"] = "mean"
+
+
 class StagePlan(PlanPart):
     """One stage, decided."""
 
@@ -335,6 +353,7 @@ class StagePlan(PlanPart):
     recipe: str  # path of the recipe, as given
     parent: ParentPlan | None = None  # the stage that this one continues
     init_from: ParentPlan | None = None  # the stage that gives its weights and nothing else
+    new_tokens: NewTokensPlan | None = None  # that its weights have no rows for; None: the vocabulary is theirs
     model: ModelRecipe
     model_size: ModelSize
     data: DataPlan

@@ -153,6 +153,11 @@ def _recipe_rules(recipe: Recipe) -> Iterator[Broken]:
             f"{recipe.init_from}, and continue is {recipe.parent}: the one begins anew with weights, the other goes on "
             "with everything; set one of them to null",
         )
+    if recipe.resize_vocabulary and recipe.init_from is None and not recipe.awaits_weights:
+        yield (
+            ("resize_vocabulary",),
+            "true, and no weights are taken that have a vocabulary; set init_from or remove it",
+        )
     phases = recipe.data.phases
     total = sum(phase.tokens for phase in phases or ())
     if phases is not None and total != recipe.budget.tokens:

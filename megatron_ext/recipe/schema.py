@@ -362,6 +362,11 @@ class Recipe(Section):
         description="The stage whose weights this one begins with, and nothing else of it: a recipe, a stage id, or "
         "unresolved while nobody has named it; null: new weights, where stage is pretrain.",
     )
+    resize_vocabulary: bool = Field(
+        default=False,
+        description="init_from only: take a tokenizer that adds tokens to that of the weights. Known tokens keep ids "
+        "and rows; each new row of embedding and output layer is the mean of the known ones.",
+    )
     model: ModelRecipe
     data: DataRecipe
     budget: BudgetRecipe = BudgetRecipe()

@@ -37,7 +37,9 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 
 from data_tools.errors import DataError
 from megatron_ext.datasets.ledger import read_ledger, sum_anew, sum_by_source
+from megatron_ext.models.new_rows import VOCABULARY_WEIGHTS, fill_new_rows
 from megatron_ext.models.weights import put_weights, sharded_weights
+from megatron_ext.plan.stage_plan import NewTokensPlan
 from megatron_ext.runtime.seed import random_state, restore_random_state, seed_everything
 from megatron_ext.training.checkpoint_facts import layout_of, read_facts, read_plan, require_fit
 from megatron_ext.training.file_list import damage_of
@@ -101,7 +103,7 @@ def begin_with_weights(path: Path, parts: Parts) -> None:
     Raises:
         DataError: Its weights have other names or shapes.
     """
-    load_weights(path, parts.model.module, parts.groups)
+    load_weights(path, parts.model.module, parts.groups, new_tokens=parts.plan.new_tokens)
     parts.optimizer.reload_model_params()
     parts.cursor.begin_anew(ledger=[row.to_json() for row in sum_anew(read_ledger(path), parts.plan)])
 
@@ -131,7 +133,9 @@ def _restore(path: Path, parts: Parts) -> dict[str, Any]:
     return facts
 
 
-def load_weights(path: Path, model: Any, groups: ProcessGroupCollection) -> None:
+def load_weights(
+    path: Path, model: Any, groups: ProcessGroupCollection, *, new_tokens: NewTokensPlan | None = None
+) -> None:
     """Loads the weights of a checkpoint, and nothing else, in any layout.
 
     All ranks must call this.
@@ -140,13 +144,16 @@ def load_weights(path: Path, model: Any, groups: ProcessGroupCollection) -> None
         path: A whole `step_N` folder.
         model: A model of the same shapes, not in `DistributedDataParallel`.
         groups: Process groups of the model.
+        new_tokens: What the model's vocabulary has more than the checkpoint's; their rows are filled.
 
     Raises:
         DataError: The checkpoint's weights have other names or shapes.
     """
     metadata = {"dp_cp_group": groups.dp_cp}
-    _require_same_shapes(path, model.sharded_state_dict(metadata=metadata))
+    _require_same_shapes(path, model.sharded_state_dict(metadata=metadata), new_tokens)
     put_weights(model, _load({"model": sharded_weights(model, groups)}, path)["model"])
+    if new_tokens is not None:
+        fill_new_rows(model, new_tokens, groups)
 
 
 def sharding_metadata(parts: Parts, optimizer_format: str) -> dict[str, Any]:
@@ -178,13 +185,15 @@ def _load(wanted: dict[str, Any], path: Path) -> dict[str, Any]:
     return loaded
 
 
-def _require_same_shapes(path: Path, sharded: dict[str, Any]) -> None:
+def _require_same_shapes(path: Path, sharded: dict[str, Any], new_tokens: NewTokensPlan | None) -> None:
     """Compares every weight's name and whole shape; core itself would cut or pad a vocabulary silently."""
     apply_factories(sharded)
     mine = {t.key: tuple(t.global_shape) for t in nested_values(sharded) if isinstance(t, ShardedTensor)}
     of_ranks: list[dict[str, tuple[int, ...]]] = [{} for _ in range(dist.get_world_size())]
     dist.all_gather_object(of_ranks, mine)
     here = {key: shape for of_rank in of_ranks for key, shape in of_rank.items()}
+    if new_tokens is not None:
+        here |= {key: (new_tokens.known_rows, *here[key][1:]) for key in VOCABULARY_WEIGHTS if key in here}
     saved = dist_checkpointing.load_tensors_metadata(str(path))
     there = {key: tuple(t.global_shape) for key, t in saved.items() if not key.startswith("optimizer.")}
     differing = sorted(key for key in here.keys() | there.keys() if here.get(key) != there.get(key))

@@ -53,7 +53,9 @@ def _check(facts: dict[str, Any], file: Path, plan: StagePlan, command: str) -> 
             f"{file}: stage_id and meaning: of {', '.join(sorted(found))}, in the folder of {expected}; "
             f"{_train_again(file, command)}"
         )
-    if facts["tokenizer_fingerprint"] != plan.data.tokenizer_fingerprint:
+    new = plan.new_tokens
+    known = new.known_tokenizer_fingerprint if new is not None else plan.data.tokenizer_fingerprint
+    if facts["tokenizer_fingerprint"] != known:
         raise DataError(
             f"{file}: tokenizer_fingerprint: {facts['tokenizer_fingerprint'][:12]}…, this stage reads with "
             f"{plan.data.tokenizer} ({plan.data.tokenizer_fingerprint[:12]}…); take the parent's tokenizer, "

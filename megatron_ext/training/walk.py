@@ -129,6 +129,7 @@ def _stage_facts(plan: StagePlan, folder: StageFolder, outcome: Outcome) -> dict
         "state": outcome.state.to_json(),
         "checkpoint": f"checkpoints/step_{outcome.state.step}",
         "tokenizer_fingerprint": plan.data.tokenizer_fingerprint,
+        **({"new_tokens": plan.new_tokens.model_dump()} if plan.new_tokens is not None else {}),
         **({"chat_template": chat_template_of(plan)} if plan.sft is not None else {}),
         "loss": last.get("loss"),
         "validation": last.get("validation"),

@@ -48,6 +48,7 @@ PURE_DATA_TOOLS = {
     "manifest",
     "dataset",
     "tokenizer",
+    "tokenizer_extension",
     "blend_plan",
     "blend_floors",
     "packing",
