@@ -196,7 +196,10 @@ class SftRecipe(Section):
         "so many in as many rows as they need.",
     )
     pad_multiple: Count = Field(
-        default=1, gt=0, description="Tokens to a multiple of which each conversation is padded in its row."
+        default=1,
+        gt=0,
+        description="Tokens to a multiple of which each conversation is padded in its row; with context parallelism a "
+        "multiple of twice its size.",
     )
     loss: Literal["token", "sample"] = Field(
         default="token",
