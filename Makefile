@@ -55,15 +55,16 @@ lint: $(STAMP) ## ruff
 types: $(STAMP) ## mypy, strict on data_tools, recipe and plan
 	$(VENV)/bin/mypy
 
-# Tests of one process share the cores; those that start processes of their own run one after another.
+# Two workers. Those of tests that train in processes of their own take whole files, which share trained stages;
+# every process has one thread, so two jobs at once do not slow each other down more than the cores are few.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q
 QUICK := not slow and not gpu and not system
-MANY_PROCESSES := tests/distributed tests/reliability
+MANY_PROCESSES := tests/reliability tests/distributed
 
 .PHONY: test
 test: $(STAMP) ## the quick tests
 	$(PYTEST) -m '$(QUICK)' -n 2 $(addprefix --ignore=,$(MANY_PROCESSES))
-	$(PYTEST) -m '$(QUICK)' $(MANY_PROCESSES)
+	$(PYTEST) -m '$(QUICK)' -n 2 --dist loadfile $(MANY_PROCESSES)
 
 .PHONY: test-slow
 test-slow: $(STAMP) ## the tests that take minutes, start whole commands or kill processes

@@ -7,13 +7,21 @@ from pathlib import Path
 import pytest
 
 from tests.support.pencil_project import PencilProject, make_pencil_project
-from tests.support.toy_project import ToyProject, make_toy_project
+from tests.support.toy_project import Run, ToyProject, make_toy_project
 
 
 @pytest.fixture(scope="session")
 def toy_project(tmp_path_factory: pytest.TempPathFactory) -> ToyProject:
     """A tokenizer, two sources and a recipe of 10 steps; runs go to run roots of their own."""
     return make_toy_project(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="session")
+def toy_run(toy_project: ToyProject, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The recipe run to its end by one process, to compare with and to copy; nobody changes it."""
+    run = toy_project.run(tmp_path_factory.mktemp("toy-run"))
+    assert run.code == 0, run.output
+    return run
 
 
 @pytest.fixture

@@ -18,11 +18,11 @@ PP2 = "parallel.pipeline_model_parallel_size=2"
 SP = "parallel.sequence_parallel=true"
 SHARDED = "parallel.use_distributed_optimizer=true"
 LAYOUTS: dict[str, Any] = {
-    "dp2": (2,),
+    "dp2": (2, "training.micro_batch_size=2"),  # half of the one process's: two microbatches a rank
     "dp2-distributed-optimizer": (2, SHARDED),
     "tp2": (2, TP2),
     "tp2-sequence-parallel": (2, TP2, SP),
-    "pp2": (2, PP2),
+    "pp2": (2, PP2, "training.micro_batch_size=2"),  # four microbatches, more than stages
     "tp2-sequence-parallel-pp2": (4, TP2, SP, PP2),
     "tp2-dp2-distributed-optimizer": (4, TP2, SHARDED),
 }
@@ -31,25 +31,18 @@ TIED = ("model.share_embeddings_and_output_weights=true", "model.position_embedd
 """Tied embeddings have a gradient reduction of their own between the first and the last pipeline stage."""
 
 
-@pytest.fixture(scope="module")
-def single(toy_project: ToyProject, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    run = toy_project.run(tmp_path_factory.mktemp("single"))
-    assert run.code == 0, run.output
-    return run
-
-
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_many_ranks_train_like_one(toy_project: ToyProject, single: Run, tmp_path: Path, name: str) -> None:
+def test_many_ranks_train_like_one(toy_project: ToyProject, toy_run: Run, tmp_path: Path, name: str) -> None:
     processes, *keys = LAYOUTS[name]
     run = toy_project.run(tmp_path, *keys, processes=processes, is_launched=name == "dp2")
     assert run.code == 0, run.output
-    assert run.stage_folder.name == single.stage_folder.name, "the layout is no part of the stage"
+    assert run.stage_folder.name == toy_run.stage_folder.name, "the layout is no part of the stage"
     assert len(run.losses) == 10
-    assert run.losses == pytest.approx(single.losses, rel=1e-5)
+    assert run.losses == pytest.approx(toy_run.losses, rel=1e-5)
     assert [line["grad_norm"] for line in run.metrics] == pytest.approx(
-        [line["grad_norm"] for line in single.metrics], rel=1e-4
+        [line["grad_norm"] for line in toy_run.metrics], rel=1e-4
     )
-    for line, expected in zip(run.metrics, single.metrics, strict=True):
+    for line, expected in zip(run.metrics, toy_run.metrics, strict=True):
         assert line["validation"] == pytest.approx(expected["validation"], rel=1e-5)
 
 
@@ -70,6 +63,6 @@ def test_tied_embeddings_and_rope_train_like_one(
     assert run.losses == pytest.approx(single_tied.losses, rel=1e-5)
 
 
-def test_the_loss_falls(single: Run) -> None:
-    assert single.losses[0] == pytest.approx(6.93, abs=0.1)  # ln 1024, the padded vocabulary: it knows nothing yet
-    assert single.losses[-1] < single.losses[0] - 1.0
+def test_the_loss_falls(toy_run: Run) -> None:
+    assert toy_run.losses[0] == pytest.approx(6.93, abs=0.1)  # ln 1024, the padded vocabulary: it knows nothing yet
+    assert toy_run.losses[-1] < toy_run.losses[0] - 1.0

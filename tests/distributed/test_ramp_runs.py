@@ -9,6 +9,7 @@ import pytest
 from tests.support.toy_project import ToyProject
 
 RAMP = (
+    "training.micro_batch_size=2",
     "training.ramp_start_batch_size=4",
     "training.ramp_increment=4",
     "training.ramp_tokens=1_024",  # 4 steps of 4 rows, 8 full ones

@@ -43,9 +43,9 @@ TIED = "model.share_embeddings_and_output_weights=true"
 
 
 @pytest.fixture(scope="module")
-def undisturbed(toy_project: ToyProject, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+def undisturbed(toy_run: Run) -> dict[str, Run]:
     """Runs of one process that nobody cut, by their overrides; filled as they are asked for."""
-    return {}
+    return {"": toy_run}
 
 
 @pytest.mark.parametrize(

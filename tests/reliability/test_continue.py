@@ -41,11 +41,29 @@ LAYOUTS: dict[str, tuple[int | None, tuple[str, ...]]] = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def project(toy_project: ToyProject) -> ToyProject:
     for name, text in {"whole": WHOLE, "base": BASE, "child": CHILD}.items():
         (toy_project.root / f"{name}.yaml").write_text(text)
     return toy_project
+
+
+@pytest.fixture(scope="module")
+def trained_base(project: ToyProject, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The base run to its end; tests copy it."""
+    base = run(project, "base", tmp_path_factory.mktemp("base"))
+    assert base.code == 0, base.output
+    return base
+
+
+@pytest.fixture(scope="module")
+def trained_child(project: ToyProject, trained_base: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The child run to its end behind `trained_base`, in a run root that holds both; tests copy it."""
+    run_root = tmp_path_factory.mktemp("chain") / "runs"
+    trained_base.copied(run_root)
+    child = run(project, "child", run_root)
+    assert child.code == 0, child.output
+    return child
 
 
 def run(project: ToyProject, name: str, run_root: Path, *overrides: str, processes: int | None = None) -> Run:
@@ -60,12 +78,12 @@ def last_state(stage: Run) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_base_and_its_continuation_are_one_stage_of_two_phases_bit_for_bit(
-    project: ToyProject, tmp_path: Path, name: str
+    project: ToyProject, tmp_path: Path, name: str, request: pytest.FixtureRequest
 ) -> None:
     processes, overrides = LAYOUTS[name]
-    precision = [item for item in overrides if item.startswith("precision")]
-    base_text = BASE + "".join(f"{item.replace('=', ': ')}\n" for item in precision)
-    (project.root / "base.yaml").write_text(base_text)
+    if "precision=bf16" in overrides:
+        request.addfinalizer(lambda: (project.root / "base.yaml").write_text(BASE))
+        (project.root / "base.yaml").write_text(f"{BASE}precision: bf16\n")  # the child's parent is planned by it
     whole = run(project, "whole", tmp_path / "whole", *overrides, processes=processes)
     base = run(project, "base", tmp_path / "chain", *overrides, processes=processes)
     child = run(project, "child", tmp_path / "chain", *overrides, processes=processes)
@@ -90,9 +108,9 @@ def test_a_base_and_its_continuation_are_one_stage_of_two_phases_bit_for_bit(
 
 
 def test_a_continuation_may_read_longer_samples_and_go_on_from_its_own_checkpoint(
-    project: ToyProject, tmp_path: Path
+    project: ToyProject, trained_base: Run, trained_child: Run, tmp_path: Path
 ) -> None:
-    run(project, "base", tmp_path / "whole")
+    trained_base.copied(tmp_path / "whole")
     longer = "training={sequence_length: 512, global_batch_size: 1, micro_batch_size: 1}"
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     whole = run(project, "child", tmp_path / "whole", longer)
@@ -100,8 +118,7 @@ def test_a_continuation_may_read_longer_samples_and_go_on_from_its_own_checkpoin
     rest = run(project, "child", tmp_path / "cut", longer)
     assert (whole.code, cut.code, rest.code) == (0, 0, 0), whole.output + rest.output
     assert rest.losses == whole.losses
-    same_length = run(project, "child", tmp_path / "whole")
-    assert [line["lr"] for line in whole.metrics] == [line["lr"] for line in same_length.metrics]
+    assert [line["lr"] for line in whole.metrics] == [line["lr"] for line in trained_child.metrics]
     assert "what is left of the window is laid end to end and cut anew" in whole.output
     ledger = json.loads((whole.stage_folder / "stage.json").read_text())["ledger"]
     assert (rest.stage_folder / "stage.json").read_bytes() == (whole.stage_folder / "stage.json").read_bytes()
@@ -114,26 +131,24 @@ def test_a_continuation_may_read_longer_samples_and_go_on_from_its_own_checkpoin
     assert 2560 - sum(row["masked"] for row in ledger) == whole.metrics[-1]["trained_tokens"] < 2560
 
 
-def test_a_cut_continuation_goes_on_from_its_own_checkpoint(project: ToyProject, tmp_path: Path) -> None:
-    base = run(project, "base", tmp_path / "whole")
-    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
-    whole = run(project, "child", tmp_path / "whole")
+def test_a_cut_continuation_goes_on_from_its_own_checkpoint(
+    project: ToyProject, trained_base: Run, trained_child: Run, tmp_path: Path
+) -> None:
+    trained_base.copied(tmp_path / "cut")
     cut = run(project, "child", tmp_path / "cut", "training.max_steps=2")
     rest = run(project, "child", tmp_path / "cut")
-    assert (base.code, whole.code, cut.code, rest.code) == (0, 0, 0, 0), rest.output
-    assert (len(cut.losses), rest.losses) == (5, whole.losses)
-    assert (rest.stage_folder / "stage.json").read_bytes() == (whole.stage_folder / "stage.json").read_bytes()
+    assert (cut.code, rest.code) == (0, 0), rest.output
+    assert (len(cut.losses), rest.losses) == (5, trained_child.losses)
+    assert (rest.stage_folder / "stage.json").read_bytes() == (trained_child.stage_folder / "stage.json").read_bytes()
 
 
 def test_a_continuation_may_run_in_another_layout_and_name_its_parent_by_id(
-    project: ToyProject, tmp_path: Path
+    project: ToyProject, trained_base: Run, trained_child: Run, tmp_path: Path
 ) -> None:
-    base = run(project, "base", tmp_path)
-    by_recipe = run(project, "child", tmp_path)
-    shutil.rmtree(by_recipe.stage_folder)
-    by_id = run(project, "child", tmp_path, f"continue={base.stage_folder.name}", processes=2)
-    assert (base.code, by_recipe.code, by_id.code) == (0, 0, 0), by_id.output
-    assert by_id.stage_folder == by_recipe.stage_folder
+    base = trained_base.copied(tmp_path / "runs")
+    by_id = run(project, "child", base.run_root, f"continue={base.stage_folder.name}", processes=2)
+    assert by_id.code == 0, by_id.output
+    assert by_id.stage_folder.name == trained_child.stage_folder.name
     assert "in another layout" in by_id.output
 
 
@@ -151,19 +166,22 @@ def test_a_parent_that_is_not_trained_or_not_finished_is_refused_before_training
     assert "Finish it first: python -m megatron_ext.run" in refused.output
 
 
-def test_a_finished_continuation_does_not_need_its_parents_checkpoint(project: ToyProject, tmp_path: Path) -> None:
-    base = run(project, "base", tmp_path)
-    assert run(project, "child", tmp_path).code == 0
-    shutil.rmtree(base.stage_folder / "checkpoints")
-    again = run(project, "child", tmp_path)
+def test_a_finished_continuation_does_not_need_its_parents_checkpoint(
+    project: ToyProject, trained_base: Run, trained_child: Run, tmp_path: Path
+) -> None:
+    chain = trained_child.copied(tmp_path / "runs")
+    shutil.rmtree(chain.stage_folder.with_name(trained_base.stage_folder.name) / "checkpoints")
+    again = run(project, "child", chain.run_root)
     assert (again.code, "Nothing to do" in again.output) == (0, True), again.output
 
 
-def test_a_begun_continuation_goes_on_without_its_parents_files(project: ToyProject, tmp_path: Path) -> None:
-    base = run(project, "base", tmp_path)
-    cut = run(project, "child", tmp_path, "training.max_steps=2")
+def test_a_begun_continuation_goes_on_without_its_parents_files(
+    project: ToyProject, trained_base: Run, tmp_path: Path
+) -> None:
+    base = trained_base.copied(tmp_path / "runs")
+    cut = run(project, "child", base.run_root, "training.max_steps=2")
     shutil.rmtree(base.stage_folder)
-    rest = run(project, "child", tmp_path)
+    rest = run(project, "child", base.run_root)
     assert (cut.code, rest.code) == (0, 0), rest.output
     assert "goes on at step 2 from" in rest.output
     assert [line["step"] for line in rest.metrics] == [1, 2, 3, 4, 5]
@@ -200,6 +218,12 @@ def follow(remedy: str, project: ToyProject, run_root: Path) -> list[str]:
     return names
 
 
+@pytest.fixture(scope="module")
+def often_saved_base(project: ToyProject, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The base with step_4 and step_5; tests copy it."""
+    return run(project, "base", tmp_path_factory.mktemp("often"), "checkpoint.interval_tokens=1_024")
+
+
 @pytest.mark.parametrize(
     ("damage", "words", "commands"),
     [
@@ -209,18 +233,24 @@ def follow(remedy: str, project: ToyProject, run_root: Path) -> list[str]:
     ],
 )
 def test_the_remedy_for_a_damaged_parent_leads_back_to_training(
-    project: ToyProject, tmp_path: Path, damage: Callable[[Path], None], words: str, commands: list[str]
+    project: ToyProject,
+    often_saved_base: Run,
+    tmp_path: Path,
+    damage: Callable[[Path], None],
+    words: str,
+    commands: list[str],
 ) -> None:
-    base = run(project, "base", tmp_path, "checkpoint.interval_tokens=1_024")  # leaves step_4 and step_5
+    run_root = tmp_path / "runs"
+    base = often_saved_base.copied(run_root)
     finished = (base.stage_folder / "stage.json").read_bytes()
     damage(base.stage_folder)
-    refused = run(project, "child", tmp_path)
+    refused = run(project, "child", run_root)
     assert refused.code == 3, refused.output
     assert words in refused.output
-    assert follow(refused.output, project, tmp_path) == commands
+    assert follow(refused.output, project, run_root) == commands
     if commands[-1] != "run":
-        refused = run(project, "child", tmp_path)
+        refused = run(project, "child", run_root)
         assert "is not finished in" in refused.output
-        assert follow(refused.output, project, tmp_path) == ["run"]
+        assert follow(refused.output, project, run_root) == ["run"]
     assert (base.stage_folder / "stage.json").read_bytes() == finished
-    assert run(project, "child", tmp_path).code == 0
+    assert run(project, "child", run_root).code == 0

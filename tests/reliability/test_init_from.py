@@ -67,6 +67,24 @@ def run(project: ToyProject, name: str, run_root: Path, *overrides: str, process
     return project.run(run_root, *overrides, processes=processes, recipe=project.root / f"{name}.yaml")
 
 
+@pytest.fixture(scope="module")
+def trained_base(project: ToyProject, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The giver run to its end; tests copy it."""
+    base = run(project, "base", tmp_path_factory.mktemp("base"))
+    assert base.code == 0, base.output
+    return base
+
+
+@pytest.fixture(scope="module")
+def trained_child(project: ToyProject, trained_base: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The child run to its end with the weights of `trained_base`, in a run root that holds both; tests copy it."""
+    run_root = tmp_path_factory.mktemp("chain") / "runs"
+    trained_base.copied(run_root)
+    child = run(project, "child", run_root)
+    assert child.code == 0, child.output
+    return child
+
+
 @pytest.fixture(scope="module", params=["fp32", "bf16"])
 def checkpoint(request: pytest.FixtureRequest, project: ToyProject, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Written by two ranks that share every layer."""
@@ -147,10 +165,12 @@ def test_a_run_begins_everything_anew_and_its_ledger_has_what_the_giver_read(
     assert ["all", "general", "5,120", "5,120", "5,120"] in [line[:5] for line in lines]
 
 
-def test_fine_tuning_begins_with_the_weights_of_pretraining(project: ToyProject, tmp_path: Path) -> None:
-    base = run(project, "base", tmp_path)
-    stage = run(project, "sft", tmp_path)
-    assert (base.code, stage.code) == (0, 0), stage.output
+def test_fine_tuning_begins_with_the_weights_of_pretraining(
+    project: ToyProject, trained_base: Run, tmp_path: Path
+) -> None:
+    base = trained_base.copied(tmp_path / "runs")
+    stage = run(project, "sft", base.run_root)
+    assert stage.code == 0, stage.output
     assert f"begins with the weights of {base.stage_folder}/checkpoints/step_5" in stage.output
     assert stage.stage_folder.name.startswith("sft-")
     facts, state = facts_of(stage)
@@ -161,22 +181,22 @@ def test_fine_tuning_begins_with_the_weights_of_pretraining(project: ToyProject,
     assert stage.losses[0] < math.log(1024) - 0.2  # new weights would have that of a uniform guess
 
 
-def test_a_cut_run_goes_on_bit_for_bit_and_without_the_giver(project: ToyProject, tmp_path: Path) -> None:
-    base = run(project, "base", tmp_path / "whole")
-    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
-    whole = run(project, "child", tmp_path / "whole")
+def test_a_cut_run_goes_on_bit_for_bit_and_without_the_giver(
+    project: ToyProject, trained_base: Run, trained_child: Run, tmp_path: Path
+) -> None:
+    base = trained_base.copied(tmp_path / "cut")
     cut = run(project, "child", tmp_path / "cut", "training.max_steps=2")
-    shutil.rmtree(tmp_path / "cut" / "stages" / base.stage_folder.name)
+    shutil.rmtree(base.stage_folder)
     rest = run(project, "child", tmp_path / "cut")
-    assert (whole.code, cut.code, rest.code) == (0, 0, 0), rest.output
+    assert (cut.code, rest.code) == (0, 0), rest.output
     assert "goes on at step 2 from" in rest.output
-    assert (rest.losses, facts_of(rest)) == (whole.losses, facts_of(whole))
+    assert (rest.losses, facts_of(rest)) == (trained_child.losses, facts_of(trained_child))
 
 
-def test_a_stage_may_continue_one_that_began_with_weights(project: ToyProject, tmp_path: Path) -> None:
-    for name in ("base", "child"):
-        assert run(project, name, tmp_path).code == 0
-    third = run(project, "third", tmp_path)
+def test_a_stage_may_continue_one_that_began_with_weights(
+    project: ToyProject, trained_child: Run, tmp_path: Path
+) -> None:
+    third = run(project, "third", trained_child.copied(tmp_path / "runs").run_root)
     assert third.code == 0, third.output
     facts, state = facts_of(third)
     assert (state["optimizer"]["updates"], len(third.losses)) == (10, 5)
@@ -187,9 +207,11 @@ def test_a_stage_may_continue_one_that_began_with_weights(project: ToyProject, t
     ]
 
 
-def test_a_source_that_is_begun_anew_is_not_said_to_be_new(project: ToyProject, tmp_path: Path) -> None:
-    assert run(project, "base", tmp_path).code == 0
-    again = run(project, "child", tmp_path, "data.blend=[{source: sums.yaml, share: 1, max_epochs: 2}]")
+def test_a_source_that_is_begun_anew_is_not_said_to_be_new(
+    project: ToyProject, trained_base: Run, tmp_path: Path
+) -> None:
+    run_root = trained_base.copied(tmp_path / "runs").run_root
+    again = run(project, "child", run_root, "data.blend=[{source: sums.yaml, share: 1, max_epochs: 2}]")
     assert again.code == 0, again.output
     before, now = facts_of(again)[0]["ledger"]
     assert (before["read"], before["first"], before["distinct"]) == (2560, 2560, None)
@@ -218,13 +240,15 @@ def test_a_giver_that_is_not_trained_finished_or_whole_is_refused_before_anythin
     assert (refused.code, "stage.json: stage_id and meaning: of pretrain-" in refused.output) == (3, True)
 
 
-def test_a_stage_that_awaits_its_weights_runs_once_they_are_named(project: ToyProject, tmp_path: Path) -> None:
-    base = run(project, "base", tmp_path)
-    refused = run(project, "child", tmp_path, "init_from=unresolved")
+def test_a_stage_that_awaits_its_weights_runs_once_they_are_named(
+    project: ToyProject, trained_base: Run, tmp_path: Path
+) -> None:
+    base = trained_base.copied(tmp_path / "runs")
+    refused = run(project, "child", base.run_root, "init_from=unresolved")
     assert refused.code == 2
     assert "init_from: unresolved; it can be planned so, and not run: add --set init_from=STAGE" in refused.output
-    dry = project.run(tmp_path, "init_from=unresolved", flags=("--dry-run",), recipe=project.root / "child.yaml")
+    dry = project.run(base.run_root, "init_from=unresolved", flags=("--dry-run",), recipe=project.root / "child.yaml")
     assert (dry.code, "pretrain-provisional-" in dry.output) == (0, True)
-    named = run(project, "child", tmp_path, f"init_from={base.stage_folder.name}", "training.max_steps=1")
+    named = run(project, "child", base.run_root, f"init_from={base.stage_folder.name}", "training.max_steps=1")
     loaded = load_recipe(project.root / "child.yaml", site=project.root / "site.yaml")
     assert (named.code, named.stage_folder.name) == (0, make_stage_plan(loaded).stage_id)

@@ -19,12 +19,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def base(toy_project: ToyProject, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base(toy_run: Run) -> Path:
     """A run root with the pretrained stage."""
-    run_root = tmp_path_factory.mktemp("base")
-    run = toy_project.run(run_root)
-    assert run.code == 0, run.output
-    return run_root
+    return toy_run.run_root
 
 
 def run_of(project: ToyProject, base: Path, run_root: Path, *keys: str, processes: int | None = None) -> Run:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ budget: {tokens: 5_120}                 # 10 steps of 8 x 64 tokens
 training:
   sequence_length: 64
   global_batch_size: 8
-  micro_batch_size: 2
+  micro_batch_size: 4
   validation_interval_tokens: 2_560
   validation_tokens: 320                # 5 rows: no whole number of microbatches on two ranks
 optimizer: {lr: 3e-3, min_lr: 3e-4}
@@ -89,6 +90,11 @@ class Run:
     def losses(self) -> list[float]:
         """The training loss of each step."""
         return [line["loss"] for line in self.metrics]
+
+    def copied(self, run_root: Path) -> Run:
+        """The same run in another run root, for a test that changes it or goes on from it."""
+        shutil.copytree(self.run_root, run_root)
+        return Run(code=self.code, output=self.output, run_root=run_root)
 
 
 @dataclass(frozen=True)
