@@ -121,7 +121,7 @@ def plan_phases(loaded: LoadedRecipe, batch: BatchPlan, problems: Problems, roun
         problems: Takes a phase that ends inside the ramp, or has no step.
         roundings: Takes a sentence for each phase that is no whole number of steps.
     """
-    if len(loaded.blends) == 1:
+    if len(loaded.blends) <= 1:
         return (batch.total_samples,)
     length, rows = batch.sequence_length, batch.global_batch_size
     start = batch.ramp_samples

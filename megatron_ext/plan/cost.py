@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import NamedTuple
 
 from data_tools.errors import UsageError
@@ -9,7 +10,7 @@ from megatron_ext.plan.flops import recomputed_token_flops, stage_token_flops, t
 from megatron_ext.plan.memory import buffer_sizes, memory_per_rank, stage_parameter_sizes
 from megatron_ext.plan.sizes import model_size
 from megatron_ext.plan.stage_plan import BatchPlan, CadencePlan, CostPlan, ExecutionPlan, LayoutPlan, StagePlan
-from megatron_ext.recipe.schema import ModelRecipe
+from megatron_ext.recipe.schema import ModelRecipe, RlRecipe
 
 PEAK_TFLOPS = {"a100": 312.0, "h100": 989.4, "h200": 989.4}
 """Dense bf16 peaks of the SXM cards in TFLOP/s (Source: NVIDIA's data sheets of A100, H100 and H200, whose
@@ -34,6 +35,7 @@ def plan_cost(
     execution: ExecutionPlan,
     *,
     precision: str,
+    rl: RlRecipe | None = None,
 ) -> CostPlan:
     """Counts operations, memory and disk of a stage."""
     per_token = token_flops(model, batch.sequence_length)
@@ -44,15 +46,26 @@ def plan_cost(
         token_flops=per_token,
         recomputed_token_flops=recomputed_token_flops(model, execution, batch.sequence_length),
         pipeline_token_flops=stage_token_flops(model, layout, batch.sequence_length),
-        step_flops=sum(per_token.values()) * batch.tokens_per_step,
-        total_flops=sum(per_token.values()) * batch.total_tokens,
-        memory=memory_per_rank(model, layout, batch, execution, precision=precision),
+        step_flops=round(sum(per_token.values()) * batch.tokens_per_step * _passes(rl)),
+        total_flops=round(sum(per_token.values()) * batch.total_tokens * _passes(rl)),
+        memory=memory_per_rank(model, layout, batch, execution, precision=precision, rl=rl),
         weights_bytes=weight * parameters,
         checkpoint_bytes=(weight + state) * parameters,
         kept_checkpoints=_kept_checkpoints(cadence, batch.total_steps),
         busiest_rank_bytes=busiest,
         gathered_bytes=gathered,
     )
+
+
+def _passes(rl: RlRecipe | None) -> Fraction:
+    """How often a token of a step is trained on, or what takes as long.
+
+    An rl stage samples it, scores it with the old policy and, where there is one, with the reference: a forward pass
+    each, a third of training (Source: arXiv 2001.08361, section 2.1). Prompts count as if each sample read its own.
+    """
+    if rl is None:
+        return Fraction(1)
+    return rl.epochs + Fraction(2 + (rl.kl.coefficient > 0), 3)
 
 
 def counted_on_gpus(layout: LayoutPlan) -> LayoutPlan:
@@ -108,7 +121,8 @@ def with_gpu_memory(plan: StagePlan) -> StagePlan:
     """The plan with the memory that its ranks take on GPUs, as `counted_on_gpus` has it."""
     assert plan.cost is not None, "a plan made from a recipe has its cost"
     layout = counted_on_gpus(plan.layout)
-    memory = memory_per_rank(plan.model, layout, plan.batch, plan.execution, precision=plan.precision)
+    rl = plan.rl.options if plan.rl is not None else None
+    memory = memory_per_rank(plan.model, layout, plan.batch, plan.execution, precision=plan.precision, rl=rl)
     return plan.model_copy(update={"cost": plan.cost.model_copy(update={"memory": memory})})
 
 

@@ -73,7 +73,7 @@ def read_data(
     """
     problems = Problems()
     declared = [may_be_provisional and is_declared(loaded, index) for index in range(len(loaded.sources))]
-    tokenizer = _read_tokenizer(loaded, problems, may_be_missing=any(declared))
+    tokenizer = read_tokenizer(loaded, problems, may_be_missing=any(declared))
     pairs: list[Pair] = [
         dict.fromkeys(PREFIX_KEYS)
         if declared[index]
@@ -86,7 +86,8 @@ def read_data(
     return tokenizer, pairs
 
 
-def _read_tokenizer(loaded: LoadedRecipe, problems: Problems, *, may_be_missing: bool) -> TokenizerFacts | None:
+def read_tokenizer(loaded: LoadedRecipe, problems: Problems, *, may_be_missing: bool) -> TokenizerFacts | None:
+    """The tokenizer of a recipe; None where it is not there or does not fit, which is a problem unless it may be."""
     key: KeyPath = ("data", "tokenizer")
     folder = tokenizer_folder(loaded)
     if not Path(folder).is_dir():

@@ -225,9 +225,9 @@ def _data_parallel_size(recipe: Recipe, world_size: int, problems: Problems) -> 
 
 
 def _check_microbatches(loaded: LoadedRecipe, data_parallel_size: int, problems: Problems) -> None:
-    """A step must divide into whole microbatches, equally many on each rank; steps of sft are filled up with rows."""
+    """A step must divide into whole microbatches, equally many on each rank; steps of sft and rl are filled up."""
     training = loaded.recipe.training
-    if loaded.recipe.stage == "sft":
+    if loaded.recipe.stage in ("sft", "rl"):
         return
     rows, micro = training.global_batch_size, training.micro_batch_size
     if rows % (micro * data_parallel_size) == 0:

@@ -22,6 +22,8 @@ from megatron_ext.plan.lineage import (
 )
 from megatron_ext.plan.meaning import stage_id, stage_meaning
 from megatron_ext.plan.new_tokens import plan_new_tokens
+from megatron_ext.plan.rl import PromptStage, plan_rl, with_budget
+from megatron_ext.plan.rl_batch import plan_rl_batch
 from megatron_ext.plan.schedule import plan_schedule
 from megatron_ext.plan.sft import plan_sft
 from megatron_ext.plan.sft_batch import plan_sft_batch
@@ -65,7 +67,7 @@ def draft_plan(
     world_size: int | None = None,
     before: Draft | StagePlan | None = None,
     run_root: Path | None = None,
-    packed: PackedStage | None = None,
+    packed: PackedStage | PromptStage | None = None,
 ) -> Draft:
     """Decides what can be decided without data.
 
@@ -74,7 +76,8 @@ def draft_plan(
         world_size: Processes of the run; None takes the fewest that the layout needs.
         before: The stage that this one continues; None finds it (`draft_before`).
         run_root: Where a parent named by its id lies; None takes the site's.
-        packed: The rows of an sft stage; None supposes a row for each conversation.
+        packed: The rows of an sft stage, or the prompts of an rl stage; None supposes a row for each conversation, and
+            knows no prompts.
 
     Raises:
         RecipeError: Everything that cannot be carried out as written.
@@ -86,7 +89,11 @@ def draft_plan(
     if before is not None:
         check_kind(loaded, before.stage)
     layout = plan_layout(loaded, problems, world_size=world_size)
-    if loaded.recipe.stage == "sft":
+    if loaded.recipe.stage == "rl":
+        size = packed.size if isinstance(packed, PromptStage) else None
+        batch = plan_rl_batch(loaded, layout, problems, roundings, size=size)
+    elif loaded.recipe.stage == "sft":
+        assert not isinstance(packed, PromptStage), "an sft stage reads rows"
         batch = plan_sft_batch(loaded, layout, roundings, packed)
     else:
         batch = plan_batch(loaded, layout, problems, roundings, before=before.batch if before is not None else None)
@@ -174,7 +181,9 @@ def make_stage_plan(
     init_from = chain_behind(giver, gives="weights") if giver is not None else None
     trained_on = [source for before in (behind, init_from) if before is not None for source in before.sources]
     notes: list[str] = []
-    packed = None
+    packed: PackedStage | PromptStage | None = None
+    if loaded.recipe.stage == "rl":
+        packed = plan_rl(loaded, giver, notes, may_be_provisional=may_be_provisional)
     if loaded.recipe.stage == "sft":
         store = str(run_root or loaded.site.run_root)
         packed = plan_sft(loaded, notes, store=store, is_kept=not may_be_provisional, trained_on=trained_on)
@@ -197,8 +206,11 @@ def make_stage_plan(
         )
     )
     new_tokens = plan_new_tokens(loaded, data, giver, run_root=run_root or Path(loaded.site.run_root))
+    rl = None
+    if isinstance(packed, PromptStage):
+        data, rl = with_budget(data, prompts=draft.batch.total_samples), packed.rl
     meaning = stage_meaning(
-        recipe, data=data, batch=draft.batch, schedule=draft.schedule, parent=behind, init_from=init_from
+        recipe, data=data, batch=draft.batch, schedule=draft.schedule, parent=behind, init_from=init_from, rl=rl
     )
     identity = stage_id(meaning)
     is_provisional = (
@@ -216,7 +228,8 @@ def make_stage_plan(
         model=recipe.model,
         model_size=model_size(recipe.model),
         data=data,
-        sft=packed.sft if packed is not None else None,
+        sft=packed.sft if isinstance(packed, PackedStage) else None,
+        rl=rl,
         batch=draft.batch,
         schedule=draft.schedule,
         optimizer=recipe.optimizer,
@@ -226,7 +239,13 @@ def make_stage_plan(
         cadence=draft.cadence,
         execution=draft.execution,
         cost=plan_cost(
-            recipe.model, draft.layout, draft.batch, draft.cadence, draft.execution, precision=recipe.precision
+            recipe.model,
+            draft.layout,
+            draft.batch,
+            draft.cadence,
+            draft.execution,
+            precision=recipe.precision,
+            rl=recipe.rl,
         ),
         logging=recipe.logging,
         roundings=tuple(roundings),

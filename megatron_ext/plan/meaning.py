@@ -20,9 +20,9 @@ from typing import Any
 from data_tools.pack_rows import ROWS_VERSION
 from megatron_ext.plan.packed_rows import DOCUMENT_ROWS_VERSION
 from megatron_ext.plan.sizes import padded_vocab_size
-from megatron_ext.plan.stage_plan import SEMANTICS_VERSION, BatchPlan, DataPlan, ParentPlan, SchedulePlan
+from megatron_ext.plan.stage_plan import SEMANTICS_VERSION, BatchPlan, DataPlan, ParentPlan, RlPlan, SchedulePlan
 from megatron_ext.recipe.layer_pattern import parse_pattern
-from megatron_ext.recipe.schema import UNRESOLVED, ModelRecipe, Recipe, SftRecipe
+from megatron_ext.recipe.schema import PLACEMENT_KEYS, UNRESOLVED, ModelRecipe, Recipe, RlRecipe, SftRecipe
 
 ID_DIGITS = 16
 """Hex digits of an id: 64 bits, so a billion stages collide with a chance of 3 %."""
@@ -36,6 +36,7 @@ def stage_meaning(
     schedule: SchedulePlan,
     parent: ParentPlan | None = None,
     init_from: ParentPlan | None = None,
+    rl: RlPlan | None = None,
 ) -> dict[str, Any]:
     """Everything that decides a stage's numbers; plain values only."""
     meaning: dict[str, Any] = {
@@ -60,6 +61,8 @@ def stage_meaning(
         "precision": recipe.precision,
         "seed": recipe.seed,
     }
+    if recipe.rl is not None and rl is not None:
+        meaning["rl"] = _rl_meaning(recipe.rl, rl)
     if recipe.stage == "sft":
         meaning["sft"] = (recipe.sft or SftRecipe()).model_dump(exclude={"untrained"}) | {"rows_version": ROWS_VERSION}
     if parent is not None:
@@ -68,6 +71,17 @@ def stage_meaning(
         meaning["init_from"] = init_from.stage_id if init_from is not None else UNRESOLVED
     if recipe.resize_vocabulary:
         meaning["resize_vocabulary"] = "mean"  # the tokenizers, both in here, say which rows
+    return meaning
+
+
+def _rl_meaning(options: RlRecipe, rl: RlPlan) -> dict[str, Any]:
+    """How is sampled and learned, and from which prompts: their files' hashes beside what was chosen of them."""
+    exclude = {key.removeprefix("rl.") for key in PLACEMENT_KEYS if key.startswith("rl.") and key.count(".") == 1}
+    meaning = options.model_dump(exclude={*exclude, "prompts"})
+    meaning["files"] = [source.file_sha256 for source in rl.sources]
+    meaning["chat_template"] = rl.chat_template_sha256
+    if rl.max_sampled_tokens:
+        meaning["max_sampled_tokens"] = rl.max_sampled_tokens
     return meaning
 
 

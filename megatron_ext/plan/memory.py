@@ -22,18 +22,25 @@ import functools
 import math
 
 from megatron_ext.plan.activations import activation_bytes
+from megatron_ext.plan.rollout import rollout_bytes
 from megatron_ext.plan.sizes import ParameterSize, layer_parameter_sizes, padded_vocab_size
 from megatron_ext.plan.stage_plan import BatchPlan, ExecutionPlan, LayoutPlan
 from megatron_ext.plan.stage_plan import RankMemory as RankMemory  # re-exported beside the function that makes it
 from megatron_ext.recipe.layer_pattern import parse_pattern
-from megatron_ext.recipe.schema import ModelRecipe
+from megatron_ext.recipe.schema import ModelRecipe, RlRecipe
 
 _START_MULTIPLE = 64
 _END_MULTIPLE = 128
 
 
 def memory_per_rank(
-    recipe_model: ModelRecipe, layout: LayoutPlan, batch: BatchPlan, execution: ExecutionPlan, *, precision: str
+    recipe_model: ModelRecipe,
+    layout: LayoutPlan,
+    batch: BatchPlan,
+    execution: ExecutionPlan,
+    *,
+    precision: str,
+    rl: RlRecipe | None = None,
 ) -> tuple[RankMemory, ...]:
     """Counts the bytes of a rank of every pipeline stage.
 
@@ -43,6 +50,7 @@ def memory_per_rank(
         batch: Gives sequence length, micro-batch size and number of microbatches.
         execution: Gives what is computed again instead of kept.
         precision: `fp32` or `bf16`.
+        rl: Of an rl stage: gives the caches of its slots, and whether a reference is kept.
 
     Returns:
         One entry for each pipeline stage, first stage first.
@@ -51,9 +59,23 @@ def memory_per_rank(
         RankMemory(
             **_state_bytes(recipe_model, layout, stage, precision),
             **activation_bytes(recipe_model, layout, batch, execution, stage=stage, precision=precision),
+            **_rl_bytes(recipe_model, layout, rl, stage, precision),
         )
         for stage in range(layout.pipeline_model_parallel_size)
     )
+
+
+def _rl_bytes(
+    model: ModelRecipe, layout: LayoutPlan, rl: RlRecipe | None, stage: int, precision: str
+) -> dict[str, int]:
+    """What sampling and the reference hold beside what training does."""
+    if rl is None:
+        return {}
+    numel = sum(size.numel for size in stage_parameter_sizes(model, layout, stage))
+    longest = rl.max_prompt_tokens + rl.max_new_tokens
+    caches = rollout_bytes(model, layout, num_slots=rl.slots, tokens_per_slot=longest, precision=precision)
+    width = 2 if precision == "bf16" else 4
+    return {"reference": width * numel if rl.kl.coefficient else 0, "caches": caches.total}
 
 
 def stage_parameter_sizes(model: ModelRecipe, layout: LayoutPlan, stage: int) -> tuple[ParameterSize, ...]:

@@ -14,6 +14,7 @@ from data_tools.quantities import format_exact
 from megatron_ext.plan.cost import GpuTime
 from megatron_ext.plan.render_cost import cost_rows, execution_rows
 from megatron_ext.plan.render_data import chain_rows, data_tables, domain_rows
+from megatron_ext.plan.render_rl import rl_rows
 from megatron_ext.plan.render_sft import sft_rows
 from megatron_ext.plan.render_table import Row, cut_rows, frame
 from megatron_ext.plan.stage_plan import BatchPlan, NewTokensPlan, StagePlan
@@ -70,7 +71,7 @@ def _facts(plan: StagePlan, run_root: Path, time: GpuTime | None) -> Table:
     rows = [
         *_model_rows(plan),
         *_layout_rows(plan),
-        *(_batch_rows(plan.batch) if plan.sft is None else sft_rows(plan.sft, plan.batch)),
+        *_read_rows(plan),
         *chain_rows(plan),
         *_schedule_rows(plan),
         *_cadence_rows(plan),
@@ -83,6 +84,12 @@ def _facts(plan: StagePlan, run_root: Path, time: GpuTime | None) -> Table:
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def _read_rows(plan: StagePlan) -> list[Row]:
+    if plan.rl is not None:
+        return rl_rows(plan.rl, plan.batch, plan.data)
+    return _batch_rows(plan.batch) if plan.sft is None else sft_rows(plan.sft, plan.batch)
 
 
 def _model_rows(plan: StagePlan) -> list[Row]:
@@ -167,6 +174,13 @@ def _steps(plan: StagePlan, samples: int) -> str:
     return f"{steps:,.2f}".rstrip("0").rstrip(".")
 
 
+def _held_out(plan: StagePlan) -> str:
+    if plan.rl is None:
+        return f"up to {format_exact(plan.cadence.validation_samples)} samples of each source"
+    prompts = sum(source.held_out for source in plan.rl.sources)
+    return f"pass rate on {counted(prompts, 'held-out prompt')}, {plan.rl.options.validation_samples} of each"
+
+
 def _cadence_rows(plan: StagePlan) -> list[Row]:
     cadence = plan.cadence
     kept = f"the last {cadence.checkpoint_keep_last} are kept"
@@ -175,8 +189,7 @@ def _cadence_rows(plan: StagePlan) -> list[Row]:
     return [
         (
             "validation",
-            f"every {format_exact(cadence.validation_interval_steps)} steps, "
-            f"up to {format_exact(cadence.validation_samples)} samples of each source",
+            f"every {format_exact(cadence.validation_interval_steps)} steps, {_held_out(plan)}",
         ),
         ("checkpoints", f"every {format_exact(cadence.checkpoint_interval_steps)} steps; {kept}"),
     ]

@@ -95,7 +95,7 @@ def _memory_rows(plan: StagePlan, cost: CostPlan, *, is_te: bool) -> list[Row]:
 
 
 def _memory_parts(memory: RankMemory) -> str:
-    kinds = ("parameters", "gradients", "optimizer", "activations", "logits")
+    kinds = ("parameters", "gradients", "optimizer", "activations", "logits", "reference", "caches")
     return ", ".join(f"{kind} {format_bytes(number)}" for kind in kinds if (number := getattr(memory, kind)))
 
 

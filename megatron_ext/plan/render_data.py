@@ -6,6 +6,7 @@ from rich.table import Table
 
 from data_tools.quantities import format_count, format_exact
 from megatron_ext.plan.packing import packing_table
+from megatron_ext.plan.render_rl import rl_table
 from megatron_ext.plan.render_sft import sft_table
 from megatron_ext.plan.render_table import Row, align_numbers, frame
 from megatron_ext.plan.stage_plan import PhasePlan, SourcePlan, StagePlan
@@ -55,6 +56,8 @@ def domain_rows(plan: StagePlan) -> list[Row]:
 
 def data_tables(plan: StagePlan) -> list[tuple[str, Table]]:
     """A title and a table for each phase where there are several, and for the whole stage."""
+    if plan.rl is not None:
+        return [("", rl_table(plan.rl, plan.data))]
     if plan.sft is not None:
         return [("", sft_table(plan.sft, plan.data))]
     phases = plan.data.all_phases()

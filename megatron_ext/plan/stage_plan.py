@@ -19,6 +19,7 @@ from megatron_ext.recipe.schema import (
     ModelRecipe,
     OptimizerRecipe,
     Precision,
+    RlRecipe,
     SftRecipe,
 )
 
@@ -219,6 +220,37 @@ class SftPlan(PlanPart):
     chat_template_sha256: str
 
 
+class RlSource(PlanPart):
+    """The prompts of one source; what is not known of declared ones is 0."""
+
+    source: str
+    file_sha256: str = ""
+    prompts: int  # in the set
+    usable: int = 0  # of the file, held-out ones among them where they are its own
+    held_out: int
+    overlong: int = 0  # left out
+    unusable: int = 0  # left out
+    prompt_tokens: int = 0  # of the set
+    longest_prompt: int = 0
+    domains: tuple[tuple[str, int], ...] = ()
+
+
+class RlPlan(PlanPart):
+    """The prompts of an rl stage; which they are follows from files, seed and these options."""
+
+    options: RlRecipe
+    data_root: str  # that the files are relative to
+    max_sampled_tokens: int  # behind which the stage ends early; 0: never
+    sources: tuple[RlSource, ...]
+    chat_template: str  # path of the file that holds the template
+    chat_template_sha256: str
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether a frozen copy of the first weights is kept."""
+        return self.options.kl.coefficient > 0
+
+
 class SchedulePlan(PlanPart):
     """The learning rate over consumed samples, of the sequence length of the chain's first stage."""
 
@@ -263,11 +295,21 @@ class RankMemory(PlanPart):
     activations: int  # kept for the backward pass, logits apart
     logits: int
     is_calibrated: bool  # activations were compared with a measurement on this backend
+    reference: int = 0  # rl: the frozen copy of the first weights
+    caches: int = 0  # rl: of the slots that are sampled at once
 
     @property
     def total(self) -> int:
         """All of it; temporary buffers of kernels and communication come on top."""
-        return self.parameters + self.gradients + self.optimizer + self.activations + self.logits
+        return (
+            self.parameters
+            + self.gradients
+            + self.optimizer
+            + self.activations
+            + self.logits
+            + self.reference
+            + self.caches
+        )
 
 
 class CostPlan(PlanPart):
@@ -348,7 +390,7 @@ class NewTokensPlan(PlanPart):
 class StagePlan(PlanPart):
     """One stage, decided."""
 
-    stage: Literal["pretrain", "sft"]
+    stage: Literal["pretrain", "sft", "rl"]
     stage_id: str  # f"{stage}-{16 hex digits of sha256(meaning)}"; f"{stage}-provisional-{…}" while data is declared
     recipe: str  # path of the recipe, as given
     parent: ParentPlan | None = None  # the stage that this one continues
@@ -358,6 +400,7 @@ class StagePlan(PlanPart):
     model_size: ModelSize
     data: DataPlan
     sft: SftPlan | None = None  # of stage sft
+    rl: RlPlan | None = None  # of stage rl
     batch: BatchPlan
     schedule: SchedulePlan
     optimizer: OptimizerRecipe

@@ -8,6 +8,7 @@ from data_tools.blend_files import read_blend
 from data_tools.quantities import format_count, format_exact
 from megatron_ext.plan.datasets import has_sizes
 from megatron_ext.plan.make import draft_plan, make_stage_plan
+from megatron_ext.plan.rl import has_prompts
 from megatron_ext.plan.sizes import model_size
 from megatron_ext.recipe.load import LoadedRecipe, load_file
 from megatron_ext.recipe.locate import locate
@@ -46,7 +47,7 @@ def validate_file(path: Path) -> str:
 def _stage_facts(loaded: LoadedRecipe) -> str:
     draft = draft_plan(loaded)
     identity, total_tokens = "data not built yet", draft.batch.total_tokens
-    if has_sizes(loaded):
+    if has_prompts(loaded) if loaded.recipe.stage == "rl" else has_sizes(loaded):
         plan = make_stage_plan(loaded, may_be_provisional=True)
         total_tokens = plan.batch.total_tokens  # of an sft stage the draft has a row for each conversation
         notes = ["sizes declared, data not built yet"] if plan.data.is_provisional else []

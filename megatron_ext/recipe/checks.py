@@ -32,11 +32,16 @@ ELSEWHERE = {
     "max_lr": "optimizer.lr",
     "max_position_embeddings": "training.sequence_length",
     "num_layers": "model.hybrid_layer_pattern",
+    "group_size": "rl.samples_per_prompt",
+    "num_generations": "rl.samples_per_prompt",
     "pp": "parallel.pipeline_model_parallel_size",
+    "ppo_mini_batch_size": "rl.mini_batch_prompts",
+    "prompts_per_step": "training.global_batch_size",
     "save_interval": "checkpoint.interval_tokens",
     "seq_length": "training.sequence_length",
     "tp": "parallel.tensor_model_parallel_size",
     "train_iters": "budget.tokens",
+    "train_batch_size": "training.global_batch_size",
     "train_samples": "budget.tokens",
 }
 """Words of Megatron's command line, of Hugging Face configs and of earlier versions, and the key that means it here."""

@@ -116,8 +116,6 @@ def _parallel_rules(parallel: ParallelRecipe) -> Iterator[Broken]:
 
 
 def _data_rules(data: DataRecipe) -> Iterator[Broken]:
-    if data.blend is None and data.phases is None:
-        yield ("blend",), "required and not set; write blend, or phases that each have one"
     if data.blend is not None:
         yield from _blend_rules(data.blend, ("blend",))
     if data.phases is not None and data.blend is not None:
@@ -147,6 +145,8 @@ def _blend_rules(blend: tuple[BlendEntry, ...], key: KeyPath) -> Iterator[Broken
 
 def _recipe_rules(recipe: Recipe) -> Iterator[Broken]:
     yield from broken_stage_rules(recipe)
+    if recipe.stage != "rl" and recipe.data.blend is None and recipe.data.phases is None:
+        yield ("data", "blend"), "required and not set; write blend, or phases that each have one"
     if recipe.init_from is not None and recipe.parent is not None:
         yield (
             ("init_from",),

@@ -19,6 +19,8 @@ from data_tools.schema import Count, Number, refuse_floor_above
 from data_tools.schema import Section as Section
 from data_tools.schema import SourceRecipe as SourceRecipe
 from megatron_ext.recipe.layer_pattern import parse_pattern
+from megatron_ext.recipe.rl_schema import PromptSource as PromptSource
+from megatron_ext.recipe.rl_schema import RlRecipe as RlRecipe
 
 Precision = Literal["fp32", "bf16"]
 
@@ -30,6 +32,17 @@ PLACEMENT_KEYS = frozenset(
         "data.phases.blend.max_epochs",
         "data.phases.blend.min_epochs",
         "sft.untrained",
+        "rl.max_epochs",
+        "rl.overlong_prompts",
+        "rl.prompts.available_at",
+        "rl.prompts.build",
+        "rl.prompts.declared_prompts",
+        "rl.prompts.licence",
+        "rl.prompts.revision",
+        "rl.prompts.source",
+        "rl.slots",
+        "rl.unusable_prompts",
+        "rl.validation_samples",
         "training.micro_batch_size",
         "training.max_steps",
         "training.validation_interval_tokens",
@@ -48,7 +61,9 @@ PLACEMENT_KEYS = frozenset(
 )
 """Keys and sections that are recorded but leave a stage what it is; all others are its meaning."""
 
-CONTENT_KEYS = frozenset({"continue", "init_from", "data.tokenizer", "data.blend.source", "data.phases.blend.source"})
+CONTENT_KEYS = frozenset(
+    {"continue", "init_from", "data.tokenizer", "data.blend.source", "data.phases.blend.source", "rl.prompts.file"}
+)
 """Paths: what stands behind them is part of the meaning, where it stands is not."""
 
 UNRESOLVED = "unresolved"
@@ -165,10 +180,18 @@ class BudgetRecipe(Section):
     """How much is read."""
 
     tokens: Count = Field(
-        default=0, ge=0, description="pretrain: processed tokens of this stage; rounded to whole steps as planned."
+        default=0,
+        ge=0,
+        description="pretrain: processed tokens of this stage; rounded to whole steps as planned. rl: sampled tokens "
+        "behind which it ends early; 0: none.",
     )
     examples: Count = Field(
         default=0, ge=0, description="sft: conversations to draw from the blend; every one is read sft.passes times."
+    )
+    steps: Count = Field(default=0, ge=0, description="rl: steps of training.global_batch_size prompts.")
+    prompts: Count = Field(default=0, ge=0, description="rl, instead of steps: prompts to sample; whole steps of them.")
+    epochs: Number = Field(
+        default=0, ge=0, description="rl, instead of steps: passes over the prompt set; whole steps of them."
     )
 
 
@@ -217,7 +240,9 @@ class TrainingRecipe(Section):
 
     sequence_length: Count = Field(gt=0, description="Tokens of one sample.")
     global_batch_size: Count = Field(
-        gt=0, description="Samples of one step, over all ranks; in an sft stage rows or conversations (sft.batch_unit)."
+        gt=0,
+        description="Samples of one step, over all ranks; in an sft stage rows or conversations (sft.batch_unit), in "
+        "an rl stage prompts.",
     )
     micro_batch_size: Count = Field(default=1, gt=0, description="Samples of one forward pass on one rank; not hashed.")
     max_steps: Count | None = Field(
@@ -225,7 +250,9 @@ class TrainingRecipe(Section):
     )
     validation_interval_tokens: Count = Field(gt=0, description="Processed tokens between validations; not hashed.")
     validation_tokens: Count = Field(
-        gt=0, description="Held-out tokens read per source at each validation; not hashed."
+        default=0,
+        ge=0,
+        description="pretrain, sft: held-out tokens read per source at each validation; not hashed.",
     )
     ramp_tokens: Count = Field(
         default=0, ge=0, description="Processed tokens over which the batch grows to global_batch_size; 0: no ramp."
@@ -353,7 +380,7 @@ class ProfileRecipe(Section):
 class Recipe(Section):
     """One stage, complete."""
 
-    stage: Literal["pretrain", "sft"] = Field(description="What kind of stage this is.")
+    stage: Literal["pretrain", "sft", "rl"] = Field(description="What kind of stage this is.")
     parent: str | None = Field(
         default=None,
         alias="continue",
@@ -374,6 +401,7 @@ class Recipe(Section):
     data: DataRecipe
     budget: BudgetRecipe = BudgetRecipe()
     sft: SftRecipe | None = Field(default=None, description="sft only: how conversations are drawn and packed.")
+    rl: RlRecipe | None = Field(default=None, description="rl only: how prompts are sampled, rewarded, learned from.")
     training: TrainingRecipe
     optimizer: OptimizerRecipe
     schedule: ScheduleRecipe

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from data_tools.strict_yaml import KeyPath
+from megatron_ext.recipe.rl_rules import broken_rl_rules
 from megatron_ext.recipe.schema import Recipe, SftRecipe
 
 Broken = tuple[KeyPath, str]
@@ -13,10 +14,24 @@ Broken = tuple[KeyPath, str]
 
 def broken_stage_rules(recipe: Recipe) -> Iterator[Broken]:
     """What does not go with the recipe's stage."""
+    if recipe.stage == "rl":
+        yield from broken_rl_rules(recipe)
+        return
     if recipe.stage == "sft":
         yield from _sft_rules(recipe)
     else:
         yield from _pretrain_rules(recipe)
+    yield from _not_rl_rules(recipe)
+
+
+def _not_rl_rules(recipe: Recipe) -> Iterator[Broken]:
+    if recipe.rl is not None:
+        yield ("rl",), f"read with stage rl only, and stage is {recipe.stage}; remove it"
+    for key in ("steps", "prompts", "epochs"):
+        if value := getattr(recipe.budget, key):
+            yield ("budget", key), f"{value:,g}: measures stage rl only, and stage is {recipe.stage}; remove it"
+    if not recipe.training.validation_tokens:
+        yield ("training", "validation_tokens"), "required and not set; write held-out tokens per source, such as 1M"
 
 
 def _pretrain_rules(recipe: Recipe) -> Iterator[Broken]:

@@ -77,7 +77,7 @@ class Run:
     @property
     def stage_folder(self) -> Path:
         """The folder of the stage that was run."""
-        found = re.search(r"^((?:pretrain|sft)-\w+): ", self.output, re.MULTILINE)
+        found = re.search(r"^((?:pretrain|sft|rl)-\w+): ", self.output, re.MULTILINE)
         assert found is not None, self.output
         return self.run_root / "stages" / found[1]
 

@@ -60,6 +60,8 @@ PURE_DATA_TOOLS = {
     "chat_template_files",
     "schema",
     "blend_files",
+    "permutation",
+    "prompts",
 }
 DATA_TOOLS_OF = {"recipe": PURE_DATA_TOOLS, "plan": PURE_DATA_TOOLS, "runtime": {"errors"}}
 """What a room may import of data_tools, where that is not everything but its commands, engines and samples."""

@@ -102,6 +102,9 @@ UNTRIED = {
     "sft.loss",
     "sft.loss_switch_tokens",
     "model.activation",  # one value only
+    "budget.steps",  # of stage rl, like the section: test_plan_rl.py
+    "budget.prompts",
+    "budget.epochs",
     "model.rotary_base",  # tried with RoPE below
     "data.tokenizer",  # by content: tried below
     "data.blend[0].source",
@@ -133,7 +136,8 @@ def base_id(project: PencilProject) -> str:
 
 
 def test_every_key_of_the_schema_is_tried() -> None:
-    assert {key_name(leaf) for leaf in leaf_keys(Recipe)} == MEANING.keys() | PLACEMENT.keys() | UNTRIED
+    keys = {key_name(leaf) for leaf in leaf_keys(Recipe) if leaf[0] != "rl"}
+    assert keys == MEANING.keys() | PLACEMENT.keys() | UNTRIED
 
 
 @pytest.mark.parametrize("key", MEANING)
@@ -157,7 +161,7 @@ def test_what_no_layer_reads_leaves_the_id(own_project: PencilProject) -> None:
 
 
 def test_explain_and_the_hash_agree_on_every_key() -> None:
-    roles = {key_name(leaf): role_of(leaf) for leaf in leaf_keys(Recipe)}
+    roles = {key_name(leaf): role_of(leaf) for leaf in leaf_keys(Recipe) if leaf[0] != "rl"}  # of rl: test_plan_rl.py
     assert {key for key, role in roles.items() if role == "placement"} == PLACEMENT.keys() | {
         "data.phases[0].blend[0].max_epochs",
         "data.phases[0].blend[0].min_epochs",

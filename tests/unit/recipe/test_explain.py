@@ -44,8 +44,12 @@ def test_a_key_is_explained_with_value_origin_type_and_meaning(project: PencilPr
 def test_a_section_is_explained_by_its_keys(project: PencilProject) -> None:
     assert explain(project.load(), "budget").splitlines() == [
         "budget: How much is read.",
-        "  budget.tokens: pretrain: processed tokens of this stage; rounded to whole steps as planned.",
+        "  budget.tokens: pretrain: processed tokens of this stage; rounded to whole steps as planned. rl: sampled "
+        "tokens behind which it ends early; 0: none.",
         "  budget.examples: sft: conversations to draw from the blend; every one is read sft.passes times.",
+        "  budget.steps: rl: steps of training.global_batch_size prompts.",
+        "  budget.prompts: rl, instead of steps: prompts to sample; whole steps of them.",
+        "  budget.epochs: rl, instead of steps: passes over the prompt set; whole steps of them.",
     ]
 
 

@@ -1,0 +1,79 @@
+"""Steps of an rl stage: whole steps of prompts, as many as its budget holds and its prompt set permits."""
+
+from __future__ import annotations
+
+import math
+
+from data_tools.quantities import format_exact
+from data_tools.strict_yaml import KeyPath
+from megatron_ext.plan.stage_plan import BatchPlan, LayoutPlan
+from megatron_ext.recipe.load import LoadedRecipe
+from megatron_ext.recipe.problems import Problems
+
+
+def plan_rl_batch(
+    loaded: LoadedRecipe, layout: LayoutPlan, problems: Problems, roundings: list[str], *, size: int | None
+) -> BatchPlan:
+    """Divides an rl stage into steps; a sample is a prompt, tokens are the most that there can be.
+
+    Args:
+        loaded: What was asked.
+        layout: How many ranks share the rows of an update.
+        problems: Takes a budget of no step, and one that the prompt set does not permit.
+        roundings: Takes a sentence where the budget is no whole number of steps.
+        size: Prompts of the set; None before they are read.
+    """
+    recipe, rl = loaded.recipe, loaded.recipe.rl
+    assert rl is not None, "a recipe of stage rl has its section"
+    training, step = recipe.training, recipe.training.global_batch_size
+    steps = _steps(loaded, size, problems, roundings)
+    if size is not None and steps * step > rl.max_epochs * size:
+        key: KeyPath = ("rl", "max_epochs")
+        message = (
+            f"{rl.max_epochs:g}: {steps:,} steps of {step:,} prompts read the {size:,} of the set "
+            f"{steps * step / size:.3g} times; lower the budget to {math.floor(rl.max_epochs * size / step):,} steps, "
+            f"or raise max_epochs to {math.ceil(steps * step / size)}"
+        )
+        problems.add(loaded.origin(key), key, message)
+    longest = rl.max_prompt_tokens + rl.max_new_tokens
+    tokens_per_step = step * rl.samples_per_prompt * longest
+    samples_of_update = (rl.mini_batch_prompts or step) * rl.samples_per_prompt
+    rows_of_update = -(-samples_of_update // max(1, training.sequence_length // longest))
+    return BatchPlan(
+        sequence_length=training.sequence_length,
+        global_batch_size=step,
+        micro_batch_size=1,
+        num_microbatches=-(-rows_of_update // layout.data_parallel_size),
+        requested_tokens=steps * tokens_per_step,
+        tokens_per_step=tokens_per_step,
+        total_steps=steps,
+        total_samples=steps * step,
+        total_tokens=steps * tokens_per_step,
+        max_steps=training.max_steps,
+    )
+
+
+def _steps(loaded: LoadedRecipe, size: int | None, problems: Problems, roundings: list[str]) -> int:
+    """Whole steps of the budget, rounded down: a pass that is permitted once is not begun again."""
+    budget, step = loaded.recipe.budget, loaded.recipe.training.global_batch_size
+    if budget.steps:
+        return budget.steps
+    name = "prompts" if budget.prompts else "epochs"
+    if name == "epochs" and size is None:
+        return 1
+    prompts = budget.prompts or math.floor(budget.epochs * (size or 0) + 1e-9)
+    steps = prompts // step
+    if not steps:
+        key: KeyPath = ("budget", name)
+        message = (
+            f"{getattr(budget, name):,g}: {prompts:,} prompts are less than one step of "
+            f"training.global_batch_size {step:,}; raise it, or lower that"
+        )
+        problems.add(loaded.origin(key), key, message)
+        return 1
+    if prompts % step:
+        roundings.append(
+            f"budget.{name} {getattr(budget, name):,g} is no whole number of steps: {format_exact(steps)} steps of "
+            f"{step:,} prompts, and {format_exact(prompts % step)} prompts are not sampled."
+        )
+    return steps
