@@ -200,6 +200,20 @@ def _trace(arguments: argparse.Namespace) -> None:
     print_trace(arguments.stage_folder, arguments.step, tokenizer=arguments.tokenizer, with_text=with_text)
 
 
+def _rollouts(arguments: argparse.Namespace) -> None:
+    from megatron_ext.datasets.rollout_view import print_rollouts
+
+    print_rollouts(
+        arguments.stage_folder,
+        step=arguments.step,
+        best=arguments.best,
+        worst=arguments.worst,
+        domain=arguments.domain,
+        prompt=arguments.prompt,
+        as_json=arguments.json,
+    )
+
+
 def _generate(arguments: argparse.Namespace) -> int | None:
     from megatron_ext.rollout.cli import main_generate
 
@@ -273,6 +287,16 @@ def _trace_arguments(add: Any) -> None:
     add("--step", type=_positive, required=True, metavar="N", help="which step, from 1; it need not be trained yet")
     add("--text", action="store_true", help="also decode what was read")
     add("--tokenizer", type=Path, metavar="DIR", help="decode with this copy of the stage's tokenizer; implies --text")
+
+
+def _rollouts_arguments(add: Any) -> None:
+    add("stage_folder", type=Path, metavar="STAGE_FOLDER", help="the folder of an rl stage, finished or not")
+    add("--step", type=_positive, metavar="N", help="which step, from 1 (default: the newest)")
+    add("--best", type=_positive, metavar="N", help="show the N completions with the highest rewards")
+    add("--worst", type=_positive, metavar="N", help="show the N completions with the lowest rewards")
+    add("--domain", metavar="NAME", help="only of this domain: code, general, math, science")
+    add("--prompt", metavar="ID", help="all completions of prompts whose name or id begins so")
+    add("--json", action="store_true", help="print the completions alone, one JSON object a line")
 
 
 def _generate_arguments(add: Any) -> None:
@@ -372,6 +396,13 @@ VERBS = (
         "Imports torch, as Megatron-Core's index reader does: it takes seconds to begin.",
         _trace,
         _trace_arguments,
+    ),
+    Verb(
+        "rollouts",
+        "rollouts runs/stages/rl-* --best 2 --worst 2",
+        "Show the completions that a step of an rl stage has sampled, with their rewards.",
+        _rollouts,
+        _rollouts_arguments,
     ),
     Verb(
         "generate",

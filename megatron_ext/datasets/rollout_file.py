@@ -1,0 +1,92 @@
+"""The completions of one step, kept: `STAGE/rollouts/step_N.jsonl.zst`, one JSON object a completion.
+
+| field | holds |
+|-------|-------|
+| step, place | the step, from 1; the prompt's place among all that the stage has drawn |
+| prompt_id, name | of the prompt's content; the file's own id, or the same |
+| source, domain, family | of the prompt |
+| prompt | the turns, [{role, content}] |
+| truth | the right answer |
+| sample | number of the completion in its group, from 0 |
+| text | the completion, without the token that ended it |
+| tokens, finish | its tokens, that one included; stop or length |
+| reward, parts | the weighted sum, and each part of it; `outcome` says how the scorer ended |
+| advantage | what it is learned with |
+| log_prob | mean log-probability of its tokens when they were sampled, in nats |
+| is_trained | false of a group that dynamic sampling has replaced |
+
+A step of 1,024 completions of 1,000 tokens comes to about 1 MB. The file is written before the step's first update
+and appears whole; a run that resumes writes those of its steps again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from data_tools.atomic_files import write_atomically
+from data_tools.errors import DataError, SetupError
+
+FOLDER = "rollouts"
+
+
+def rollout_file(stage_folder: Path, step: int) -> Path:
+    """Where the completions of a step lie."""
+    return stage_folder / FOLDER / f"step_{step}.jsonl.zst"
+
+
+def write_rollouts(stage_folder: Path, step: int, records: Iterable[dict[str, Any]]) -> None:
+    """Writes the completions of a step.
+
+    Raises:
+        SetupError: zstandard is not installed.
+    """
+    file = rollout_file(stage_folder, step)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    write_atomically(file, _zstandard().ZstdCompressor().compress(lines.encode()))
+
+
+def read_rollouts(stage_folder: Path, step: int | None) -> tuple[int, list[dict[str, Any]]]:
+    """The step and its completions; None takes the newest step.
+
+    Raises:
+        DataError: There is none, or it is damaged.
+    """
+    steps = sorted(_step_of(file) for file in (stage_folder / FOLDER).glob("step_*.jsonl.zst"))
+    if not steps:
+        raise DataError(f"{stage_folder / FOLDER}: no rollouts; name the folder of an rl stage that has begun a step")
+    step = steps[-1] if step is None else step
+    file = rollout_file(stage_folder, step)
+    if step not in steps:
+        raise DataError(f"{file}: no such file; there are steps {steps[0]} to {steps[-1]}")
+    try:
+        content = _zstandard().ZstdDecompressor().decompressobj().decompress(file.read_bytes())
+        return step, [json.loads(line) for line in content.splitlines()]
+    except (_zstandard().ZstdError, ValueError, OSError) as error:
+        raise DataError(f"{file}: damaged ({error}); run the stage again from an earlier checkpoint") from None
+
+
+def _step_of(file: Path) -> int:
+    return int(file.name.removeprefix("step_").removesuffix(".jsonl.zst"))
+
+
+def _zstandard() -> Any:
+    try:
+        import zstandard
+    except ImportError:
+        raise SetupError(
+            "zstandard is not installed, and rollouts are kept with it: pip install 'megatron-ext[rl]'"
+        ) from None
+    return zstandard
+
+
+def require_zstandard() -> None:
+    """Refuses to begin what could not be kept.
+
+    Raises:
+        SetupError: zstandard is not installed.
+    """
+    _zstandard()

@@ -1,0 +1,137 @@
+"""The completions of one step for people: a summary, and a panel a completion."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.panel import Panel
+from rich.text import Text
+
+from data_tools.errors import UsageError
+from megatron_ext.datasets.rollout_file import read_rollouts
+from megatron_ext.plan.render import terminal
+from megatron_ext.plan.render_table import align_numbers, frame
+
+Record = dict[str, Any]
+
+_SHOWN = 4
+"""Completions shown where nobody says how many."""
+
+
+def print_rollouts(
+    stage_folder: Path,
+    *,
+    step: int | None = None,
+    best: int | None = None,
+    worst: int | None = None,
+    domain: str | None = None,
+    prompt: str | None = None,
+    as_json: bool = False,
+) -> None:
+    """Prints the completions of a step.
+
+    Args:
+        stage_folder: Of an rl stage.
+        step: From 1; None takes the newest.
+        best: So many with the highest rewards.
+        worst: So many with the lowest rewards; with neither a few in the order of sampling.
+        domain: Only of this domain.
+        prompt: Only of prompts whose name or id begins so, all their completions.
+        as_json: One JSON object a line, as in the file.
+
+    Raises:
+        DataError: There is no such step.
+        UsageError: Nothing is left to show.
+    """
+    step, every = read_rollouts(stage_folder, step)
+    records = [
+        record
+        for record in every
+        if domain in (None, record["domain"])
+        and (prompt is None or record["name"].startswith(prompt) or record["prompt_id"].startswith(prompt))
+    ]
+    if not records:
+        domains = ", ".join(sorted({record["domain"] for record in every}))
+        raise UsageError(f"rollouts: no completion of step {step} is left; it has {len(every):,}, of domains {domains}")
+    is_limited = best is not None or worst is not None or prompt is not None or as_json
+    shown = _chosen(records, best, worst) if is_limited else records[:_SHOWN]
+    if as_json:
+        for record in shown:
+            print(json.dumps(record, ensure_ascii=False))
+        return
+    console = terminal()
+    console.print(Text.assemble((f"step {step}", "bold"), f"  {stage_folder}"))
+    console.print(_summary(records))
+    for record in shown:
+        console.print(_panel(record))
+    if not is_limited and len(records) > len(shown):
+        console.print(f"{len(shown)} of {len(records):,} shown; --best N and --worst N choose, --json prints all")
+
+
+def _chosen(records: Sequence[Record], best: int | None, worst: int | None) -> list[Record]:
+    if best is None and worst is None:
+        return list(records)
+    ordered = sorted(records, key=lambda record: (-record["reward"], record["place"], record["sample"]))
+    top = ordered[:best] if best else []
+    bottom = ordered[-worst:] if worst else []
+    return top + [record for record in bottom if record not in top]
+
+
+def _summary(records: Sequence[Record]) -> Any:
+    columns = ("domain", "prompts", "completions", "reward", "right", "tokens", "cut off", "groups all equal")
+    table = frame(*columns)
+    align_numbers(table, columns[1:])
+    ordered = sorted(records, key=lambda record: record["domain"])
+    for name, of_domain in groupby(ordered, key=lambda record: record["domain"]):
+        table.add_row(name, *_numbers(list(of_domain)))
+    if len({record["domain"] for record in records}) > 1:
+        table.add_row("all", *_numbers(records))
+    return table
+
+
+def _numbers(records: Sequence[Record]) -> list[str]:
+    groups: dict[int, set[float]] = {}
+    for record in records:
+        groups.setdefault(record["place"], set()).add(record["reward"])
+    count = len(records)
+    return [
+        f"{len(groups):,}",
+        f"{count:,}",
+        f"{sum(record['reward'] for record in records) / count:.3f}",
+        f"{100 * sum(record['parts']['accuracy'] for record in records) / count:.1f} %",
+        f"{sum(record['tokens'] for record in records) / count:,.1f}",
+        f"{100 * sum(record['finish'] == 'length' for record in records) / count:.1f} %",
+        f"{sum(len(rewards) == 1 for rewards in groups.values()):,}",
+    ]
+
+
+def _panel(record: Record) -> Panel:
+    parts = "  ".join(f"{name} {value:g}" for name, value in record["parts"].items())
+    facts = (
+        f"reward {record['reward']:g}  {parts}  advantage {record['advantage']:+.2f}  {record['tokens']:,} tokens, "
+        f"{'cut off' if record['finish'] == 'length' else 'ended'}"
+    )
+    if record["outcome"] != "scored":
+        facts += f"  scorer {record['outcome']}"
+    if not record["is_trained"]:
+        facts += "  replaced, not learned from"
+    asked = "\n".join(f"{turn['role']}: {turn['content']}" for turn in record["prompt"])
+    is_right = record["parts"]["accuracy"] > 0
+    return Panel(
+        Group(
+            Text(asked, style="dim"),
+            Text(""),
+            Text(record["text"] or "(nothing)"),
+            Text(""),
+            Text.assemble(("right answer  ", "bold"), str(record["truth"])),
+            Text(facts, style="green" if is_right else "red"),
+        ),
+        title=f"{record['name']}  sample {record['sample']}  {record['domain']}",
+        title_align="left",
+        border_style="green" if is_right else "red",
+    )
