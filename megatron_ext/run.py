@@ -116,6 +116,7 @@ def _execute(plan: StagePlan, run_root: Path, launch: Launch, ending: Ending) ->
     quiet_known_warnings()
     if plan.execution.deterministic:
         be_deterministic()
+    from megatron_ext.datasets.rollout_file import require_zstandard
     from megatron_ext.models.kernels import describe_layers
     from megatron_ext.runtime.parallel import process_groups
     from megatron_ext.training import walk
@@ -127,10 +128,13 @@ def _execute(plan: StagePlan, run_root: Path, launch: Launch, ending: Ending) ->
     folder = StageFolder(run_root, plan)
     folder.check(plan)
     check_loggers(plan)
+    if plan.rl is not None:
+        require_zstandard()
     if folder.is_finished:
         _say(launch, f"finished before: {folder.stage_file}. Nothing to do.")
         return
-    if walk.newest_checkpoint(folder) is None:
+    needs_reference = plan.rl is not None and plan.rl.has_reference
+    if needs_reference or walk.newest_checkpoint(folder) is None:
         parent_checkpoint(run_root, plan)
     for note in notes_on_replaced_data(run_root, plan):
         _say(launch, f"WARNING: {note}")

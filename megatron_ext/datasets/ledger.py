@@ -25,6 +25,7 @@
 | documents_dropped   | and how many they were |
 | long_documents      | what became of packed documents longer than a row; with `trim-thinking` in the recipe        |
 |                     | `split` where the dataset does not say where it thinks. Empty: not packed, or not read yet  |
+| sampled             | of stage rl: tokens of completions |
 | pieces_isolated     | pieces of documents that were kept apart in their rows; 0 with `document_isolation: none` |
 | distinct            | tokens of the source read at least once by the end of the row, over the chain |
 | distinct_documents  | documents begun at least once, likewise |
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
 
 LEDGER = "ledger.json"
 _SUMMED = ("planned", "read", "samples", "epochs", "padding", "masked", "truncated", "trimmed", "documents_cut")
-_SUMMED += ("dropped", "documents_dropped", "pieces_isolated")
+_SUMMED += ("dropped", "documents_dropped", "pieces_isolated", "sampled")
 _CARRIED = ("distinct", "distinct_documents", "place", "cutting")
 _SUMMED_WHERE_KNOWN = ("first", "repeated", "documents_first", "documents_repeated")
 
@@ -93,6 +94,7 @@ class LedgerRow:
     domain_shares: dict[str, float] = field(default_factory=dict)
     domains_known: str = "declared"
     long_documents: str = ""
+    sampled: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The row as a plain mapping."""
@@ -274,6 +276,8 @@ def print_ledger(rows: Sequence[LedgerRow], path: Path) -> None:
         f"{whole.samples:,} samples; {whole.masked:,} tokens masked, {whole.truncated:,} truncated; "
         f"{whole.pieces_isolated:,} pieces of documents isolated"
     )
+    if whole.sampled:
+        print(f"{whole.sampled:,} tokens sampled, {whole.read - whole.masked:,} trained")
     policies = {(row.source, row.long_documents) for row in rows if row.long_documents}
     if policies or whole.padding or whole.documents_cut or whole.documents_dropped:
         print(

@@ -1,4 +1,4 @@
-"""The chat template of an sft stage: what the model was taught, so it goes with its weights."""
+"""The chat template of an sft or rl stage: what the model was taught, so it goes with its weights."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ def chat_template_of(plan: StagePlan) -> str | None:
     Raises:
         SetupError: The file is not the one that was planned.
     """
-    if plan.sft is None or not plan.sft.chat_template:
+    taught = plan.sft or plan.rl
+    if taught is None or not taught.chat_template:
         return None
-    return _read(plan.sft.chat_template, plan.sft.chat_template_sha256)
+    return _read(taught.chat_template, taught.chat_template_sha256)
 
 
 @functools.cache  # read at the first save; later ones do not depend on the file any more

@@ -9,9 +9,10 @@ from typing import Literal
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.runtime.signals import StopRequest
 from megatron_ext.training.parts import Parts
+from megatron_ext.training.rl_step import rl_step
 from megatron_ext.training.saving import Saver
 from megatron_ext.training.schedule import learning_rate
-from megatron_ext.training.state import TrainState
+from megatron_ext.training.state import StepResult, TrainState
 from megatron_ext.training.step import train_step
 from megatron_ext.training.trace import StepTrace
 from megatron_ext.training.validate import validate
@@ -39,10 +40,20 @@ def last_step_of(plan: StagePlan) -> int:
     return plan.batch.total_steps if cut is None else min(cut, plan.batch.total_steps)
 
 
+def is_spent(plan: StagePlan, state: TrainState) -> bool:
+    """Whether an rl stage has sampled the tokens of its budget, before its last step."""
+    return plan.rl is not None and 0 < plan.rl.max_sampled_tokens <= state.sampled_tokens
+
+
 def _samples_of_chain(plan: StagePlan, consumed_samples: int) -> float:
     """What the whole chain has read, in the samples of its schedule: those of its first stage."""
     tokens = plan.batch.tokens_before + consumed_samples * plan.batch.sequence_length
     return tokens / plan.schedule.sample_tokens
+
+
+def _step(parts: Parts, *, lr: float, step: int, may_skip: bool) -> StepResult:
+    act = train_step if parts.plan.rl is None else rl_step
+    return act(parts, lr=lr, step=step, may_skip=may_skip)
 
 
 def train(
@@ -68,16 +79,16 @@ def train(
     """
     plan, cadence = parts.plan, parts.plan.cadence
     last_step = last_step_of(plan)
-    while state.step < last_step:
+    while state.step < last_step and not is_spent(plan, state):
         began = time.perf_counter()
         consumed_after = state.consumed_samples + plan.batch.batch_size_at(state.consumed_samples)
         lr = learning_rate(plan.schedule, plan.optimizer, consumed_samples=_samples_of_chain(plan, consumed_after))
         may_skip = state.skipped_steps < plan.execution.max_skipped_steps
         with trace.step(state.step + 1):
-            result = train_step(parts, lr=lr, step=state.step + 1, may_skip=may_skip)
+            result = _step(parts, lr=lr, step=state.step + 1, may_skip=may_skip)
         state = state.advance(result)
         seconds = time.perf_counter() - began
-        is_last = state.step == last_step
+        is_last = state.step == last_step or is_spent(plan, state)
         is_validated = is_last or state.step % cadence.validation_interval_steps == 0
         validation = validate(parts) if is_validated else {}
         if watcher is not None:
@@ -86,4 +97,5 @@ def train(
         saver.after_step(state, is_last=is_last or signal_name is not None)
         if signal_name and not is_last:
             return Outcome(state, "stopped", signal_name)
-    return Outcome(state, "finished" if state.step >= plan.batch.total_steps else "cut")
+    is_finished = state.step >= plan.batch.total_steps or is_spent(plan, state)
+    return Outcome(state, "finished" if is_finished else "cut")

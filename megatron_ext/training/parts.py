@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
@@ -18,11 +19,14 @@ from megatron_ext.datasets.open_cursor import Cursor, open_cursor
 from megatron_ext.models.backends import backend_of_all_ranks
 from megatron_ext.models.build import build_model
 from megatron_ext.objectives.pretrain import PretrainObjective
+from megatron_ext.objectives.rl_objective import RlObjective
 from megatron_ext.objectives.sft import SftObjective
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.training.optimizer import make_optimizer
 from megatron_ext.training.optimizer_state import fill_states
 from megatron_ext.training.rank_times import StepClock
+from megatron_ext.training.rl_options import rl_options
+from megatron_ext.training.rollout_source import RolloutSource
 
 
 @dataclass(frozen=True)
@@ -43,14 +47,21 @@ class Parts:
     groups: ProcessGroupCollection
     model: DistributedDataParallel
     optimizer: MegatronOptimizer
-    cursor: Cursor
+    cursor: Cursor | RolloutSource
     objective: PretrainObjective
     clock: StepClock
 
     def ledger(self) -> list[LedgerRow]:
         """What has been read up to where the cursor stands."""
         cursor = self.cursor
+        if isinstance(cursor, RolloutSource):
+            return cursor.tally.ledger(cursor.before)
         return (conversation_ledger_of if isinstance(cursor, ConversationCursor) else ledger_of)(self.plan, cursor)
+
+    def close(self) -> None:
+        """Ends the processes that an rl stage's rewards run in."""
+        if isinstance(self.cursor, RolloutSource):
+            self.cursor.close()
 
     @property
     def is_last_pipeline_stage(self) -> bool:
@@ -58,16 +69,20 @@ class Parts:
         return bool(self.groups.pp.rank() == self.groups.pp.size() - 1)
 
 
-def make_parts(plan: StagePlan, groups: ProcessGroupCollection) -> Parts:
+def make_parts(plan: StagePlan, groups: ProcessGroupCollection, *, folder: Path | None = None) -> Parts:
     """Builds model, optimizer, cursor and objective.
 
     All ranks must call this, inside a device scope.
+
+    Args:
+        plan: What is to be done.
+        groups: Process groups.
+        folder: Of the stage, where an rl stage keeps its completions; None keeps none.
 
     Raises:
         SetupError: The ranks' machines would build different layers.
     """
     model = wrap_model(plan, build_model(plan, groups, backend=backend_of_all_ranks(plan)), groups)
-    objective = PretrainObjective if plan.sft is None else SftObjective
     clock = StepClock(is_on=plan.logging.rank_times)
     model.config.finalize_model_grads_func = clock.stopping_before(finalize_model_grads)
     optimizer = make_optimizer(plan, model, groups)
@@ -77,12 +92,29 @@ def make_parts(plan: StagePlan, groups: ProcessGroupCollection) -> Parts:
         groups=groups,
         model=model,
         optimizer=optimizer,
-        cursor=open_cursor(plan, data_parallel_rank=groups.dp.rank(), data_parallel_size=groups.dp.size()),
-        objective=objective(
-            len(plan.data.sources), reset="attention" if plan.data.document_isolation == "attention" else "full"
-        ),
+        cursor=_cursor(plan, model, groups, folder),
+        objective=_objective(plan, groups),
         clock=clock,
     )
+
+
+def _cursor(
+    plan: StagePlan, model: DistributedDataParallel, groups: ProcessGroupCollection, folder: Path | None
+) -> Cursor | RolloutSource:
+    if plan.rl is None:
+        return open_cursor(plan, data_parallel_rank=groups.dp.rank(), data_parallel_size=groups.dp.size())
+    reference = None
+    if plan.rl.has_reference:
+        reference = build_model(plan, groups, backend=backend_of_all_ranks(plan)).requires_grad_(False)
+    return RolloutSource(plan, model, groups, reference=reference, folder=folder)
+
+
+def _objective(plan: StagePlan, groups: ProcessGroupCollection) -> PretrainObjective:
+    num_sources = len(plan.data.sources)
+    if plan.rl is not None:
+        return RlObjective(num_sources, options=rl_options(plan.rl.options), tp_group=groups.tp)
+    kind = PretrainObjective if plan.sft is None else SftObjective
+    return kind(num_sources, reset="attention" if plan.data.document_isolation == "attention" else "full")
 
 
 def wrap_model(plan: StagePlan, model: Any, groups: ProcessGroupCollection) -> DistributedDataParallel:

@@ -25,7 +25,7 @@ class TrainingProgress:
 
     def __init__(self, stage: str, *, from_step: int, last_step: int, console: Console | None = None) -> None:
         self._console = console or Console()
-        self._last_step = last_step
+        self._stage, self._last_step = stage, last_step
         self._from_step = from_step
         self._began = self._last_line = time.monotonic()
         self._bar: Progress | None = None
@@ -37,7 +37,7 @@ class TrainingProgress:
 
     def show(self, state: TrainState, result: StepResult, *, seconds: float, validation: dict[str, float]) -> None:
         """Shows one step; held-out losses always get a line of their own."""
-        facts = f"loss {result.loss:.3f}  {format_count(round(result.processed_tokens / seconds))} tokens/s"
+        facts = f"{_gist(result)}  {format_count(round(result.processed_tokens / seconds))} tokens/s"
         if self._bar is not None:
             self._bar.update(self._task, completed=state.step, facts=facts)
         elif self._is_due(state):
@@ -45,8 +45,7 @@ class TrainingProgress:
             rest = f"{left / 60:.1f} min" if left >= 60 else f"{left:.0f} s"
             self.say(f"step {state.step}/{self._last_step}  {facts}  about {rest} left")
         if validation:
-            losses = "  ".join(f"{source} {loss:.3f}" for source, loss in validation.items())
-            self.say(f"step {state.step}/{self._last_step}  held-out loss: {losses}")
+            self.say(f"step {state.step}/{self._last_step}  {describe_validation(self._stage, validation)}")
 
     def say(self, text: str) -> None:
         """Writes a line above the bar."""
@@ -68,3 +67,27 @@ class TrainingProgress:
     def _seconds_left(self, state: TrainState) -> float:
         per_step = (time.monotonic() - self._began) / max(1, state.step - self._from_step)
         return per_step * (self._last_step - state.step)
+
+
+def describe_validation(stage: str, validation: dict[str, float]) -> str:
+    """What a validation has found, by source.
+
+    >>> describe_validation("rl", {"sums": 0.25, "sums_low": 0.046, "sums_high": 0.699})
+    'held-out pass rate: sums 25.0 % (95 %: 4.6 to 69.9)'
+    """
+    if stage != "rl":
+        return "held-out loss: " + "  ".join(f"{source} {loss:.3f}" for source, loss in validation.items())
+    percent = {name: 100 * value for name, value in validation.items()}
+    sources = [name for name in percent if f"{name}_low" in percent]
+    return "held-out pass rate: " + "  ".join(
+        f"{name} {percent[name]:.1f} % (95 %: {percent[f'{name}_low']:.1f} to {percent[f'{name}_high']:.1f})"
+        for name in sources
+    )
+
+
+def _gist(result: StepResult) -> str:
+    """The number by which a step is judged at a glance."""
+    facts = result.objective
+    if "reward" in facts:
+        return f"reward {facts['reward']:.3f}  right {100 * facts['pass_rate']:.0f} %"
+    return f"loss {result.loss:.3f}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class StepResult:
         loss_by_domain: The loss of each domain, where the stage reads several.
         rank_seconds: Each rank's own time, when it is measured.
         objective: What else the objective has to log of the step.
+        sampled_tokens: Of the step's completions, in stage rl.
     """
 
     loss: float
@@ -35,7 +37,8 @@ class StepResult:
     norms: dict[str, dict[str, float]] = field(default_factory=dict)
     loss_by_domain: dict[str, float] = field(default_factory=dict)
     rank_seconds: tuple[float, ...] = ()
-    objective: dict[str, float] = field(default_factory=dict)
+    objective: dict[str, Any] = field(default_factory=dict)
+    sampled_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class TrainState:
     consumed_tokens: int = 0
     trained_tokens: int = 0
     skipped_steps: int = 0
+    sampled_tokens: int = 0
 
     def advance(self, result: StepResult) -> TrainState:
         """The state after one more step."""
@@ -56,6 +60,7 @@ class TrainState:
             consumed_tokens=self.consumed_tokens + result.processed_tokens,
             trained_tokens=self.trained_tokens + result.trained_tokens,
             skipped_steps=self.skipped_steps + (result.skipped is not None),
+            sampled_tokens=self.sampled_tokens + result.sampled_tokens,
         )
 
     def to_json(self) -> dict[str, int]:

@@ -12,15 +12,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch.profiler import record_function
 
 from data_tools.errors import DataError, TrainingError
 from megatron_ext.datasets.batch import Batch
-from megatron_ext.datasets.context_slices import slice_of_rank
 from megatron_ext.objectives.pretrain import Report
 from megatron_ext.runtime.agreement import raise_on_all_ranks
 from megatron_ext.runtime.device import device
+from megatron_ext.training.microbatches import run_schedule
 from megatron_ext.training.norms import norms_by_kind
 from megatron_ext.training.optimizer import clip_and_step, set_learning_rate
 from megatron_ext.training.parts import Parts
@@ -59,7 +58,7 @@ def train_step(parts: Parts, *, lr: float, step: int, may_skip: bool = False) ->
     set_learning_rate(parts.optimizer, lr)
     parts.model.zero_grad_buffer()
     parts.optimizer.zero_grad()
-    reports = _run_schedule(parts, batches, forward_only=False)
+    reports = _reports_of(parts, batches, forward_only=False)
     report = _sum_over_ranks(parts, reports)
     loss = _mean(report.sum(0))
     grad_norm = _prepared_grad_norm(parts) if math.isfinite(loss) else math.nan
@@ -117,25 +116,11 @@ def run_microbatches(parts: Parts, batches: Sequence[Batch], *, forward_only: bo
     Returns:
         The objective's reports of all microbatches and ranks together: sums, or maxima in its `max_columns`.
     """
-    return _sum_over_ranks(parts, _run_schedule(parts, batches, forward_only=forward_only))
+    return _sum_over_ranks(parts, _reports_of(parts, batches, forward_only=forward_only))
 
 
-@record_function("forward and backward")
-def _run_schedule(parts: Parts, batches: Sequence[Batch], *, forward_only: bool) -> list[Report]:
-    """The reports of this rank's microbatches; none but on the last pipeline stage."""
-    rows, tokens = batches[0].model_shape  # of the whole row: the schedule divides it among the ranks itself
-    cp = parts.groups.cp
-    forward_backward = get_forward_backward_func(pp_size=parts.groups.pp.size(), vp_size=None)
-    reports: list[Report] = forward_backward(
-        forward_step_func=parts.objective.forward_step,
-        data_iterator=iter([slice_of_rank(batch, rank=cp.rank(), size=cp.size()).to(device()) for batch in batches]),
-        model=[parts.model],
-        num_microbatches=len(batches),
-        seq_length=tokens,
-        micro_batch_size=rows,
-        forward_only=forward_only,
-    )
-    return reports
+def _reports_of(parts: Parts, batches: Sequence[Batch], *, forward_only: bool) -> list[Report]:
+    return run_schedule(parts.model, parts.objective, batches, groups=parts.groups, forward_only=forward_only)
 
 
 def _sum_over_ranks(parts: Parts, reports: list[Report]) -> Report:

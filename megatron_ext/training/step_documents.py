@@ -8,6 +8,7 @@ unread: 1.6 microseconds a row of three sources, measured on one core of a Xeon 
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,11 +92,17 @@ def _row(cursor: Cursor, sample_id: str, views: dict[str, Documents]) -> TracedR
 def _read_plan(folder: Path) -> StagePlan:
     file = folder / "plan.json"
     try:
-        return StagePlan.model_validate_json(file.read_bytes())
+        plan = StagePlan.model_validate_json(file.read_bytes())
     except FileNotFoundError:
         raise DataError(f"{file}: missing; name a stage's folder, …/stages/ID") from None
     except ValueError:
         raise DataError(f"{file}: damaged or of another version; run the recipe again to write it anew") from None
+    if plan.rl is not None:
+        raise DataError(
+            f"{file}: an rl stage reads what it samples, and no document; its completions: megatron-ext rollouts "
+            f"{shlex.quote(str(folder))} --step N"
+        )
+    return plan
 
 
 def _require_data(folder: Path, plan: StagePlan) -> None:

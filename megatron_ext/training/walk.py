@@ -21,6 +21,7 @@ from megatron_ext.training.checkpoint import (
     continue_from,
     damage_seen_by_all_ranks,
     load_checkpoint,
+    load_weights,
 )
 from megatron_ext.training.checkpoint_facts import describe_resume, read_facts
 from megatron_ext.training.file_list import checkpoints_of, require_whole
@@ -29,6 +30,8 @@ from megatron_ext.training.loop import Outcome, last_step_of, train
 from megatron_ext.training.metrics import read_last
 from megatron_ext.training.parent_stage import parent_checkpoint
 from megatron_ext.training.parts import make_parts
+from megatron_ext.training.progress import describe_validation
+from megatron_ext.training.rollout_source import RolloutSource
 from megatron_ext.training.saving import Saver, remove_unfinished
 from megatron_ext.training.stage_folder import StageFolder, write_json
 from megatron_ext.training.state import TrainState
@@ -74,24 +77,26 @@ def walk(plan: StagePlan, folder: StageFolder, groups: ProcessGroupCollection, *
         require_whole(begins_at, look=damage_seen_by_all_ranks)
     with StopRequest() as stop:
         seed_everything(plan.seed)
-        parts = make_parts(plan, groups)
+        parts = make_parts(plan, groups, folder=folder.path)
         state = TrainState()
         if newest is not None:
             state = load_checkpoint(newest, parts)
         elif begins_at is not None:
             (continue_from if plan.parent is not None else begin_with_weights)(begins_at, parts)
+        if isinstance(parts.cursor, RolloutSource):
+            _load_reference(parts.cursor, plan, folder, groups)
         watcher = _watcher(folder, plan, state, begins_at) if is_main else None
         say = (lambda _: None) if watcher is None else watcher.say
         if plan.data.document_isolation == "full" or plan.layout.context_parallel_size > 1:
             say(f"isolation holds: {require_isolation(parts.model, plan, groups)}")
-        if plan.sft is not None and newest is None:  # what fine-tuning starts from; pretraining starts from noise
-            losses = "  ".join(f"{source} {loss:.3f}" for source, loss in validate(parts).items())
-            say(f"before the first step  held-out loss: {losses}")
+        if plan.stage != "pretrain" and newest is None:  # what it starts from; pretraining starts from noise
+            say(f"before the first step  {describe_validation(plan.stage, validate(parts))}")
         with (
+            contextlib.closing(parts),
             watcher or contextlib.nullcontext(),
             Saver(parts, folder.checkpoints, say=say) as saver,
             StepTrace(parts, folder.path / "profile", say=say) as trace,
-            _naming_the_batch(folder),
+            _naming_the_batch(folder, plan),
         ):
             outcome = train(parts, state, saver=saver, watcher=watcher, trace=trace, stop=stop)
         if outcome.reason == "finished" and is_main:
@@ -101,14 +106,27 @@ def walk(plan: StagePlan, folder: StageFolder, groups: ProcessGroupCollection, *
     return outcome
 
 
+def _load_reference(
+    source: RolloutSource, plan: StagePlan, folder: StageFolder, groups: ProcessGroupCollection
+) -> None:
+    """Gives an rl stage's reference the weights that the stage began with, when it goes on too."""
+    if plan.rl is None or not plan.rl.has_reference:
+        return
+    path = parent_checkpoint(folder.run_root, plan)
+    assert path is not None, "an rl stage begins with weights"
+    require_whole(path, look=damage_seen_by_all_ranks)
+    source.load_reference(lambda model: load_weights(path, model, groups, new_tokens=plan.new_tokens))
+
+
 @contextlib.contextmanager
-def _naming_the_batch(folder: StageFolder) -> Iterator[None]:
+def _naming_the_batch(folder: StageFolder, plan: StagePlan) -> Iterator[None]:
     """Adds to an error of a step the command that shows what the step has read."""
     try:
         yield
     except NonFiniteError as error:
-        command = f"megatron-ext trace {shlex.quote(str(folder.path))} --step {error.step} --text"
-        raise TrainingError(f"{error}\n  Their documents: {command}") from None
+        verb, what, option = ("trace", "documents", " --text") if plan.rl is None else ("rollouts", "completions", "")
+        command = f"megatron-ext {verb} {shlex.quote(str(folder.path))} --step {error.step}{option}"
+        raise TrainingError(f"{error}\n  Their {what}: {command}") from None
 
 
 def _watcher(folder: StageFolder, plan: StagePlan, state: TrainState, begins_at: Path | None) -> Watcher:
@@ -130,7 +148,7 @@ def _stage_facts(plan: StagePlan, folder: StageFolder, outcome: Outcome) -> dict
         "checkpoint": f"checkpoints/step_{outcome.state.step}",
         "tokenizer_fingerprint": plan.data.tokenizer_fingerprint,
         **({"new_tokens": plan.new_tokens.model_dump()} if plan.new_tokens is not None else {}),
-        **({"chat_template": chat_template_of(plan)} if plan.sft is not None else {}),
+        **({"chat_template": chat_template_of(plan)} if plan.stage != "pretrain" else {}),
         "loss": last.get("loss"),
         "validation": last.get("validation"),
     }

@@ -1,0 +1,179 @@
+"""An rl stage from the command line: sampled, resumed exactly, stopped clearly; nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_ext.datasets.ledger import read_ledger
+from megatron_ext.datasets.rollout_file import read_rollouts
+from tests.support.rl_project import add_rl, write_prompts
+from tests.support.toy_project import Run, ToyProject, environment, make_toy_project
+
+REWARDED = ("rl.overlong=soft-penalty", "rl.overlong_penalty_tokens=8")
+"""A model this raw is never right; a penalty of length gives completions different advantages all the same."""
+
+TIMES = ("tokens_per_s", "save_s", "sampling_s", "sampled_tokens_per_s", "learning_s", "learned_tokens_per_s")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> ToyProject:
+    project = make_toy_project(tmp_path_factory.mktemp("rl_run"))
+    add_rl(project)
+    assert project.run(project.root / "base").code == 0
+    return project
+
+
+def run_root(project: ToyProject, name: str) -> Path:
+    """A folder of stages with the trained base in it."""
+    return Path(shutil.copytree(project.root / "base", project.root / name))
+
+
+def run(project: ToyProject, root: Path, *overrides: str, processes: int | None = None) -> Run:
+    return project.run(root, *REWARDED, *overrides, recipe=project.root / "rl.yaml", processes=processes)
+
+
+def stage_of(root: Path) -> Path:
+    (stage,) = root.glob("stages/rl-*")
+    return stage
+
+
+def metrics_of(root: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (stage_of(root) / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def whole(project: ToyProject) -> Path:
+    """A stage run from its beginning to its end."""
+    root = run_root(project, "whole")
+    done = run(project, root)
+    assert done.code == 0, done.output
+    return root
+
+
+def test_every_step_learns_and_what_it_sampled_is_kept(whole: Path) -> None:
+    lines = metrics_of(whole)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert all(line["grad_norm"] > 0 for line in lines)
+    assert all(line["mismatch_mean"] < 1e-5 for line in lines)
+    assert lines[0]["kl_reference"] == pytest.approx(0, abs=1e-9)
+    assert lines[-1]["kl_reference"] > 0
+    for line in lines:
+        _, records = read_rollouts(stage_of(whole), line["step"])
+        assert len(records) == 4 * 2
+        assert sum(record["reward"] for record in records) / 8 == line["reward"]
+
+
+def test_the_ledger_counts_prompts_and_sampled_and_trained_tokens(whole: Path) -> None:
+    state = json.loads((stage_of(whole) / "stage.json").read_text())["state"]
+    rows = {row.source: row for row in read_ledger(stage_of(whole)) if row.phase == 1}
+    sampled = sum(record["tokens"] for step in range(1, 7) for record in read_rollouts(stage_of(whole), step)[1])
+    assert (rows["sums"].samples, rows["sums"].documents_first, rows["sums"].documents_repeated) == (24, 24, 0)
+    assert rows["sums"].sampled == state["sampled_tokens"] == sampled
+    assert rows["sums"].read - rows["sums"].masked == state["trained_tokens"] == sampled
+    assert rows["sums"].read + rows["padding"].read == state["consumed_tokens"]
+
+
+def test_three_steps_and_three_resumed_are_six_to_the_bit(project: ToyProject, whole: Path) -> None:
+    root = run_root(project, "resumed")
+    assert run(project, root, "training.max_steps=3").code == 0
+    assert run(project, root).code == 0
+    assert metrics_of(root) == metrics_of(whole)
+    for step in range(1, 7):
+        assert read_rollouts(stage_of(root), step) == read_rollouts(stage_of(whole), step)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_end(project: ToyProject, whole: Path) -> None:
+    root = run_root(project, "killed")
+    command = project.command(root, *REWARDED, recipe=project.root / "rl.yaml")
+    with subprocess.Popen(command, cwd=project.root, env=environment(), stdout=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 150
+        while not list(root.glob("stages/rl-*/rollouts/step_5.jsonl.zst")):
+            assert process.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() < deadline, "it never came to step 5"
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+    assert run(project, root).code == 0
+    assert metrics_of(root) == metrics_of(whole)
+
+
+def test_several_updates_of_one_step_read_its_completions_in_mini_batches(project: ToyProject) -> None:
+    root = run_root(project, "mini")
+    done = run(project, root, "rl.mini_batch_prompts=2", "rl.epochs=2", "training.max_steps=2")
+    assert done.code == 0, done.output
+    lines = metrics_of(root)
+    assert [line["updates"] for line in lines] == [4, 4]
+    assert lines[0]["ratio_mean"] != 1.0  # later updates are off policy
+    sampled = sum(record["tokens"] for record in read_rollouts(stage_of(root), 1)[1])
+    assert lines[0]["trained_tokens"] == 2 * sampled
+
+
+def test_a_budget_of_tokens_ends_the_stage_behind_the_step_that_reaches_it(project: ToyProject, whole: Path) -> None:
+    after_two = metrics_of(whole)[1]["sampled_tokens"]
+    root = run_root(project, "spent")
+    done = run(project, root, f"budget.tokens={after_two}")
+    assert done.code == 0, done.output
+    assert [line["step"] for line in metrics_of(root)] == [1, 2]
+    assert (stage_of(root) / "stage.json").is_file()
+
+
+def test_disagreement_of_sampler_and_trainer_stops_before_anything_is_learned(project: ToyProject) -> None:
+    root = run_root(project, "mismatch")
+    done = run(project, root, "rl.mismatch_threshold=1e-12")
+    assert done.code == 5
+    assert "step 1: sampler and trainer disagree" in done.output
+    assert not (stage_of(root) / "metrics.jsonl").read_text()
+    assert read_rollouts(stage_of(root), None)[0] == 1
+
+
+def test_weights_that_give_no_finite_logits_stop_the_stage(project: ToyProject) -> None:
+    root = run_root(project, "diverged")
+    done = run(project, root, "optimizer={lr: 1e30, min_lr: 1e30, clip_grad: 0}")
+    assert done.code == 5
+    assert "finite" in done.output
+    assert "Traceback" not in done.output
+
+
+def test_without_a_reference_none_is_read(project: ToyProject) -> None:
+    root = run_root(project, "no_kl")
+    assert run(project, root, "rl.kl.coefficient=0", "training.max_steps=1").code == 0
+    (line,) = metrics_of(root)
+    assert line["kl_reference"] == 0
+
+
+def test_an_empty_prompt_set_ends_before_a_device_is_touched(project: ToyProject, tmp_path: Path) -> None:
+    write_prompts(project.root / "data" / "none.jsonl", [])
+    done = run(project, tmp_path / "runs", "rl.prompts[0].file=none.jsonl")
+    assert done.code == 3
+    assert "no prompt is left to practise on" in done.output
+    assert not (tmp_path / "runs").exists()
+
+
+def test_dynamic_sampling_replaces_flat_groups_and_counts_them(project: ToyProject) -> None:
+    root = run_root(project, "dynamic")
+    done = run(project, root, "rl.dynamic_sampling=true", "training.max_steps=1", "rl.max_epochs=2")
+    assert done.code == 0, done.output
+    (line,) = metrics_of(root)
+    _, records = read_rollouts(stage_of(root), 1)
+    assert line["replaced_groups"] == 16  # none is ever right: every group is flat, four refills of four prompts
+    assert sum(record["is_trained"] for record in records) == 8
+    assert len(records) == 8 + 32
+
+
+def test_trace_names_the_verb_that_shows_completions(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from megatron_ext.__main__ import main
+
+    assert main(["trace", str(stage_of(whole)), "--step", "1"]) == 3
+    assert "megatron-ext rollouts" in capsys.readouterr().err
+    assert main(["rollouts", str(stage_of(whole)), "--step", "2", "--best", "1"]) == 0
+    assert "step 2" in capsys.readouterr().out
