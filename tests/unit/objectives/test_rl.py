@@ -69,8 +69,10 @@ def test_the_mean_alone_keeps_the_size_of_rewards() -> None:
 
 @pytest.mark.parametrize("kind", ["mean-std", "leave-one-out", "mean"])
 def test_equal_rewards_give_exactly_no_advantage(kind: Any) -> None:
-    # 0.1 has no exact binary form: sums of it leave rests
-    assert group_advantages(torch.full((2, 7), 0.1), kind).eq(0).all()
+    # the mean of seven float64 of 0.1 is another number than 0.1
+    rewards = torch.full((2, 7), 0.1, dtype=torch.float64)
+    assert rewards.mean() != rewards[0, 0]
+    assert group_advantages(rewards, kind).eq(0).all()
 
 
 def test_only_groups_of_equal_rewards_have_no_variance() -> None:
