@@ -71,7 +71,7 @@ def test_the_mean_alone_keeps_the_size_of_rewards() -> None:
 def test_equal_rewards_give_exactly_no_advantage(kind: Any) -> None:
     # the mean of seven float64 of 0.1 is another number than 0.1
     rewards = torch.full((2, 7), 0.1, dtype=torch.float64)
-    assert rewards.mean() != rewards[0, 0]
+    assert rewards.mean(1)[0] != rewards[0, 0]
     assert group_advantages(rewards, kind).eq(0).all()
 
 
