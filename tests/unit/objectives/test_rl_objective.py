@@ -37,7 +37,7 @@ def named(report: Tensor) -> dict[str, list[float]]:
 def test_a_row_is_summed_by_source() -> None:
     batch = row(
         [0, 0, 0, 1],
-        loss_mask=[1, 1, 0, 1], divisor=[2, 0, 0, 1], advantages=[1, 1, 9, -2],
+        loss_mask=[1, 1, 0, 0.5], divisor=[2, 0, 0, 1], advantages=[1, 1, 9, -2],
         old_log_probs=[0, -LN2, 9, -2 * LN2], sampled_log_probs=[-LN2, -LN2, 9, 0],
         reference_log_probs=[0, -LN2, 9, LN2],
     )  # fmt: skip
@@ -49,9 +49,9 @@ def test_a_row_is_summed_by_source() -> None:
     kl = LN2**2 / 2
     assert divisor.item() == 3
     assert divisor.dtype == torch.int32
-    assert loss.item() == pytest.approx(-1 - (1.5 - 2 * kl) + 4 * 2 / 4 + 2 * kl)
+    assert loss.item() == pytest.approx(-1 - (1.5 - 2 * kl) + 0.5 * (4 * 2 / 4 + 2 * kl))
     assert named(report) == {
-        "loss": [pytest.approx(-2.5 + 2 * kl, abs=1e-6), pytest.approx(2 + 2 * kl, abs=1e-6), 0],
+        "loss": [pytest.approx(-2.5 + 2 * kl, abs=1e-6), pytest.approx(1 + kl, abs=1e-6), 0],
         "weight": [2, 1, 0],
         "entropy": [3, 8, 0],
         "kl_reference": [pytest.approx(kl, abs=1e-6), pytest.approx(kl, abs=1e-6), 0],
