@@ -28,6 +28,7 @@ import torch.distributed as dist
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.utils import get_model_config
 
 from data_tools.errors import SetupError
 from megatron_ext.datasets.context_slices import places_of_rank
@@ -48,11 +49,14 @@ MIN_TOKENS = 16
 MIN_PIECES = 8
 """Of the row, a document being at least one; `_places` needs so many."""
 
-ALLOWED = {"fp32": 1e-4, "bf16": 5e-2}
+ALLOWED = {"fp32": 1e-4, "tf32": 5e-3, "bf16": 5e-2}
 """Difference from a document alone, relative to the largest logit: rounding of that many bits, over many layers."""
 
-ALLOWED_MOVE = {"fp32": 1e-5, "bf16": 2e-2}
-"""Move of a document's logits when another changes, relative to the move of the changed one's."""
+ALLOWED_MOVE = {"fp32": 1e-5, "tf32": 1e-3, "bf16": 2e-2}
+"""Move of a document's logits when another changes, relative to the move of the changed one's.
+
+Both for tf32: a row of 512 tokens on one H200 showed 3.8e-4 and 1.6e-4.
+"""
 
 
 @dataclass(frozen=True)
@@ -149,16 +153,23 @@ def measure_isolation(model: Any, plan: StagePlan, groups: ProcessGroupCollectio
     worst = torch.tensor([trial.moved, -trial.own, trial.apart, trial.largest], dtype=torch.float64, device=device())
     dist.all_reduce(worst, op=dist.ReduceOp.MAX)
     moved, own, apart, largest = worst.tolist()
+    arithmetic = _arithmetic(model, plan)
     return IsolationReport(
         places=tuple(places),
         num_tokens=num_tokens,
         moved=moved,
         own=-own,
         apart=apart / largest if largest else float("nan"),
-        allowed=ALLOWED[plan.precision],
-        allowed_move=ALLOWED_MOVE[plan.precision],
+        allowed=ALLOWED[arithmetic],
+        allowed_move=ALLOWED_MOVE[arithmetic],
         seconds=time.monotonic() - began,
     )
+
+
+def _arithmetic(model: Any, plan: StagePlan) -> str:
+    """What the layers multiply in: Transformer Engine and mamba-ssm's kernels take float32 as TF32."""
+    is_te = get_model_config(model).transformer_impl == "transformer_engine"
+    return "tf32" if is_te and plan.precision == "fp32" else plan.precision
 
 
 def _places(num_tokens: int) -> list[int]:

@@ -126,6 +126,28 @@ def test_a_boundary_too_many_is_seen() -> None:
     assert not report.holds
 
 
+def bounds_under(transformer_impl: str, precision: str) -> tuple[float, float]:
+    plan = make_plan(precision=precision, batch={"sequence_length": 96})
+    with process_groups(Launch.from_environment()) as groups:
+        model = build_model(plan, groups)
+        model.config.transformer_impl = transformer_impl
+        report = measure_isolation(wrap_model(plan, model, groups), plan, groups)
+        return report.allowed, report.allowed_move
+
+
+@pytest.mark.parametrize(
+    ("transformer_impl", "precision", "bounds"),
+    [
+        ("local", "fp32", (1e-4, 1e-5)),
+        ("transformer_engine", "fp32", (5e-3, 1e-3)),
+        ("transformer_engine", "bf16", (5e-2, 2e-2)),
+    ],
+)
+def test_float32_of_te_is_judged_as_tf32(transformer_impl: str, precision: str, bounds: tuple[float, float]) -> None:
+    (found,) = run_distributed(bounds_under, 1, transformer_impl, precision)
+    assert found == bounds
+
+
 def refusal_of(falsify: Falsify) -> str:
     plan = make_plan(batch={"sequence_length": 96})
     with process_groups(Launch.from_environment()) as groups:

@@ -1,12 +1,13 @@
 """Tokens/s, model FLOPs utilisation and memory of a training step on one GPU; prints one line of JSON.
 
-    python -m tests.gpu.benchmark --backend te [--steps 20] [--kernels]
+    python -m tests.gpu.benchmark --backend te [--steps 20] [--document-tokens 512] [--kernels]
 
-`hybrid_130m`, bf16, one process, AdamW: forward, backward, clipping, update, as `megatron_ext.run` does them.
+`hybrid_130m` in bf16, one process, AdamW: forward, backward, clipping, update, as `megatron_ext.run` does them.
 MFU is the model's FLOPs (`megatron_ext/plan/flops.py`) over what the same GPU reached in a bf16 matrix
 product of 8192 x 8192 x 8192, best of 20. Memory is the allocator's peak beside what `plan/memory.py` counts,
-which leaves temporary buffers out. `--kernels` adds shares of the GPU's time by kind of kernel, of three more
-steps, and tokens/s of one cached text.
+which leaves temporary buffers out. `--document-tokens` packs documents of so many tokens into the rows and keeps
+them apart; their attention costs less than MFU counts, and how long the proof takes that they do not meet is timed
+too. `--kernels` adds shares of the GPU's time by kind of kernel, of three more steps, and tokens/s of one cached text.
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ from megatron_ext.models.kernels import describe_layers
 from megatron_ext.plan.flops import token_flops
 from megatron_ext.plan.memory import memory_per_rank
 from megatron_ext.plan.stage_plan import StagePlan
-from megatron_ext.recipe.schema import ModelRecipe
+from megatron_ext.recipe.schema import ModelRecipe, Precision
 from megatron_ext.runtime.device import device
 from megatron_ext.runtime.launch import Launch
 from megatron_ext.runtime.parallel import process_groups
 from megatron_ext.runtime.seed import seed_everything
-from megatron_ext.training.parts import make_parts
+from megatron_ext.training.isolation import measure_isolation
+from megatron_ext.training.parts import Parts, make_parts
 from megatron_ext.training.step import train_step
 from tests.gpu.kernel_times import generated_tokens_per_s, kernel_times
 from tests.support.plans import make_plan
@@ -55,10 +57,12 @@ def measure(plan: StagePlan, steps: int, *, warmup: int, with_kernels: bool) -> 
         median = statistics.median(seconds[warmup:])
         peak_memory = torch.accelerator.max_memory_allocated()
         peak = matmul_peak()
-        more = {}
+        more: dict[str, Any] = {}
         if with_kernels:
             times = kernel_times(lambda: train_step(parts, lr=1e-4, step=1), steps=KERNEL_STEPS)
             more = {"kernels": times, "generated_tokens_per_s": generated_tokens_per_s(parts.model.module)}
+        if plan.data.document_isolation == "full":
+            more["isolation"] = isolation_times(parts)
     tokens_per_s = plan.batch.tokens_per_step / median
     flops = sum(token_flops(plan.model, plan.batch.sequence_length).values())
     (planned,) = memory_per_rank(plan.model, plan.layout, plan.batch, plan.execution, precision=plan.precision)
@@ -77,6 +81,12 @@ def measure(plan: StagePlan, steps: int, *, warmup: int, with_kernels: bool) -> 
     }
 
 
+def isolation_times(parts: Parts) -> dict[str, Any]:
+    """What `training/isolation.py` finds, and the seconds that it takes at first and again."""
+    first, again = (measure_isolation(parts.model, parts.plan, parts.groups) for _ in range(2))
+    return {"holds": again.holds, "report": str(again), "first_s": first.seconds, "again_s": again.seconds}
+
+
 def matmul_peak(size: int = 8192) -> float:
     """FLOP/s of the best of 20 square bf16 products."""
     a = torch.randn(size, size, dtype=torch.bfloat16, device=device())
@@ -90,20 +100,29 @@ def _seconds_of_product(a: torch.Tensor) -> float:
 
 
 def make_benchmark_plan(
-    folder: Path, backend: str, steps: int, rows: int, length: int, recipe: dict[str, Any]
+    folder: Path,
+    backend: str,
+    steps: int,
+    rows: int,
+    length: int,
+    recipe: dict[str, Any],
+    *,
+    document_tokens: int | None = None,
+    precision: Precision = "bf16",
 ) -> StagePlan:
-    """A plan that reads random tokens."""
+    """A plan that reads random tokens; documents of `document_tokens` are kept apart."""
     samples = (steps + WARMUP_STEPS + KERNEL_STEPS) * rows
     tokens = torch.randint(1, 4000, (samples + 1, length), generator=torch.Generator().manual_seed(0))
-    write_source(folder / "toy", tokens.tolist())
+    write_source(folder / "toy", tokens.reshape(-1, document_tokens or length).tolist())
     plan = plan_reading(
         {"toy": (folder / "toy", samples)},
         global_batch_size=rows,
         micro_batch_size=rows,
         batch={"sequence_length": length},
+        data={"document_isolation": "none" if document_tokens is None else "full"},
         model=recipe,
         model_size=make_plan().model_size.model_copy(update={"padded_vocab_size": ModelRecipe(**recipe).vocab_size}),
-        precision="bf16",
+        precision=precision,
     )
     return plan.model_copy(update={"layout": plan.layout.model_copy(update={"backend": backend})})
 
@@ -115,6 +134,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rows", type=int, default=8, help="rows of a step")
     parser.add_argument("--sequence-length", type=int, default=2048)
+    parser.add_argument("--document-tokens", type=int, help="of each document, a divisor of the row; kept apart")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--kernels", action="store_true", help="shares of the GPU's time, and generation")
     parser.add_argument("--only-mamba", action="store_true", help="one step of one Mamba-2 layer, to compile it")
@@ -124,9 +145,19 @@ def main() -> None:
         recipe |= {"hybrid_layer_pattern": "M", "vocab_size": 4096}
         steps, warmup = 1, 0
     with tempfile.TemporaryDirectory() as folder:
-        plan = make_benchmark_plan(Path(folder), args.backend, steps, args.rows, args.sequence_length, recipe)
+        plan = make_benchmark_plan(
+            Path(folder),
+            args.backend,
+            steps,
+            args.rows,
+            args.sequence_length,
+            recipe,
+            document_tokens=args.document_tokens,
+            precision=args.precision,
+        )
         found = measure(plan, steps, warmup=warmup, with_kernels=args.kernels)
     shape = {"model": args.model.stem, "rows": args.rows, "sequence_length": args.sequence_length}
+    shape |= {"document_tokens": args.document_tokens, "precision": args.precision}
     print(json.dumps({"backend": args.backend, **shape, **found}))
 
 

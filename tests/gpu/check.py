@@ -2,9 +2,9 @@
 
     make gpu-check        or        python tests/gpu/check.py [--out gpu-check]
 
-Installs nothing. Writes `gpu-check/report.md` and `report.json`; says what is missing; what it does not reach in
-time is "not run: out of time". Exit codes: 0 all that could run passed, 1 something failed or did not end, 4 no GPU
-(make turns any of them but 0 into its own 2).
+Installs nothing. Tests run side by side, benchmarks after them, alone. Writes `gpu-check/report.md` and
+`report.json`; says what is missing; what it does not reach in time is "not run: out of time". Exit codes: 0 all that
+could run passed, 1 something failed or did not end, 4 no GPU (make turns any of them but 0 into its own 2).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import sys
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -64,22 +65,47 @@ def main(argv: list[str] | None = None) -> int:
         print("no GPU: nothing was run. requirements/gpu.md says what to install where there is one.")
         return 4
     args.out.mkdir(parents=True, exist_ok=True)
-    # The tests take the smallest configuration of each Triton kernel; the benchmarks choose among all.
-    parts = [
-        run_part(
-            "kernels", 150, deadline, pytest_run("test_kernels", args.out, "-n", "6"), read_junit, smallest_only=True
-        ),
-        run_part(
-            "backends", 120, deadline, pytest_run("test_backends_agree", args.out), read_junit, smallest_only=True
-        ),
-        run_part("compile te", 120, deadline, module_run("compile_kernels", "te"), read_json, unless=missing),
-        run_part("benchmark te", 120, deadline, module_run("benchmark", "te"), read_json, unless=missing),
-        run_part("compile local", 120, deadline, module_run("compile_kernels", "local"), read_json),
-        run_part("benchmark local", 120, deadline, module_run("benchmark", "local"), read_json),
-        run_part("training", 300, deadline, pytest_run("test_training", args.out), read_junit, smallest_only=True),
-    ]
+    parts = run_all(args.out, missing, deadline, cores=os.cpu_count() or 1)
     write_report(args.out, machine(missing), parts)
     return exit_code(parts)
+
+
+def run_all(out: Path, missing: list[str], deadline: float, *, cores: int) -> list[Part]:
+    """Tests and compilation side by side, as many as the cores allow, then one benchmark after another, alone.
+
+    The tests take the smallest configuration of each Triton kernel; the benchmarks choose among all.
+    """
+    workers = ("-n", str(min(4, cores // 4)))  # 0: in pytest's own process
+    tests = [
+        ("training", 300, pytest_run("test_training", out, *workers)),
+        ("fine-tuning", 300, pytest_run("test_sft", out, *workers)),
+        ("backends", 240, pytest_run("test_backends_agree", out, *workers)),
+        ("packed rows", 240, pytest_run("test_packed_rows", out, *workers)),
+        ("kernels", 240, pytest_run("test_kernels", out, *workers)),
+    ]
+    lacks: dict[str, list[str]] = {"te": missing, "local": []}
+    with ThreadPoolExecutor(max(1, cores // 3)) as pool:
+        running = [
+            pool.submit(
+                run_part,
+                f"compile {name}",
+                240,
+                deadline,
+                module_run("compile_kernels", name),
+                read_json,
+                unless=lacks[name],
+            )
+            for name in lacks
+        ]
+        running += [
+            pool.submit(run_part, name, limit, deadline, command, read_junit, smallest_only=True)
+            for name, limit, command in tests
+        ]
+        parts = [part.result() for part in running]
+    return parts + [
+        run_part(f"benchmark {name}", 150, deadline, module_run("benchmark", name), read_json, unless=lacks[name])
+        for name in lacks
+    ]
 
 
 def share(which: str) -> dict[str, str]:

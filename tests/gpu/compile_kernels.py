@@ -22,7 +22,7 @@ def main() -> None:
     """Compiles for one backend."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", choices=["local", "te"], required=True)
-    parser.add_argument("--processes", type=int, default=max(1, min(12, (os.cpu_count() or 1) - 2)))
+    parser.add_argument("--processes", type=int, default=max(1, min(12, (os.cpu_count() or 1) // 2)))
     args, rest = parser.parse_known_args()
     command = [sys.executable, "-m", "tests.gpu.benchmark", "--backend", args.backend, "--only-mamba", *rest]
     began = time.monotonic()

@@ -9,6 +9,7 @@ import pytest
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from megatron_ext.runtime.device import has_gpu
+from tests.gpu.models import make_reference
 from tests.support.one_process import one_process
 
 NOT_RUN = "not run: no GPU"
@@ -33,3 +34,11 @@ def groups() -> Iterator[ProcessGroupCollection]:
     """NCCL groups of one rank."""
     with one_process() as collection:
         yield collection
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the CPU's weights, and its logits and loss in reference.pt."""
+    folder = tmp_path_factory.mktemp("reference")
+    make_reference(folder)
+    return folder

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.models.hybrid.hybrid_model import HybridModel
@@ -21,9 +22,12 @@ from torch import Tensor
 
 from megatron_ext.models.backends import BackendName
 from megatron_ext.models.build import build_model
+from megatron_ext.models.kernels import describe_kernels
 from megatron_ext.models.weights import put_weights, sharded_weights
 from megatron_ext.plan.stage_plan import StagePlan
+from megatron_ext.recipe.schema import Precision
 from megatron_ext.runtime.device import device
+from megatron_ext.runtime.extensions import missing_for_te
 from tests.support.one_process import one_process, random_tokens, strengthen
 from tests.support.plans import make_plan
 from tests.support.toy_project import REPOSITORY, environment
@@ -41,6 +45,15 @@ MODEL: dict[str, Any] = {
     "mamba_num_groups": 2,
 }
 LENGTH = 300
+CASES: list[tuple[BackendName, Precision]] = [("local", "fp32"), ("local", "bf16"), ("te", "fp32"), ("te", "bf16")]
+
+
+def require(backend: BackendName, precision: Precision) -> None:
+    """Skips a test whose backend is not whole here."""
+    if backend == "te" and missing_for_te():
+        pytest.skip(f"not run: te needs {' and '.join(missing_for_te())}")
+    if backend == "local" and precision == "bf16" and "mamba-ssm" not in describe_kernels("bf16").split(":")[0]:
+        pytest.skip("not run: mamba-ssm's kernels are not importable")
 
 
 def plan_of(precision: str) -> StagePlan:

@@ -20,29 +20,12 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 
 from megatron_ext.datasets.packed_params import packed_params
 from megatron_ext.models.backends import BackendName
-from megatron_ext.models.kernels import describe_kernels
 from megatron_ext.rollout.generate import next_token_logits
 from megatron_ext.runtime.device import device
-from megatron_ext.runtime.extensions import missing_for_te
-from tests.gpu.models import loaded, logits_and_loss, make_reference, plan_of, tokens_of_the_test
+from tests.gpu.models import CASES, loaded, logits_and_loss, plan_of, require, tokens_of_the_test
 
 TOLERANCES = {("local", "fp32"): (1e-3, 1e-5), ("te", "fp32"): (3e-2, 2e-3)}
 BF16 = (0.14, 4e-3)
-CASES = [("local", "fp32"), ("local", "bf16"), ("te", "fp32"), ("te", "bf16")]
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("reference")
-    make_reference(folder)
-    return folder
-
-
-def require(backend: str, precision: str) -> None:
-    if backend == "te" and missing_for_te():
-        pytest.skip(f"not run: te needs {' and '.join(missing_for_te())}")
-    if backend == "local" and precision == "bf16" and "mamba-ssm" not in describe_kernels("bf16").split(":")[0]:
-        pytest.skip("not run: mamba-ssm's kernels are not importable")
 
 
 @pytest.mark.parametrize(("backend", "precision"), CASES)
