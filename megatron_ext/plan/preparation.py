@@ -27,6 +27,9 @@ def prepare_recipe(loaded: LoadedRecipe, *, run_root: Path) -> None:
     if loaded.recipe.stage == "sft":
         _prepare_conversations(loaded, run_root)
         return
+    if loaded.recipe.stage == "rl":
+        print(f"{loaded.path}: nothing needs preparing in {run_root}: prompts are read as they lie.")
+        return
     if loaded.recipe.data.packing == "none":
         print(f"{loaded.path}: nothing needs preparing in {run_root}: samples are cut from the sources as they lie.")
         return

@@ -186,6 +186,8 @@ def _legal_layouts(
     for tensor in legal_tensor_parallel_sizes(loaded.recipe.model):
         contexts = range(2, NODE + 1) if is_shared else [1]
         for context, pipeline in product(contexts, divisors(gpus)) if tensor <= NODE else []:
+            if loaded.recipe.stage == "rl" and (context, pipeline) != (1, 1):
+                continue  # a rank that samples holds all layers and whole sequences
             has_copies = gpus > tensor * pipeline
             for is_sharded in (has_copies, not has_copies):
                 keys = _sizes(tensor, pipeline, context=context, is_sharded=is_sharded)
@@ -216,7 +218,7 @@ def _candidates(
     for keys, plain in _legal_layouts(loaded, gpus, before, packed, is_shared=is_shared):
         stages = stage_token_flops(recipe.model, plain.layout, length)
         imbalance = max(stages) * len(stages) / sum(stages)
-        micros = [1] if recipe.stage == "sft" else divisors(plain.batch.num_microbatches)
+        micros = [1] if recipe.stage in ("sft", "rl") else divisors(plain.batch.num_microbatches)
         for kind, micro in product(kinds, micros):
             asked = _with(loaded, parallel=keys, training=_PLAIN | kind | {"micro_batch_size": micro})
             if draft := _legal_draft(asked, gpus, before, packed):
@@ -254,7 +256,7 @@ def _frugality(candidate: Candidate) -> tuple[float, int]:
 
 def _counted(candidate: Candidate, recipe: Recipe) -> Suggestion:
     layout, batch, execution = candidate.layout, candidate.batch, candidate.execution
-    ranks = memory_per_rank(recipe.model, layout, batch, execution, precision=recipe.precision)
+    ranks = memory_per_rank(recipe.model, layout, batch, execution, precision=recipe.precision, rl=recipe.rl)
     fullest = max(ranks, key=lambda rank: rank.total)
     return Suggestion(candidate, fullest, _overrides(recipe, candidate))
 

@@ -10,6 +10,7 @@ import pytest
 from data_tools.errors import DataError, RecipeError
 from megatron_ext.plan.make import make_stage_plan
 from megatron_ext.plan.stage_plan import StagePlan
+from megatron_ext.plan.suggest import suggest_layouts
 from megatron_ext.recipe.load import load_recipe
 from tests.support.rl_project import add_rl, prompt_line, write_prompts
 from tests.support.toy_project import ToyProject, make_toy_project
@@ -168,3 +169,11 @@ def test_the_chat_template_is_the_one_that_the_weights_were_taught(tmp_path: Pat
     giver = make_stage_plan(load_recipe(tmp_path / "sft.yaml", site=tmp_path / "site.yaml"))
     assert giver.sft is not None
     assert plan.rl.chat_template_sha256 == giver.sft.chat_template_sha256 != ""
+
+
+def test_suggested_layouts_are_those_that_can_sample(shared: ToyProject) -> None:
+    loaded = load_recipe(shared.root / "rl.yaml", site=shared.root / "site.yaml")
+    found = suggest_layouts(loaded, gpus=2, gpu_memory=10**9)
+    assert {one.candidate.layout.pipeline_model_parallel_size for one in found} == {1}
+    assert {one.candidate.layout.tensor_model_parallel_size for one in found} == {1, 2}
+    assert all(one.memory.caches > 0 for one in found)
