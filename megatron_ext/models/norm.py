@@ -127,4 +127,4 @@ def _normalised(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def wide(t: Tensor) -> Tensor:
     """Float32 at least."""
-    return t.to(torch.promote_types(t.dtype, torch.float32))
+    return t if t.dtype == torch.float32 else t.to(torch.promote_types(t.dtype, torch.float32))
