@@ -3,9 +3,9 @@
     python tests/benchmarks/rl_learning.py [--steps 60] [--seeds 1 2 3]
 
 The task is one that a model of 0.27M parameters can learn: the largest of three digits, of 720 questions, 120 of them
-held out. Fine-tuning shows it the form of an answer on 96 conversations, so that it answers with some digit: copying
-one of the three at random is right in 33 % of the questions, always 9 in 30 %. What it learns beyond that it learns
-from rewards, which look at accuracy alone. Prints the curve of the reward, and asserts nothing.
+held out. Copying one of the three at random is right in 33 % of the questions, always 9 in 30 %. Fine-tuning on 96
+conversations shows the model the form of an answer, and some of the task. What it learns beyond that it learns from
+rewards, which look at accuracy alone. Prints the curve of the reward, and asserts nothing.
 """
 
 from __future__ import annotations
