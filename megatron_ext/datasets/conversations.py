@@ -3,7 +3,7 @@
 A row holds the pieces of several conversations, each padded to `sft.pad_multiple`, and padding behind them, a
 segment of its own. A token's label is the next token of its piece; the loss mask of a position is the mask of its
 label, so nothing is trained across pieces, on padding, or on what the chat mask leaves out. Masks hold weights:
-1 with `sft.loss: token`; `CONVERSATION_WEIGHT` / trained tokens of the conversation with `sample`, where pieces of a
+1 with `sft.loss: token`; `SAMPLE_WEIGHT` / trained tokens of the conversation with `sample`, where pieces of a
 split one share its weight. The gradient of a step is divided by the sum of its weights.
 
 Rows of a step are dealt to ranks as pretraining's are. Steps whose rows do not divide among the ranks are filled
@@ -29,17 +29,10 @@ from megatron_ext.datasets.open_files import OpenFiles
 from megatron_ext.datasets.shards import open_documents
 from megatron_ext.plan.sft_rows import held_out_rows, rows_of_stage
 from megatron_ext.plan.stage_plan import SourcePlan, StagePlan
+from megatron_ext.recipe.step_weight import SAMPLE_WEIGHT
 
 PADDING = "padding"
 """Sample id of a row that only fills up a step."""
-
-CONVERSATION_WEIGHT = 4096
-"""Of all trained tokens of a conversation together, with `sft.loss: sample`.
-
-Core counts in whole numbers what divides a gradient, and a row may hold a third of a split conversation: weights are
-counted in this many parts. It is a power of two, so the division gives the same bits, and leaves room in core's int32
-for steps of half a million conversations.
-"""
 
 _STATE_VERSION = 1
 _HELD_OUT_FILES_OPEN = 16
@@ -95,7 +88,7 @@ class RowReader:
         """Of each trained token of the piece at a place of a row."""
         if loss == "token":
             return 1.0
-        return CONVERSATION_WEIGHT / int(self._rows.targets_of_conversation[self._rows.first_piece[row] + place])
+        return SAMPLE_WEIGHT / int(self._rows.targets_of_conversation[self._rows.first_piece[row] + place])
 
     def spans(self, row: int) -> list[tuple[int, list[Span]]]:
         """Of each piece of a row its source's place among the readers, and its spans."""

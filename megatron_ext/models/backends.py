@@ -28,6 +28,8 @@ BackendName = Literal["local", "te"]
 STOCK_GATED_NORM_EPSILON = 1e-5
 """Written into core's mixer, whatever `layernorm_epsilon` says (core 0.19, `ssm/mamba_mixer.py`)."""
 
+_PROVED = "parallel.context_parallel_size is {}, which is proved on rows of several documents before training"
+
 
 @dataclass(frozen=True)
 class Backend:
@@ -117,13 +119,17 @@ def _other_maths(model: ModelRecipe) -> str | None:
 
 
 def _unpacked(plan: StagePlan, lacks: Sequence[str]) -> str | None:
-    """Why core's Mamba-2 layers take no row of several documents, where the stage has such rows and te is there."""
-    isolation = plan.data.document_isolation
-    if lacks or isolation == "none" or MAMBA not in plan.model.hybrid_layer_pattern:
+    """Why core's Mamba-2 layers take no row of several documents, where the stage has such rows and te is there.
+
+    With context parallelism every stage has them: the proof of isolation before training packs documents.
+    """
+    isolation, ranks = plan.data.document_isolation, plan.layout.context_parallel_size
+    if lacks or (isolation == "none" and ranks == 1) or MAMBA not in plan.model.hybrid_layer_pattern:
         return None
     if reason := missing_for_packed_rows():
+        why = f"data.document_isolation is {isolation}" if isolation != "none" else _PROVED.format(ranks)
         return (
-            f"data.document_isolation is {isolation}, and core reads rows of several documents on its "
-            f"memory-efficient Mamba path only, for which {reason} (requirements/gpu.md says how to install it)"
+            f"{why}, and core reads rows of several documents on its memory-efficient Mamba path only, for which "
+            f"{reason} (requirements/gpu.md says how to install it)"
         )
     return None

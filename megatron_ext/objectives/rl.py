@@ -35,18 +35,12 @@ from typing import Literal, NamedTuple, get_args
 import torch
 
 from data_tools.errors import RecipeError
+from megatron_ext.recipe.step_weight import SAMPLE_WEIGHT
 
 Advantage = Literal["mean-std", "leave-one-out", "mean"]
 KlEstimator = Literal["k1", "k2", "k3"]
 Aggregation = Literal["token", "sequence", "group-sum"]
 Overlong = Literal["keep", "mask", "soft-penalty"]
-
-RESPONSE_WEIGHT = 4096
-"""Of a whole response where responses weigh alike, because core counts in whole numbers what divides a gradient.
-
-As `CONVERSATION_WEIGHT` of sft: a power of two, so dividing by it changes no bit, with room in core's int32 for steps
-of half a million responses.
-"""
 
 _STD_FLOOR = 1e-6
 """Source: `epsilon` of veRL's `compute_grpo_outcome_advantage`."""
@@ -208,7 +202,7 @@ def response_weight(length: int, options: RlOptions, *, is_cut_off: bool) -> Res
     if options.aggregation == "token":
         return ResponseWeight(1.0, length)
     divisor = length if options.aggregation == "sequence" else options.max_new_tokens
-    return ResponseWeight(RESPONSE_WEIGHT / divisor, RESPONSE_WEIGHT)
+    return ResponseWeight(SAMPLE_WEIGHT / divisor, SAMPLE_WEIGHT)
 
 
 def estimate_kl(log_probs: torch.Tensor, reference_log_probs: torch.Tensor, kind: KlEstimator) -> torch.Tensor:

@@ -9,7 +9,13 @@ from data_tools.pack_rows import SourceCount
 from data_tools.quantities import format_exact
 from data_tools.tokenizer import TokenizerFacts
 from megatron_ext.plan.datasets import read_data, tokenizer_folder
-from megatron_ext.plan.sft_checks import chat_template, check_held_out, check_lengths, refuse_untrained
+from megatron_ext.plan.sft_checks import (
+    chat_template,
+    check_held_out,
+    check_lengths,
+    refuse_heavy_steps,
+    refuse_untrained,
+)
 from megatron_ext.plan.sft_declared import PackedStage, declared_sizes, declared_stage
 from megatron_ext.plan.sft_rows import rows_of_stage
 from megatron_ext.plan.sft_sources import plan_sources, size_of
@@ -33,7 +39,7 @@ def plan_sft(
 
     Raises:
         DataError: Data that is missing, damaged, does not fit, or may not be cut as it would have to be.
-        RecipeError: A source that would be read more often than it may.
+        RecipeError: A source that would be read more often than it may, or a step that core cannot count.
     """
     tokenizer, pairs = read_data(loaded, may_be_provisional=not is_kept, trained_on=trained_on)
     options = loaded.recipe.sft or SftRecipe()
@@ -67,6 +73,7 @@ def plan_sft(
         problems.add(loaded.origin(("sft",)), ("sft",), "no conversation is left to train on; see what is dropped")
     template, template_hash = chat_template(loaded, [*datasets, *held_out], problems)
     problems.raise_data_error()
+    refuse_heavy_steps(loaded, rows, options)
     rows_of_steps = rows.first_row[1:] - rows.first_row[:-1]
     sft = SftPlan(
         options=options,

@@ -14,7 +14,7 @@ from data_tools.chat_template_files import SHIPPED_TEMPLATE, template_source
 from data_tools.dataset import StoredDataset
 from data_tools.drawing import Ints
 from data_tools.errors import DataError
-from data_tools.pack_rows import SourceCount
+from data_tools.pack_rows import Rows, SourceCount
 from data_tools.strict_yaml import KeyPath
 from megatron_ext.plan.datasets import tokenizer_folder
 from megatron_ext.plan.sft_rows import draw_of_stage, held_out_rows, read_conversations
@@ -22,6 +22,7 @@ from megatron_ext.plan.stage_plan import SourcePlan
 from megatron_ext.recipe.load import LoadedBlend, LoadedRecipe
 from megatron_ext.recipe.problems import Problems
 from megatron_ext.recipe.schema import SftRecipe
+from megatron_ext.recipe.step_weight import MAX_STEP_WEIGHT, SAMPLE_WEIGHT, sft_losses, too_heavy
 
 
 def refuse_amounts(loaded: LoadedRecipe, blend: LoadedBlend, problems: Problems) -> None:
@@ -81,6 +82,39 @@ def refuse_untrained(loaded: LoadedRecipe, name: str, count: SourceCount, proble
         "train on: no assistant's turn is left of them; write skip to leave them out"
     )
     problems.add(loaded.origin(key), key, message)
+
+
+def refuse_heavy_steps(loaded: LoadedRecipe, rows: Rows, options: SftRecipe) -> None:
+    """Refuses steps that weigh more than core can count.
+
+    Raises:
+        RecipeError: With the largest `global_batch_size` that is sure to do.
+    """
+    key: KeyPath = ("training", "global_batch_size")
+    problems = Problems()
+    for loss in sorted(sft_losses(options)):
+        weight = heaviest_step(rows, loss=loss)
+        if weight > MAX_STEP_WEIGHT:
+            size = loaded.recipe.training.global_batch_size
+            message = too_heavy(
+                f"{size:,} {options.batch_unit} with sft.loss {loss}: the trained tokens or conversations of a step",
+                weight=weight,
+                most=size * MAX_STEP_WEIGHT // weight,
+            )
+            problems.add(loaded.origin(key), key, message)
+    problems.raise_recipe_error()
+
+
+def heaviest_step(rows: Rows, *, loss: str) -> int:
+    """What divides the gradient of the step that weighs most, rounded row by row as `Batch.weight` is.
+
+    Args:
+        rows: At least one.
+        loss: `token` or `sample`.
+    """
+    of_pieces = rows.targets if loss == "token" else SAMPLE_WEIGHT * rows.targets / rows.targets_of_conversation
+    of_rows = np.rint(np.add.reduceat(of_pieces, rows.first_piece[:-1])).astype(np.int64)
+    return int(np.add.reduceat(of_rows, rows.first_row[:-1]).max())
 
 
 def check_held_out(loaded: LoadedRecipe, sources: Sequence[SourcePlan], options: SftRecipe, problems: Problems) -> None:

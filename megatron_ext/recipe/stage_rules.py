@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from data_tools.strict_yaml import KeyPath
 from megatron_ext.recipe.rl_rules import broken_rl_rules
 from megatron_ext.recipe.schema import Recipe, SftRecipe
+from megatron_ext.recipe.step_weight import heavy_step_rules
 
 Broken = tuple[KeyPath, str]
 """A key, relative to its section, and its value, rule and remedy."""
@@ -14,6 +15,7 @@ Broken = tuple[KeyPath, str]
 
 def broken_stage_rules(recipe: Recipe) -> Iterator[Broken]:
     """What does not go with the recipe's stage."""
+    yield from heavy_step_rules(recipe)
     if recipe.stage == "rl":
         yield from broken_rl_rules(recipe)
         return

@@ -17,13 +17,13 @@ from data_tools.manifest import read_manifest, write_manifest
 from megatron_ext.datasets.batch import Batch
 from megatron_ext.datasets.conversation_ledger import conversation_ledger_of
 from megatron_ext.datasets.conversations import (
-    CONVERSATION_WEIGHT,
     PADDING,
     ConversationCursor,
     held_out_conversations,
 )
 from megatron_ext.datasets.ledger import LedgerRow
 from megatron_ext.plan.stage_plan import StagePlan
+from megatron_ext.recipe.step_weight import SAMPLE_WEIGHT
 from tests.support.pencil_project import PencilProject
 from tests.support.sft_project import LONG, SHORT, make_sft_project, write_chat
 
@@ -81,7 +81,7 @@ def test_every_conversation_weighs_the_same_with_loss_sample(project: PencilProj
     write_chat(project, "c", [(5, [(2, 4)]), (6, [(1, 2), (4, 6)])])
     (batch,) = cursor_of(one_source(project, "budget.examples=2", "sft.loss=sample")).next_step()
     first, second, _ = by_length(batch)
-    half, third = CONVERSATION_WEIGHT / 2, CONVERSATION_WEIGHT / 3
+    half, third = SAMPLE_WEIGHT / 2, SAMPLE_WEIGHT / 3
     assert first[2] == [0, half, half, 0, 0]
     assert second[2] == pytest.approx([third, 0, 0, third, third, 0])
 
@@ -94,9 +94,9 @@ def test_a_split_conversation_weighs_once_with_loss_sample(project: PencilProjec
     plan = one_source(project, *keys, "sft.loss=sample", "sft.untrained=skip", f"sft.batch_unit={unit}")
     rows = [batch for step in all_steps(cursor_of(plan), plan) for batch in step]
     weights = [weight for batch in rows for _, _, of_piece in pieces(batch) for weight in of_piece if weight > 0]
-    eighth, half = CONVERSATION_WEIGHT / 8, CONVERSATION_WEIGHT / 2
+    eighth, half = SAMPLE_WEIGHT / 8, SAMPLE_WEIGHT / 2
     assert sorted(weights) == [eighth] * 16 + [half] * 4
-    assert sum(weights) == 4 * CONVERSATION_WEIGHT, "two conversations, read twice"
+    assert sum(weights) == 4 * SAMPLE_WEIGHT, "two conversations, read twice"
 
 
 def test_texts_without_turns_train_on_all_tokens_but_the_first(project: PencilProject) -> None:
@@ -157,7 +157,7 @@ def test_a_row_that_fills_up_trains_on_nothing(project: PencilProject) -> None:
 def test_steps_of_conversations_weigh_so_many_conversations(project: PencilProject) -> None:
     plan = project.plan("sft.batch_unit=conversations", "training.global_batch_size=5", "sft.loss=sample")
     weights = [sum(float(batch.loss_mask.sum()) for batch in step) for step in all_steps(cursor_of(plan), plan)]
-    assert weights == pytest.approx([count * CONVERSATION_WEIGHT for count in (5, 5, 5, 1)])
+    assert weights == pytest.approx([count * SAMPLE_WEIGHT for count in (5, 5, 5, 1)])
 
 
 def test_reading_goes_on_where_it_was_stopped_in_another_layout(project: PencilProject) -> None:
@@ -180,7 +180,7 @@ def test_the_weighting_switches_behind_so_many_trained_tokens(project: PencilPro
     first, second = all_steps(cursor_of(plan), plan)
     assert {float(weight) for batch in first for weight in batch.loss_mask.unique()} == {0, 1}
     assert sum(float(batch.loss_mask.sum()) for batch in second) == pytest.approx(
-        CONVERSATION_WEIGHT
+        SAMPLE_WEIGHT
         * sum(len(batch.cu_seqlens or ()) - 1 - int((batch.tokens[0, -1] == 0).item()) for batch in second)
     )
     resumed = cursor_of(plan)

@@ -54,11 +54,6 @@ def test_a_sequence_split_over_ranks_needs_te(backend: str, why: str) -> None:
         choose_backend(asked(backend, context_parallel_size=2))
 
 
-def test_te_splits_a_sequence_over_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("megatron_ext.models.backends.missing_for_te", list)  # as where everything is there
-    assert choose_backend(asked("te", context_parallel_size=2)).name == "te"
-
-
 def test_an_epsilon_that_the_stock_layer_ignores_is_not_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("megatron_ext.models.backends.missing_for_te", list)  # as where everything is there
     plan = make_plan(model={"layernorm_epsilon": 1e-6}, layout={"backend": "te"})
@@ -110,6 +105,25 @@ def test_te_that_takes_packed_rows_or_has_none_to_take_is_no_error(installed: Ca
     assert choose_backend(make_plan(layout={"backend": "te"})).name == "te"
     no_mamba = make_plan(model={"hybrid_layer_pattern": "*-*-"}, layout={"backend": "te"}, data=full)
     assert choose_backend(no_mamba).name == "te"
+
+
+def test_te_splits_a_sequence_over_ranks(installed: Callable[..., None]) -> None:
+    installed()
+    assert choose_backend(asked("te", context_parallel_size=2)).name == "te"
+
+
+@pytest.mark.parametrize("backend", ["te", "auto"])
+def test_a_sequence_is_not_split_where_the_proof_of_isolation_could_not_run(
+    installed: Callable[..., None], backend: str
+) -> None:
+    installed(mamba_ssm="1.2.0")
+    with pytest.raises(SetupError) as caught:
+        choose_backend(asked(backend, context_parallel_size=2))
+    assert (
+        "parallel.context_parallel_size is 2, which is proved on rows of several documents before training, and core "
+        "reads rows of several documents on its memory-efficient Mamba path only, for which mamba_ssm >= 2.0.0 is "
+        "required"
+    ) in str(caught.value)
 
 
 def test_te_takes_upstreams_fusions_and_keeps_the_models_numbers() -> None:

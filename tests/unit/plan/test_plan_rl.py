@@ -177,3 +177,20 @@ def test_suggested_layouts_are_those_that_can_sample(shared: ToyProject) -> None
     assert {one.candidate.layout.pipeline_model_parallel_size for one in found} == {1}
     assert {one.candidate.layout.tensor_model_parallel_size for one in found} == {1, 2}
     assert all(one.memory.caches > 0 for one in found)
+
+
+@pytest.mark.parametrize(
+    ("key", "overrides"),
+    [
+        ("training.global_batch_size", ()),
+        ("rl.mini_batch_prompts", ("rl.mini_batch_prompts=262144",)),
+    ],
+)
+def test_an_update_that_weighs_more_than_core_counts_is_refused(
+    shared: ToyProject, key: str, overrides: tuple[str, ...]
+) -> None:
+    """2^18 prompts of 2 responses of weight 2^12 are 2^31."""
+    with pytest.raises(RecipeError) as caught:
+        plan_of(shared, "training.global_batch_size=262144", *overrides)
+    assert f"{key}: 262,144 x rl.samples_per_prompt 2 responses of weight 4,096 = 2,147,483,648" in str(caught.value)
+    assert "lower it to 262,143 or less" in str(caught.value)

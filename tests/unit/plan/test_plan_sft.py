@@ -8,15 +8,20 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from data_tools.drawing import Drawn
 from data_tools.errors import DataError, RecipeError
 from data_tools.manifest import read_manifest, write_manifest
+from data_tools.pack_rows import Conversations, RowOptions, make_rows
 from megatron_ext.__main__ import main
 from megatron_ext.plan.make import make_stage_plan
+from megatron_ext.plan.sft_checks import heaviest_step
 from megatron_ext.plan.sft_rows import _made as rows_of_stage_made
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.recipe.load import load_recipe
+from megatron_ext.recipe.step_weight import SAMPLE_WEIGHT
 from tests.support.pencil_project import PencilProject, record, refused
 from tests.support.sft_project import LONG, SHORT, make_sft_project, write_chat
 
@@ -337,3 +342,45 @@ def test_packing_shows_how_far_it_is_on_a_terminal(project: PencilProject, monke
     project.plan("seed=77")  # rows of no other test, which a process keeps
     assert "packing conversations" in sys.stderr.getvalue()  # type: ignore[attr-defined]
     assert "32/32" in sys.stderr.getvalue(), "16, each cut and packed"  # type: ignore[attr-defined]
+
+
+def test_a_step_that_weighs_more_than_core_counts_is_refused(project: PencilProject) -> None:
+    """2^19 texts of 2 tokens, 8 a row, weigh 4096 each: 2^31 in one step, which an int32 reads as -2^31."""
+    write_chat(project, "c", [(2, None)] * 2**19)
+    write_chat(project, "c.validation", [(7, None)])
+    keys = [f"data.blend=[{{source: {project.root}/c.yaml, share: 1.0}}]", f"budget.examples={2**19}"]
+    message = refused(lambda: project.plan(*keys, "sft.loss=sample", "training.global_batch_size=65536"))
+    assert "training.global_batch_size: 65,536 rows with sft.loss sample" in message
+    assert "= 2,147,483,648 divide the gradient of a step, and core counts to 2,147,483,647" in message
+    assert "lower it to 65,535 or less" in message
+    assert project.plan(*keys, "sft.loss=sample", "training.global_batch_size=65535").batch.total_steps == 2
+    switched = refused(lambda: project.plan(*keys, "sft.loss_switch_tokens=9", "training.global_batch_size=65536"))
+    assert "65,536 rows with sft.loss sample" in switched
+    assert project.plan(*keys, "training.global_batch_size=65536").batch.total_steps == 1
+
+
+def test_what_a_split_conversation_weighs_is_shared_by_its_rows() -> None:
+    """5 tokens without turns in rows of 3 train on 2 and 1 of them, beside 3 whole tokens that train on 2."""
+    rows = make_rows(
+        [Conversations(np.array([5, 3]), None)],
+        [Drawn(np.zeros(2, np.int64), np.arange(2))],
+        RowOptions(length=3, step=3, overlong="split"),
+    )
+    assert heaviest_step(rows, loss="token") == 2 + 1 + 2
+    assert heaviest_step(rows, loss="sample") == 2 * SAMPLE_WEIGHT
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        ("seed=4321",),
+        ("training.global_batch_size=3",),
+        ("training.sequence_length=32", "training.validation_tokens=64"),
+        ("budget.examples=8",),
+        *(tuple(CHANGES[key]) for key in ("draw", "passes", "overlong", "batch_unit", "pad_multiple")),
+    ],
+)
+def test_stages_that_read_other_rows_keep_others(project: PencilProject, changed: tuple[str, ...]) -> None:
+    for overrides in ((), changed):
+        make_stage_plan(project.load(*overrides))
+    assert len(list((project.root / "runs" / "prepared").glob("conversations-*/"))) == 2

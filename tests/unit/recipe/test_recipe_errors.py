@@ -171,3 +171,12 @@ def test_rules_of_sound_sections_are_checked_beside_a_broken_one(project: Pencil
     text = refusal(project, "precision=fp16", "model.num_query_groups=3")
     assert text.startswith("2 problems\n")
     assert "does not divide num_attention_heads 4" in text
+
+
+def test_a_step_of_more_tokens_than_core_counts_is_refused(project: PencilProject) -> None:
+    """2^27 rows of 16 tokens are 2^31, one more than an int32 holds."""
+    assert (
+        "training.global_batch_size: 134,217,728 x training.sequence_length 16 tokens = 2,147,483,648 divide the "
+        "gradient of a step, and core counts to 2,147,483,647; lower it to 134,217,727 or less"
+    ) in refusal(project, "training.global_batch_size=134217728")
+    project.load("training.global_batch_size=134217727")
