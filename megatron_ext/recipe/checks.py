@@ -119,7 +119,8 @@ def _message(kind: type[Section], tree: Tree, detail: ErrorDetails) -> str:
         return _unknown_key(kind, path)
     field = field_at(kind, path[:-1] if isinstance(path[-1], int) else path)
     if error == "missing":
-        return f"required and not set; {field.description if field and field.description else _keys_of(kind, path)}"
+        described = field.description if field is not None and field.description else _required_below(kind, path)
+        return f"required and not set; {described}"
     value = _written(tree, path)
     if error == "value_error":
         return str(context["error"])
@@ -157,6 +158,14 @@ def _value(tree: Tree, path: KeyPath) -> Any:
 def _keys_of(kind: type[Section], path: KeyPath) -> str:
     section = section_at(kind, path)
     return ", ".join(sorted(fields_of(section))) if section is not None else ""
+
+
+def _required_below(kind: type[Section], path: KeyPath) -> str:
+    """The keys that a section cannot do without."""
+    section = section_at(kind, path)
+    fields = fields_of(section) if section is not None else {}
+    required = [name for name, field in sorted(fields.items()) if field.is_required()]
+    return f"it needs {', '.join(required)}" if required else _keys_of(kind, path)
 
 
 def _unknown_key(kind: type[Section], path: KeyPath) -> str:

@@ -23,6 +23,11 @@ def test_an_unknown_key_names_the_nearest_and_the_allowed_ones(project: PencilPr
     ]
 
 
+def test_a_missing_section_names_the_keys_that_it_cannot_do_without(project: PencilProject) -> None:
+    project.edit("pretrain.yaml", "checkpoint:", "logging:")
+    assert "checkpoint: required and not set; it needs interval_tokens\n" in refusal(project) + "\n"
+
+
 def test_a_key_of_another_section_is_shown_where_it_belongs(project: PencilProject) -> None:
     assert "did you mean training.sequence_length? " in refusal(project, "optimizer.sequence_length=8")
 
