@@ -295,6 +295,9 @@ def _by_conversations(cuts: Sequence[_Cut], options: RowOptions, progress: Progr
         for number, (begin, end) in enumerate(pairwise(bounds))
         if end > begin
     ]
+    if not packed:
+        packed = [_packed(cut, options, progress, key="")]  # no step, and no row in it
+        return *_in_a_row(packed), np.zeros(1, np.int64), np.zeros(0, np.int64)
     num_rows = [int(row_of[-1]) + 1 for _, row_of in packed]
     first_row = np.concatenate([np.zeros(1, np.int64), np.cumsum(num_rows, dtype=np.int64)])
     conversations = np.full(len(packed), options.step)

@@ -14,6 +14,7 @@ from megatron_ext.plan.sft_checks import (
     check_held_out,
     check_lengths,
     refuse_heavy_steps,
+    refuse_no_rows,
     refuse_untrained,
 )
 from megatron_ext.plan.sft_declared import PackedStage, declared_sizes, declared_stage
@@ -70,7 +71,7 @@ def plan_sft(
             refuse_untrained(loaded, source.source, count, problems)
     check_held_out(loaded, sources, options, problems)
     if not rows.rows:
-        problems.add(loaded.origin(("sft",)), ("sft",), "no conversation is left to train on; see what is dropped")
+        refuse_no_rows(loaded, sources, options, problems)
     template, template_hash = chat_template(loaded, [*datasets, *held_out], problems)
     problems.raise_data_error()
     refuse_heavy_steps(loaded, rows, options)

@@ -117,12 +117,30 @@ def heaviest_step(rows: Rows, *, loss: str) -> int:
     return int(np.add.reduceat(of_rows, rows.first_row[:-1]).max())
 
 
+def refuse_no_rows(loaded: LoadedRecipe, sources: Sequence[SourcePlan], options: SftRecipe, problems: Problems) -> None:
+    """Refuses a stage of which no conversation is left, with the lengths of each source."""
+    length = loaded.recipe.training.sequence_length
+    key: KeyPath = ("training", "sequence_length")
+    for source in sources:
+        lengths = read_conversations(source.prefix).lengths
+        message = (
+            f"{length:,}, and with sft.overlong {options.overlong} no conversation is left to train on; those of "
+            f"source {source.source!r} have {int(lengths.min()):,} to {int(lengths.max()):,} tokens; "
+            "lengthen the rows, or write another sft.overlong"
+        )
+        problems.add(loaded.origin(key), key, message)
+
+
 def check_held_out(loaded: LoadedRecipe, sources: Sequence[SourcePlan], options: SftRecipe, problems: Problems) -> None:
     """Refuses held-out conversations that cannot be validated on."""
     for index, source in enumerate(sources):
         rows = held_out_rows(source.validation_prefix, options, sequence_length=loaded.recipe.training.sequence_length)
         if not rows.rows:
-            message = f"{source.validation_prefix}: holds no conversation to train on; hold out more"
+            drawn, length = rows.counts[0].drawn, rows.length
+            message = (
+                f"{source.validation_prefix}: none of its {drawn:,} conversations leaves a token to train on in a row "
+                f"of {length:,}; hold out more, or lengthen the rows"
+            )
             problems.add(loaded.origin(("sources", index, "validation_prefix")), ("validation_prefix",), message)
 
 

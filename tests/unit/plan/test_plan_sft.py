@@ -229,6 +229,20 @@ def test_packing_of_documents_is_one_problem_and_no_more(project: PencilProject)
     )
 
 
+@pytest.mark.parametrize("unit", ["rows", "conversations"])
+@pytest.mark.parametrize("overlong", ["drop", "trim-thinking"])
+def test_a_stage_whose_conversations_fit_no_row_says_how_long_they_are(
+    project: PencilProject, overlong: str, unit: str
+) -> None:
+    options = (f"sft.overlong={overlong}", f"sft.batch_unit={unit}", "training.sequence_length=2")
+    message = refused(lambda: project.plan(*options), DataError)
+    said = f"training.sequence_length: 2, and with sft.overlong {overlong} no conversation is left to train on"
+    assert said in message
+    assert "those of source 'c' have 4 to 12 tokens; lengthen the rows, or write another sft.overlong" in message
+    assert "those of source 'd' have 7 to 7 tokens" in message
+    assert "c.validation: none of its 3 conversations leaves a token to train on in a row of 2" in message
+
+
 @pytest.mark.parametrize("key", CHANGES)
 def test_a_key_of_the_section_changes_what_the_stage_is(project: PencilProject, key: str) -> None:
     assert project.plan(*CHANGES[key]).stage_id != project.plan().stage_id
