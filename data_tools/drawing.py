@@ -10,9 +10,10 @@ each round its N / rounds, and without replacement no round holds a conversation
 never share a row or stand close together. What is left of a random order at the end of a round comes in the
 next; the new order then goes on, first with what this round does not hold yet.
 
-All hangs on seed and content: names, paths and the other sources of the blend change nothing of what a source
-gives. Up to N = C a larger N gives the same conversations and more: "twice the data" holds the data. To read
-the same ones twice, repeat the rounds.
+All hangs on seed and content: names and paths change nothing, and up to N = C the other sources of the blend change
+nothing of what a source gives. Above, another number of rounds may change which conversations come once more than the
+others, for no round holds one twice; how many do it does not change. Up to N = C a larger N gives the same
+conversations and more: "twice the data" holds the data. To read the same ones twice, repeat the rounds.
 """
 
 from __future__ import annotations

@@ -116,7 +116,8 @@ class Rows:
         source: [pieces] place of each one's source.
         targets: [pieces] tokens of each that are trained on.
         cut: [pieces] tokens of its conversation that are in no piece, because they were truncated or trimmed.
-        conversations: Conversations of each step, [steps]; in steps of rows a split one counts where it begins.
+        conversations: Conversations of each step, [steps]; in steps of rows a split one counts where its
+            first piece with a target lies.
         counts: Of each source.
     """
 
@@ -152,6 +153,11 @@ class Rows:
         return is_first
 
     @cached_property
+    def is_begin(self) -> npt.NDArray[np.bool_]:
+        """[pieces] whether each is its conversation's first that holds a target; every copy has one such piece."""
+        return _begins(self.pieces, self.source)
+
+    @cached_property
     def targets_of_conversation(self) -> Ints:
         """[pieces] tokens that are trained on in all pieces of each one's conversation, read once."""
         if not (self.pieces.start > 0).any():
@@ -160,6 +166,15 @@ class Rows:
         sums = np.bincount(conversation, weights=self.targets * self.is_first)
         of_pieces: Ints = sums.astype(np.int64)[conversation]
         return of_pieces
+
+
+def _begins(pieces: Pieces, source: Ints) -> npt.NDArray[np.bool_]:
+    """`Rows.is_begin`: all copies of a conversation are cut alike, so its first piece in rows is known by its start."""
+    conversation = np.unique((source << 56) + pieces.conversation, return_inverse=True)[1]
+    first = np.full(int(conversation.max(initial=-1)) + 1, np.iinfo(np.int64).max)
+    np.minimum.at(first, conversation, pieces.start)
+    is_begin: npt.NDArray[np.bool_] = pieces.start == first[conversation]
+    return is_begin
 
 
 _COLUMNS = ("source", "targets", "cut", "place")
@@ -221,7 +236,7 @@ def make_rows(
         cut, row_of = _in_a_row(packed)
         num_rows = int(row_of[-1]) + 1 if len(row_of) else 0
         first_row = np.append(np.arange(0, num_rows, options.step), num_rows)
-        begins = cut.pieces.start == 0
+        begins = _begins(cut.pieces, cut.source)
         conversations = np.bincount(row_of[begins] // options.step, minlength=len(first_row) - 1)
     else:
         cut, row_of, first_row, conversations = _by_conversations(cuts, options, progress)

@@ -27,8 +27,7 @@ def conversation_ledger_of(plan: StagePlan, cursor: ConversationCursor) -> list[
         cursor: Of the stage.
     """
     rows, end = cursor.rows, int(cursor.rows.first_piece[cursor.rows_read])
-    lengths, is_begin = rows.pieces.lengths, rows.pieces.start == 0
-    is_first = rows.is_first
+    lengths, is_begin, is_first = rows.pieces.lengths, rows.is_begin, rows.is_first
     is_read = np.arange(len(lengths)) < end
     before = [LedgerRow(**row) for row in cursor.before]
     ledger = []

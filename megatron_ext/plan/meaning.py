@@ -6,6 +6,9 @@ checkpoints and validation, `max_steps`, paths, the names of model and sources, 
 `max_epochs` and `sft.untrained` (permissions: the samples say what is read), and whatever the model or
 schedule does not read.
 
+The chat template of an sft stage is left out too: it has been applied, and the ids and masks that it made are in the
+content of the sources. An rl stage applies its own while it runs, so there it is in.
+
 Names of sources are left out because the order of reading is drawn from the seed and the source's
 content: renaming a corpus changes a label in the ledger and no sample. The order of the blend is
 in: where two sources are equally due, the first one is read first.

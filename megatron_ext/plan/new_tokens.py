@@ -1,7 +1,8 @@
 """The tokens that a stage has more than the one whose weights it begins with: `resize_vocabulary`.
 
 Every token that the weights know keeps its id and its rows of embedding and output layer. Each new row is the mean of
-the rows of all ids that they know (`models/new_rows.py`). A mean moves no other token's probability by much, whatever
+the rows from id 0 to the largest that they know (`models/new_rows.py`); ids in between that no token has, whose rows
+are as they were drawn or decayed, count too. A mean moves no other token's probability by much, whatever
 the number of rows; a row drawn at random does, because its logit may be the largest of all
 (Source: Hewitt, "Initializing New Word Embeddings for Pretrained Language Models", 2021).
 """

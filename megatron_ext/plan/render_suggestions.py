@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 
 from data_tools.quantities import format_exact
 from megatron_ext.plan.datasets import has_sizes
 from megatron_ext.plan.render import terminal
 from megatron_ext.plan.render_table import frame
-from megatron_ext.plan.suggest import RESERVE, Suggestion
+from megatron_ext.plan.suggest import NODE, RESERVE, Suggestion, untried_pad_multiple
 from megatron_ext.recipe.load import LoadedRecipe
 
 _COLUMNS = ("", "tensor", "pipeline", "context", "data", "micro-batch", "microbatches", "recompute", "GB a rank")
@@ -64,6 +65,11 @@ def _notes(found: Sequence[Suggestion], loaded: LoadedRecipe) -> list[str]:
         notes.append(
             "microbatches  counted as if each conversation filled a row, for the data is not built: packed, there are "
             "fewer, and ranks idle longer"
+        )
+    if (pad := untried_pad_multiple(found, loaded.recipe)) is not None:
+        notes.append(
+            f"context     none was tried: it cuts each conversation into 2 x context pieces, and sft.pad_multiple is "
+            f"{pad}; ask again with --set sft.pad_multiple={math.lcm(pad, 2 * NODE)}, which makes it another stage"
         )
     if loaded.recipe.training.backend == "auto":
         notes.append("backend     auto is counted as te; where te cannot run, ask again with training.backend=local")

@@ -27,7 +27,7 @@ TP x PP x CP is kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -48,10 +48,12 @@ from megatron_ext.plan.stage_plan import BatchPlan, ExecutionPlan, LayoutPlan, R
 from megatron_ext.recipe.layer_pattern import parse_pattern
 from megatron_ext.recipe.load import LoadedRecipe
 from megatron_ext.recipe.rules import divisors, listed
-from megatron_ext.recipe.schema import ParallelRecipe, Recipe, TrainingRecipe
+from megatron_ext.recipe.schema import ParallelRecipe, Recipe, SftRecipe, TrainingRecipe
 
 NODE = 8
 """GPUs that one NVLink domain joins (H100 SXM5, the paper's)."""
+
+_CONTEXTS = range(2, NODE + 1)
 
 RESERVE = 0.1
 """Share of a GPU that no plan fills. Our choice."""
@@ -153,6 +155,18 @@ def suggest_layouts(
     return found
 
 
+def untried_pad_multiple(found: Sequence[Suggestion], recipe: Recipe) -> int | None:
+    """The `sft.pad_multiple` that stood against every context parallel size that was to be tried; None if it did not.
+
+    Args:
+        found: What is suggested; none where nothing fits.
+        recipe: What it is suggested for.
+    """
+    pad = (recipe.sft or SftRecipe()).pad_multiple
+    is_refused = recipe.stage == "sft" and recipe.training.backend != "local" and all(pad % (2 * c) for c in _CONTEXTS)
+    return pad if is_refused and not any(one.candidate.recomputed == 0 for one in found) else None
+
+
 def _fitting(candidates: list[Candidate], recipe: Recipe, gpu_memory: int) -> tuple[list[Suggestion], list[Suggestion]]:
     """The best candidates that fit, and those of sizes that never do, as frugal as they can be."""
     most_frugal = {candidate.all_sizes: candidate for candidate in sorted(candidates, key=_frugality)}
@@ -184,7 +198,7 @@ def _legal_layouts(
     CP is 1, or with `is_shared` above 1.
     """
     for tensor in legal_tensor_parallel_sizes(loaded.recipe.model):
-        contexts = range(2, NODE + 1) if is_shared else [1]
+        contexts = _CONTEXTS if is_shared else [1]
         for context, pipeline in product(contexts, divisors(gpus)) if tensor <= NODE else []:
             if loaded.recipe.stage == "rl" and (context, pipeline) != (1, 1):
                 continue  # a rank that samples holds all layers and whole sequences

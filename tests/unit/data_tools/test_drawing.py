@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -44,12 +45,24 @@ def test_twice_as_many_new_ones_hold_the_first_ones() -> None:
     assert twice[:20] == once
 
 
-def test_other_sources_and_their_order_change_nothing_of_what_a_source_gives() -> None:
+def test_other_sources_and_their_order_change_nothing_of_what_a_source_gives_within_a_pass() -> None:
     a, b = Pool("a", size=50, count=20), Pool("b", size=30, count=10)
     alone = of_source(draw([a], seed=5), 0)
     assert of_source(draw([b, a], seed=5), 1) == alone
     assert of_source(draw([Pool("c", size=50, count=20)], seed=5), 0) != alone
     assert of_source(draw([a], seed=6), 0) != alone
+
+
+def test_beyond_a_pass_other_sources_may_change_which_come_once_more_and_never_how_many() -> None:
+    """6 of 5 are one twice and four once, alone in 2 rounds and beside a source of 6 passes in 6."""
+    a, b = Pool("a", size=5, count=6), Pool("b", size=2, count=12)
+    which = []
+    for seed in range(20):
+        found = [Counter(chain(*of_source(draw(pools, seed=seed), 0))) for pools in ([a], [a, b])]
+        assert [sorted(times.values()) for times in found] == [[1, 1, 1, 1, 2]] * 2
+        which.append([times.most_common(1)[0][0] for times in found])
+    assert any(alone != beside for alone, beside in which)
+    assert any(alone == beside for alone, beside in which)
 
 
 def test_with_replacement_some_come_again_before_others_came_once() -> None:

@@ -81,6 +81,17 @@ def test_a_split_conversation_stays_in_one_step_of_conversations_and_counts_once
     assert rows.counts[0].split.conversations == 1
 
 
+@pytest.mark.parametrize("unit", ["rows", "conversations"])
+def test_a_split_conversation_counts_where_its_first_piece_with_a_target_lies(unit: Any) -> None:
+    """Of 12 tokens in rows of 4 the last 7 are the assistant's: the first piece is in no row."""
+    source = Conversations(np.array([12]), masks_of([[(5, 12)]]))
+    options = RowOptions(length=4, step=1, unit=unit, overlong="split")
+    rows = make_rows([source], [once(1), once(1)], options)
+    assert sorted(rows.pieces.start.tolist()) == [4, 4, 8, 8]
+    assert rows.pieces.start[rows.is_begin].tolist() == [4, 4]
+    assert int(rows.conversations.sum()) == 2
+
+
 def test_targets_are_marked_tokens_that_a_token_of_the_piece_comes_before() -> None:
     masks = masks_of([[(1, 3), (4, 6)], [(0, 5)]])
     source = Conversations(np.array([6, 5]), masks)

@@ -188,6 +188,26 @@ def test_the_weighting_switches_behind_so_many_trained_tokens(project: PencilPro
     assert resumed.loss == "sample"
 
 
+@pytest.mark.parametrize(("more", "loss"), [(0, "sample"), (1, "token")])
+def test_a_switch_at_the_very_end_of_a_step_holds_for_the_next_one(
+    project: PencilProject, more: int, loss: str
+) -> None:
+    plan = project.plan("training.global_batch_size=4")
+    first, _ = all_steps(cursor_of(plan), plan)
+    trained = sum(int(batch.loss_mask.sum()) for batch in first)
+    cursor = cursor_of(project.plan("training.global_batch_size=4", f"sft.loss_switch_tokens={trained + more}"))
+    cursor.next_step()
+    assert cursor.loss == loss
+
+
+def test_data_that_gives_other_rows_than_planned_is_refused(project: PencilProject) -> None:
+    plan = project.plan()
+    assert plan.sft is not None
+    other = plan.model_copy(update={"sft": plan.sft.model_copy(update={"rows": 8})})
+    with pytest.raises(DataError, match="7 rows are packed, 8 were planned; the data was changed since"):
+        cursor_of(other)
+
+
 def test_more_steps_than_planned_are_refused(project: PencilProject) -> None:
     plan = project.plan()
     cursor = cursor_of(plan)
@@ -259,6 +279,19 @@ def test_the_ledger_equals_a_recount_of_the_batches(project: PencilProject, keys
         assert step < plan.batch.total_steps
     assert [row.planned == row.read for row in ledger] == [True] * 3
     assert [row.samples for row in ledger[:2]] == [source.samples for source in plan.data.sources]
+
+
+@pytest.mark.parametrize("unit", ["rows", "conversations"])
+def test_the_ledger_counts_a_conversation_whose_first_piece_is_all_prompt(project: PencilProject, unit: str) -> None:
+    write_chat(project, "c", [(12, [(9, 12)]), (4, [(2, 4)])])
+    keys = ("budget.examples=2", "sft.overlong=split", "training.sequence_length=8", "sft.untrained=skip")
+    plan = one_source(project, *keys, "sft.passes=2", f"sft.batch_unit={unit}")
+    cursor = cursor_of(plan)
+    all_steps(cursor, plan)
+    row = conversation_ledger_of(plan, cursor)[0]
+    assert (row.samples, row.documents_first, row.documents_repeated, row.epochs) == (4, 2, 2, 2.0)
+    assert row.samples == plan.data.sources[0].samples
+    assert row.read == 2 * (4 + 4)
 
 
 def test_the_ledger_begins_with_what_the_stages_behind_have_read_and_keeps_it(project: PencilProject) -> None:

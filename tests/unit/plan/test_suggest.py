@@ -279,3 +279,18 @@ def test_a_size_without_its_unit_is_refused(capsys: pytest.CaptureFixture[str]) 
         main(["plan", str(BASE), "--suggest", "--gpus", "8", "--gpu-memory", "80"])
     assert ended.value.code == 2
     assert "write a number and its unit" in capsys.readouterr().err
+
+
+def test_a_padding_that_stands_against_context_parallelism_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the shipped stage nothing fits 20 GB without computing again, and CP needs pieces of a multiple of 4 to 16."""
+    recipe = str(BASE.parents[1] / "sft/shq.yaml")
+    command = ["plan", recipe, "--suggest", "--gpus", "64", "--gpu-memory", "20GB"]
+    assert main(command) == 0
+    said = "context     none was tried: it cuts each conversation into 2 x context pieces, and sft.pad_multiple is 1; "
+    assert f"{said}ask again with --set sft.pad_multiple=16, which makes it another stage" in capsys.readouterr().out
+    assert main([*command, "--set", "sft.pad_multiple=16"]) == 0
+    out = capsys.readouterr().out
+    assert "parallel.context_parallel_size=" in out
+    assert "none was tried" not in out
+    assert main([*command[:-1], "80GB"]) == 0
+    assert "none was tried" not in capsys.readouterr().out
