@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.support.pencil_project import PencilProject, make_pencil_project
 from tests.support.toy_project import Run, ToyProject, make_toy_project
+
+settings.register_profile("any machine", deadline=None)  # a test must not fail because others share the cores
+settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")

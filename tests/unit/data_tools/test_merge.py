@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data_tools.errors import DataError, UsageError
-from data_tools.manifest import write_manifest
+from data_tools.manifest import SourceFile, write_manifest
 from data_tools.merge import merge
 from data_tools.origin import ORIGIN
 from data_tools.progress import NoProgress
@@ -34,6 +34,11 @@ def jobs(tiny_tokenizer: Path, write_lines: WriteLines) -> list[TokenizeJob]:
     return jobs
 
 
+def _content(source: SourceFile) -> SourceFile:
+    """Without what is not recorded of a file that changed just before it was read."""
+    return replace(source, ctime_ns=0, inode=0)
+
+
 @pytest.mark.parametrize("at_once", [1, 1 << 22])
 def test_the_whole_is_what_one_job_writes(
     jobs: list[TokenizeJob], monkeypatch: pytest.MonkeyPatch, at_once: int
@@ -46,7 +51,7 @@ def test_the_whole_is_what_one_job_writes(
     assert merged.data_id == expected.data_id
     assert merged.origin_sha256 == expected.origin_sha256
     assert (merged.documents, merged.rejected_by_reason) == (3, {"malformed": 1})
-    assert merged.sources == expected.sources
+    assert [_content(source) for source in merged.sources] == [_content(source) for source in expected.sources]
     assert np.fromfile(folder / "merged.origin", ORIGIN)["source"].tolist() == [0, 0, 1]
     assert verify(folder / "merged", deep=True) == merged
 
