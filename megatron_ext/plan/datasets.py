@@ -145,11 +145,16 @@ def _not_built(loaded: LoadedRecipe) -> str:
 
 
 def _build_remedy(loaded: LoadedRecipe, index: int, prefix: str) -> str:
+    source = loaded.sources[index]
+    adapter = f" --adapter {source.adapter}" if source.adapter else ""
+    makes_chats = loaded.recipe.stage == "sft"
+    texts = " (texts without turns: tokenize … --append-eod)"
+    verb, end = ("chat", f"--hold-out 1%{texts}") if makes_chats else ("tokenize", "--append-eod")
     command = (
-        f"python -m data_tools tokenize --input FILE.jsonl --tokenizer {tokenizer_folder(loaded)} "
-        f"--output {prefix} --append-eod"
+        f"python -m data_tools {verb} --input FILE.jsonl{adapter} --tokenizer {tokenizer_folder(loaded)} "
+        f"--output {dataset_prefix(loaded, index, 'prefix') if makes_chats else prefix} {end}"
     )
-    given = loaded.sources[index].build
+    given = source.build
     return f"build it with: {f'{given} or ' if given else ''}{command}"
 
 

@@ -28,8 +28,13 @@ def read_stage_plan(loaded: LoadedRecipe, stage_id: str, run_root: Path, *, key:
     Raises:
         RecipeError: There is no such stage in this place's run_root.
     """
-    file = run_root / "stages" / stage_id / "plan.json"
+    file = run_root / "stages" / Path(stage_id).name / "plan.json"
     place = f"{loaded.origin(key)}: {key[0]}"
+    if "/" in stage_id:
+        raise RecipeError(
+            f"{place}: {stage_id}: a stage is named by its id alone and looked for in {file.parents[1]}, or by its "
+            f"recipe (a path ending in .yaml); write {Path(stage_id).name}, with --run-root where it lies elsewhere"
+        )
     if not file.is_file():
         there = ", ".join(sorted(folder.name for folder in file.parents[1].glob("*/"))) or "none"
         raise RecipeError(

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from data_tools.chat_template_files import template_source
 from data_tools.errors import DataError
 from data_tools.tokenizer import Tokenizer
 from megatron_ext.plan.stage_plan import StagePlan
@@ -26,6 +27,9 @@ def main_generate(args: argparse.Namespace) -> int:
         DataError: When `checkpoint` is neither a checkpoint nor a stage with one, or is damaged.
         UsageError: When an argument is outside its range.
     """
+    checkpoint = find_checkpoint(args.checkpoint)
+    if args.chat:
+        _require_chat_template(checkpoint)
     quiet_known_warnings()
     # These import torch and Megatron-Core, which `--help` does not need.
     from megatron_ext.models.build import build_model
@@ -36,7 +40,6 @@ def main_generate(args: argparse.Namespace) -> int:
     from megatron_ext.training.checkpoint import load_weights
     from megatron_ext.training.checkpoint_facts import read_plan
 
-    checkpoint = find_checkpoint(args.checkpoint)
     require_whole(checkpoint)
     plan = in_one_process(read_plan(checkpoint))
     tokenizer = Tokenizer.load(checkpoint / "tokenizer")
@@ -64,6 +67,16 @@ def main_generate(args: argparse.Namespace) -> int:
     return 0
 
 
+def _require_chat_template(checkpoint: Path) -> None:
+    try:
+        template_source(checkpoint / "tokenizer", None)
+    except DataError:
+        raise DataError(
+            f"{checkpoint / 'tokenizer'}: holds no chat template, so its stage was not taught to answer; name a "
+            "checkpoint of an sft stage, or leave --chat out to have the text continued."
+        ) from None
+
+
 def find_checkpoint(path: Path) -> Path:
     """The checkpoint that `path` names: itself, or the newest one of a stage's folder.
 
@@ -76,7 +89,13 @@ def find_checkpoint(path: Path) -> Path:
             raise DataError(f"{path}: this stage has no complete checkpoint yet; train it on, then come back.")
         return complete[-1]
     if not (path / "plan.json").is_file():
-        raise DataError(f"{path}: not a checkpoint: name a folder …/stages/ID or …/stages/ID/checkpoints/step_N.")
+        there = (
+            ", ".join(other.name for other in checkpoints_of(path.parent)) if path.parent.name == "checkpoints" else ""
+        )
+        remedy = (
+            f"there are {there} beside it" if there else "name a folder …/stages/ID or …/stages/ID/checkpoints/step_N"
+        )
+        raise DataError(f"{path}: not a checkpoint: {remedy}.")
     return path
 
 

@@ -164,6 +164,9 @@ def test_a_giver_that_is_nowhere_or_itself_is_refused(project: PencilProject) ->
     assert refusal("child", "init_from=pretrain-0").startswith(
         "--set init_from=pretrain-0: init_from: pretrain-0: no such stage in runs/stages; there are: none."
     )
+    assert "write pretrain-0, with --run-root where it lies elsewhere" in refusal(
+        "child", "init_from=runs/stages/pretrain-0"
+    )
     assert "init_from: none.yaml: no such file" in refusal("child", "init_from=none.yaml")
     assert "init_from: a circle: child.yaml -> child.yaml" in refusal("child", "init_from=child.yaml")
 

@@ -229,6 +229,17 @@ def test_packing_of_documents_is_one_problem_and_no_more(project: PencilProject)
     )
 
 
+def test_conversations_that_are_not_built_are_said_with_the_command_that_makes_conversations(
+    project: PencilProject,
+) -> None:
+    (project.root / "data" / "c.manifest.json").unlink()
+    with (project.root / "c.yaml").open("a") as file:
+        file.write("adapter: openthoughts3\n")
+    message = refused(project.plan, DataError)
+    assert "python -m data_tools chat --input FILE.jsonl --adapter openthoughts3 --tokenizer" in message
+    assert "--hold-out 1%" in message
+
+
 @pytest.mark.parametrize("unit", ["rows", "conversations"])
 @pytest.mark.parametrize("overlong", ["drop", "trim-thinking"])
 def test_a_stage_whose_conversations_fit_no_row_says_how_long_they_are(

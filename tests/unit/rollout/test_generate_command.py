@@ -44,8 +44,16 @@ def stage(toy_project: ToyProject, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def arguments(checkpoint: Path, **changes: object) -> argparse.Namespace:
-    values = {"prompt": PROMPT, "max_new_tokens": 8, "temperature": 0.0, "top_k": 0, "top_p": 1.0, "seed": 0}
-    return argparse.Namespace(chat=False, checkpoint=checkpoint, **(values | changes))
+    values = {
+        "chat": False,
+        "prompt": PROMPT,
+        "max_new_tokens": 8,
+        "temperature": 0.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "seed": 0,
+    }
+    return argparse.Namespace(checkpoint=checkpoint, **(values | changes))
 
 
 def test_prints_the_prompt_and_the_models_continuation(
@@ -76,3 +84,15 @@ def test_a_stage_without_checkpoints_is_refused(tmp_path: Path) -> None:
 def test_another_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not a checkpoint: name a folder"):
         main_generate(arguments(tmp_path))
+
+
+def test_a_checkpoint_that_is_gone_names_those_that_are_there(stage: tuple[Path, str]) -> None:
+    folder, _ = stage
+    with pytest.raises(DataError, match="step_4: not a checkpoint: there are step_2, step_10 beside it"):
+        main_generate(arguments(folder / "checkpoints" / "step_4"))
+
+
+def test_a_stage_that_was_not_taught_to_answer_is_asked_nothing(stage: tuple[Path, str]) -> None:
+    folder, _ = stage
+    with pytest.raises(DataError, match="name a checkpoint of an sft stage, or leave --chat out"):
+        main_generate(arguments(folder, chat=True))
