@@ -125,7 +125,7 @@ class RlRecipe(Section):
     )
     importance_cap: Number | None = Field(
         default=None,
-        gt=0,
+        ge=1,
         description="Truncated importance weights of what the sampler and the trainer see differently; null: none.",
     )
     overlong: Literal["keep", "mask", "soft-penalty"] = Field(

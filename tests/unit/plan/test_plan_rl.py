@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -194,3 +195,32 @@ def test_an_update_that_weighs_more_than_core_counts_is_refused(
         plan_of(shared, "training.global_batch_size=262144", *overrides)
     assert f"{key}: 262,144 x rl.samples_per_prompt 2 responses of weight 4,096 = 2,147,483,648" in str(caught.value)
     assert "lower it to 262,143 or less" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("rl.max_new_tokens=0", "rl.max_new_tokens"),
+        ("rl.temperature=0", "rl.temperature"),
+        ("rl.temperature=.inf", "rl.temperature"),
+        ("rl.advantage=median", "rl.advantage"),
+        ("rl.clip_low=0", "rl.clip_low"),
+        ("rl.clip_low=1.5", "rl.clip_low"),
+        ("rl.clip_high=0", "rl.clip_high"),
+        ("rl.clip_high=.inf", "rl.clip_high"),
+        ("rl.kl.estimator=k4", "rl.kl.estimator"),
+        ("rl.kl.estimator=k1", "rl.kl.estimator"),
+        ("rl.kl.coefficient=-1", "rl.kl.coefficient"),
+        ("rl.kl.coefficient=.inf", "rl.kl.coefficient"),
+        ("rl.aggregation=word", "rl.aggregation"),
+        ("rl.importance_cap=0.5", "rl.importance_cap"),
+        ("rl.overlong=drop", "rl.overlong"),
+        ("rl.overlong=soft-penalty", "rl.overlong_penalty_tokens"),
+        ("rl.overlong_penalty_tokens=-1", "rl.overlong_penalty_tokens"),
+    ],
+)
+def test_every_value_that_the_loss_would_refuse_is_refused_with_the_recipes_key(
+    shared: ToyProject, override: str, key: str
+) -> None:
+    with pytest.raises(RecipeError, match=f": {re.escape(key)}: "):
+        plan_of(shared, override)
