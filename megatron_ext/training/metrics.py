@@ -49,6 +49,7 @@ class MetricsLog:
     def __init__(self, file: Path, plan: StagePlan, *, from_step: int) -> None:
         self.recent_losses = _keep_steps_until(file, from_step)
         self._file = file.open("a")
+        self._samples = plan.rl is not None
         self._tensorboard = _open_tensorboard(file.parent, from_step) if plan.logging.tensorboard else None
         self._wandb = _open_wandb(file.parent, plan) if plan.logging.wandb_project else None
 
@@ -72,7 +73,7 @@ class MetricsLog:
             save_s: Seconds that training stood still for saving since the line before.
             loss_spike: Nats above the median of recent steps, in a spike.
         """
-        line = {
+        line: dict[str, Any] = {
             **state.to_json(),
             "loss": result.loss,
             "loss_by_source": result.loss_by_source,
@@ -84,6 +85,10 @@ class MetricsLog:
             **result.norms,
             **result.objective,
         }
+        if not self._samples:
+            del line["sampled_tokens"]
+        if result.loss_kind:
+            line["loss_kind"] = result.loss_kind
         if result.loss_by_domain:
             line["loss_by_domain"] = result.loss_by_domain
         if result.rank_seconds:
@@ -149,17 +154,20 @@ def _flatten(line: dict[str, Any]) -> dict[str, float]:
     for name, value in line.items():
         if isinstance(value, dict):
             flat |= {f"{name}/{source}": loss for source, loss in value.items()}
-        elif name != "step":
+        elif name not in ("step", "loss_kind"):
             flat[name] = value
     return {name: value for name, value in flat.items() if value is not None}
 
 
 def _finite(line: dict[str, Any]) -> dict[str, Any]:
     """NaN and Inf as null: JSON has no word for them."""
-    return {
-        name: _finite(value) if isinstance(value, dict) else value if math.isfinite(value) else None
-        for name, value in line.items()
-    }
+    finite: dict[str, Any] = {}
+    for name, value in line.items():
+        if isinstance(value, dict):
+            finite[name] = _finite(value)
+        else:
+            finite[name] = value if isinstance(value, str) or math.isfinite(value) else None
+    return finite
 
 
 def _open_tensorboard(folder: Path, from_step: int) -> Any:

@@ -24,6 +24,7 @@ class StepResult:
         rank_seconds: Each rank's own time, when it is measured.
         objective: What else the objective has to log of the step.
         sampled_tokens: Of the step's completions, in stage rl.
+        loss_kind: What weighed the same, `token` or `sample`; empty but in stage sft.
     """
 
     loss: float
@@ -39,6 +40,7 @@ class StepResult:
     rank_seconds: tuple[float, ...] = ()
     objective: dict[str, Any] = field(default_factory=dict)
     sampled_tokens: int = 0
+    loss_kind: str = ""
 
 
 @dataclass(frozen=True)

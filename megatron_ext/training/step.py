@@ -16,6 +16,7 @@ from torch.profiler import record_function
 
 from data_tools.errors import DataError, TrainingError
 from megatron_ext.datasets.batch import Batch
+from megatron_ext.datasets.conversations import ConversationCursor
 from megatron_ext.objectives.pretrain import Report
 from megatron_ext.runtime.agreement import raise_on_all_ranks
 from megatron_ext.runtime.device import device
@@ -54,6 +55,7 @@ def train_step(parts: Parts, *, lr: float, step: int, may_skip: bool = False) ->
     """
     parts.clock.restart()
     samples, tokens = parts.cursor.consumed_samples, parts.cursor.consumed_tokens
+    loss_kind = parts.cursor.loss if isinstance(parts.cursor, ConversationCursor) else ""
     batches = _read(parts)
     set_learning_rate(parts.optimizer, lr)
     parts.model.zero_grad_buffer()
@@ -85,6 +87,7 @@ def train_step(parts: Parts, *, lr: float, step: int, may_skip: bool = False) ->
         norms=norms,
         rank_seconds=parts.clock.of_all_ranks(),
         objective=parts.objective.metrics(report),
+        loss_kind=loss_kind,
     )
 
 

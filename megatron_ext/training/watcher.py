@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from megatron_ext.plan.stage_plan import StagePlan
-from megatron_ext.training.metrics import MetricsLog
+from megatron_ext.training.metrics import MetricsLog, read_last
 from megatron_ext.training.progress import TrainingProgress
 from megatron_ext.training.spikes import WINDOW_STEPS, SpikeWatch
 from megatron_ext.training.state import StepResult, TrainState
@@ -26,6 +26,7 @@ class Watcher:
 
     def __init__(self, metrics_file: Path, plan: StagePlan, state: TrainState, *, last_step: int) -> None:
         self._metrics = MetricsLog(metrics_file, plan, from_step=state.step)
+        self._loss_kind = read_last(metrics_file).get("loss_kind", "")
         self._progress = TrainingProgress(plan.stage, from_step=state.step, last_step=last_step)
         self._spikes = SpikeWatch(plan.logging.loss_spike_nats, self._metrics.recent_losses)
         self._max_skipped_steps = plan.execution.max_skipped_steps
@@ -54,6 +55,12 @@ class Watcher:
                 f"WARNING: {result.skipped}\n  The update was skipped: {state.skipped_steps} of "
                 f"training.max_skipped_steps {self._max_skipped_steps}."
             )
+        if self._loss_kind not in ("", result.loss_kind):
+            self._progress.say(
+                f"step {state.step}: from here on the loss weighs by {result.loss_kind}, not by {self._loss_kind} "
+                "(sft.loss_switch_tokens); losses before and after do not compare."
+            )
+        self._loss_kind = result.loss_kind
         if begins:
             self._progress.say(
                 f"WARNING: step {state.step}: loss {result.loss:.3f} is {above:.3f} nats above the median of the last "

@@ -19,7 +19,9 @@ PAGE = Path(__file__).parents[3] / "docs" / "reference" / "metrics.md"
 LOSSES = [2.0] * 12 + [4.0, 3.5, 2.0, 3.25]
 
 
-def watch(file: Path, losses: list[float], *, from_step: int = 0, **result: Any) -> list[dict[str, Any]]:
+def watch(
+    file: Path, losses: list[float], *, from_step: int = 0, loss_kinds: dict[int, str] | None = None, **result: Any
+) -> list[dict[str, Any]]:
     """Lines of metrics.jsonl after steps with these losses."""
     tokens = 128 * from_step
     state = TrainState(step=from_step, consumed_samples=4 * from_step, consumed_tokens=tokens, trained_tokens=tokens)
@@ -33,6 +35,7 @@ def watch(file: Path, losses: list[float], *, from_step: int = 0, **result: Any)
                 samples=4,
                 processed_tokens=128,
                 trained_tokens=128,
+                loss_kind=(loss_kinds or {}).get(state.step + 1, ""),
                 **result,
             )
             state = state.advance(step)
@@ -74,6 +77,24 @@ def test_a_skipped_step_is_null_in_json_and_no_spike(tmp_path: Path, capsys: pyt
     assert watch(tmp_path / "metrics.jsonl", [2.0], from_step=1)[1]["loss"] == 2.0, "goes on behind a null"
 
 
+def test_a_switch_of_the_loss_is_said_once_and_in_every_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that is resumed behind the switch does not say it again."""
+    kinds = {1: "token", 2: "token", 3: "sample", 4: "sample"}
+    lines = watch(tmp_path / "metrics.jsonl", [5.0, 5.0, 3.5], loss_kinds=kinds)
+    assert [line["loss_kind"] for line in lines] == ["token", "token", "sample"]
+    said = "step 3: from here on the loss weighs by sample, not by token (sft.loss_switch_tokens)"
+    assert capsys.readouterr().out.count(said) == 1
+    assert watch(tmp_path / "metrics.jsonl", [3.5], from_step=3, loss_kinds=kinds)[3]["loss_kind"] == "sample"
+    assert "from here on" not in capsys.readouterr().out
+
+
+def test_tokens_sampled_are_no_field_of_a_stage_that_samples_nothing(tmp_path: Path) -> None:
+    (line,) = watch(tmp_path / "metrics.jsonl", [2.0])
+    assert "sampled_tokens" not in line
+
+
 def test_the_slowest_rank_is_measured_against_the_faster_half() -> None:
     assert slowest((1.0, 4.0)) == {"slowest_rank": 1, "slowest_s": 4.0, "median_s": 1.0, "ratio": 4.0}
     assert slowest((2.0, 1.0, 3.0)) == {"slowest_rank": 2, "slowest_s": 3.0, "median_s": 2.0, "ratio": 1.5}
@@ -82,7 +103,12 @@ def test_the_slowest_rank_is_measured_against_the_faster_half() -> None:
 def test_the_metrics_page_names_every_field_and_no_other(tmp_path: Path) -> None:
     norms = {"grad_norm_by_kind": {"mamba": 1.0}, "weight_norm_by_kind": {"mamba": 1.0}}
     lines = watch(
-        tmp_path / "metrics.jsonl", LOSSES, rank_seconds=(1.0, 2.0), norms=norms, loss_by_domain={"math": 1.0}
+        tmp_path / "metrics.jsonl",
+        LOSSES,
+        rank_seconds=(1.0, 2.0),
+        norms=norms,
+        loss_by_domain={"math": 1.0},
+        loss_kinds={1: "token"},
     )
     written = {field for line in lines for field in line}
     fields = PAGE.read_text().split("The other files")[0]
