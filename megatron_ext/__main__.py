@@ -176,7 +176,8 @@ def _prepare(arguments: argparse.Namespace) -> None:
 
 
 def _ledger(arguments: argparse.Namespace) -> None:
-    from megatron_ext.datasets.ledger import ledger_json, print_ledger, read_ledger
+    from megatron_ext.datasets.ledger import ledger_json, read_ledger
+    from megatron_ext.datasets.ledger_view import print_ledger
 
     rows = read_ledger(arguments.checkpoint)
     if arguments.png is not None:

@@ -2,7 +2,7 @@
 
 `read` counts tokens in rows, `masked` those of them that carry no loss: read - masked were trained on. Of text
 without turns only each piece's first token is masked. `truncated` are tokens cut off conversations, and a row
-`padding` holds the positions that have no token: all `read` sum to the processed tokens.
+`padding` holds the positions that have no token, as read and as padding: all `read` sum to the processed tokens.
 
 Worked example: of a conversation of 10 tokens, 6 of them the assistant's, a row of 8 that truncates it and is read
 twice has read 16, masked 8 and truncated 4; documents_first 1 and documents_repeated 1.
@@ -14,8 +14,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from megatron_ext.datasets.conversations import PADDING, ConversationCursor
-from megatron_ext.datasets.ledger import LedgerRow
+from megatron_ext.datasets.conversations import ConversationCursor
+from megatron_ext.datasets.ledger import PADDING, LedgerRow
 from megatron_ext.plan.stage_plan import StagePlan
 
 
@@ -66,7 +66,7 @@ def conversation_ledger_of(plan: StagePlan, cursor: ConversationCursor) -> list[
     )
     known_before = {row.data_id for row in before if row.read}
     ledger = [_unknown(row) if row.data_id in known_before else row for row in ledger]
-    return [*before, *ledger, LedgerRow(1, PADDING, "", PADDING, planned, read, masked=read)]
+    return [*before, *ledger, LedgerRow(1, PADDING, "", PADDING, planned, read, padding=read)]
 
 
 def _unknown(row: LedgerRow) -> LedgerRow:

@@ -18,7 +18,8 @@
 | documents_repeated  | and again |
 | padding             | of `read`, positions of packed rows that hold no token; first + repeated are the others |
 | masked              | tokens whose label is left out of the loss: of packed rows the last ones of documents, and |
-|                     | where what another sequence length left is laid end to end |
+|                     | where what another sequence length left is laid end to end; of conversations what the      |
+|                     | assistant does not say. read - padding - masked were trained on |
 | truncated, trimmed  | tokens of packed documents longer than a row that were cut off, or out of their thinking, |
 | documents_cut       | of so many |
 | dropped,            | tokens of those that were left out, counted with the last row of their window of rows, |
@@ -47,16 +48,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_tools.errors import DataError
-from data_tools.quantities import format_exact
 from megatron_ext.datasets.packed_reads import packed_reads
-from megatron_ext.plan.render import terminal
-from megatron_ext.plan.render_table import frame
 from megatron_ext.plan.stage_plan import SourcePlan, StagePlan
 
 if TYPE_CHECKING:
     from megatron_ext.datasets.blended import BlendedCursor
 
 LEDGER = "ledger.json"
+PADDING = "padding"
+"""Source and `data_id` of the row of positions that no source fills, in stages of kind sft and rl."""
+
 _SUMMED = ("planned", "read", "samples", "epochs", "padding", "masked", "truncated", "trimmed", "documents_cut")
 _SUMMED += ("dropped", "documents_dropped", "pieces_isolated", "sampled")
 _CARRIED = ("distinct", "distinct_documents", "place", "cutting")
@@ -95,6 +96,11 @@ class LedgerRow:
     domains_known: str = "declared"
     long_documents: str = ""
     sampled: int = 0
+
+    @property
+    def trained(self) -> int:
+        """Tokens that carried loss, those of skipped updates included."""
+        return self.read - self.padding - self.masked
 
     def to_json(self) -> dict[str, Any]:
         """The row as a plain mapping."""
@@ -182,7 +188,8 @@ def _is_known(row: LedgerRow, source: SourcePlan, *, begin: int, cutting: str) -
 def sum_by_source(rows: Sequence[LedgerRow]) -> list[LedgerRow]:
     """A row a source (its content counts, not its name), as phase 0."""
     return [
-        _sum([row for row in rows if row.data_id == data_id]) for data_id in dict.fromkeys(row.data_id for row in rows)
+        sum_rows([row for row in rows if row.data_id == data_id])
+        for data_id in dict.fromkeys(row.data_id for row in rows)
     ]
 
 
@@ -204,7 +211,8 @@ def sum_anew(rows: Sequence[LedgerRow], plan: StagePlan) -> list[LedgerRow]:
     ]
 
 
-def _sum(rows: Sequence[LedgerRow]) -> LedgerRow:
+def sum_rows(rows: Sequence[LedgerRow]) -> LedgerRow:
+    """The sums of rows, as phase 0; what cannot be summed is the last one's."""
     sums: dict[str, Any] = {name: sum(getattr(row, name) for row in rows) for name in _SUMMED}
     for name in _SUMMED_WHERE_KNOWN:
         values = [getattr(row, name) for row in rows]
@@ -247,81 +255,3 @@ def read_ledger(path: Path) -> list[LedgerRow]:
 def ledger_json(rows: Sequence[LedgerRow]) -> str:
     """The rows as JSON."""
     return json.dumps([row.to_json() for row in rows], indent=1)
-
-
-def print_ledger(rows: Sequence[LedgerRow], path: Path) -> None:
-    """Prints the rows, and the sum of each source and domain."""
-    console = terminal()
-    console.print(str(path))
-    columns = ("phase", "source", "domain", "planned", "read", "epochs", "first", "repeated", "documents", "again")
-    table = frame(*columns)
-    for column in table.columns[3:]:
-        column.justify = "right"
-    for row in rows:
-        _add(table, str(row.phase) if row.phase else "before", row.source, row.domain, row)
-    for row in sum_by_source(rows):
-        _add(table, "all", row.source, row.domain, row)
-    for domain, parts in _by_domain(rows).items():
-        known = sorted({part.domains_known for part in parts if part.domain_shares})
-        _add(table, "all", "", f"{domain} ({', '.join(known)})" if known else domain, _sum(parts))
-    whole = _sum(rows)
-    _add(table, "all", "", "", whole)
-    console.print(table)
-    if any(row.domain_shares for row in rows):
-        print(
-            "domains: counted shares are exact where whole passes were read, and hold about in between; declared ones "
-            "are what the source's file says"
-        )
-    print(
-        f"{whole.samples:,} samples; {whole.masked:,} tokens masked, {whole.truncated:,} truncated; "
-        f"{whole.pieces_isolated:,} pieces of documents isolated"
-    )
-    if whole.sampled:
-        print(f"{whole.sampled:,} tokens sampled, {whole.read - whole.masked:,} trained")
-    policies = {(row.source, row.long_documents) for row in rows if row.long_documents}
-    if policies or whole.padding or whole.documents_cut or whole.documents_dropped:
-        print(
-            f"packed: {100 * (1 - whole.padding / whole.read):.2f} % filled, {whole.padding:,} positions of padding; "
-            f"{whole.documents_cut:,} long documents cut, {whole.truncated + whole.trimmed:,} tokens of them; "
-            f"{whole.documents_dropped:,} dropped, {whole.dropped:,} tokens"
-        )
-    if any(policy in ("drop", "trim-thinking") for _, policy in policies):
-        print("dropped documents count when the last row of their window is read: none of a window read in part")
-    if any(policy == "trim-thinking" for _, policy in policies):
-        untold = sorted(source for source, policy in policies if policy == "split")
-        if untold:
-            print(f"long documents of {', '.join(untold)}: split, since no thinking is recorded of them")
-
-
-def _by_domain(rows: Sequence[LedgerRow]) -> dict[str, list[LedgerRow]]:
-    """The rows of each domain; of a source that mixes domains the share of each, documents unknown."""
-    found: dict[str, list[LedgerRow]] = {}
-    for row in rows:
-        for domain, share in row.domain_shares.items():
-            tokens = {name: getattr(row, name) for name in ("planned", "read", "first", "repeated")}
-            parts: dict[str, Any] = {
-                name: None if count is None else round(share * count) for name, count in tokens.items()
-            }
-            part = replace(row, domain=domain, documents_first=None, documents_repeated=None, **parts)
-            found.setdefault(domain, []).append(part)
-        if not row.domain_shares:
-            found.setdefault(row.domain, []).append(row)
-    return found
-
-
-def _add(table: Any, phase: str, source: str, domain: str, row: LedgerRow) -> None:
-    def known(count: int | None) -> str:
-        return "unknown" if count is None else format_exact(count)
-
-    table.add_row(
-        phase,
-        source,
-        domain,
-        format_exact(row.planned),
-        format_exact(row.read),
-        f"{row.epochs:.3g}" if source else "",
-        known(row.first),
-        known(row.repeated),
-        known(row.documents_first),
-        known(row.documents_repeated),
-    )

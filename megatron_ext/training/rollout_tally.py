@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from megatron_ext.datasets.ledger import LedgerRow
+from megatron_ext.datasets.ledger import PADDING, LedgerRow
 from megatron_ext.objectives.rl import RlOptions, response_weight
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.training.rollout_groups import Group
-from megatron_ext.training.rollout_rows import PADDING
 
 _COUNTS = ("prompts", "first", "sampled", "read", "trained")
 
@@ -89,7 +88,7 @@ class Tally:
         return [
             *(LedgerRow(**row) for row in before),
             *rows,
-            LedgerRow(1, PADDING, "", PADDING, 0, padding, masked=padding),
+            LedgerRow(1, PADDING, "", PADDING, 0, padding, padding=padding),
         ]
 
     def state_dict(self) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def test_the_ledger_counts_all_that_was_planned(whole: Run) -> None:
     plan = json.loads((whole.stage_folder / "plan.json").read_text())
     assert (rows["talks"]["samples"], rows["words"]["samples"]) == (30, 10)
     assert sum(row["read"] for row in rows.values()) == plan["batch"]["total_tokens"]
-    trained = sum(row["read"] - row["masked"] for row in rows.values())
+    trained = sum(row["read"] - row["padding"] - row["masked"] for row in rows.values())
     assert trained == plan["sft"]["trained_tokens"] == whole.metrics[-1]["trained_tokens"]
 
 

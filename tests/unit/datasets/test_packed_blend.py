@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_ext.datasets.blended import BlendedCursor
-from megatron_ext.datasets.ledger import LedgerRow, ledger_json, ledger_of, print_ledger, sum_by_source
+from megatron_ext.datasets.ledger import LedgerRow, ledger_json, ledger_of, sum_by_source
+from megatron_ext.datasets.ledger_view import print_ledger
 from megatron_ext.plan.lineage import chain_behind
 from megatron_ext.plan.stage_plan import StagePlan
 from tests.support.packed_sources import PADDING, Packed, write_packed_source
@@ -272,6 +273,7 @@ def test_behind_a_pass_that_fresh_left_packed_firsts_are_unknown(folder):
 
 def test_the_ledger_is_printed_with_its_fill_and_what_was_cut(tmp_path, capsys):
     row = LedgerRow(1, "a", "general", "0" * 64, read=100, samples=25, padding=10, truncated=7, documents_cut=2)
+    (tmp_path / "state.json").touch()
     print_ledger([row], tmp_path)
     assert capsys.readouterr().out.splitlines()[-1] == (
         "packed: 90.00 % filled, 10 positions of padding; 2 long documents cut, 7 tokens of them; 0 dropped, 0 tokens"
@@ -280,6 +282,7 @@ def test_the_ledger_is_printed_with_its_fill_and_what_was_cut(tmp_path, capsys):
 
 @pytest.mark.parametrize(("policy", "is_said"), [("drop", True), ("trim-thinking", True), ("split", False)])
 def test_a_ledger_whose_documents_may_be_dropped_says_when_they_count(tmp_path, capsys, policy, is_said):
+    (tmp_path / "state.json").touch()
     print_ledger([LedgerRow(1, "a", "general", "0" * 64, read=100, samples=25, long_documents=policy)], tmp_path)
     lines = capsys.readouterr().out.splitlines()
     assert any(line.endswith("; 0 dropped, 0 tokens") for line in lines)
