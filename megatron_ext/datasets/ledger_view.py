@@ -113,9 +113,7 @@ def _by_domain(rows: Sequence[LedgerRow]) -> dict[str, list[LedgerRow]]:
     return found
 
 
-def _add(
-    table: Any, phase: str, source: str, domain: str, row: LedgerRow, *, is_trained_known: bool = True
-) -> None:
+def _add(table: Any, phase: str, source: str, domain: str, row: LedgerRow, *, is_trained_known: bool = True) -> None:
     def known(count: int | None) -> str:
         return "unknown" if count is None else format_exact(count)
 

@@ -51,7 +51,8 @@ def test_padding_takes_one_row_and_every_row_has_a_name(stage: Path, capsys: pyt
 
 
 def test_samples_are_named_for_what_they_are(stage: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert any(line.startswith("5 conversations, behind 40 rows of the stages before;") for line in shown(stage, capsys))
+    said = "5 conversations, behind 40 rows of the stages before;"
+    assert any(line.startswith(said) for line in shown(stage, capsys))
 
 
 def test_a_stage_that_is_not_finished_says_so_and_which_checkpoint_was_read(
