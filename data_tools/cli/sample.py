@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def add(verbs: Any) -> None:
     """Registers the verb."""
-    about = "Make real data sets on the spot: base, ldq and shq to train on, eval and rl prompts with their answers."
+    about = "Make real data sets on the spot: base, ldq, shq, form to train on, eval, rl, digit prompts with answers."
     parser = verbs.add_parser("sample", help=about, description=about)
     parser.example = "python -m data_tools sample --out data/demo/raw"
     parser.add_argument(
@@ -26,7 +26,7 @@ def add(verbs: Any) -> None:
         "--size", choices=("small", "full"), default="small", help="small for trials (default), full: over 30M tokens"
     )
     parser.add_argument("--seed", type=int, default=0, help="decides the rows (default 0)")
-    parser.add_argument("--only", metavar="NAMES", help="some of base,ldq,shq,eval,rl, separated by commas")
+    parser.add_argument("--only", metavar="NAMES", help="some of base,ldq,shq,eval,rl,digit,form, separated by commas")
     parser.add_argument("--scale", type=float, default=1.0, help="times the rows of the size (default 1)")
     parser.add_argument(
         "--workers", type=int, metavar="N", help="processes (default: all cores for full, 1 for small); same bytes"

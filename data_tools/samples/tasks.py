@@ -1,6 +1,6 @@
 """Tasks of a family: questions with stored answers and the means to score others.
 
-Most families are reasoning-gym's; two are made here, because its own scorers or questions for them run
+Most families are reasoning-gym's; three are made here, because its own scorers or questions for them run
 text as code and depend on Python's hash seed (`polynomial_multiplication`) or do not exist.
 
 What a question is used for hangs on the question alone (`use_of`), so questions to train on, to practise
@@ -209,7 +209,13 @@ def _polynomial_product(random: Random) -> tuple[str, str]:
     return f"Multiply out and collect like terms: {said}. Write powers as x**2.", written_polynomial(product)
 
 
+def _last_digit(random: Random) -> tuple[str, str]:
+    number = random.randint(1_000, 9_999)
+    return f"Last digit: {number}", str(number % 10)
+
+
 OWN_FAMILIES: dict[str, tuple[Callable[[Random], tuple[str, str]], str]] = {
+    "last_digit": (_last_digit, "number"),
     "linear_systems": (_linear_system, "exact"),
     "polynomial_products": (_polynomial_product, "polynomial"),
 }

@@ -34,6 +34,7 @@ from data_tools.errors import DataError
 from data_tools.progress import Progress
 from data_tools.readers import hash_file
 from data_tools.samples.base import BASE
+from data_tools.samples.last_digit import DIGIT, FORM
 from data_tools.samples.ldq import LDQ
 from data_tools.samples.prompts import EVAL, RL
 from data_tools.samples.rows import Row, SampleSource, Tally
@@ -43,7 +44,7 @@ from data_tools.split import split_of
 SAMPLE_VERSION = "2"
 """Raised when the same seed would give other rows."""
 
-SOURCES: dict[str, SampleSource] = {source.name: source for source in (BASE, LDQ, SHQ, EVAL, RL)}
+SOURCES: dict[str, SampleSource] = {source.name: source for source in (BASE, LDQ, SHQ, EVAL, RL, DIGIT, FORM)}
 
 Part = tuple[list[Row], Tally]
 RunParts = Callable[[Callable[[str], Part], Iterable[str]], Iterator[Part]]

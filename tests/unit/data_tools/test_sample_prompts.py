@@ -14,6 +14,7 @@ from data_tools.adapters import adapter_named
 from data_tools.documents import texts
 from data_tools.overlap import Corpus, find_overlap
 from data_tools.samples.command import make_samples
+from data_tools.samples.last_digit import DIGIT, FORM
 from data_tools.samples.prompts import EVAL, RL, SCORER_OF, UNSEEN, accepts
 from data_tools.samples.rows import Tally, content_id
 from data_tools.samples.tasks import USES, new_tasks, use_of
@@ -154,3 +155,28 @@ def test_evaluation_alone_asks_families_that_no_other_set_has() -> None:
 def test_an_unseen_family_says_that_nothing_trained_on_it(made: dict[int, Path]) -> None:
     trained_in = {row["meta_data"]["family"]: row["meta_data"]["trained_in"] for row in rows_of(made[0], "eval")}
     assert (trained_in["maze"], trained_in["gcd"], trained_in["dice"]) == ("none", "shq", "ldq")
+
+
+def test_a_prompt_of_digit_has_the_last_digit_of_its_number_as_answer() -> None:
+    rows = list(itertools.islice(DIGIT.make("last_digit", 0, Tally()), 200))
+    for row in rows:
+        content = row["prompt"][0]["content"]
+        assert re.fullmatch(r"Last digit: [1-9]\d{3}", content)
+        assert row["reward_model"]["ground_truth"] == content[-1]
+    assert len({row["id"] for row in rows}) == 200
+
+
+def test_conversations_of_form_are_right_as_often_as_chance_and_say_which_are() -> None:
+    rows = list(itertools.islice(FORM.make("last_digit", 0, Tally()), 1_000))
+    for row in rows:
+        asked, said = (turn["content"] for turn in row["messages"])
+        assert re.fullmatch(r"\\boxed\{\d\}", said)
+        assert row["is_right"] is (said == f"\\boxed{{{asked[-1]}}}")
+    assert 60 < sum(row["is_right"] for row in rows) < 140  # 100 expected, deviation 9.5
+
+
+def test_no_prompt_of_digit_was_a_conversation_of_form() -> None:
+    prompts = {row["prompt"][0]["content"] for row in DIGIT.make("last_digit", 0, Tally())}
+    shown = {row["messages"][0]["content"] for row in FORM.make("last_digit", 1, Tally())}
+    assert (len(prompts) > 1_000, len(shown) > 5_000) == (True, True)
+    assert not prompts & shown

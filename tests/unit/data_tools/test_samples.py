@@ -63,7 +63,7 @@ def some_ldq() -> list[dict[str, Any]]:
 def test_each_source_is_a_card_and_its_files(samples: Path) -> None:
     assert sorted(path.name for path in samples.iterdir()) == sorted(
         [f"{name}{suffix}" for name in SOURCES for suffix in (".jsonl", ".card.json")]
-        + [f"{name}.validation.jsonl" for name in ("base", "ldq", "shq")]
+        + [f"{name}.validation.jsonl" for name in ("base", "ldq", "shq", "form")]
     )
 
 
@@ -168,7 +168,7 @@ def test_a_sample_that_was_edited_is_not_called_there(tmp_path: Path) -> None:
 
 
 def test_wrong_names_and_scales_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--only: 'lmq' is none of base,eval,ldq,rl,shq"):
+    with pytest.raises(UsageError, match="--only: 'lmq' is none of base,digit,eval,form,ldq,rl,shq"):
         make_samples(tmp_path, SMALL, only="base,lmq")
     for scale in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(UsageError, match="is not above 0"):
