@@ -1,156 +1,124 @@
-"""Whether an rl stage learns: the pass rate on held-out prompts before and after, with intervals, for three seeds.
+"""Whether rewards teach: right answers to held-out prompts before and after, with intervals, for three seeds.
 
-    python tests/benchmarks/rl_learning.py [--steps 60] [--seeds 1 2 3]
+    python tests/benchmarks/rl_learning.py [--seeds 1 2 3] [--write docs/explanation/rl_learning]
 
-The task is one that a model of 0.27M parameters can learn: the largest of three digits, of 720 questions, 120 of them
-held out. Copying one of the three at random is right in 33 % of the questions, always 9 in 30 %. Fine-tuning on 96
-conversations shows the model the form of an answer, and some of the task. What it learns beyond that it learns from
-rewards, which look at accuracy alone. Prints the curve of the reward, and asserts nothing.
+After `make demo` and `recipes/demo/form.yaml` (docs/how-to/train-with-rewards.md), in the same folder: runs
+`recipes/demo/rl.yaml` with other seeds, which decide what is sampled and in which order prompts come. A tenth of the
+answers is right by chance. Prints the reward by tens of steps and asserts nothing. `--write` keeps the numbers (.csv)
+and draws them (.svg).
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
+import csv
 import json
-import random
+import re
+import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-REPOSITORY = Path(__file__).parents[2]
-sys.path.insert(0, str(REPOSITORY))
-
-from data_tools.chat import ChatJob, chat  # noqa: E402
-from data_tools.chat_template_files import SHIPPED_TEMPLATE  # noqa: E402
-from data_tools.progress import NoProgress  # noqa: E402
-from tests.support.rl_project import write_prompts  # noqa: E402
-from tests.support.toy_project import ToyProject, make_toy_project  # noqa: E402
-
-SFT = """\
-extends: pretrain.yaml
-stage: sft
-init_from: pretrain.yaml
-data:
-  blend:
-    - {source: digits.yaml, share: 1.0, max_epochs: 30}
-  document_isolation: full
-budget: {tokens: 0, examples: 96}
-sft: {passes: 30}
-training:
-  sequence_length: 256
-  global_batch_size: 2
-  micro_batch_size: 1
-  validation_interval_tokens: 1M
-  validation_tokens: 768
-optimizer: {lr: 3e-3, min_lr: 3e-4}
-schedule: {style: cosine, warmup_tokens: 0, warmup_ratio: 0.1}
-checkpoint: {interval_tokens: 1M}
-"""
-RL = """\
-extends: sft.yaml
-stage: rl
-init_from: sft.yaml
-data: {{blend: null}}
-budget: {{examples: 0, steps: {steps}}}
-sft: null
-rl:
-  prompts:
-    - {{source: digits, file: digits.prompts.jsonl, validation_prompts: 120, domain: math, scorer: number}}
-  max_epochs: 100
-  samples_per_prompt: 8
-  max_prompt_tokens: 48
-  max_new_tokens: 16
-  slots: 128
-  kl: {{coefficient: 0}}
-  rewards: {{accuracy: 1, accuracy_and_format: 0}}
-  validation_samples: 2
-training:
-  global_batch_size: 16
-  validation_interval_tokens: 163_840    # 20 steps of 16 x 8 x 64 tokens
-  validation_tokens: 0
-optimizer: {{lr: 1e-3, min_lr: 1e-3, weight_decay: 0}}
-schedule: {{style: constant, warmup_ratio: 0}}
-checkpoint: {{interval_tokens: 10M}}
-seed: {seed}
-"""
+RECIPE = "recipes/demo/rl.yaml"
+BEFORE = re.compile(r"before the first step +held-out pass rate: digit ([\d.]+) % \(95 %: ([\d.]+) to ([\d.]+)\)")
 
 
-def question(digits: tuple[int, ...]) -> str:
-    """What is asked."""
-    return "Which is largest: {}, {} or {}?".format(*digits)
+def run(seed: int, processes: int) -> tuple[Path, list[float]]:
+    """Trains one seed, unless that is done; gives the stage's folder and the rate before the first step."""
+    override = ["--set", f"seed={seed}"]
+    plan = [sys.executable, "-m", "megatron_ext", "plan", RECIPE, *override, "--json"]
+    stage_id = json.loads(subprocess.run(plan, check=True, capture_output=True).stdout)["stage_id"]
+    log = Path("runs") / f"rl_learning_{stage_id}.log"  # the rate before the first step is printed, not recorded
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    if not (Path("runs/stages") / stage_id / "stage.json").exists():
+        with log.open("w") as file:
+            command = [sys.executable, *launcher, "-m", "megatron_ext.run", RECIPE, *override]
+            subprocess.run(command, check=True, stdout=file, stderr=subprocess.STDOUT)
+    before = BEFORE.search(log.read_text())
+    assert before is not None, f"{log}: no pass rate before the first step; remove the stage and run again"
+    return Path("runs/stages") / stage_id, [float(percent) / 100 for percent in before.groups()]
 
 
-def make_project(root: Path) -> ToyProject:
-    """Data, tokenizer and recipes, and the weights of the base and of fine-tuning."""
-    project = make_toy_project(root)
-    every = list(itertools.permutations(range(10), 3))
-    random.Random(0).shuffle(every)
-    rows = [
-        {
-            "id": "{}{}{}".format(*digits),
-            "messages": [
-                {"role": "user", "content": question(digits)},
-                {"role": "assistant", "content": f"\\boxed{{{max(digits)}}}"},
-            ],
-        }
-        for digits in every
-    ]
-    for name, some in {"digits": rows[:96], "digits.validation": rows[96:120]}.items():
-        raw = root / f"{name}.jsonl"
-        raw.write_text("".join(json.dumps(row) + "\n" for row in some))
-        job = ChatJob((raw,), root / "data" / "tokenizer", root / "data" / name, chat_template=SHIPPED_TEMPLATE)
-        chat(job, NoProgress())
-    prefixes = "prefix: digits\nvalidation_prefix: digits.validation\n"
-    (root / "digits.yaml").write_text(f"source: digits\n{prefixes}domain: math\n")
-    write_prompts(root / "data" / "digits.prompts.jsonl", [_prompt(digits) for digits in every[96:]])
-    (root / "sft.yaml").write_text(SFT)
-    for recipe in ("pretrain.yaml", "sft.yaml"):
-        _run(project, root / recipe)
-    return project
+def rows_of(folder: Path, seed: int, before: list[float]) -> list[dict[str, Any]]:
+    """A row a step: mean reward of its completions, and the held-out pass rate where it was looked at."""
+    rate, low, high = before
+    rows: list[dict[str, Any]] = [{"seed": seed, "step": 0, "reward": "", "held_out": rate, "low": low, "high": high}]
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        step = json.loads(line)
+        held_out = step["validation"]
+        rows.append(
+            {
+                "seed": seed,
+                "step": step["step"],
+                "reward": round(step["reward"], 4),
+                **{
+                    name: round(held_out[key], 4) if key in held_out else ""
+                    for name, key in (("held_out", "digit"), ("low", "digit_low"), ("high", "digit_high"))
+                },
+            }
+        )
+    return rows
 
 
-def _prompt(digits: tuple[int, ...]) -> dict[str, Any]:
-    return {
-        "id": "{}{}{}".format(*digits),
-        "data_source": "digits",
-        "prompt": [{"role": "user", "content": question(digits)}],
-        "reward_model": {"style": "rule", "ground_truth": str(max(digits))},
-        "meta_data": {},
-    }
+def report(rows: list[dict[str, Any]], seed: int) -> None:
+    """Prints what came of a seed."""
+    rewards = [row["reward"] for row in rows if row["step"]]
+    tens = [fmean(rewards[at : at + 10]) for at in range(0, len(rewards), 10)]
+    print(f"seed {seed}: reward by tens of steps:", *(f"{mean:.2f}" for mean in tens))
+    for row in rows:
+        if row["held_out"] != "":
+            print(f"  step {row['step']}: held out {row['held_out']:.1%} (95 %: {row['low']:.1%} to {row['high']:.1%})")
+    sys.stdout.flush()
 
 
-def _run(project: ToyProject, recipe: Path) -> str:
-    done = project.run(project.root / "runs", recipe=recipe, timeout_s=3600)
-    if done.code:
-        sys.exit(done.output)
-    return done.output
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """The reward of each step as lines, held-out pass rates with their intervals as points."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "rl_learning"
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6.4, 3.2), layout="constrained")
+    for number, seed in enumerate(sorted({row["seed"] for row in rows})):
+        some = [row for row in rows if row["seed"] == seed]
+        axes.plot(
+            [row["step"] for row in some[1:]], [row["reward"] for row in some[1:]], color=f"C{number}", linewidth=0.9
+        )
+        seen = [row for row in some if row["held_out"] != ""]
+        spread = [[row["held_out"] - row["low"] for row in seen], [row["high"] - row["held_out"] for row in seen]]
+        steps, rates = [row["step"] + number / 2 for row in seen], [row["held_out"] for row in seen]
+        axes.errorbar(steps, rates, spread, fmt="o", markersize=4, color=f"C{number}", label=f"seed {seed}")
+    axes.axhline(0.1, color="grey", linestyle=":", linewidth=0.9)
+    axes.set(xlabel="step", ylabel="right answers", ylim=(0, 1.02))
+    axes.legend(loc="lower right", frameon=False)
+    figure.savefig(path, metadata={"Date": None})
 
 
 def main() -> None:
     """Trains each seed, and prints what came of it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=60)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--write", type=Path, metavar="PREFIX", help="keep PREFIX.csv and PREFIX.svg")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        project = make_project(Path(folder) / "project")
-        for seed in arguments.seeds:
-            recipe = project.root / f"rl_{seed}.yaml"
-            recipe.write_text(RL.format(steps=arguments.steps, seed=seed))
-            output = _run(project, recipe)
-            rates = [line for line in output.splitlines() if "held-out pass rate" in line]
-            plans = [
-                file for file in project.root.glob("runs/stages/rl-*/plan.json") if recipe.name in file.read_text()
-            ]
-            metrics = (plans[0].parent / "metrics.jsonl").read_text().splitlines()
-            rewards = [json.loads(line)["reward"] for line in metrics]
-            tens = [rewards[at : at + 10] for at in range(0, len(rewards), 10)]
-            print(f"seed {seed}")
-            print(*rates, sep="\n")
-            print("reward, by tens of steps:", *(f"{fmean(some):.2f}" for some in tens), flush=True)
+    plans = Path("runs/stages").glob("sft-*/plan.json")
+    if not any("demo/form.yaml" in plan.read_text() and (plan.parent / "stage.json").exists() for plan in plans):
+        print("not run: recipes/demo/form.yaml has no finished stage here")
+        return
+    every = []
+    for seed in arguments.seeds:
+        folder, before = run(seed, arguments.processes)
+        rows = rows_of(folder, seed, before)
+        report(rows, seed)
+        every += rows
+    if arguments.write:
+        with arguments.write.with_suffix(".csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(every[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(every)
+        draw(every, arguments.write.with_suffix(".svg"))
 
 
 if __name__ == "__main__":
