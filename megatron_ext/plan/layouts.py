@@ -256,6 +256,8 @@ def _check_microbatches(loaded: LoadedRecipe, data_parallel_size: int, problems:
 
 def _legal_worlds(recipe: Recipe, *, near: int) -> str:
     """Numbers of processes that the layout and the batch allow: the nearest three on either side."""
+    if recipe.stage in ("sft", "rl"):  # steps are filled up for any number of ranks
+        return f"a multiple of {_model_parallel_size(recipe)}"
     rows = recipe.training.global_batch_size
     micro = recipe.training.micro_batch_size
     per_rank = rows // micro if rows % micro == 0 else rows

@@ -240,6 +240,14 @@ def test_conversations_that_are_not_built_are_said_with_the_command_that_makes_c
     assert "--hold-out 1%" in message
 
 
+def test_steps_are_filled_up_for_any_number_of_replicas_so_any_multiple_of_the_layout_may_start(
+    project: PencilProject,
+) -> None:
+    loaded = project.load("parallel.tensor_model_parallel_size=2")
+    message = refused(lambda: make_stage_plan(loaded, world_size=3, may_be_provisional=True), RecipeError)
+    assert "= 2; start a multiple of 2 processes, or change the layout" in message
+
+
 @pytest.mark.parametrize("unit", ["rows", "conversations"])
 @pytest.mark.parametrize("overlong", ["drop", "trim-thinking"])
 def test_a_stage_whose_conversations_fit_no_row_says_how_long_they_are(
