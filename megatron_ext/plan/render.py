@@ -40,7 +40,8 @@ def print_plan(plan: StagePlan, *, run_root: Path, time: GpuTime | None = None) 
     if plan.roundings:
         console.print("")
     for sentence in plan.roundings:
-        console.print(Text.assemble(("rounded", "yellow"), f"  {sentence}"), soft_wrap=True)
+        label = "rounded" if "round" in sentence else "note"
+        console.print(Text.assemble((label, "yellow"), f"  {sentence}"), soft_wrap=True)
 
 
 def plan_json(plan: StagePlan, time: GpuTime | None) -> str:
@@ -156,19 +157,23 @@ def _batch_rows(batch: BatchPlan) -> list[Row]:
 
 def _schedule_rows(plan: StagePlan) -> list[Row]:
     schedule, optimizer = plan.schedule, plan.optimizer
-    warmup = _steps(plan, schedule.warmup_samples)
-    parts = [f"{warmup} {'step' if warmup == '1' else 'steps'} of warmup"]
+    warmup = _length(plan, schedule.warmup_samples)
+    unit = "step" if plan.sft is None else plan.sft.options.batch_unit.removesuffix("s")
+    parts = [f"{warmup} {unit if warmup == '1' else f'{unit}s'} of warmup"]
     if schedule.style == "wsd":
         stable = schedule.horizon_samples - schedule.warmup_samples - schedule.decay_samples
-        parts.append(f"{_steps(plan, stable)} stable")
-        parts.append(f"{_steps(plan, schedule.decay_samples)} of {schedule.decay_style} decay")
+        parts.append(f"{_length(plan, stable)} stable")
+        parts.append(f"{_length(plan, schedule.decay_samples)} of {schedule.decay_style} decay")
     else:
-        parts.append(f"{_steps(plan, schedule.decay_samples)} of {schedule.style}")
+        parts.append(f"{_length(plan, schedule.decay_samples)} of {schedule.style}")
     end = "" if schedule.style == "constant" else f" down to {optimizer.min_lr:g}"
     return [("learning rate", f"{optimizer.lr:g}{end}, {schedule.style}: {', '.join(parts)}")]
 
 
-def _steps(plan: StagePlan, samples: int) -> str:
+def _length(plan: StagePlan, samples: int) -> str:
+    """In steps; of an sft stage, whose last step is a part of one, in the rows or conversations of its batches."""
+    if plan.sft is not None:
+        return format_exact(samples)
     batch = plan.batch
     steps = samples * plan.schedule.sample_tokens / (batch.sequence_length * batch.global_batch_size)
     return f"{steps:,.2f}".rstrip("0").rstrip(".")
@@ -176,7 +181,8 @@ def _steps(plan: StagePlan, samples: int) -> str:
 
 def _held_out(plan: StagePlan) -> str:
     if plan.rl is None:
-        return f"up to {format_exact(plan.cadence.validation_samples)} samples of each source"
+        unit = "sample" if plan.sft is None else "row"
+        return f"up to {counted(plan.cadence.validation_samples, unit)} of each source"
     prompts = sum(source.held_out for source in plan.rl.sources)
     return f"pass rate on {counted(prompts, 'held-out prompt')}, {plan.rl.options.validation_samples} of each"
 
@@ -189,7 +195,7 @@ def _cadence_rows(plan: StagePlan) -> list[Row]:
     return [
         (
             "validation",
-            f"every {format_exact(cadence.validation_interval_steps)} steps, {_held_out(plan)}",
+            f"every {counted(cadence.validation_interval_steps, 'step')}, {_held_out(plan)}",
         ),
-        ("checkpoints", f"every {format_exact(cadence.checkpoint_interval_steps)} steps; {kept}"),
+        ("checkpoints", f"every {counted(cadence.checkpoint_interval_steps, 'step')}; {kept}"),
     ]

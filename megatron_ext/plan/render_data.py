@@ -16,13 +16,13 @@ def chain_rows(plan: StagePlan) -> list[Row]:
     """The stages before this one, and where the learning rate's horizon lies."""
     batch, horizon = plan.batch, plan.schedule.horizon_samples * plan.schedule.sample_tokens
     label = "continues" if plan.parent is not None else "init_from"
-    rows = [
+    rows = [  # the one that this one begins from, then those behind it
         (
-            label if index == 0 else "",
+            label if index == 0 else "behind it" if index == 1 else "",
             f"{stage.stage_id}  {stage.recipe}: {format_exact(stage.total_steps)} steps, "
             f"{format_exact(stage.total_tokens)} tokens{'; its weights only' if stage.gives == 'weights' else ''}",
         )
-        for index, stage in enumerate(plan.behind.chain if plan.behind is not None else ())
+        for index, stage in enumerate(reversed(plan.behind.chain) if plan.behind is not None else ())
     ]
     if plan.awaits_weights:
         rows.append(("init_from", "unresolved: planned without it; run needs --set init_from=STAGE"))

@@ -109,14 +109,19 @@ def _data_plan(loaded: LoadedRecipe, tokenizer: TokenizerFacts | None, sources: 
 def _note_changes(name: str, count: SourceCount, roundings: list[str]) -> None:
     """A sentence for each thing that became of conversations."""
     said = {
-        "dropped": "are too long for a row and left out",
-        "truncated": "are too long for a row and lose their end",
-        "trimmed": "are too long for a row and lose the tail of their thinking",
-        "split": "are too long for a row and cut into pieces that do not see each other",
+        "dropped": ("left out", "left out"),
+        "truncated": ("loses its end", "lose their end"),
+        "trimmed": ("loses the tail of its thinking", "lose the tail of their thinking"),
+        "split": ("cut into pieces that do not see each other", "cut into pieces that do not see each other"),
     }
-    for what, words in said.items():
+    for what, (one, many) in said.items():
         changed = getattr(count, what)
         if changed.conversations:
+            words = (
+                f"is too long for a row and {one}"
+                if changed.conversations == 1
+                else f"are too long for a row and {many}"
+            )
             tokens = (
                 f": {format_exact(changed.tokens)} of {format_exact(count.tokens)} tokens" if changed.tokens else ""
             )
@@ -124,10 +129,11 @@ def _note_changes(name: str, count: SourceCount, roundings: list[str]) -> None:
                 f"source {name}: {format_exact(changed.conversations)} of {format_exact(count.drawn)} conversations "
                 f"{words}{tokens}."
             )
-    if count.untrained.conversations:
+    if number := count.untrained.conversations:
+        words = ("conversation or piece has", "is") if number == 1 else ("conversations or pieces have", "are")
         roundings.append(
-            f"source {name}: {format_exact(count.untrained.conversations)} conversations or pieces have no token to "
-            f"train on and are left out: {format_exact(count.untrained.tokens)} of {format_exact(count.tokens)} tokens."
+            f"source {name}: {format_exact(number)} {words[0]} no token to train on and {words[1]} left out: "
+            f"{format_exact(count.untrained.tokens)} of {format_exact(count.tokens)} tokens."
         )
 
 

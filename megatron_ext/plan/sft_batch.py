@@ -28,10 +28,13 @@ def plan_sft_batch(
     rows, conversations = (packed.rows, packed.conversations) if packed is not None else (read, read)
     samples = rows if options.batch_unit == "rows" else conversations
     steps = -(-samples // step)
-    if packed is not None and samples % step:
+    left = samples % step
+    if packed is not None and left:
         roundings.append(
-            f"training.global_batch_size {step:,}: the last of {format_exact(steps)} steps has the "
-            f"{format_exact(samples % step)} {options.batch_unit} that are left."
+            f"training.global_batch_size {step:,}: "
+            f"{'the only step' if steps == 1 else f'the last of {format_exact(steps)} steps'} has the "
+            f"{format_exact(left)} {options.batch_unit.removesuffix('s') if left == 1 else options.batch_unit} that "
+            f"{'is' if left == 1 else 'are'} left."
         )
     most_rows = packed.sft.most_rows_of_step if packed is not None else step
     if packed is not None:

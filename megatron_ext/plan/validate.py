@@ -47,11 +47,12 @@ def validate_file(path: Path) -> str:
 def _stage_facts(loaded: LoadedRecipe) -> str:
     draft = draft_plan(loaded)
     identity, total_tokens = "data not built yet", draft.batch.total_tokens
+    size = f"{format_exact(loaded.recipe.budget.examples)} conversations" if loaded.recipe.stage == "sft" else ""
     if has_prompts(loaded) if loaded.recipe.stage == "rl" else has_sizes(loaded):
         plan = make_stage_plan(loaded, may_be_provisional=True)
-        total_tokens = plan.batch.total_tokens  # of an sft stage the draft has a row for each conversation
+        total_tokens, size = plan.batch.total_tokens, ""  # an sft stage's tokens follow from packing
         notes = ["sizes declared, data not built yet"] if plan.data.is_provisional else []
         notes += ["parent unresolved"] if plan.awaits_weights else []
         identity = f"{plan.stage_id}{f' ({", ".join(notes)})' if notes else ''}"
-    tokens = format_count(total_tokens)
-    return f"{loaded.recipe.stage} recipe, model {loaded.recipe.model.name}, {tokens} tokens, {identity}"
+    size = size or f"{format_count(total_tokens)} tokens"
+    return f"{loaded.recipe.stage} recipe, model {loaded.recipe.model.name}, {size}, {identity}"

@@ -152,7 +152,7 @@ def test_conversations_that_a_stage_cannot_train_on_are_refused_by_every_verb(
     ("spoil", "permission", "counted", "said"),
     [
         (all_masked, "sft.untrained=skip", {"untrained": 1}, "1 conversations or pieces have no token to train on"),
-        (overlong, "sft.overlong=drop", {"dropped": 1}, "1 of 12 conversations are too long for a row and left out"),
+        (overlong, "sft.overlong=drop", {"dropped": 1}, "1 of 12 conversations is too long for a row and left out"),
         (overlong, "sft.overlong=truncate", {"truncated": 1}, "too long for a row and lose their end: 4 of 64 tokens"),
         (overlong, "sft.overlong=split", {"split": 1}, "too long for a row and cut into pieces that do not see"),
     ],

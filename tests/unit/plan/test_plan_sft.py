@@ -57,7 +57,7 @@ def test_rows_steps_and_trained_tokens_are_those_of_a_pencil(project: PencilProj
     assert (plan.batch.total_samples, plan.batch.total_tokens) == (7, 112)
     assert plan.schedule.warmup_samples == 2  # a quarter of 7 rows
     assert [source.has_turns for source in plan.sft.sources] == [True, False]
-    assert plan.roundings == ("training.global_batch_size 2: the last of 4 steps has the 1 rows that are left.",)
+    assert plan.roundings == ("training.global_batch_size 2: the last of 4 steps has the 1 row that is left.",)
 
 
 def test_domains_of_conversations_are_those_of_their_manifest(project: PencilProject) -> None:
@@ -142,9 +142,7 @@ def test_a_conversation_without_anything_to_train_on_is_refused_or_left_out(proj
     message = refused(project.plan, DataError)
     assert "sft.untrained: error, and 1 conversations or pieces of source 'c' have no token to train on" in message
     plan = project.plan("sft.untrained=skip")
-    assert any(
-        "1 conversations or pieces have no token to train on and are left out: 5 of" in s for s in plan.roundings
-    )
+    assert any("1 conversation or piece has no token to train on and is left out: 5 of" in s for s in plan.roundings)
     assert plan.sft is not None
     assert plan.sft.sources[0].untrained == 1
 
