@@ -117,7 +117,7 @@ def _note_changes(name: str, count: SourceCount, roundings: list[str]) -> None:
     for what, (one, many) in said.items():
         changed = getattr(count, what)
         if changed.conversations:
-            words = (
+            happened = (
                 f"is too long for a row and {one}"
                 if changed.conversations == 1
                 else f"are too long for a row and {many}"
@@ -127,7 +127,7 @@ def _note_changes(name: str, count: SourceCount, roundings: list[str]) -> None:
             )
             roundings.append(
                 f"source {name}: {format_exact(changed.conversations)} of {format_exact(count.drawn)} conversations "
-                f"{words}{tokens}."
+                f"{happened}{tokens}."
             )
     if number := count.untrained.conversations:
         words = ("conversation or piece has", "is") if number == 1 else ("conversations or pieces have", "are")

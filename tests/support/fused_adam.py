@@ -60,6 +60,7 @@ class FusedAdam(torch.optim.Optimizer):
 
 
 extensions_on_cpu.install()
+del sys.modules["transformer_engine_torch"]  # with compiled kernels about, torch's Adam would be put back on a CPU
 extensions_on_cpu._module("transformer_engine.pytorch.optimizers", FusedAdam=FusedAdam, FusedSGD=torch.optim.SGD)
 
 from megatron.core.process_groups_config import ProcessGroupCollection
