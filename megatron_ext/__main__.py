@@ -23,8 +23,17 @@ from data_tools.quantities import parse_bytes
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb; returns its exit code."""
+    if (sys.argv[1:] if argv is None else argv)[:1] == ["run"]:
+        return exit_code_of(_refuse_run)
     arguments = build_parser().parse_args(argv)
     return exit_code_of(lambda: arguments.handler(arguments))
+
+
+def _refuse_run() -> None:
+    raise UsageError(f"run: a stage is trained by another program: {RUN}; the same behind torchrun on several ranks.")
+
+
+RUN = "python -m megatron_ext.run RECIPE"
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,7 @@ class Verb:
     summary: str
     handler: Callable[[argparse.Namespace], int | None]
     arguments: Callable[[Any], None]
+    another: str = ""  # a second example, of fine-tuning
 
 
 class _ExampleFirst(argparse.ArgumentParser):
@@ -50,13 +60,15 @@ class _ExampleFirst(argparse.ArgumentParser):
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     parser = _ExampleFirst(
-        prog="megatron-ext", description="Decide where reasoning data goes, and find out by training."
+        prog="megatron-ext",
+        description="Decide where reasoning data goes, and find out by training.",
+        epilog=f"Training itself: {RUN}",
     )
     parser.example = "python -m megatron_ext plan recipes/demo/pretrain.yaml"
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_ExampleFirst)
     for verb in VERBS:
         sub = verbs.add_parser(verb.name, help=verb.summary, description=verb.summary)
-        sub.example = f"python -m megatron_ext {verb.example}"
+        sub.example = "\n".join(f"python -m megatron_ext {words}" for words in (verb.example, verb.another) if words)
         verb.arguments(sub.add_argument)
         sub.set_defaults(handler=verb.handler)
     return parser
@@ -78,19 +90,20 @@ def _validate(arguments: argparse.Namespace) -> int:
 
 
 def _prove_isolation(file: Path) -> str:
+    from megatron_ext.runtime.warnings import quiet_known_warnings
+
+    quiet_known_warnings()
     from megatron_ext.models.build import build_model
     from megatron_ext.plan.make import make_stage_plan
     from megatron_ext.recipe.load import LoadedRecipe, load_file
     from megatron_ext.rollout.cli import in_one_process
     from megatron_ext.runtime.launch import Launch
     from megatron_ext.runtime.parallel import process_groups
-    from megatron_ext.runtime.warnings import quiet_known_warnings
     from megatron_ext.training.isolation import require_isolation
 
     loaded = load_file(file)
     if not isinstance(loaded, LoadedRecipe):
         raise UsageError(f"validate: --isolation: {file} is no stage recipe, so it says no precision; name one.")
-    quiet_known_warnings()
     plan = in_one_process(make_stage_plan(loaded, may_be_provisional=True))
     with process_groups(Launch(rank=0, local_rank=0, world_size=1)) as groups:
         return str(require_isolation(build_model(plan, groups), plan, groups))
@@ -354,6 +367,7 @@ VERBS = (
         "Check recipe files, all errors at once; one line for each file.",
         _validate,
         _validate_arguments,
+        "validate recipes/demo/sft.yaml --isolation",
     ),
     Verb(
         "plan",
@@ -361,6 +375,7 @@ VERBS = (
         "Show everything that a stage will do, before anything does it.",
         _plan,
         _plan_arguments,
+        "plan recipes/front_loading/sft/shq.yaml --suggest --gpus 64",
     ),
     Verb(
         "show",
@@ -371,14 +386,14 @@ VERBS = (
     ),
     Verb(
         "diff",
-        "diff recipes/demo/pretrain.yaml recipes/demo/pretrain.yaml",
+        "diff recipes/demo/base_60.yaml recipes/demo/pretrain.yaml",
         "Print the keys that two recipes set differently, and whether they are the same stage.",
         _diff,
         _diff_arguments,
     ),
     Verb(
         "prepare",
-        "prepare recipes/demo/pretrain.yaml",
+        "prepare recipes/demo/sft.yaml",
         "Compute ahead, once, what every run of a recipe would compute at its start.",
         _prepare,
         _prepare_arguments,
@@ -389,6 +404,7 @@ VERBS = (
         "Say what a checkpoint has read, and how often, by source and phase and over its chain of stages.",
         _ledger,
         _ledger_arguments,
+        "ledger runs/stages/sft-*",
     ),
     Verb(
         "trace",
@@ -397,6 +413,7 @@ VERBS = (
         "Imports torch, as Megatron-Core's index reader does: it takes seconds to begin.",
         _trace,
         _trace_arguments,
+        "trace runs/stages/sft-* --step 1 --text",
     ),
     Verb(
         "rollouts",
@@ -411,6 +428,7 @@ VERBS = (
         "Let a checkpoint go on from a prompt.",
         _generate,
         _generate_arguments,
+        "generate runs/stages/sft-* --chat --prompt 'What is 12 + 30?'",
     ),
     Verb("doctor", "doctor", "Say what this machine has installed and what that means.", _doctor, _doctor_arguments),
 )

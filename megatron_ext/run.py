@@ -24,6 +24,8 @@ from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.recipe.load import load_recipe
 from megatron_ext.runtime.determinism import be_deterministic
 from megatron_ext.runtime.launch import Launch
+from megatron_ext.training.file_list import STAGE_FILE, checkpoints_of
+from megatron_ext.training.parent_stage import parent_checkpoint
 
 if TYPE_CHECKING:
     from megatron_ext.training.loop import Outcome
@@ -106,7 +108,17 @@ def _run(arguments: argparse.Namespace, launch: Launch, ending: Ending) -> None:
     )
     for sentence in plan.roundings:
         _say(launch, f"WARNING: {sentence}")
+    _require_parent(plan, run_root)
     _execute(plan, run_root, launch, ending)
+
+
+def _require_parent(plan: StagePlan, run_root: Path) -> None:
+    """Refuses a stage whose parent is not finished; before torch is imported, which takes seconds on every rank."""
+    own = run_root / "stages" / plan.stage_id
+    is_finished = (own / STAGE_FILE).is_file()
+    needs_reference = plan.rl is not None and plan.rl.has_reference
+    if not is_finished and (needs_reference or not checkpoints_of(own / "checkpoints")):
+        parent_checkpoint(run_root, plan)
 
 
 def _execute(plan: StagePlan, run_root: Path, launch: Launch, ending: Ending) -> None:
@@ -121,7 +133,6 @@ def _execute(plan: StagePlan, run_root: Path, launch: Launch, ending: Ending) ->
     from megatron_ext.runtime.parallel import process_groups
     from megatron_ext.training import walk
     from megatron_ext.training.metrics import check_loggers
-    from megatron_ext.training.parent_stage import parent_checkpoint
     from megatron_ext.training.replaced_data import notes_on_replaced_data
     from megatron_ext.training.stage_folder import StageFolder
 
@@ -133,9 +144,6 @@ def _execute(plan: StagePlan, run_root: Path, launch: Launch, ending: Ending) ->
     if folder.is_finished:
         _say(launch, f"finished before: {folder.stage_file}. Nothing to do.")
         return
-    needs_reference = plan.rl is not None and plan.rl.has_reference
-    if needs_reference or walk.newest_checkpoint(folder) is None:
-        parent_checkpoint(run_root, plan)
     for note in notes_on_replaced_data(run_root, plan):
         _say(launch, f"WARNING: {note}")
     _say(launch, describe_layers(plan))

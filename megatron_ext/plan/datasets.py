@@ -108,9 +108,11 @@ def read_tokenizer(loaded: LoadedRecipe, problems: Problems, *, may_be_missing: 
         return None
     vocab_size = loaded.recipe.model.vocab_size
     if facts.vocab_size > vocab_size:
+        begins = loaded.recipe.init_from is not None and not loaded.recipe.resize_vocabulary
+        resize = " and add --set resize_vocabulary=true, which gives added tokens rows" if begins else ""
         message = (
             f"{folder} has {facts.vocab_size:,} ids, model.vocab_size is {vocab_size:,} "
-            f"({loaded.origin(('model', 'vocab_size'))}); raise that to at least {facts.vocab_size:,}, "
+            f"({loaded.origin(('model', 'vocab_size'))}); raise that to at least {facts.vocab_size:,}{resize}, "
             "or take a smaller tokenizer"
         )
         problems.add(loaded.origin(key), key, message)

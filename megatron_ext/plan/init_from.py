@@ -40,22 +40,21 @@ def check_weights(loaded: LoadedRecipe, plan: StagePlan, giver: StagePlan, *, ru
     """
     problems = Problems()
     there, here = giver.meaning["model"], plan.meaning["model"]
+    difference = _other_tokenizer(plan.data, giver.data) if plan.new_tokens is None else ""
+    added = tokens_to_add(plan.data, giver, run_root=run_root) if difference else {}
     for key in sorted((there.keys() | here.keys()) - _ONLY_NEW_WEIGHTS):
         theirs, mine = there.get(key), here.get(key)
         is_resized = key == "padded_vocab_size" and plan.new_tokens is not None and theirs < mine
         if theirs != mine and not is_resized:
             path: KeyPath = ("model", _PATH.get(key, key))
             what = "" if path[1] == key else f"{key} "
-            message = (
-                f"{what}{said(mine)}, and {said(theirs)} in {giver.stage_id}, which gives the weights; write the same"
-            )
+            grows = key == "padded_vocab_size" and added and theirs < mine
+            remedy = "keep it for the added tokens, with --set resize_vocabulary=true" if grows else "write the same"
+            message = f"{what}{said(mine)}, and {said(theirs)} in {giver.stage_id}, which gives the weights; {remedy}"
             problems.add(loaded.origin(path), path, message)
-    if plan.new_tokens is None and (difference := _other_tokenizer(plan.data, giver.data)):
+    if difference:
         path = ("data", "tokenizer")
-        remedy = (
-            _add_them(tokens_to_add(plan.data, giver, run_root=run_root))
-            or "or weights that were trained with this one"
-        )
+        remedy = _add_them(added) or "or weights that were trained with this one"
         message = f"{difference}\n  Take the tokenizer of {giver.stage_id}, {remedy}."
         problems.add(loaded.origin(path), path, message)
     problems.raise_recipe_error()

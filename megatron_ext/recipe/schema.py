@@ -252,7 +252,8 @@ class TrainingRecipe(Section):
     validation_tokens: Count = Field(
         default=0,
         ge=0,
-        description="pretrain, sft: held-out tokens read per source at each validation; not hashed.",
+        description="pretrain, sft: held-out tokens read per source at each validation, at least 1 there; "
+        "rl has rl.validation_samples; not hashed.",
     )
     ramp_tokens: Count = Field(
         default=0, ge=0, description="Processed tokens over which the batch grows to global_batch_size; 0: no ramp."

@@ -33,7 +33,10 @@ def _not_rl_rules(recipe: Recipe) -> Iterator[Broken]:
         if value := getattr(recipe.budget, key):
             yield ("budget", key), f"{value:,g}: measures stage rl only, and stage is {recipe.stage}; remove it"
     if not recipe.training.validation_tokens:
-        yield ("training", "validation_tokens"), "required and not set; write held-out tokens per source, such as 1M"
+        yield (
+            ("training", "validation_tokens"),
+            f"required and not set; stage {recipe.stage} measures a held-out loss: write tokens per source, such as 1M",
+        )
 
 
 def _pretrain_rules(recipe: Recipe) -> Iterator[Broken]:

@@ -35,11 +35,18 @@ def started(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 def test_the_help_of_a_verb_starts_with_a_command(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([verb, "--help"])
-    first = capsys.readouterr().out.splitlines()[0]
+    lines = capsys.readouterr().out.splitlines()
+    examples = lines[: lines.index("")]
     assert ended.value.code == 0
-    words = shlex.split(first)
-    assert words[:4] == ["python", "-m", "megatron_ext", verb]
-    assert build_parser().parse_args(words[3:]).verb == verb
+    for words in map(shlex.split, examples):
+        assert words[:4] == ["python", "-m", "megatron_ext", verb]
+        assert build_parser().parse_args(words[3:]).verb == verb
+    assert len(examples) == 1 + (verb in {"validate", "plan", "ledger", "trace", "generate"})
+
+
+def test_run_as_a_verb_names_the_program_that_trains(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "recipes/demo/pretrain.yaml"]) == 2
+    assert "run: a stage is trained by another program: python -m megatron_ext.run RECIPE" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", ["validate", "show", "diff"])

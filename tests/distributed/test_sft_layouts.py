@@ -57,7 +57,11 @@ def two_steps(root: Path, keys: tuple[str, ...], world_size: int) -> list[dict[s
         results = [train_step(parts, lr=0.01, step=step) for step in (1, 2)]
         facts = [vars(result) for result in results]
         return [
-            {name: value for name, value in fact.items() if name not in ("norms", "rank_seconds", "skipped")}
+            {
+                name: value
+                for name, value in fact.items()
+                if name not in ("norms", "rank_seconds", "skipped", "loss_kind")
+            }
             for fact in facts
         ] + [{"validation": validate(parts)}]
 

@@ -57,6 +57,9 @@ class BadTalk:
 
 BAD_TALKS = {
     "no assistant": BadTalk([USER], "bad conversation", "none of its 1 turns is the assistant's"),
+    "white space": BadTalk(
+        [USER, {"role": "assistant", "content": " \n"}], "empty", "turn 1, an answer of the assistant's, is white space"
+    ),
     "no turns": BadTalk([], "empty", 'the list under "messages" says nothing'),
     "empty content": BadTalk([USER, ASSISTANT | {"content": ""}], "empty", "turn 1 is empty"),
     "content is null": BadTalk([USER | {"content": None}, ASSISTANT], "empty", "turn 0 is empty"),
@@ -151,9 +154,9 @@ def test_conversations_that_a_stage_cannot_train_on_are_refused_by_every_verb(
 @pytest.mark.parametrize(
     ("spoil", "permission", "counted", "said"),
     [
-        (all_masked, "sft.untrained=skip", {"untrained": 1}, "1 conversations or pieces have no token to train on"),
+        (all_masked, "sft.untrained=skip", {"untrained": 1}, "1 conversation or piece has no token to train on"),
         (overlong, "sft.overlong=drop", {"dropped": 1}, "1 of 12 conversations is too long for a row and left out"),
-        (overlong, "sft.overlong=truncate", {"truncated": 1}, "too long for a row and lose their end: 4 of 64 tokens"),
+        (overlong, "sft.overlong=truncate", {"truncated": 1}, "too long for a row and loses its end: 4 of 64 tokens"),
         (overlong, "sft.overlong=split", {"split": 1}, "too long for a row and cut into pieces that do not see"),
     ],
     ids=lambda value: value if isinstance(value, str) and "=" in value else "",

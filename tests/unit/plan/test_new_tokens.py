@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from data_tools.errors import DataError
 from data_tools.tokenizer import fingerprint
 from megatron_ext.__main__ import main
 from megatron_ext.plan.make import make_stage_plan
@@ -61,6 +62,14 @@ def test_new_tokens_are_refused_and_the_message_says_how_they_get_rows(project: 
         f"  Take the tokenizer of {plan('init_from=null', name='pretrain').stage_id}, or give '<|tool|>' (id 100), "
         "'<|call|>' (id 101) new rows: add --set resize_vocabulary=true."
     )
+
+
+def test_a_vocabulary_that_is_too_small_for_new_tokens_leads_to_the_key(project: PencilProject) -> None:
+    too_small = refused(lambda: plan("model.vocab_size=101"), DataError)
+    assert "raise that to at least 102 and add --set resize_vocabulary=true, which gives added tokens rows" in too_small
+    raised = refused(lambda: plan("model.vocab_size=1_500"))
+    assert "model.vocab_size: padded_vocab_size 2,048, and 1,024 in pretrain-" in raised
+    assert "which gives the weights; keep it for the added tokens, with --set resize_vocabulary=true" in raised
 
 
 def test_with_the_key_the_plan_has_the_new_rows_and_is_another_stage(project: PencilProject) -> None:
