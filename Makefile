@@ -86,6 +86,8 @@ bench: $(STAMP) ## measure on this machine: prints ratios, asserts nothing about
 
 RECIPE := recipes/demo/pretrain.yaml
 SFT_RECIPE := recipes/demo/sft.yaml
+FORM_RECIPE := recipes/demo/form.yaml
+RL_RECIPE := recipes/demo/rl.yaml
 DEMO_DATA := data/demo
 DEMO_SETS := base base.validation ldq ldq.validation shq shq.validation
 DEMO_VOCAB := 4096
@@ -100,35 +102,42 @@ $(PY) -m data_tools tokenize --input $(DEMO_DATA)/raw/$(1).jsonl --tokenizer $(D
 endef
 
 define chat_set
-$(PY) -m data_tools chat --input $(DEMO_DATA)/raw/$(1).jsonl --adapter openthoughts3 --tokenizer $(DEMO_DATA)/tokenizer --output $(DEMO_DATA)/chat/$(1)
+$(PY) -m data_tools chat --input $(DEMO_DATA)/raw/$(1).jsonl --adapter $(2) --tokenizer $(DEMO_DATA)/tokenizer --output $(DEMO_DATA)/chat/$(1)
 
 endef
 
 .PHONY: demo
-demo: $(STAMP) ## from raw text to a pretrained and fine-tuned hybrid that answers in a few lines (about 7 minutes)
-	@echo; echo "== 1/8 sample sources: text and code of Python's library, short and long reasoning traces"
+demo: $(STAMP) ## from raw text to a hybrid that is pretrained, fine-tuned and taught by rewards (about 8 minutes)
+	@echo; echo "== 1/10 sample sources: text and code of Python's library, short and long reasoning traces"
 	$(PY) -m data_tools sample --out $(DEMO_DATA)/raw
-	@echo; echo "== 2/8 a byte-level BPE tokenizer of $(DEMO_VOCAB) ids"
+	@echo; echo "== 2/10 a byte-level BPE tokenizer of $(DEMO_VOCAB) ids"
 	$(PY) -m data_tools train-tokenizer --input $(foreach set,base ldq shq,$(DEMO_DATA)/raw/$(set).jsonl) --vocab-size $(DEMO_VOCAB) --out $(DEMO_DATA)/tokenizer
-	@echo; echo "== 3/8 text to tokens: .bin, .idx and a manifest for each set; conversations with a mask of the answers"
+	@echo; echo "== 3/10 text to tokens: .bin, .idx and a manifest for each set; conversations with a mask of the answers"
 	@mkdir -p $(DEMO_DATA)/tokens
 	$(foreach set,$(DEMO_SETS),$(call tokenize_set,$(set)))
 	@mkdir -p $(DEMO_DATA)/chat
-	$(foreach set,shq shq.validation,$(call chat_set,$(set)))
-	@echo; echo "== 4/8 the plan: everything is decided before a device is touched"
+	$(foreach set,shq shq.validation,$(call chat_set,$(set),openthoughts3))
+	$(foreach set,form form.validation,$(call chat_set,$(set),messages))
+	@echo; echo "== 4/10 the plan: everything is decided before a device is touched"
 	$(PY) -m megatron_ext plan $(RECIPE) --world-size $(DEMO_PROCESSES)
-	@echo; echo "== 5/8 pretraining on $(DEMO_PROCESSES) process(es); Ctrl-C saves, and the same command goes on"
+	@echo; echo "== 5/10 pretraining on $(DEMO_PROCESSES) process(es); Ctrl-C saves, and the same command goes on"
 	OMP_NUM_THREADS=$(DEMO_THREADS) $(PY) -m torch.distributed.run --standalone --nproc-per-node $(DEMO_PROCESSES) -m megatron_ext.run $(RECIPE)
-	@echo; echo "== 6/8 a few lines from the checkpoint"
+	@echo; echo "== 6/10 a few lines from the checkpoint"
 	@stage=runs/stages/$$($(PY) -m megatron_ext plan $(RECIPE) --json | $(PY) -c 'import json, sys; print(json.load(sys.stdin)["stage_id"])'); \
 	  echo "$(PY) -m megatron_ext generate $$stage --prompt …"; \
 	  $(PY) -m megatron_ext generate $$stage --max-new-tokens 160 --prompt $$'$(DEMO_PROMPT)'
-	@echo; echo "== 7/8 fine-tuning on conversations, packed and isolated, from the pretrained weights"
+	@echo; echo "== 7/10 fine-tuning on conversations, packed and isolated, from the pretrained weights"
 	OMP_NUM_THREADS=$(DEMO_THREADS) $(PY) -m torch.distributed.run --standalone --nproc-per-node $(DEMO_PROCESSES) -m megatron_ext.run $(SFT_RECIPE)
-	@echo; echo "== 8/8 the same question, asked"
+	@echo; echo "== 8/10 the same question, asked"
 	@stage=runs/stages/$$($(PY) -m megatron_ext plan $(SFT_RECIPE) --json | $(PY) -c 'import json, sys; print(json.load(sys.stdin)["stage_id"])'); \
 	  echo "$(PY) -m megatron_ext generate $$stage --chat --prompt …"; \
 	  $(PY) -m megatron_ext generate $$stage --chat --max-new-tokens 160 --prompt $$'$(DEMO_PROMPT)'
+	@echo; echo "== 9/10 the form of an answer, with random ones; then rewards: the last digit of a number"
+	OMP_NUM_THREADS=$(DEMO_THREADS) $(PY) -m torch.distributed.run --standalone --nproc-per-node $(DEMO_PROCESSES) -m megatron_ext.run $(FORM_RECIPE)
+	OMP_NUM_THREADS=$(DEMO_THREADS) $(PY) -m torch.distributed.run --standalone --nproc-per-node $(DEMO_PROCESSES) -m megatron_ext.run $(RL_RECIPE)
+	@echo; echo "== 10/10 what it answered in the first step and in the last"
+	@stage=runs/stages/$$($(PY) -m megatron_ext plan $(RL_RECIPE) --json | $(PY) -c 'import json, sys; print(json.load(sys.stdin)["stage_id"])'); \
+	  for step in 1 60; do $(PY) -m megatron_ext rollouts $$stage --step $$step --best 1 --worst 1; done
 	@echo; echo "What to try next:"
 	@echo "  $(PY) -m megatron_ext show $(RECIPE) --explain data.blend"
 	@echo "  $(PY) -m megatron_ext plan $(RECIPE) --set budget.tokens=2M"
