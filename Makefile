@@ -137,7 +137,7 @@ demo: $(STAMP) ## from raw text to a hybrid that is pretrained, fine-tuned and t
 	OMP_NUM_THREADS=$(DEMO_THREADS) $(PY) -m torch.distributed.run --standalone --nproc-per-node $(DEMO_PROCESSES) -m megatron_ext.run $(RL_RECIPE)
 	@echo; echo "== 10/10 what it answered in the first step and in the last"
 	@stage=runs/stages/$$($(PY) -m megatron_ext plan $(RL_RECIPE) --json | $(PY) -c 'import json, sys; print(json.load(sys.stdin)["stage_id"])'); \
-	  for step in 1 60; do $(PY) -m megatron_ext rollouts $$stage --step $$step --best 1 --worst 1; done
+	  for step in 1 80; do $(PY) -m megatron_ext rollouts $$stage --step $$step --best 1 --worst 1; done
 	@echo; echo "What to try next:"
 	@echo "  $(PY) -m megatron_ext show $(RECIPE) --explain data.blend"
 	@echo "  $(PY) -m megatron_ext plan $(RECIPE) --set budget.tokens=2M"
