@@ -107,7 +107,7 @@ $(PY) -m data_tools chat --input $(DEMO_DATA)/raw/$(1).jsonl --adapter $(2) --to
 endef
 
 .PHONY: demo
-demo: $(STAMP) ## from raw text to a hybrid that is pretrained, fine-tuned and taught by rewards (about 8 minutes)
+demo: $(STAMP) ## from raw text to a hybrid that is pretrained, fine-tuned and taught by rewards (about 6 minutes)
 	@echo; echo "== 1/10 sample sources: text and code of Python's library, short and long reasoning traces"
 	$(PY) -m data_tools sample --out $(DEMO_DATA)/raw
 	@echo; echo "== 2/10 a byte-level BPE tokenizer of $(DEMO_VOCAB) ids"

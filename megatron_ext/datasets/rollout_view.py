@@ -19,6 +19,8 @@ from megatron_ext.plan.render_table import align_numbers, frame
 
 Record = dict[str, Any]
 
+_WIDTH = 100
+"""Columns of a completion at most; a pipe has no width of its own."""
 _SHOWN = 4
 """Completions shown where nobody says how many."""
 
@@ -68,7 +70,7 @@ def print_rollouts(
     console.print(Text.assemble((f"step {step}", "bold"), f"  {stage_folder}"))
     console.print(_summary(records))
     for record in shown:
-        console.print(_panel(record))
+        console.print(_panel(record, width=min(console.width, _WIDTH)))
     if not is_limited and len(records) > len(shown):
         console.print(f"{len(shown)} of {len(records):,} shown; --best N and --worst N choose, --json prints all")
 
@@ -110,7 +112,7 @@ def _numbers(records: Sequence[Record]) -> list[str]:
     ]
 
 
-def _panel(record: Record) -> Panel:
+def _panel(record: Record, *, width: int) -> Panel:
     parts = "  ".join(f"{name} {value:g}" for name, value in record["parts"].items())
     facts = (
         f"reward {record['reward']:g}  {parts}  advantage {record['advantage']:+.2f}  {record['tokens']:,} tokens, "
@@ -134,4 +136,5 @@ def _panel(record: Record) -> Panel:
         title=f"{record['name']}  sample {record['sample']}  {record['domain']}",
         title_align="left",
         border_style="green" if is_right else "red",
+        width=width,
     )
