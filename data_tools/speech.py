@@ -46,14 +46,11 @@ speaks before a user does."""
 
 
 def refuse_disorder(conversation: Conversation) -> None:
-    """Refuses turns out of order, and answers of white space.
+    """Refuses turns out of order.
 
     Raises:
         BadRecord: With the first such turn.
     """
-    for number, turn in enumerate(conversation.turns):
-        if turn.role == "assistant" and turn.content.isspace() and not turn.tool_calls:
-            raise BadRecord("empty", f"turn {number}, an answer of the assistant's, is white space")
     if found := _disorder(tuple(turn.role for turn in conversation.turns)):
         raise BadRecord("roles out of order", found)
 

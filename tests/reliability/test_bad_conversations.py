@@ -57,9 +57,6 @@ class BadTalk:
 
 BAD_TALKS = {
     "no assistant": BadTalk([USER], "bad conversation", "none of its 1 turns is the assistant's"),
-    "white space": BadTalk(
-        [USER, {"role": "assistant", "content": " \n"}], "empty", "turn 1, an answer of the assistant's, is white space"
-    ),
     "no turns": BadTalk([], "empty", 'the list under "messages" says nothing'),
     "empty content": BadTalk([USER, ASSISTANT | {"content": ""}], "empty", "turn 1 is empty"),
     "content is null": BadTalk([USER | {"content": None}, ASSISTANT], "empty", "turn 0 is empty"),
