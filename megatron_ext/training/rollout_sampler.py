@@ -1,0 +1,161 @@
+"""Prompts in, scored completions out: the policy samples, and rewards run in worker processes beside it.
+
+A prompt's completions are sampled on one data-parallel rank, which ranks share by expected length; then all ranks hold
+all of them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import torch.distributed as dist
+from megatron.core.process_groups_config import ProcessGroupCollection
+
+from data_tools.errors import TrainingError, UserError
+from data_tools.tokenizer import Tokenizer
+from megatron_ext.datasets.prompts import DrawnPrompt, sample_seed
+from megatron_ext.objectives.rewards import RewardParts, RewardPool
+from megatron_ext.plan.rl_prompts import PromptSet
+from megatron_ext.plan.stage_plan import StagePlan
+from megatron_ext.rollout.inprocess import InProcessEngine
+from megatron_ext.rollout.protocol import Completion, Prompt, Sampling
+from megatron_ext.rollout.sampling_run import NonFiniteLogitsError
+from megatron_ext.runtime.agreement import raise_on_all_ranks
+from megatron_ext.training.rl_options import reward_options
+from megatron_ext.training.rollout_groups import Group, Scored
+
+
+class RolloutSampler:
+    """The engine and the scorers of an rl stage.
+
+    Attributes:
+        expected: Tokens that a completion is expected to take, by the number of its source.
+    """
+
+    def __init__(self, plan: StagePlan, prompts: PromptSet, model: Any, groups: ProcessGroupCollection) -> None:
+        """Makes the engine, and starts the workers.
+
+        All ranks must call this.
+
+        Args:
+            plan: The stage, of kind rl.
+            prompts: Of the plan.
+            model: The policy, wrapped for training.
+            groups: Process groups.
+        """
+        assert plan.rl is not None, "completions are sampled by an rl stage"
+        self._plan, self._rl, self._prompts, self._groups = plan, plan.rl.options, prompts, groups
+        self._tokenizer = Tokenizer.load(plan.data.tokenizer, special_tokens="parse")
+        self._sampling = Sampling(
+            max_new_tokens=self._rl.max_new_tokens,
+            temperature=self._rl.temperature,
+            top_k=self._rl.top_k,
+            top_p=self._rl.top_p,
+            stop_ids=prompts.stop_ids,
+        )
+        self._engine = InProcessEngine(
+            model,
+            plan,
+            groups,
+            num_slots=self._rl.slots,
+            tokens_per_slot=self._rl.max_prompt_tokens + self._rl.max_new_tokens,
+            decode=self._tokenizer.decode,
+        )
+        workers = max(1, min(4, (os.cpu_count() or 1) // dist.get_world_size()))
+        self._rewards = RewardPool(
+            reward_options(self._rl), num_workers=workers, time_limit_s=self._rl.rewards.timeout_s
+        )
+        self._step = 0
+        self.expected: dict[str, int] = {}
+
+    def close(self) -> None:
+        """Ends the workers."""
+        self._rewards.close()
+
+    def take_weights(self, *, step: int) -> None:
+        """Samples with the present weights from now on.
+
+        All ranks must call this.
+
+        Args:
+            step: Steps that made them.
+        """
+        self._step = step
+        self._engine.load_weights(policy_version=step)
+
+    def note_lengths(self, groups: Sequence[Group]) -> None:
+        """Expects completions of each source to take in the next step as many tokens as in this one."""
+        for source in range(len(self._plan.data.sources)):
+            lengths = [s.length for group in groups if group.prompt.source == source for s in group.samples]
+            if lengths:
+                self.expected[str(source)] = -(-sum(lengths) // len(lengths))
+
+    def sample(self, drawn: Sequence[DrawnPrompt], *, num_samples: int) -> list[list[Scored]]:
+        """Samples and scores completions of some prompts; the same result on all ranks.
+
+        All ranks must call this, behind `take_weights`.
+
+        Raises:
+            UserError: Of whichever rank has one: logits that are not finite, a scorer that raises.
+        """
+        prompts = [Prompt(one.row.ids, num_samples, one.seed, self.expected.get(str(one.source))) for one in drawn]
+        error: UserError | None = None
+        mine: list[tuple[int, int, Scored]] = []
+        try:
+            mine = self._sample_mine(drawn, prompts)
+        except NonFiniteLogitsError as caught:
+            where = f"prompt {drawn[caught.sample.prompt_index].row.id}, new token {caught.step}"
+            error = TrainingError(
+                f"sampling behind step {self._step}: {where}: the model's logits are not finite.\n"
+                "  The newest checkpoint is untouched; go on from it with a lower optimizer.lr or clip_grad, which is "
+                "another stage."
+            )
+        except UserError as caught:
+            error = caught
+        raise_on_all_ranks(error)
+        of_ranks: list[list[tuple[int, int, Scored]]] = [[] for _ in range(dist.get_world_size())]
+        dist.all_gather_object(of_ranks, mine)
+        scored: list[list[Scored]] = [[] for _ in drawn]
+        for place, _, sample in sorted((one for of_rank in of_ranks for one in of_rank), key=lambda one: one[:2]):
+            scored[place].append(sample)
+        assert all(len(group) == num_samples for group in scored), "every completion is of one rank"
+        return scored
+
+    def _sample_mine(self, drawn: Sequence[DrawnPrompt], prompts: Sequence[Prompt]) -> list[tuple[int, int, Scored]]:
+        """This rank's completions; of the tensor-parallel ranks, which have the same ones, the first scores them."""
+        pending: list[tuple[Completion, str, Future[RewardParts]]] = []
+        scores = self._groups.tp.rank() == 0
+
+        def submit(completion: Completion) -> None:
+            text = self._text_of(completion)
+            future = self._rewards.submit(drawn[completion.prompt_index].row.record, text)
+            pending.append((completion, text, future))
+
+        callback: Callable[[Completion], None] | None = submit if scores else None
+        self._engine.generate(prompts, self._sampling, on_finished=callback)
+        return [
+            (completion.prompt_index, completion.sample_index, Scored(completion, text, future.result()))
+            for completion, text, future in pending
+        ]
+
+    def _text_of(self, completion: Completion) -> str:
+        ids = completion.token_ids
+        return self._tokenizer.decode(ids[:-1] if ids[-1] in self._sampling.stop_ids else ids)
+
+    def pass_rates(self) -> dict[str, list[float]]:
+        """Of each source the share of right answers to each of its held-out prompts, by accuracy alone.
+
+        All ranks must call this, behind `take_weights`. Equal weights sample the same answers at every validation.
+        """
+        rates = {}
+        for index, source in enumerate(self._prompts.sources):
+            seeds = [sample_seed(self._plan.seed, f"held out {row.id}") for row in source.held_out]
+            drawn = [DrawnPrompt(row, index, -1, seed) for row, seed in zip(source.held_out, seeds, strict=True)]
+            scored = self.sample(drawn, num_samples=self._rl.validation_samples)
+            rates[self._plan.data.sources[index].source] = [
+                sum(sample.is_right for sample in samples) / len(samples) for samples in scored
+            ]
+        return rates
