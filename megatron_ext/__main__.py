@@ -95,8 +95,8 @@ def _prove_isolation(file: Path) -> str:
     quiet_known_warnings()
     from megatron_ext.models.build import build_model
     from megatron_ext.plan.make import make_stage_plan
+    from megatron_ext.plan.placement import placed
     from megatron_ext.recipe.load import LoadedRecipe, load_file
-    from megatron_ext.rollout.cli import in_one_process
     from megatron_ext.runtime.launch import Launch
     from megatron_ext.runtime.parallel import process_groups
     from megatron_ext.training.isolation import require_isolation
@@ -104,7 +104,7 @@ def _prove_isolation(file: Path) -> str:
     loaded = load_file(file)
     if not isinstance(loaded, LoadedRecipe):
         raise UsageError(f"validate: --isolation: {file} is no stage recipe, so it says no precision; name one.")
-    plan = in_one_process(make_stage_plan(loaded, may_be_provisional=True))
+    plan = placed(make_stage_plan(loaded, may_be_provisional=True))
     with process_groups(Launch(rank=0, local_rank=0, world_size=1)) as groups:
         return str(require_isolation(build_model(plan, groups), plan, groups))
 
@@ -232,6 +232,18 @@ def _generate(arguments: argparse.Namespace) -> int | None:
     from megatron_ext.rollout.cli import main_generate
 
     return main_generate(arguments)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int | None:
+    from megatron_ext.evaluate.cli import main_evaluate
+
+    return main_evaluate(arguments)
+
+
+def _evaluate_arguments(add: Any) -> None:
+    from megatron_ext.evaluate.cli import add_arguments
+
+    add_arguments(add)
 
 
 def _doctor(arguments: argparse.Namespace) -> int | None:
@@ -429,6 +441,14 @@ VERBS = (
         _generate,
         _generate_arguments,
         "generate runs/stages/sft-* --chat --prompt 'What is 12 + 30?'",
+    ),
+    Verb(
+        "evaluate",
+        "evaluate runs/stages/sft-* --tasks held-out",
+        "Say how good a checkpoint is: held-out loss, questions with answers that can be checked, benchmarks.",
+        _evaluate,
+        _evaluate_arguments,
+        "evaluate runs/stages/rl-* --tasks verifiable:data/digit.eval.jsonl --set samples=4 --set temperature=1",
     ),
     Verb("doctor", "doctor", "Say what this machine has installed and what that means.", _doctor, _doctor_arguments),
 )

@@ -73,14 +73,24 @@ def _step_of(file: Path) -> int:
     return int(file.name.removeprefix("step_").removesuffix(".jsonl.zst"))
 
 
-def _zstandard() -> Any:
+def zstandard_of_extra(why: str) -> Any:
+    """The module zstandard.
+
+    Args:
+        why: What it is needed for, for people.
+
+    Raises:
+        SetupError: It is not installed.
+    """
     try:
         import zstandard
     except ImportError:
-        raise SetupError(
-            "zstandard is not installed, and rollouts are kept with it: pip install 'megatron-ext[rl]'"
-        ) from None
+        raise SetupError(f"zstandard is not installed, and {why}: pip install 'megatron-ext[rl]'") from None
     return zstandard
+
+
+def _zstandard() -> Any:
+    return zstandard_of_extra("rollouts are kept with it")
 
 
 def require_zstandard() -> None:

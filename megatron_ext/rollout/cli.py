@@ -9,7 +9,7 @@ from pathlib import Path
 from data_tools.chat_template_files import template_source
 from data_tools.errors import DataError
 from data_tools.tokenizer import Tokenizer
-from megatron_ext.plan.stage_plan import StagePlan
+from megatron_ext.plan.placement import placed
 from megatron_ext.runtime.warnings import quiet_known_warnings
 from megatron_ext.training.file_list import checkpoints_of, require_whole
 
@@ -41,7 +41,7 @@ def main_generate(args: argparse.Namespace) -> int:
     from megatron_ext.training.checkpoint_facts import read_plan
 
     require_whole(checkpoint)
-    plan = in_one_process(read_plan(checkpoint))
+    plan = placed(read_plan(checkpoint))
     tokenizer = Tokenizer.load(checkpoint / "tokenizer")
     prompt_ids, stop_ids = tokenizer.encode(args.prompt) or [tokenizer.eod_id], frozenset()  # begins after an end
     if args.chat:
@@ -97,20 +97,3 @@ def find_checkpoint(path: Path) -> Path:
         )
         raise DataError(f"{path}: not a checkpoint: {remedy}.")
     return path
-
-
-def in_one_process(plan: StagePlan) -> StagePlan:
-    """The same model undivided, on the backend that this machine has; checkpoints of any layout fit it."""
-    layout = plan.layout.model_copy(
-        update={
-            "world_size": 1,
-            "tensor_model_parallel_size": 1,
-            "pipeline_model_parallel_size": 1,
-            "context_parallel_size": 1,
-            "data_parallel_size": 1,
-            "backend": "auto",
-            "sequence_parallel": False,
-            "hybrid_layer_pattern": plan.layout.hybrid_layer_pattern.replace("|", ""),
-        }
-    )
-    return plan.model_copy(update={"layout": layout})

@@ -39,6 +39,7 @@ ROOMS = {
 """The rooms of megatron_ext that each of them may import, beside itself."""
 
 ENTRIES = {Path("megatron_ext/__main__.py"), Path("megatron_ext/run.py"), Path("megatron_ext/rollout/cli.py")}
+ENTRIES |= {Path("megatron_ext/evaluate/cli.py")}
 """Commands: they join the rooms, so they may import all, and only other commands may import them."""
 
 PURE_DATA_TOOLS = {

@@ -11,8 +11,9 @@ import pytest
 from data_tools.errors import DataError
 from data_tools.tokenizer import Tokenizer
 from megatron_ext.plan.make import make_stage_plan
+from megatron_ext.plan.placement import placed
 from megatron_ext.recipe.load import load_recipe
-from megatron_ext.rollout.cli import find_checkpoint, in_one_process, main_generate
+from megatron_ext.rollout.cli import find_checkpoint, main_generate
 from megatron_ext.rollout.generate import generate
 from megatron_ext.training.parts import make_parts
 from megatron_ext.training.saving import CheckpointWrite
@@ -32,7 +33,7 @@ def stage(toy_project: ToyProject, tmp_path_factory: pytest.TempPathFactory) -> 
         toy_project.recipe, overrides=["parallel.pipeline_model_parallel_size=2"], site=toy_project.root / "site.yaml"
     )
     plan = make_stage_plan(loaded, world_size=2)
-    alone = in_one_process(plan)
+    alone = placed(plan)
     tokenizer = Tokenizer.load(Path(plan.data.tokenizer))
     with one_process() as groups:
         for step, factor in ((2, 4.0), (10, 8.0)):

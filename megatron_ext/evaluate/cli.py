@@ -1,0 +1,140 @@
+"""`megatron-ext evaluate`: a checkpoint, tasks, results; on one rank, or the ranks of torchrun."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from data_tools.errors import UsageError, UserError
+from megatron_ext.evaluate.options import read_options
+from megatron_ext.evaluate.suite import Suite, read_suite
+from megatron_ext.evaluate.tasks import TaskRequest, kind_named, read_request, refuse_same_names
+from megatron_ext.rollout.cli import find_checkpoint
+from megatron_ext.runtime.launch import Launch
+
+_OTHER_RANK_WAIT_S = 5.0
+"""Errors are mostly the same on all ranks: the others let the main rank speak first."""
+
+
+def add_arguments(add: Any) -> None:
+    """Declares the options of `megatron-ext evaluate`."""
+    add(
+        "checkpoint",
+        nargs="?",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="a stage's folder, or one of its checkpoints/step_N",
+    )
+    add(
+        "--tasks",
+        nargs="+",
+        default=[],
+        metavar="TASK",
+        help="held-out, held-out:PREFIX, verifiable:FILE, lm-eval:TASK",
+    )
+    add("--suite", type=Path, metavar="FILE", help="tasks and what is made of them, such as recipes/evaluate/demo.yaml")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="an option, such as samples=4; repeatable")
+    add("--name", metavar="NAME", help="of the results' folder (default: step and a hash of what is asked)")
+    add("--output", type=Path, metavar="DIR", help="below which it lies (default: evaluations/ of the stage)")
+    add(
+        "--contaminated",
+        choices=("refuse", "mark"),
+        default="refuse",
+        help="what becomes of a benchmark that was trained on (default: refuse)",
+    )
+    add("--tensor-model-parallel-size", type=int, default=1, metavar="N", help="ranks that share a layer (default: 1)")
+    add("--backend", choices=("auto", "local", "te"), default="auto", help="whose layers (default: auto)")
+    add("--show", nargs="+", type=Path, default=[], metavar="RESULTS", help="print one evaluation, or compare two")
+    add("--json", action="store_true", help="print the results alone, as JSON")
+
+
+def main_evaluate(args: argparse.Namespace) -> int:
+    """Evaluates, or shows what was found.
+
+    Raises:
+        UserError: What is wrong, before anything is computed where that can be known.
+    """
+    launch = Launch.from_environment()
+    try:
+        return _show(args) if args.show else _evaluate(args, launch)
+    except UserError as error:
+        if launch.is_main:
+            raise
+        time.sleep(_OTHER_RANK_WAIT_S)
+        print(f"rank {launch.rank}: error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _evaluate(args: argparse.Namespace, launch: Launch) -> int:
+    requests, suite = _requests(args)
+    checkpoint = find_checkpoint(args.checkpoint)
+    for kind in dict.fromkeys(request.kind for request in requests):
+        kind_named(kind).check([request for request in requests if request.kind == kind], checkpoint)
+    from megatron_ext.runtime.warnings import quiet_known_warnings
+
+    quiet_known_warnings()
+    # These import torch and Megatron-Core, which `--help` does not need.
+    from megatron_ext.evaluate.evaluation import Question, evaluate, evaluation_folder, finished_results
+    from megatron_ext.evaluate.loading import opened_checkpoint
+    from megatron_ext.evaluate.table import print_results
+
+    question = Question(
+        tuple(requests),
+        read_options(args.set, base=suite.options if suite else None),
+        contaminated=args.contaminated,
+        suite=suite.name if suite else None,
+        aggregate=suite.aggregate if suite else None,
+    )
+    folder = evaluation_folder(checkpoint, question, root=args.output, name=args.name)
+    results = finished_results(folder, question, checkpoint)
+
+    def say(text: str) -> None:
+        if launch.is_main:
+            print(text, file=sys.stderr, flush=True)
+
+    if results is not None:
+        say(f"finished before: {folder}. Nothing to do; remove the folder to evaluate again.")
+    else:
+        with opened_checkpoint(
+            checkpoint, launch, tensor_model_parallel_size=args.tensor_model_parallel_size, backend=args.backend
+        ) as opened:
+            results = evaluate(opened, question, folder, say=say)
+    if launch.is_main:
+        print_results(results, folder, as_json=args.json)
+    return 0
+
+
+def _requests(args: argparse.Namespace) -> tuple[list[TaskRequest], Suite | None]:
+    if args.checkpoint is None:
+        raise UsageError("evaluate: name a checkpoint, or --show RESULTS.")
+    suite = read_suite(args.suite) if args.suite else None
+    options = read_options(args.set, base=suite.options if suite else None)
+    requests = [read_request(text, options) for text in args.tasks]
+    if suite is not None:
+        requests += [
+            read_request(one.task, options, name=one.name, domain=one.domain, extra=one.extra) for one in suite.tasks
+        ]
+    if not requests:
+        raise UsageError("evaluate: name tasks: --tasks held-out verifiable:FILE, or --suite FILE.")
+    refuse_same_names(requests)
+    return requests, suite
+
+
+def _show(args: argparse.Namespace) -> int:
+    from megatron_ext.evaluate.results import read_results
+    from megatron_ext.evaluate.table import print_comparison, print_results
+
+    if args.checkpoint is not None or args.tasks or args.suite:
+        raise UsageError("evaluate: --show reads results only; leave checkpoint, --tasks and --suite out.")
+    if len(args.show) > 2:
+        raise UsageError(f"evaluate: --show takes one evaluation, or two to compare, not {len(args.show)}.")
+    found = [read_results(path) for path in args.show]
+    folders = [path if path.is_dir() else path.parent for path in args.show]
+    if len(found) == 1:
+        print_results(found[0], folders[0], as_json=args.json)
+    else:
+        print_comparison(found[0], found[1], folders[0], folders[1], as_json=args.json)
+    return 0

@@ -1,0 +1,197 @@
+"""One evaluation: its folder, what it was asked, its tasks one kind after the other, its results."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from data_tools.atomic_files import write_atomically
+from data_tools.errors import SetupError, UsageError, UserError
+from megatron_ext.evaluate.kept_items import KeptItems, finish_items, lines_on_disk, remove_parts
+from megatron_ext.evaluate.loading import OpenedCheckpoint, weights_fingerprint
+from megatron_ext.evaluate.options import Options
+from megatron_ext.evaluate.results import RESULTS, Aggregate, Results, TaskResult, read_results, write_results
+from megatron_ext.evaluate.tasks import TaskRequest, kind_named
+from megatron_ext.runtime.agreement import answer_of_main_rank, raise_on_all_ranks
+
+ASKED = "asked.json"
+FOLDER = "evaluations"
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked.
+
+    Attributes:
+        tasks: In order.
+        options: Of the command line.
+        contaminated: What becomes of a benchmark that was trained on: refuse or mark.
+        suite: Its name; None without one.
+        aggregate: Makes numbers of tasks, as the suite defines them.
+    """
+
+    tasks: tuple[TaskRequest, ...]
+    options: Options
+    contaminated: str = "refuse"
+    suite: str | None = None
+    aggregate: Callable[[Sequence[TaskResult]], Sequence[Aggregate]] | None = None
+
+    def to_json(self, checkpoint: Path) -> dict[str, Any]:
+        """What makes an evaluation another one: its tasks, their options, and the weights."""
+        return {
+            "fingerprint": weights_fingerprint(checkpoint),
+            "step": checkpoint.name,
+            "tasks": [
+                {"task": one.task, "name": one.name, "options": one.options.model_dump(), "extra": dict(one.extra)}
+                for one in self.tasks
+            ],
+            "contaminated": self.contaminated,
+            "suite": self.suite,
+        }
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a kind works with.
+
+    Attributes:
+        opened: Model, plan and process groups.
+        folder: Of this evaluation.
+        items: Keeps what is found item by item.
+        contaminated: refuse or mark.
+        say: Writes a line for people; on the main rank only.
+    """
+
+    opened: OpenedCheckpoint
+    folder: Path
+    items: KeptItems
+    contaminated: str
+    say: Callable[[str], None]
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank speaks for all."""
+        return bool(dist.get_rank() == 0)
+
+
+def evaluation_folder(checkpoint: Path, question: Question, *, root: Path | None, name: str | None) -> Path:
+    """Where an evaluation lies: `evaluations/NAME` of the stage, or below `root`.
+
+    Args:
+        checkpoint: A `step_N` folder.
+        question: Gives the name: its step and the hash of what is asked, so that the same command finds it again.
+        root: Another folder than the stage's.
+        name: Another name.
+    """
+    asked = json.dumps(question.to_json(checkpoint), sort_keys=True)
+    name = name or f"{checkpoint.name}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
+    if Path(name).name != name:
+        raise UsageError(f"--name {name}: must be the name of a folder, not a path; --output says below which.")
+    return (root or checkpoint.parents[1] / FOLDER) / name
+
+
+def finished_results(folder: Path, question: Question, checkpoint: Path) -> Results | None:
+    """The results of the same question, if it has been answered in this folder; None if not yet.
+
+    Raises:
+        UsageError: The folder belongs to another question.
+    """
+    file = folder / ASKED
+    if not file.is_file():
+        return None
+    there, here = json.loads(file.read_bytes()), json.loads(json.dumps(question.to_json(checkpoint)))
+    if there != here:
+        keys = ", ".join(key for key in here if there.get(key) != here[key])
+        raise UsageError(
+            f"{folder}: holds an evaluation that was asked something else ({keys}); give --name another name, or "
+            "leave it out."
+        )
+    return read_results(folder) if (folder / RESULTS).is_file() else None
+
+
+def evaluate(opened: OpenedCheckpoint, question: Question, folder: Path, *, say: Callable[[str], None]) -> Results:
+    """Runs what is asked, and writes the results.
+
+    All ranks must call this, inside the scope of `opened_checkpoint`.
+
+    Args:
+        opened: The checkpoint.
+        question: What is asked.
+        folder: Of the evaluation; what an earlier, killed one has left there is gone on from.
+        say: Writes a line for people.
+    """
+    began = time.monotonic()
+    is_main = dist.get_rank() == 0
+    lock, error = None, None
+    try:
+        lock = _taken(folder, question, opened.path) if is_main else None
+    except UserError as caught:
+        error = caught
+    raise_on_all_ranks(error)
+    lines, cut = answer_of_main_rank(lines_on_disk(folder) if is_main else None)
+    if lines or cut:
+        say(f"goes on from {len(lines):,} items in {folder}" + (f"; {cut} cut lines are done again" if cut else ""))
+    results: list[TaskResult] = []
+    with closing(KeptItems(folder, rank=dist.get_rank(), lines=lines)) as items:
+        evaluation = Evaluation(opened, folder, items, question.contaminated, say)
+        by_kind: dict[str, list[TaskRequest]] = {}
+        for request in question.tasks:
+            by_kind.setdefault(request.kind, []).append(request)
+        for kind, requests in by_kind.items():
+            results += kind_named(kind).run(requests, evaluation)
+    dist.barrier()
+    found = _results(opened, question, folder, results, seconds=time.monotonic() - began)
+    if is_main:
+        finish_items(folder)
+        write_results(folder, found)
+        remove_parts(folder)
+    if lock is not None:
+        lock.close()
+    dist.barrier()
+    return found
+
+
+def _taken(folder: Path, question: Question, checkpoint: Path) -> Any:
+    """Takes the folder for this process; it is free again when the file is closed, or the process ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = (folder / ".lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise SetupError(
+            f"{folder}: another process is evaluating this. Wait for it, or give another --name."
+        ) from None
+    write_atomically(folder / ASKED, (json.dumps(question.to_json(checkpoint), indent=1) + "\n").encode())
+    return lock
+
+
+def _results(
+    opened: OpenedCheckpoint, question: Question, folder: Path, tasks: Sequence[TaskResult], *, seconds: float
+) -> Results:
+    options: Mapping[str, Any] = question.options.model_dump()
+    return Results(
+        name=folder.name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=shlex.join(["megatron-ext", *sys.argv[1:]]),
+        seconds=round(seconds, 3),
+        checkpoint=opened.identity,
+        engine=opened.engine,
+        seed=question.options.seed,
+        options=dict(options) | {"contaminated": question.contaminated},
+        suite=question.suite,
+        tasks=tuple(tasks),
+        aggregates=tuple(question.aggregate(tasks)) if question.aggregate is not None else (),
+    )

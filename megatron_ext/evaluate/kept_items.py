@@ -1,0 +1,112 @@
+"""What has been found item by item, kept while it is found, so that a killed evaluation goes on from it.
+
+While an evaluation runs every rank appends whole lines to `samples.rank_N.jsonl`; a line that a kill has cut is
+dropped and counted. At the end the main rank sorts all lines into `samples.jsonl.zst` and removes those files.
+
+| field  | holds |
+|--------|-------|
+| task   | name of the task |
+| item   | id of the item in it |
+| sample | number of the answer to it, from 0; 0 where each item has one line |
+| …      | what the kind keeps: prompt, text, score, loss (docs/reference/results.md) |
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from data_tools.atomic_files import write_atomically
+from data_tools.errors import DataError
+from megatron_ext.datasets.rollout_file import zstandard_of_extra
+from megatron_ext.evaluate.results import ITEMS
+
+Line = dict[str, Any]
+_PARTS = "samples.rank_*.jsonl"
+
+
+def read_items(folder: Path) -> Iterator[Line]:
+    """The lines of a finished evaluation, in order.
+
+    Raises:
+        DataError: There are none, or they are damaged.
+    """
+    zstandard = zstandard_of_extra("answers are kept with it")
+    file = folder / ITEMS
+    try:
+        content = zstandard.ZstdDecompressor().decompressobj().decompress(file.read_bytes())
+        yield from (json.loads(line) for line in content.splitlines())
+    except (zstandard.ZstdError, ValueError, OSError) as error:
+        raise DataError(f"{file}: cannot be read ({error}); evaluate again.") from None
+
+
+class KeptItems:
+    """The lines of an evaluation that runs.
+
+    Args:
+        folder: Of the evaluation.
+        rank: Of this process.
+        lines: That were there when it began (`lines_on_disk`), of all ranks.
+    """
+
+    def __init__(self, folder: Path, *, rank: int, lines: Iterable[Line]) -> None:
+        self._file = folder / f"samples.rank_{rank}.jsonl"
+        self._opened: IO[str] | None = None
+        self._lines: dict[str, list[Line]] = {}
+        for line in lines:
+            self._lines.setdefault(line["task"], []).append(line)
+
+    def of(self, task: str) -> list[Line]:
+        """The lines of a task that were there at the beginning: the same on all ranks."""
+        return self._lines.get(task, [])
+
+    def add(self, task: str, item: str, **values: Any) -> Line:
+        """Keeps one more line; it is on its way to the disk when this returns. Of one rank for each item and sample."""
+        line = {"task": task, "item": item, "sample": 0} | values
+        if self._opened is None:
+            self._opened = self._file.open("a", encoding="utf-8")
+        self._opened.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self._opened.flush()
+        return line
+
+    def close(self) -> None:
+        """Closes the file of this rank."""
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
+
+
+def lines_on_disk(folder: Path) -> tuple[list[Line], int]:
+    """The lines of an unfinished evaluation, each item and sample once, and how many a kill has cut.
+
+    A line that was cut is also removed from its file, so that what is appended begins on a line of its own.
+    """
+    found: dict[tuple[str, str, int], Line] = {}
+    cut = 0
+    for file in sorted(folder.glob(_PARTS)):
+        content = file.read_bytes()
+        whole, newline, rest = content.rpartition(b"\n")
+        if rest:
+            cut += 1
+            write_atomically(file, whole + newline)
+        for line in map(json.loads, whole.splitlines()):
+            found.setdefault((line["task"], line["item"], line["sample"]), line)
+    return list(found.values()), cut
+
+
+def finish_items(folder: Path) -> None:
+    """Sorts all lines into `samples.jsonl.zst` and removes the files of the ranks. Only the main rank may call this."""
+    lines, _ = lines_on_disk(folder)
+    lines.sort(key=lambda line: (line["task"], line["item"], line["sample"]))
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    write_atomically(
+        folder / ITEMS, zstandard_of_extra("answers are kept with it").ZstdCompressor().compress(text.encode())
+    )
+
+
+def remove_parts(folder: Path) -> None:
+    """Removes the files of the ranks, once results.json is there."""
+    for file in folder.glob(_PARTS):
+        file.unlink()
