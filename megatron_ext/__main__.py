@@ -2,7 +2,7 @@
 
     python -m megatron_ext plan recipes/demo/pretrain.yaml
 
-Only `trace`, `generate`, `doctor` and `validate --isolation` import torch, when they run (`trace` for
+Only `trace`, `generate`, `export`, `doctor` and `validate --isolation` import torch, when they run (`trace` for
 Megatron-Core's reader of `.idx`, which imports it): the others answer in about a second on any laptop.
 Exit codes: see data_tools/errors.py.
 """
@@ -246,6 +246,12 @@ def _evaluate_arguments(add: Any) -> None:
     add_arguments(add)
 
 
+def _export(arguments: argparse.Namespace) -> None:
+    from megatron_ext.convert.cli import main_export
+
+    main_export(arguments)
+
+
 def _doctor(arguments: argparse.Namespace) -> int | None:
     from megatron_ext.runtime.doctor import print_report
 
@@ -334,6 +340,20 @@ def _generate_arguments(add: Any) -> None:
     add("--top-k", type=int, default=0, metavar="K", help="sample among the K likeliest; 0 among all (default: 0)")
     add("--top-p", type=float, default=1.0, metavar="P", help="sample among the likeliest that hold P (default: 1)")
     add("--seed", type=int, default=1234, help="seed of the sampling (default: 1234)")
+
+
+def _export_arguments(add: Any) -> None:
+    add(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="a stage's folder, or one of its checkpoints/step_N; or a torch_dist checkpoint of Megatron-LM",
+    )
+    add("--to", type=Path, required=True, metavar="DIR", help="folder to make; it must not exist")
+    add("--dtype", choices=("bf16", "fp32"), help="of the written weights (default: as the checkpoint has them)")
+    add("--verify", action="store_true", help="compare logits with transformers' before DIR gets its name")
+    add("--model", type=Path, metavar="FILE", help="of a checkpoint of Megatron-LM: its model, as in recipes/models")
+    add("--tokenizer", type=Path, metavar="DIR", help="of a checkpoint of Megatron-LM: its tokenizer's folder")
 
 
 def _doctor_arguments(add: Any) -> None:
@@ -449,6 +469,14 @@ VERBS = (
         _evaluate,
         _evaluate_arguments,
         "evaluate runs/stages/rl-* --tasks verifiable:data/digit.eval.jsonl --set samples=4 --set temperature=1",
+    ),
+    Verb(
+        "export",
+        "export runs/stages/pretrain-* --to exported/pretrain",
+        "Write a checkpoint of any layout as a Hugging Face model, with tokenizer and model card.",
+        _export,
+        _export_arguments,
+        "export runs/stages/sft-* --to exported/sft --dtype bf16 --verify",
     ),
     Verb("doctor", "doctor", "Say what this machine has installed and what that means.", _doctor, _doctor_arguments),
 )

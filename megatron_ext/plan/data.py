@@ -219,6 +219,7 @@ def _plan_source(
         tokens_before=read.tokens_read if read is not None else 0,
         is_declared=dataset is None,
         packed=packed,
+        licence=source.licence,
     )
 
 

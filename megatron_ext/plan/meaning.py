@@ -45,7 +45,7 @@ def stage_meaning(
     meaning: dict[str, Any] = {
         "stage": recipe.stage,
         "semantics_version": SEMANTICS_VERSION,
-        "model": _model_meaning(recipe.model),
+        "model": model_meaning(recipe.model),
         "data": {
             "tokenizer_fingerprint": data.tokenizer_fingerprint,
             "document_isolation": data.document_isolation,
@@ -103,7 +103,8 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def _model_meaning(model: ModelRecipe) -> dict[str, Any]:
+def model_meaning(model: ModelRecipe) -> dict[str, Any]:
+    """What a model is: its shapes, without a name."""
     meaning = model.model_dump(exclude={"name", "vocab_size"})
     meaning["hybrid_layer_pattern"] = parse_pattern(model.hybrid_layer_pattern).symbols
     meaning["padded_vocab_size"] = padded_vocab_size(model.vocab_size)

@@ -220,6 +220,7 @@ def _data_plan(
                 epochs=0.0,
                 max_epochs=options.max_epochs,
                 is_declared=got is None,
+                licence=asked.licence,
             )
         )
     return DataPlan(

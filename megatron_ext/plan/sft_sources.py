@@ -87,6 +87,7 @@ def plan_sources(
             epochs=given[source.source].samples * options.passes / every[index].documents,
             max_epochs=given[source.source].max_epochs,
             is_declared=every[index].is_declared,
+            licence=source.licence,
         )
         for index, source in enumerate(loaded.sources)
     )

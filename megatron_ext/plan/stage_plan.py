@@ -153,6 +153,7 @@ class SourcePlan(PlanPart):
     tokens_before: int = 0  # read in the stages that this one continues
     is_declared: bool  # tokens as the source file says; not built yet, so the ids are made up of name and size
     packed: PackedPlan | None = None  # None: samples are cut from the documents laid end to end
+    licence: str = ""  # terms of its raw data, as its source file states them
 
     def pass_tokens(self, sequence_length: int) -> int:
         """Processed tokens of one pass over the source: of packed rows their padding too."""
@@ -390,7 +391,7 @@ class NewTokensPlan(PlanPart):
 class StagePlan(PlanPart):
     """One stage, decided."""
 
-    stage: Literal["pretrain", "sft", "rl"]
+    stage: Literal["pretrain", "sft", "rl", "import"]  # import: weights from elsewhere, with no step of their own
     stage_id: str  # f"{stage}-{16 hex digits of sha256(meaning)}"; f"{stage}-provisional-{…}" while data is declared
     recipe: str  # path of the recipe, as given
     parent: ParentPlan | None = None  # the stage that this one continues

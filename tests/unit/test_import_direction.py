@@ -32,14 +32,14 @@ ROOMS = {
     "objectives": ABOVE_PLAN | {"datasets"},  # a loss reads a Batch
     "rollout": ABOVE_PLAN | {"models", "datasets", "objectives"},
     "training": ABOVE_PLAN | {"models", "datasets", "objectives", "rollout"},
-    "convert": ABOVE_PLAN | {"models"},
+    "convert": ABOVE_PLAN | {"models", "datasets", "training"},  # checkpoints are training's, ledgers datasets'
     "evaluate": ABOVE_PLAN | {"models", "datasets", "objectives", "rollout", "training", "convert"},
     "study": {"recipe", "plan"},
 }
 """The rooms of megatron_ext that each of them may import, beside itself."""
 
 ENTRIES = {Path("megatron_ext/__main__.py"), Path("megatron_ext/run.py"), Path("megatron_ext/rollout/cli.py")}
-ENTRIES |= {Path("megatron_ext/evaluate/cli.py")}
+ENTRIES |= {Path("megatron_ext/evaluate/cli.py"), Path("megatron_ext/convert/cli.py")}
 """Commands: they join the rooms, so they may import all, and only other commands may import them."""
 
 PURE_DATA_TOOLS = {

@@ -1,0 +1,1 @@
+"""Who else reads a model: Hugging Face checkpoints, out and in."""

@@ -1,0 +1,173 @@
+"""From a `torch_dist` checkpoint of any layout to a folder that `transformers` loads.
+
+    DIR/config.json, generation_config.json             hf_config.py
+    DIR/model.safetensors, or several and an index      safetensors_files.py
+    DIR/tokenizer.json, tokenizer_config.json, chat_template.jinja
+    DIR/README.md                                        model_card.py
+
+Weights go through one tensor at a time: a few of the largest are in memory, never the model. The folder is written
+under another name and renamed when it is whole and, if that was asked, verified.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from data_tools.atomic_files import sync_folder
+from data_tools.errors import DataError, UsageError
+from megatron_ext.convert.giver import Giver, open_giver
+from megatron_ext.convert.hf_config import Dtype, hf_config, require_architecture
+from megatron_ext.convert.mapping import Piece, hf_shapes, pieces_of
+from megatron_ext.convert.model_card import model_card
+from megatron_ext.convert.safetensors_files import SHARD_BYTES, TensorFacts, write_safetensors
+from megatron_ext.convert.tokenizer_files import (
+    chat_template,
+    copy_tokenizer,
+    generation_config,
+    token_ids,
+    write_json,
+)
+from megatron_ext.recipe.schema import ModelRecipe
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A finished export.
+
+    Attributes:
+        path: The folder.
+        dtype: Of its weights.
+        parameters: Numbers in its tensors; a tied output layer counts twice.
+        notes: Sentences that the user should read.
+        difference: Largest one between logits of the two models; None where it was not asked for.
+    """
+
+    path: Path
+    dtype: Dtype
+    parameters: int
+    notes: tuple[str, ...]
+    difference: float | None = None
+
+
+def export_checkpoint(
+    checkpoint: Path,
+    to: Path,
+    *,
+    dtype: Dtype | None = None,
+    verify: bool = False,
+    model: ModelRecipe | None = None,
+    tokenizer: Path | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    say: Callable[[str], None] = print,
+) -> Exported:
+    """Writes a checkpoint as a Hugging Face model.
+
+    Needs no process group, no GPU and no layout; call it on one rank only.
+
+    Args:
+        checkpoint: A `step_N` folder; or a `torch_dist` checkpoint of Megatron-LM, with `model` and `tokenizer`.
+        to: Folder to be made; it must not exist.
+        dtype: Of the written weights; None keeps that of the checkpoint.
+        verify: Whether logits of the two models are compared before the folder gets its name.
+        model: Of a checkpoint of Megatron-LM.
+        tokenizer: Likewise.
+        shard_bytes: Of one safetensors file at most.
+        say: Takes what the verification has found.
+
+    Raises:
+        DataError: The checkpoint is damaged, its tensors are not its model's, or the logits differ.
+        RecipeError: transformers has no class that computes this model.
+        UsageError: `to` is there already.
+    """
+    giver = open_giver(checkpoint, model=model, tokenizer=tokenizer)
+    require_architecture(giver.model)
+    notes = _notes(giver)
+    dtype = dtype or _stored_dtype(giver)
+    with folder_in_writing(to) as writing:
+        parameters = _write_weights(giver, writing, DTYPES[dtype], shard_bytes)
+        copy_tokenizer(giver.tokenizer, writing)
+        ids = token_ids(giver.tokenizer, giver.facts)
+        length = giver.plan.batch.sequence_length if giver.plan is not None else None
+        config = hf_config(
+            giver.model, padded_vocab_size=giver.padded_vocab_size, ids=ids, sequence_length=length, dtype=dtype
+        )
+        write_json(writing / "config.json", config)
+        write_json(writing / "generation_config.json", generation_config(giver.tokenizer, ids))
+        (writing / "README.md").write_text(model_card(giver, name=to.name, dtype=dtype), encoding="utf-8")
+        difference = None
+        if verify:
+            from megatron_ext.convert.verify import verify_export
+
+            difference = verify_export(giver, writing, dtype=DTYPES[dtype], say=say)
+    return Exported(to, dtype, parameters, notes, difference)
+
+
+@contextlib.contextmanager
+def folder_in_writing(to: Path) -> Iterator[Path]:
+    """A folder beside `to` that gets its name at the end, or is removed.
+
+    Raises:
+        UsageError: `to` is there already.
+    """
+    if to.exists():
+        raise UsageError(f"{to}: is there already; nothing is overwritten. Remove it, or name another folder.")
+    writing = to.with_name(f".writing_{to.name}")
+    shutil.rmtree(writing, ignore_errors=True)  # of a killed run
+    writing.mkdir(parents=True)
+    try:
+        yield writing
+        writing.rename(to)
+    except BaseException:
+        shutil.rmtree(writing, ignore_errors=True)
+        raise
+    sync_folder(to.parent)
+
+
+def _notes(giver: Giver) -> tuple[str, ...]:
+    if chat_template(giver.tokenizer) is not None:
+        return ()
+    if giver.plan is not None and giver.plan.stage in ("sft", "rl") and _was_taught_a_template(giver):
+        raise DataError(
+            f"{giver.tokenizer}: holds no chat template, and its stage is {giver.plan.stage}: nobody could ask the "
+            "exported model as it was taught. Put the template of the stage there as chat_template.jinja."
+        )
+    return (f"{giver.tokenizer} holds no chat template: the exported model goes on with texts, and answers no chats",)
+
+
+def _was_taught_a_template(giver: Giver) -> bool:
+    taught = giver.plan and (giver.plan.sft or giver.plan.rl)
+    return bool(taught and taught.chat_template)
+
+
+def _stored_dtype(giver: Giver) -> Dtype:
+    return "bf16" if all(facts.dtype == torch.bfloat16 for facts in giver.weights.tensors.values()) else "fp32"
+
+
+def _write_weights(giver: Giver, folder: Path, dtype: torch.dtype, shard_bytes: int) -> int:
+    pieces: dict[str, list[Piece]] = {}
+    for piece in pieces_of(giver.model, giver.padded_vocab_size):
+        pieces.setdefault(piece.hf, []).append(piece)
+    shapes = hf_shapes(piece for group in pieces.values() for piece in group)
+    tensors = {name: TensorFacts(shape, dtype) for name, shape in shapes.items()}
+    read = functools.lru_cache(maxsize=1)(giver.weights.read)  # q, k and v lie in one tensor
+
+    def make(name: str) -> Tensor:
+        whole = torch.empty(shapes[name], dtype=dtype)
+        for piece in pieces[name]:
+            rows = read(piece.core)[piece.core_row : piece.core_row + piece.rows]
+            whole[piece.hf_row : piece.hf_row + piece.rows] = rows
+        return whole
+
+    write_safetensors(folder, tensors, make, shard_bytes=shard_bytes)
+    return sum(math.prod(shape) for shape in shapes.values())
