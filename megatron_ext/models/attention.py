@@ -90,7 +90,8 @@ class CausalSelfAttention(SelfAttention):
         values: Tensor,
         *,
         lengths: Tensor,
-        bias: Tensor,
+        used: int,
+        bias: Tensor | None,
         angles: Tensor | None,
     ) -> Tensor:
         """The next token of every row.
@@ -100,6 +101,7 @@ class CausalSelfAttention(SelfAttention):
             keys: [b, groups, tokens, d]; the new token's are written at `lengths`.
             values: As keys.
             lengths: Cached tokens of each row, [b].
+            used: Tokens of the longest row, the new one counted.
             bias: Of `decode_bias`.
             angles: RoPE's at `lengths`, [b, 1, d]; None without positions.
 
@@ -109,7 +111,6 @@ class CausalSelfAttention(SelfAttention):
         query, key, value = self._project(hidden, angles)
         rows = torch.arange(len(hidden), device=hidden.device)
         keys[rows, :, lengths], values[rows, :, lengths] = key, value
-        used = bias.shape[-1]
         out = F.scaled_dot_product_attention(  # the queries of a group as rows: no key is repeated for each head
             query.unflatten(1, (keys.shape[1], -1)),
             keys[:, :, :used],
@@ -129,17 +130,20 @@ class CausalSelfAttention(SelfAttention):
         return _turned(query, angles), _turned(key, angles), value
 
 
-def decode_bias(lengths: Tensor, *, longest: int, dtype: torch.dtype) -> Tensor:
+def decode_bias(lengths: Tensor, *, shortest: int, longest: int, dtype: torch.dtype) -> Tensor | None:
     """What hides the cached tokens that a row does not have: 0, or -inf beyond its own new token.
 
     Args:
         lengths: Cached tokens of each row, [b].
+        shortest: The smallest of them.
         longest: The largest of them.
         dtype: Of the queries.
 
     Returns:
-        [b, 1, 1, longest + 1].
+        [b, 1, 1, longest + 1]; None where all are equally long.
     """
+    if shortest == longest:
+        return None
     is_beyond = torch.arange(longest + 1, device=lengths.device) > lengths[:, None]
     bias = torch.zeros(is_beyond.shape, dtype=dtype, device=lengths.device)
     return bias.masked_fill_(is_beyond, float("-inf"))[:, None, None]

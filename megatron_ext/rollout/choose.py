@@ -38,16 +38,16 @@ def choose_tokens(logits: Tensor, uniforms: Tensor, sampling: Sampling, *, vocab
     scaled = logits
     if sampling.log_prob_temperature != 1.0:  # less the largest first: a tiny temperature must not overflow
         scaled = (logits - logits.amax(-1, keepdim=True)) / sampling.log_prob_temperature
-    known = scaled[:, :vocab_size]
+    log_probs = scaled.log_softmax(-1)
+    known = log_probs[:, :vocab_size]
     if sampling.temperature == 0:
         tokens = known.argmax(-1)
     elif sampling.top_k == 0 and sampling.top_p == 1:
-        tokens = _where_sum_passes(known.softmax(-1), uniforms)
+        tokens = _where_sum_passes(known.exp(), uniforms)
     else:
-        kept, ids = _candidates(known.softmax(-1), sampling)
+        kept, ids = _candidates(known.exp(), sampling)
         tokens = ids.gather(-1, _where_sum_passes(kept, uniforms)[:, None])[:, 0]
-    log_probs = scaled.gather(-1, tokens[:, None])[:, 0] - scaled.logsumexp(-1)
-    return Chosen(tokens, log_probs)
+    return Chosen(tokens, log_probs.gather(-1, tokens[:, None])[:, 0])
 
 
 def _where_sum_passes(probabilities: Tensor, uniforms: Tensor) -> Tensor:

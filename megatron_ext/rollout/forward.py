@@ -68,13 +68,14 @@ class CachedForward:
 
     @torch.inference_mode()
     @plain_torch()
-    def decode(self, tokens: Tensor, cache: RolloutCache, *, longest: int) -> Tensor:
+    def decode(self, tokens: Tensor, cache: RolloutCache, *, shortest: int, longest: int) -> Tensor:
         """Appends one token to each of the first n texts of the cache.
 
         Args:
             tokens: [n].
             cache: Advanced in place.
-            longest: Tokens of the longest of these texts, the new one not counted.
+            shortest: Tokens of the shortest of these texts, the new one not counted.
+            longest: The same of the longest.
 
         Returns:
             Logits after these tokens, [n, v] float32.
@@ -82,7 +83,7 @@ class CachedForward:
         num_rows = len(tokens)
         lengths = cache.lengths[:num_rows]
         hidden = self._embed(tokens)  # [n, h]
-        bias = decode_bias(lengths, longest=longest, dtype=hidden.dtype)
+        bias = decode_bias(lengths, shortest=shortest, longest=longest, dtype=hidden.dtype)
         angles = None if self._angles is None else self._angles[lengths, None]  # [n, 1, width]
         for (symbol, layer), states in zip(self._layers, cache.layers, strict=True):
             state = [part[:num_rows] for part in states]
@@ -90,7 +91,7 @@ class CachedForward:
                 change = layer.mixer.decode(layer.norm(hidden), *state)
             elif symbol == ATTENTION:
                 change = layer.self_attention.decode(
-                    layer.input_layernorm(hidden), *state, lengths=lengths, bias=bias, angles=angles
+                    layer.input_layernorm(hidden), *state, lengths=lengths, used=longest + 1, bias=bias, angles=angles
                 )
             else:
                 change = _mlp(layer, hidden)

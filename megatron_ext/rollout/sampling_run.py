@@ -169,7 +169,8 @@ class SamplingRun:
         """Appends the last chosen token of every sample, and chooses the next."""
         slots = np.arange(num_used)
         last = torch.from_numpy(self._tokens[slots, self._counts[:num_used] - 1]).to(self._device)
-        logits = self._forward.decode(last, self._cache, longest=int(self._lengths[:num_used].max()))
+        lengths = self._lengths[:num_used]
+        logits = self._forward.decode(last, self._cache, shortest=int(lengths.min()), longest=int(lengths.max()))
         self._lengths[:num_used] += 1
         self.decode_steps += 1
         self._choose(slots, logits)

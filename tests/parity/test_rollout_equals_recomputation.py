@@ -92,7 +92,8 @@ def test_cached_logits_equal_recomputed_ones_at_unequal_lengths_and_after_a_refi
         chosen = logits[:, :VOCAB_SIZE].argmax(-1)
         for row, token in zip(rows, chosen.tolist(), strict=True):
             texts[row].append(token)
-        logits = forward.decode(chosen, cache, longest=int(cache.lengths[:3].max()))
+        lengths = cache.lengths[:3]
+        logits = forward.decode(chosen, cache, shortest=int(lengths.min()), longest=int(lengths.max()))
         if step == NEW_TOKENS // 2:  # the longest leaves, and the last prompt takes its slot
             rows[0], logits = 3, torch.cat([read(3, 0), logits[1:]])
 
