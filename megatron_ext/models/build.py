@@ -39,8 +39,15 @@ def build_model(
     backend = backend or choose_backend(plan).name
     if backend == "te" and not tensor_parallel.get_cuda_rng_tracker().is_initialized():
         tensor_parallel.model_parallel_cuda_manual_seed(plan.seed)  # core's mixer draws from it, then we overwrite
+    model = bare_model(plan, pg_collection, backend=backend).to(device())
+    initialise_parameters(model, plan.seed)
+    return model
+
+
+def bare_model(plan: StagePlan, pg_collection: ProcessGroupCollection, *, backend: BackendName) -> HybridModel:
+    """This rank's layers as core leaves them: no weights are drawn."""
     stage, num_stages = pg_collection.pp.rank(), pg_collection.pp.size()
-    model = HybridModel(
+    return HybridModel(
         transformer_config(plan, backend),
         _SPECS[backend],
         vocab_size=plan.model_size.padded_vocab_size,
@@ -52,6 +59,4 @@ def build_model(
         position_embedding_type=plan.model.position_embedding_type,
         rotary_base=plan.model.rotary_base,
         pg_collection=pg_collection,
-    ).to(device())
-    initialise_parameters(model, plan.seed)
-    return model
+    )

@@ -64,7 +64,7 @@ def ssd(
     seq_idx: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`ssd_chunked` on the device of x [b, l, h, p], with the chunk size that suits it."""
-    if _is_half_on_gpu(x) and _ssd_kernel() is not None:
+    if is_half_on_gpu(x) and _ssd_kernel() is not None:
         return triton_ssd(x, dt, A, B, C, D=D, initial_state=initial_state, seq_idx=seq_idx)
     return ssd_chunked(x, dt, A, B, C, D=D, initial_state=initial_state, seq_idx=seq_idx)
 
@@ -103,7 +103,7 @@ def triton_ssd(
 
 def ssd_step(state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
     """`ssd.ssd_step_` on the device of x [b, h, p]: y; `state` is advanced in place."""
-    if _is_half_on_gpu(x) and _ssd_kernel() is not None:
+    if is_half_on_gpu(x) and _ssd_kernel() is not None:
         return triton_ssd_step(state, x, dt, A, B, C, D)[0]
     return ssd_step_(state, x, dt, A, B, C, D)
 
@@ -133,7 +133,7 @@ def triton_ssd_step(
 def conv(x: Tensor, weight: Tensor, bias: Tensor, seq_idx: Tensor | None = None) -> Tensor:
     """`causal_conv1d_silu` on the device of x [b, l, d]."""
     takes_index = seq_idx is None or x.shape[-1] % 8 == 0  # causal-conv1d reads it channels last only
-    if _is_half_on_gpu(x) and _conv_package() is not None and takes_index:
+    if is_half_on_gpu(x) and _conv_package() is not None and takes_index:
         return fused_conv(x, weight, bias, seq_idx)
     return causal_conv1d_silu(x, weight, bias, seq_idx)
 
@@ -154,7 +154,7 @@ def fused_conv(x: Tensor, weight: Tensor, bias: Tensor, seq_idx: Tensor | None =
 
 def conv_step(conv_state: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`causal_conv1d_silu_step` on the device of x [b, d]."""
-    if _is_half_on_gpu(x) and _conv_package() is not None:
+    if is_half_on_gpu(x) and _conv_package() is not None:
         return fused_conv_step(conv_state, x, weight, bias)
     return causal_conv1d_silu_step(conv_state, x, weight, bias)
 
@@ -164,7 +164,19 @@ def fused_conv_step(conv_state: Tensor, x: Tensor, weight: Tensor, bias: Tensor)
     return _conv_package().causal_conv1d_update(x.contiguous(), conv_state, weight[:, 0], bias, "silu")
 
 
-def _is_half_on_gpu(x: Tensor) -> bool:
+def has_gated_norm(x: Tensor) -> bool:
+    """Whether `fused_gated_norm` takes x."""
+    return is_half_on_gpu(x) and _norm_kernel() is not None
+
+
+def fused_gated_norm(x: Tensor, z: Tensor, weight: Tensor, *, eps: float, group_size: int) -> Tensor:
+    """RMSNorm of x * silu(z) over groups of channels through mamba-ssm, float32 within."""
+    y: Tensor = _norm_kernel()(x, weight, None, z=z, eps=eps, group_size=group_size, norm_before_gate=False)
+    return y
+
+
+def is_half_on_gpu(x: Tensor) -> bool:
+    """Whether x is in half precision on a GPU, which the kernels are for."""
     return x.dtype in _HALF and x.device.type != "cpu"
 
 
@@ -183,6 +195,10 @@ def _ssd_kernel() -> Any:
 
 def _step_kernel() -> Any:
     return getattr(_import("mamba_ssm.ops.triton.selective_state_update"), "selective_state_update", None)
+
+
+def _norm_kernel() -> Any:
+    return getattr(_import("mamba_ssm.ops.triton.layernorm_gated"), "rmsnorm_fn", None)
 
 
 def _conv_package() -> Any:

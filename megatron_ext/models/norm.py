@@ -18,6 +18,7 @@ from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor, nn
 
+from megatron_ext.models import kernels
 from megatron_ext.runtime.device import device
 
 
@@ -43,6 +44,8 @@ class RMSNorm(nn.Module):
         """Normalises x [..., hidden_size]."""
         if torch.is_inference_mode_enabled():
             return _normalised(wide(x), self.weight, self.eps).to(x.dtype)
+        if kernels.is_half_on_gpu(x):
+            return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)  # one kernel, float32 within
         return _GatedRMSNorm.apply(x, None, self.weight, self.eps, self.weight.numel())
 
 
@@ -70,6 +73,8 @@ class GatedRMSNorm(nn.Module):
         if torch.is_inference_mode_enabled():
             gated = F.silu(wide(z)).mul_(wide(x)).unflatten(-1, (-1, self.group_size))
             return _normalised(gated, self.weight.unflatten(0, (-1, self.group_size)), self.eps).flatten(-2).to(x.dtype)
+        if kernels.has_gated_norm(x):
+            return kernels.fused_gated_norm(x, z, self.weight, eps=self.eps, group_size=self.group_size)
         return _GatedRMSNorm.apply(x, z, self.weight, self.eps, self.group_size)
 
     def sharded_state_dict(

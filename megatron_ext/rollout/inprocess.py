@@ -2,11 +2,11 @@
 
 Continuous batching: a finished sample leaves its slot, a waiting one enters. Prompts are read in groups of equal
 length, so that no padding ever reaches a convolution or a state, and copied into slots: samples of one prompt share
-one reading. Weights are the training model's own, so both log-probabilities come from the same numbers.
+one reading. Weights are the training model's own, so both log-probabilities come from the same numbers; where it has
+Transformer Engine's layers, the local backend's decode with the same parameters (`twin.py`).
 
 Where requests are served beside training, or the policy spans pipeline stages, another engine has to stand behind the
-same protocol. Core's `DynamicInferenceEngine` is not used: in 0.19 it needs a GPU, flash-attn and mamba-ssm, and
-Transformer Engine's layers.
+same protocol. Why it is not core's: `docs/explanation/decisions/0008-te-samples-through-a-twin.md`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from megatron.core.models.hybrid.hybrid_model import HybridModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from data_tools.errors import SetupError, UsageError
-from megatron_ext.models.stack import LocalHybridStack
 from megatron_ext.plan.rollout import rollout_problems
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.rollout.cache import RolloutCache
@@ -27,10 +26,11 @@ from megatron_ext.rollout.protocol import Completion, Health, Prompt, Sampling, 
 from megatron_ext.rollout.sampling_run import SamplingRun
 from megatron_ext.rollout.share import share_prompts
 from megatron_ext.rollout.stop_strings import Decode, StopStrings
+from megatron_ext.rollout.twin import decodable
 
 
 class InProcessEngine:
-    """A `RolloutEngine` on the `local` backend.
+    """A `RolloutEngine` on either backend.
 
     Args:
         model: The policy, wrapped for training or not; it is not changed.
@@ -41,7 +41,7 @@ class InProcessEngine:
         decode: Turns ids into text; needed for stop strings.
 
     Raises:
-        SetupError: The model's layers or layout have no cached decoding.
+        SetupError: The layout has no cached decoding.
     """
 
     def __init__(
@@ -54,8 +54,8 @@ class InProcessEngine:
         tokens_per_slot: int,
         decode: Decode | None = None,
     ) -> None:
-        self._model = _unwrapped(model)
-        _check_setting(self._model, plan, num_slots=num_slots, tokens_per_slot=tokens_per_slot)
+        _check_setting(plan, num_slots=num_slots, tokens_per_slot=tokens_per_slot)
+        self._model = decodable(_unwrapped(model), plan)
         self._vocab_size = plan.data.tokenizer_vocab_size
         self._groups, self._decode = groups, decode
         self._num_slots, self._tokens_per_slot = num_slots, tokens_per_slot
@@ -127,15 +127,8 @@ def _unwrapped(model: Any) -> HybridModel:
     return model
 
 
-def _check_setting(model: HybridModel, plan: StagePlan, *, num_slots: int, tokens_per_slot: int) -> None:
-    problems = rollout_problems(plan.layout)
-    if not isinstance(model.decoder, LocalHybridStack):
-        problems.append(
-            "training.backend: te: its layers keep no cache of a length for each row outside core's "
-            "DynamicInferenceEngine, which is not connected here; set training.backend=local, which trains the same "
-            "model and loads the same checkpoints."
-        )
-    if problems:
+def _check_setting(plan: StagePlan, *, num_slots: int, tokens_per_slot: int) -> None:
+    if problems := rollout_problems(plan.layout):
         raise SetupError("\n".join(problems))
     if num_slots < 1 or tokens_per_slot < 2:
         raise UsageError(

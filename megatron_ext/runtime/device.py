@@ -90,6 +90,23 @@ def plain_torch() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def no_storage() -> Iterator[None]:
+    """Makes new tensors without storage, wherever they are asked for."""
+    with torch.device("meta"), _MetaMode():
+        yield
+
+
+class _MetaMode(TorchFunctionMode):
+    """Sends torch calls that name a device to `meta`."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        return func(*args, **(kwargs | {"device": torch.device("meta")} if "device" in kwargs else kwargs))
+
+
 def _names_cuda(value: object) -> bool:
     if isinstance(value, str):
         return value.startswith("cuda")

@@ -7,7 +7,7 @@ MFU is the model's FLOPs (`megatron_ext/plan/flops.py`) over what the same GPU r
 product of 8192 x 8192 x 8192, best of 20. Memory is the allocator's peak beside what `plan/memory.py` counts,
 which leaves temporary buffers out. `--document-tokens` packs documents of so many tokens into the rows and keeps
 them apart; their attention costs less than MFU counts, and how long the proof takes that they do not meet is timed
-too. `--kernels` adds shares of the GPU's time by kind of kernel, of three more steps, and tokens/s of one cached text.
+too. `--kernels` adds shares of the GPU's time by kind of kernel, of three more steps, and tokens/s of sampling.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from megatron_ext.runtime.seed import seed_everything
 from megatron_ext.training.isolation import measure_isolation
 from megatron_ext.training.parts import Parts, make_parts
 from megatron_ext.training.step import train_step
-from tests.gpu.kernel_times import generated_tokens_per_s, kernel_times
+from tests.gpu.kernel_times import kernel_times, sampled_tokens_per_s
 from tests.support.plans import make_plan
 from tests.support.sources import plan_reading, write_source
 
@@ -60,7 +60,7 @@ def measure(plan: StagePlan, steps: int, *, warmup: int, with_kernels: bool) -> 
         more: dict[str, Any] = {}
         if with_kernels:
             times = kernel_times(lambda: train_step(parts, lr=1e-4, step=1), steps=KERNEL_STEPS)
-            more = {"kernels": times, "generated_tokens_per_s": generated_tokens_per_s(parts.model.module)}
+            more = {"kernels": times, "sampled_tokens_per_s": sampled_tokens_per_s(parts.model, plan, groups)}
         if plan.data.document_isolation == "full":
             more["isolation"] = isolation_times(parts)
     tokens_per_s = plan.batch.tokens_per_step / median
@@ -137,7 +137,7 @@ def main() -> None:
     parser.add_argument("--document-tokens", type=int, help="of each document, a divisor of the row; kept apart")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
     parser.add_argument("--model", type=Path, default=MODEL)
-    parser.add_argument("--kernels", action="store_true", help="shares of the GPU's time, and generation")
+    parser.add_argument("--kernels", action="store_true", help="shares of the GPU's time, and sampling")
     parser.add_argument("--only-mamba", action="store_true", help="one step of one Mamba-2 layer, to compile it")
     args = parser.parse_args()
     recipe, steps, warmup = load_yaml(args.model).data, args.steps, WARMUP_STEPS

@@ -82,6 +82,8 @@ def run_all(out: Path, missing: list[str], deadline: float, *, cores: int) -> li
         ("backends", 240, pytest_run("test_backends_agree", out, *workers)),
         ("packed rows", 240, pytest_run("test_packed_rows", out, *workers)),
         ("kernels", 240, pytest_run("test_kernels", out, *workers)),
+        ("sampling", 240, pytest_run("test_rollout", out, *workers)),
+        ("rl", 300, pytest_run("test_rl", out, *workers)),
     ]
     lacks: dict[str, list[str]] = {"te": missing, "local": []}
     with ThreadPoolExecutor(max(1, cores // 3)) as pool:

@@ -56,8 +56,8 @@ def require(backend: BackendName, precision: Precision) -> None:
         pytest.skip("not run: mamba-ssm's kernels are not importable")
 
 
-def plan_of(precision: str) -> StagePlan:
-    return make_plan(model=MODEL, precision=precision, data={"eod_id": 127})
+def plan_of(precision: str, **model: Any) -> StagePlan:
+    return make_plan(model=MODEL | model, precision=precision, data={"eod_id": 127})
 
 
 def loaded(

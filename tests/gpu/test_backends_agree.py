@@ -20,9 +20,9 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 
 from megatron_ext.datasets.packed_params import packed_params
 from megatron_ext.models.backends import BackendName
-from megatron_ext.rollout.generate import next_token_logits
 from megatron_ext.runtime.device import device
 from tests.gpu.models import CASES, loaded, logits_and_loss, plan_of, require, tokens_of_the_test
+from tests.support.rollout import cached_logits
 
 TOLERANCES = {("local", "fp32"): (1e-3, 1e-5), ("te", "fp32"): (3e-2, 2e-3)}
 BF16 = (0.14, 4e-3)
@@ -50,13 +50,9 @@ def test_cached_decoding_is_the_whole_texts(
     largest, _ = TOLERANCES.get((backend, precision), BF16)
     model = loaded(groups, reference / "weights", backend=backend, precision=precision).eval()
     tokens = tokens_of_the_test()[0, :60].tolist()
-    appended: list[int] = []
-    cached = []
-    for logits, token in zip(next_token_logits(model, tokens[:40], appended, 20), tokens[40:], strict=True):
-        cached.append(logits.cpu())
-        appended.append(token)
+    cached = cached_logits(model, plan_of(precision), tokens[:59], prompt=40)
     whole, _ = logits_and_loss(model, torch.tensor([tokens]))
-    torch.testing.assert_close(torch.stack(cached), whole[0, 39:], rtol=0, atol=largest)
+    torch.testing.assert_close(cached, whole[0, 39:], rtol=0, atol=largest)
 
 
 @pytest.mark.parametrize(("backend", "precision"), [case for case in CASES if case != ("te", "fp32")])

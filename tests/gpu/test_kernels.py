@@ -8,6 +8,8 @@ to 256 terms: 5e-3. The convolution and the steps have no matrix products: 1e-5 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from megatron_ext.models import kernels
 from megatron_ext.models.conv import causal_conv1d_silu, causal_conv1d_silu_step
+from megatron_ext.models.norm import RMSNorm
 from megatron_ext.models.ssd import ssd_chunked, ssd_step
 from megatron_ext.runtime.device import device
 
@@ -159,3 +162,40 @@ def test_the_mixer_takes_the_kernels_for_bf16_and_torch_for_fp32() -> None:
     assert "mamba-ssm" in kernels.describe_kernels("bf16")
     x, dt, A, B, C, D, _ = ssd_inputs(100, torch.float32)
     assert torch.equal(kernels.ssd(x, dt, A, B, C, D=D)[0], ssd_chunked(x, dt, A, B, C, D=D)[0])
+
+
+@needs_ssd
+@pytest.mark.parametrize("dtype", PLAIN)
+def test_gated_norm_values_and_gradients(dtype: torch.dtype) -> None:
+    x, z = (draw(100, ROWS, 256, seed=seed).to(dtype) for seed in (0, 1))
+    z = torch.cat([z, z], dim=-1)[..., :256]  # as the mixer cuts it out of its projection
+    weight = 1 + 0.1 * draw(256, seed=2).to(dtype)
+    inputs = [t.detach().requires_grad_() for t in (x, z, weight)]
+    exact_inputs = [t.detach().double().requires_grad_() for t in inputs]
+    weights = draw(100, ROWS, 256, seed=3)
+    results = []
+    for function, arguments in ((partial(kernels.fused_gated_norm, eps=1e-5, group_size=64), inputs),
+                                (exact_gated_norm, exact_inputs)):  # fmt: skip
+        y = function(*arguments)
+        results.append([y.detach(), *torch.autograd.grad((y.double() * weights).sum(), arguments)])
+    assert_close(results[0], results[1], PLAIN[dtype])
+
+
+def exact_gated_norm(x: Tensor, z: Tensor, weight: Tensor) -> Tensor:
+    h = (x * z.sigmoid() * z).unflatten(-1, (-1, 64))
+    return (h / (h.square().mean(-1, keepdim=True) + 1e-5).sqrt()).flatten(-2) * weight
+
+
+def test_the_norm_of_half_precision_is_torchs_fused_one_with_the_same_values_and_gradients() -> None:
+    norm = RMSNorm(SimpleNamespace(params_dtype=torch.bfloat16, sequence_parallel=False), 256)
+    with torch.no_grad():
+        norm.weight.add_(0.1 * draw(256, seed=2).bfloat16())
+    x, weights = draw(100, ROWS, 256, seed=0).bfloat16().requires_grad_(), draw(100, ROWS, 256, seed=1)
+    y = norm(x)
+    exact_x, exact_weight = (t.detach().double().requires_grad_() for t in (x, norm.weight))
+    exact = exact_x / (exact_x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * exact_weight
+    results = [
+        [out.detach(), *torch.autograd.grad((out.double() * weights).sum(), given)]
+        for out, given in ((y, [x, norm.weight]), (exact, [exact_x, exact_weight]))
+    ]
+    assert_close(results[0], results[1], PLAIN[torch.bfloat16])

@@ -16,12 +16,13 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from megatron_ext.models.build import bare_model
 from megatron_ext.plan.flops import PASSES, layer_flops, recomputed_token_flops, token_flops
 from megatron_ext.plan.sizes import model_size
 from megatron_ext.plan.stage_plan import ExecutionPlan
 from megatron_ext.recipe.load import load_file
 from megatron_ext.recipe.schema import ModelRecipe
-from tests.support.one_process import bare_model, one_process
+from tests.support.one_process import one_process
 from tests.support.plans import make_plan
 
 ROWS, LENGTH = 2, 256
@@ -50,7 +51,7 @@ def executed_products(model: ModelRecipe, execution: ExecutionPlan) -> int:
     plan = make_plan(model=model.model_dump(), batch={"sequence_length": LENGTH})
     plan = plan.model_copy(update={"execution": execution, "model_size": model_size(model)})
     with one_process() as groups, FakeTensorMode():
-        built = bare_model(plan, groups)
+        built = bare_model(plan, groups, backend="local")
         tokens = torch.zeros(ROWS, LENGTH, dtype=torch.long)
         positions = torch.arange(LENGTH).expand_as(tokens)
         with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.baddbmm_: products_in_place}) as counter:

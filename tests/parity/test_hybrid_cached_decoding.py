@@ -16,9 +16,10 @@ from torch import Tensor
 
 from megatron_ext.models.build import build_model
 from megatron_ext.plan.stage_plan import StagePlan
-from megatron_ext.rollout.generate import generate, next_token_logits
+from megatron_ext.rollout.generate import generate
 from tests.support.one_process import logits_of, one_process, random_tokens, strengthen
 from tests.support.plans import make_plan
+from tests.support.rollout import next_token_logits
 
 TOLERANCE = 1e-5
 NEW_TOKENS = 30

@@ -45,8 +45,3 @@ def test_a_checkpoint_of_one_loads_into_the_other(report: dict[str, Any], direct
 @pytest.mark.parametrize("kernel", ["ssd", "ssd_gradients", "conv", "conv_gradients", "ssd_step", "conv_step"])
 def test_the_kernels_are_called_as_the_torch_code(report: dict[str, Any], kernel: str) -> None:
     assert report["kernels"][kernel] < 1e-5
-
-
-def test_the_rollout_engine_refuses_layers_of_te_with_the_remedy(report: dict[str, Any]) -> None:
-    assert report["te_sampling"].startswith("training.backend: te: its layers keep no cache of a length for each row")
-    assert "set training.backend=local" in report["te_sampling"]

@@ -10,9 +10,6 @@ from megatron.core.models.hybrid.hybrid_model import HybridModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
-from megatron_ext.models.config import transformer_config
-from megatron_ext.models.specs import local_hybrid_stack_spec
-from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.runtime.launch import Launch
 from megatron_ext.runtime.parallel import process_groups
 
@@ -23,21 +20,6 @@ def one_process() -> Iterator[ProcessGroupCollection]:
     torch.set_num_threads(1)
     with process_groups(Launch(rank=0, local_rank=0, world_size=1)) as groups:
         yield groups
-
-
-def bare_model(plan: StagePlan, groups: ProcessGroupCollection) -> HybridModel:
-    """The local backend's whole model as core leaves it: no weights are drawn, so tensors need no storage."""
-    return HybridModel(
-        transformer_config(plan),
-        local_hybrid_stack_spec,
-        vocab_size=plan.model_size.padded_vocab_size,
-        max_sequence_length=plan.batch.sequence_length,
-        hybrid_layer_pattern=plan.layout.hybrid_layer_pattern,
-        share_embeddings_and_output_weights=plan.model.share_embeddings_and_output_weights,
-        position_embedding_type=plan.model.position_embedding_type,
-        rotary_base=plan.model.rotary_base,
-        pg_collection=groups,
-    )
 
 
 def logits_of(model: HybridModel, tokens: Tensor) -> Tensor:

@@ -8,10 +8,11 @@ import pytest
 import torch
 from megatron.core.models.hybrid.hybrid_model import HybridModel
 
+from megatron_ext.models.build import bare_model
 from megatron_ext.plan.sizes import model_size
 from megatron_ext.recipe.load import load_file
 from megatron_ext.recipe.schema import ModelRecipe
-from tests.support.one_process import bare_model, one_process
+from tests.support.one_process import one_process
 from tests.support.plans import make_plan
 
 FOLDER = Path(__file__).parents[3] / "recipes" / "models"
@@ -24,7 +25,7 @@ def on_meta(model: ModelRecipe) -> HybridModel:
     """The whole model with shapes and no storage; core writes some small vectors to the CPU."""
     plan = make_plan(model=model.model_dump(), model_size=model_size(model), precision="bf16")
     with one_process() as groups, torch.device("meta"):
-        return bare_model(plan, groups)
+        return bare_model(plan, groups, backend="local")
 
 
 def load(name: str) -> ModelRecipe:
