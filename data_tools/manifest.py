@@ -59,7 +59,7 @@ BLOCK_DOCUMENTS = 65_536
 
 READER_VERSION = "2"
 """Raised when the same record would give other text."""
-CHAT_VERSION = "3"
+CHAT_VERSION = "4"
 """Raised when the same conversation would give other ids, another mask, or none."""
 
 

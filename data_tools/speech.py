@@ -57,7 +57,7 @@ def refuse_disorder(conversation: Conversation) -> None:
 
 @functools.lru_cache(maxsize=1_000)  # some shapes make up nearly all of a data set
 def _disorder(roles: tuple[str, ...]) -> str | None:
-    for number, (before, role) in enumerate(zip(("", *roles), roles, strict=False)):
+    for number, (before, role) in enumerate(zip(("", *roles), roles, strict=False), start=1):
         if role not in (may_follow := _MAY_FOLLOW[before]):
             place = f"after one of {before}" if before else "at the beginning"
             return f"turn {number} is of {role}, {place}, where {' or '.join(may_follow)} may speak"
@@ -138,7 +138,10 @@ def marked(
 
 
 def _trace(text: str, start: int, stop: int) -> tuple[int, tuple[int, int] | None]:
-    """Where the answer starts, and the range inside the tags; a template may have opened them before `start`."""
+    """Where the answer starts, and what is thought; a template may have opened the tag before `start`.
+
+    White space before the closing tag is its form, not thinking: a trace whose tail is trimmed still ends with it.
+    """
     close = text.find(_CLOSE, start, stop)
     if close < 0:
         return start, None
@@ -146,4 +149,5 @@ def _trace(text: str, start: int, stop: int) -> tuple[int, tuple[int, int] | Non
     before = text[max(0, start - 64) : start] if opened < 0 else text[start:opened]
     if (opened < 0 and not before.rstrip().endswith(_OPEN)) or (opened >= 0 and before.strip()):
         return start, None
-    return close + len(_CLOSE), (opened + len(_OPEN) if opened >= 0 else start, close)
+    begin = opened + len(_OPEN) if opened >= 0 else start
+    return close + len(_CLOSE), (begin, begin + len(text[begin:close].rstrip()))

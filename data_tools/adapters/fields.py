@@ -67,7 +67,8 @@ def conversation_of(record: Record, turns: tuple[Turn, ...], domain: Domain, too
         BadRecord: If the assistant says nothing in it.
     """
     if "assistant" not in [turn.role for turn in turns]:
-        raise BadRecord("bad conversation", f"none of its {len(turns)} turns is the assistant's")
+        said = f"none of its {len(turns)} turns is" if len(turns) > 1 else "its only turn is not"
+        raise BadRecord("bad conversation", f"{said} the assistant's")
     return Conversation(id=id_of(record, content_of(turns)), turns=turns, domain=domain, tools=tools)
 
 

@@ -48,7 +48,7 @@ def messages_of(value: object, key: str) -> tuple[Turn, ...]:
     """
     if not isinstance(value, list):
         raise BadRecord("bad conversation", f'"{key}" is {kind_of(value)}, not a list of messages')
-    turns = [turn for number, message in enumerate(value) if (turn := _turn(number, message))]
+    turns = [turn for number, message in enumerate(value, start=1) if (turn := _turn(number, message))]
     if not turns:
         raise BadRecord("empty", f'the list under "{key}" says nothing')
     return tuple(turns)

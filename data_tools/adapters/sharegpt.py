@@ -35,7 +35,7 @@ def turns_of(value: object, key: str) -> tuple[Turn, ...]:
         raise BadRecord("bad conversation", f'"{key}" is {kind_of(value)}, not a list of turns')
     if not value:
         raise BadRecord("empty", f'the list under "{key}" is empty')
-    return tuple(_turn(number, turn) for number, turn in enumerate(value))
+    return tuple(_turn(number, turn) for number, turn in enumerate(value, start=1))
 
 
 def _turn(number: int, turn: object) -> Turn:

@@ -66,7 +66,7 @@ def test_a_document_a_conversation_and_a_mask_of_what_the_assistant_says(job: Ch
     assert text == f"<|im_start|>user\nthe cat?<|im_end|>\n<|im_start|>assistant\n{said}\n"
     assert [trained_text(job, number) for number in range(2)] == [said, said + said]
     start, stop = masks.thinking[0].tolist()
-    assert Tokenizer.load(job.tokenizer).decode(reader[0][start:stop].tolist()) == "\nsat\n"
+    assert Tokenizer.load(job.tokenizer).decode(reader[0][start:stop].tolist()) == "\nsat"
     assert manifest == read_manifest(job.output)
     assert manifest.chat is not None
     assert manifest.chat.trained_tokens == sum(int(stop - start) for start, stop in masks.runs.tolist())
