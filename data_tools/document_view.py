@@ -48,6 +48,10 @@ class Origin:
     split: str
     answer_tokens: int | None
 
+    def __str__(self) -> str:
+        """Where to look for it: file and row."""
+        return f"{self.file} row {self.row:,}{f' from byte {self.start:,}' if self.start else ''}"
+
 
 @dataclass(frozen=True)
 class DocumentView:
@@ -131,6 +135,12 @@ class Documents:
         ids = self._reader(shard)[inside]
         trained = self._masks(shard).mask(inside, tokens=len(ids)) if self.stored.chat else None
         return DocumentView(number, ids, trained, _origin(self.stored.shards[shard], inside))
+
+
+def place_of(dataset: StoredDataset, number: int) -> str:
+    """Says which document of a dataset is meant: its number, from 0, and where it came from if that is known."""
+    origin = Documents(dataset)[number].origin
+    return f"document {number:,}{f', {origin}' if origin else ''}"
 
 
 def _origin(shard: Shard, document: int) -> Origin | None:

@@ -14,6 +14,8 @@ import numpy as np
 import orjson
 
 from data_tools.atomic_files import beside, only_writer, sync_folder, write_atomically
+from data_tools.dataset import read_dataset
+from data_tools.document_view import place_of
 from data_tools.errors import DataError, UsageError
 from data_tools.inspection import Dataset, open_dataset
 from data_tools.loss_mask import LossMasks, read_masks
@@ -27,7 +29,7 @@ from data_tools.pack_index import (
     read_pack_manifest,
     trained_tokens,
 )
-from data_tools.packing import Algorithm, Overlong, Packing, pack
+from data_tools.packing import Algorithm, Overlong, OverlongError, Packing, pack
 from data_tools.readers import hash_file
 
 PACK_VERSION = "1"
@@ -97,7 +99,11 @@ def pack_dataset(job: PackJob) -> PackResult:
             return PackResult(done, was_done=True)
         masks = read_masks(job.data) if dataset.manifest.chat else None
         thinking = masks.thinking if masks is not None else None
-        packing = pack(dataset.documents.lengths, thinking=thinking, **job.asked)
+        try:
+            packing = pack(dataset.documents.lengths, thinking=thinking, **job.asked)
+        except OverlongError as error:
+            longest = place_of(read_dataset(str(job.data)), error.longest)
+            raise DataError(f"{error}.\n  The longest is {longest}.") from None
         if not packing.packs:
             raise DataError(
                 f"{job.data}: no conversation is left to pack; raise --length, or choose another --overlong"

@@ -130,6 +130,26 @@ class Packing:
         return self.packed_tokens / (self.packs * self.length) if self.packs else 0.0
 
 
+class OverlongError(DataError):
+    """Conversations that no row holds, where nobody said what becomes of them.
+
+    Args:
+        lengths: [conversations] tokens of each.
+        length: Capacity of a pack, in tokens.
+
+    Attributes:
+        longest: Which is the longest of them.
+    """
+
+    def __init__(self, lengths: Ints, length: int) -> None:
+        self.longest = int(lengths.argmax())
+        super().__init__(
+            f"--length: {int((lengths > length).sum()):,} of {len(lengths):,} conversations have more than {length:,} "
+            f"tokens, the longest {int(lengths[self.longest]):,}; raise --length, or give --overlong drop, truncate, "
+            "split or trim-thinking"
+        )
+
+
 def pack(
     lengths: npt.NDArray[Any],
     *,
@@ -153,7 +173,7 @@ def pack(
 
     Raises:
         UsageError: If `length` is no multiple of `pad_multiple`.
-        DataError: If a conversation is too long and `overlong` is `error`.
+        OverlongError: If a conversation is too long and `overlong` is `error`.
 
     >>> packing = pack(np.array([6, 5, 4, 3]), length=9)
     >>> packing.packs, packing.fill_ratio, sorted(packing.pieces.conversation.tolist())
@@ -209,7 +229,7 @@ def fit_pieces(
         The pieces in the order of their conversations, and `dropped`, `truncated` and `trimmed` of a `Packing`.
 
     Raises:
-        DataError: If a conversation is too long and `overlong` is `error`.
+        OverlongError: If a conversation is too long and `overlong` is `error`.
     """
     outcome = {"dropped": Changed(), "truncated": Changed(), "trimmed": Changed()}
     every = np.arange(len(lengths))
@@ -217,12 +237,7 @@ def fit_pieces(
     if not len(too_long):
         return _whole(every, lengths), outcome
     if overlong == "error":
-        longest = int(lengths.argmax())
-        raise DataError(
-            f"--length: {len(too_long):,} of {len(lengths):,} conversations have more than {length:,} tokens, the "
-            f"longest {int(lengths[longest]):,} (conversation {longest:,}); raise --length, or give --overlong "
-            "drop, truncate, split or trim-thinking"
-        )
+        raise OverlongError(lengths, length)
     surplus = lengths[too_long] - length
     if overlong == "drop":
         outcome["dropped"] = Changed(len(too_long), int(lengths[too_long].sum()))

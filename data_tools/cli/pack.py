@@ -98,9 +98,13 @@ def _rows(packs: PackManifest) -> list[list[str]]:
         ["dropped", _changed(packs.dropped)],
         ["truncated", _changed(packs.truncated)],
         ["thinking trimmed", _changed(packs.trimmed)],
-        ["split over rows", f"{packs.split.conversations:,} conversations"],
+        ["split over rows", _conversations(packs.split)],
     ]
 
 
 def _changed(changed: ChangedRecord) -> str:
-    return f"{changed.conversations:,} conversations, {changed.tokens:,} tokens lost"
+    return f"{_conversations(changed)}, {changed.tokens:,} tokens lost"
+
+
+def _conversations(changed: ChangedRecord) -> str:
+    return f"{changed.conversations:,} conversation{'' if changed.conversations == 1 else 's'}"

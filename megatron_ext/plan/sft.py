@@ -6,15 +6,16 @@ from collections.abc import Sequence
 
 from data_tools.dataset import StoredDataset
 from data_tools.pack_rows import SourceCount
+from data_tools.packing import OverlongError
 from data_tools.quantities import format_exact
 from data_tools.tokenizer import TokenizerFacts
 from megatron_ext.plan.datasets import read_data, tokenizer_folder
 from megatron_ext.plan.sft_checks import (
     chat_template,
     check_held_out,
-    check_lengths,
     refuse_heavy_steps,
     refuse_no_rows,
+    refuse_overlong,
     refuse_untrained,
 )
 from megatron_ext.plan.sft_declared import PackedStage, declared_sizes, declared_stage
@@ -54,22 +55,23 @@ def plan_sft(
     held_out = [pair["validation_prefix"] for pair in pairs if pair["validation_prefix"] is not None]
     problems = Problems()
     sources = plan_sources(loaded, map(size_of, datasets, held_out), options, roundings)
-    check_lengths(loaded, sources, options, problems)
-    problems.raise_data_error()
-    rows = rows_of_stage(
-        sources,
-        options,
-        sequence_length=training.sequence_length,
-        step=training.global_batch_size,
-        seed=loaded.recipe.seed,
-        store=store,
-        is_kept=is_kept,
-    )
+    try:
+        rows = rows_of_stage(
+            sources,
+            options,
+            sequence_length=training.sequence_length,
+            step=training.global_batch_size,
+            seed=loaded.recipe.seed,
+            store=store,
+            is_kept=is_kept,
+        )
+        check_held_out(loaded, sources, options, problems)
+    except OverlongError:
+        refuse_overlong(loaded, sources, options)
     for source, count in zip(sources, rows.counts, strict=True):
         _note_changes(source.source, count, roundings)
         if count.untrained.conversations and options.untrained == "error":
             refuse_untrained(loaded, source.source, count, problems)
-    check_held_out(loaded, sources, options, problems)
     if not rows.rows:
         refuse_no_rows(loaded, sources, options, problems)
     template, template_hash = chat_template(loaded, [*datasets, *held_out], problems)

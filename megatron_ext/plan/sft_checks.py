@@ -6,12 +6,14 @@ import contextlib
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
 from data_tools.blend_files import BlendFile
 from data_tools.chat_template_files import SHIPPED_TEMPLATE, template_source
-from data_tools.dataset import StoredDataset
+from data_tools.dataset import StoredDataset, read_dataset
+from data_tools.document_view import place_of
 from data_tools.drawing import Ints
 from data_tools.errors import DataError
 from data_tools.pack_rows import Rows, SourceCount
@@ -42,34 +44,38 @@ def _has_amounts(blend: BlendFile) -> bool:
     return is_here or any(isinstance(part, BlendFile) and _has_amounts(part) for part in blend.parts)
 
 
-def check_lengths(loaded: LoadedRecipe, sources: Sequence[SourcePlan], options: SftRecipe, problems: Problems) -> None:
-    """Refuses conversations, drawn or held out, that no row holds, unless the recipe says what becomes of them."""
-    if options.overlong != "error":
-        return
-    length = loaded.recipe.training.sequence_length
+def refuse_overlong(loaded: LoadedRecipe, sources: Sequence[SourcePlan], options: SftRecipe) -> NoReturn:
+    """Refuses conversations, drawn or held out, that no row holds, where the recipe does not say what becomes of them.
+
+    Raises:
+        DataError: With those of every source; at least one has some.
+    """
+    problems = Problems()
     lengths = [read_conversations(source.prefix).lengths for source in sources]
-    if any((of_source > length).any() for of_source in lengths):
-        rounds = draw_of_stage(sources, options, sizes=[len(found) for found in lengths], seed=loaded.recipe.seed)
-        for index, source in enumerate(sources):
-            drawn = [part.conversation[part.source == index] for part in rounds]
-            _refuse_overlong(
-                loaded, f"drawn from {source.prefix}", lengths[index], np.unique(np.hstack(drawn)), problems
-            )
+    rounds = draw_of_stage(sources, options, sizes=[len(found) for found in lengths], seed=loaded.recipe.seed)
+    for index, source in enumerate(sources):
+        drawn = np.unique(np.hstack([part.conversation[part.source == index] for part in rounds]))
+        _add_overlong(loaded, f"drawn from {source.prefix}", source.prefix, lengths[index], drawn, problems)
     for source in sources:
-        held_out = read_conversations(source.validation_prefix).lengths
-        which = f"held out in {source.validation_prefix}"
-        _refuse_overlong(loaded, which, held_out, np.arange(len(held_out)), problems)
+        prefix = source.validation_prefix
+        held_out = read_conversations(prefix).lengths
+        _add_overlong(loaded, f"held out in {prefix}", prefix, held_out, np.arange(len(held_out)), problems)
+    problems.raise_data_error()
+    raise AssertionError("a row was too short, and every conversation fits")
 
 
-def _refuse_overlong(loaded: LoadedRecipe, which: str, lengths: Ints, numbers: Ints, problems: Problems) -> None:
+def _add_overlong(
+    loaded: LoadedRecipe, which: str, prefix: str, lengths: Ints, numbers: Ints, problems: Problems
+) -> None:
     length, key = loaded.recipe.training.sequence_length, ("sft", "overlong")
     too_long = numbers[lengths[numbers] > length]
     if len(too_long):
         longest = int(too_long[lengths[too_long].argmax()])
         message = (
-            f"error, and {len(too_long):,} of {len(numbers):,} conversations {which} have more than "
-            f"training.sequence_length {length:,} tokens, the longest {int(lengths[longest]):,} (conversation "
-            f"{longest:,}); lengthen the rows, or write drop, truncate, split or trim-thinking"
+            f"error, and {len(too_long):,} of {len(numbers):,} conversations {which} "
+            f"{'has' if len(too_long) == 1 else 'have'} more than training.sequence_length {length:,} tokens, the "
+            f"longest {int(lengths[longest]):,} ({place_of(read_dataset(prefix), longest)}); lengthen the rows, or "
+            "write drop, truncate, split or trim-thinking"
         )
         problems.add(loaded.origin(key), key, message)
 
@@ -77,9 +83,12 @@ def _refuse_overlong(loaded: LoadedRecipe, which: str, lengths: Ints, numbers: I
 def refuse_untrained(loaded: LoadedRecipe, name: str, count: SourceCount, problems: Problems) -> None:
     """Refuses conversations of which nothing would be trained on."""
     key: KeyPath = ("sft", "untrained")
+    number = count.untrained.conversations
+    which = "conversation or piece" if number == 1 else "conversations or pieces"
     message = (
-        f"error, and {count.untrained.conversations:,} conversations or pieces of source {name!r} have no token to "
-        "train on: no assistant's turn is left of them; write skip to leave them out"
+        f"error, and {number:,} {which} of source {name!r} {'has' if number == 1 else 'have'} no token to train on: no "
+        f"assistant's turn is left of {'it' if number == 1 else 'them'}; write skip to leave "
+        f"{'it' if number == 1 else 'them'} out"
     )
     problems.add(loaded.origin(key), key, message)
 
@@ -136,10 +145,12 @@ def check_held_out(loaded: LoadedRecipe, sources: Sequence[SourcePlan], options:
     for index, source in enumerate(sources):
         rows = held_out_rows(source.validation_prefix, options, sequence_length=loaded.recipe.training.sequence_length)
         if not rows.rows:
-            drawn, length = rows.counts[0].drawn, rows.length
+            lengths = read_conversations(source.validation_prefix).lengths
             message = (
-                f"{source.validation_prefix}: none of its {drawn:,} conversations leaves a token to train on in a row "
-                f"of {length:,}; hold out more, or lengthen the rows"
+                f"{source.validation_prefix}: none of its {len(lengths):,} conversations leaves a token to train on in "
+                f"a row of training.sequence_length {rows.length:,} with sft.overlong {options.overlong}; they have "
+                f"{int(lengths.min()):,} to {int(lengths.max()):,} tokens; raise training.sequence_length, write "
+                "another sft.overlong, or hold out others"
             )
             problems.add(loaded.origin(("sources", index, "validation_prefix")), ("validation_prefix",), message)
 

@@ -56,30 +56,30 @@ class BadTalk:
 
 
 BAD_TALKS = {
-    "no assistant": BadTalk([USER], "bad conversation", "none of its 1 turns is the assistant's"),
+    "no assistant": BadTalk([USER], "bad conversation", "its only turn is not the assistant's"),
     "no turns": BadTalk([], "empty", 'the list under "messages" says nothing'),
-    "empty content": BadTalk([USER, ASSISTANT | {"content": ""}], "empty", "turn 1 is empty"),
-    "content is null": BadTalk([USER | {"content": None}, ASSISTANT], "empty", "turn 0 is empty"),
+    "empty content": BadTalk([USER, ASSISTANT | {"content": ""}], "empty", "turn 2 is empty"),
+    "content is null": BadTalk([USER | {"content": None}, ASSISTANT], "empty", "turn 1 is empty"),
     "assistant first": BadTalk(
         [ASSISTANT, USER],
         "roles out of order",
-        "turn 0 is of assistant, at the beginning, where system or user may speak",
+        "turn 1 is of assistant, at the beginning, where system or user may speak",
     ),
     "two users": BadTalk(
-        [USER, USER, ASSISTANT], "roles out of order", "turn 1 is of user, after one of user, where assistant may speak"
+        [USER, USER, ASSISTANT], "roles out of order", "turn 2 is of user, after one of user, where assistant may speak"
     ),
     "two assistants": BadTalk(
         [USER, ASSISTANT, ASSISTANT],
         "roles out of order",
-        "turn 2 is of assistant, after one of assistant, where system or tool or user may speak",
+        "turn 3 is of assistant, after one of assistant, where system or tool or user may speak",
     ),
     "late system": BadTalk(
         [USER, SYSTEM, ASSISTANT],
         "roles out of order",
-        "turn 1 is of system, after one of user, where assistant may speak",
+        "turn 2 is of system, after one of user, where assistant may speak",
     ),
     "tool unasked": BadTalk(
-        [USER, TOOL, ASSISTANT], "roles out of order", "turn 1 is of tool, after one of user, where assistant may speak"
+        [USER, TOOL, ASSISTANT], "roles out of order", "turn 2 is of tool, after one of user, where assistant may speak"
     ),
     "template fails": BadTalk(
         [USER | {"content": "code?"}, ASSISTANT], "template", "the chat template refuses it: no code here"
@@ -134,7 +134,7 @@ def overlong(project: PencilProject) -> None:
     write_chat(project, "c", [SHORT] * 11 + [(20, [(1, 20)])])
 
 
-UNTRAINED = "sft.untrained: error, and 1 conversations or pieces of source 'c' have no token to train on"
+UNTRAINED = "sft.untrained: error, and 1 conversation or piece of source 'c' has no token to train on"
 TOO_LONG = "sft.overlong: error, and 1 of 12 conversations drawn from"
 
 

@@ -53,6 +53,7 @@ PURE_DATA_TOOLS = {
     "blend_plan",
     "blend_floors",
     "packing",
+    "document_view",
     "indexed",
     "loss_mask",
     "progress",

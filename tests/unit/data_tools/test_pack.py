@@ -136,7 +136,9 @@ def test_packs_of_another_version_are_another_job(job: PackJob) -> None:
 
 
 def test_too_long_conversations_write_nothing_unless_something_is_said(job: PackJob) -> None:
-    with pytest.raises(DataError, match="raise --length, or give --overlong"):
+    with pytest.raises(
+        DataError, match=r"raise --length, or give --overlong(.|\n)*The longest is document 2, .*\.jsonl row 3"
+    ):
         run(job, length=job.length - 1)
     assert list(job.output.parent.iterdir()) == []
 

@@ -125,7 +125,7 @@ def test_what_becomes_of_long_conversations_is_said(
 def test_long_conversations_are_refused_unless_the_recipe_says_what_becomes_of_them(project: PencilProject) -> None:
     message = refused(lambda: project.plan("training.sequence_length=8"), DataError)
     assert "sft.overlong: error, and 4 of 12 conversations drawn from" in message
-    assert "the longest 12 (conversation 8)" in message
+    assert "the longest 12 (document 8)" in message
 
 
 def test_long_conversations_that_are_not_drawn_are_no_error(project: PencilProject) -> None:
@@ -140,7 +140,7 @@ def test_long_conversations_that_are_not_drawn_are_no_error(project: PencilProje
 def test_a_conversation_without_anything_to_train_on_is_refused_or_left_out(project: PencilProject) -> None:
     write_chat(project, "c", [SHORT] * 8 + [LONG] * 3 + [(5, [])])
     message = refused(project.plan, DataError)
-    assert "sft.untrained: error, and 1 conversations or pieces of source 'c' have no token to train on" in message
+    assert "sft.untrained: error, and 1 conversation or piece of source 'c' has no token to train on: no" in message
     plan = project.plan("sft.untrained=skip")
     assert any("1 conversation or piece has no token to train on and is left out: 5 of" in s for s in plan.roundings)
     assert plan.sft is not None
@@ -257,7 +257,10 @@ def test_a_stage_whose_conversations_fit_no_row_says_how_long_they_are(
     assert said in message
     assert "those of source 'c' have 4 to 12 tokens; lengthen the rows, or write another sft.overlong" in message
     assert "those of source 'd' have 7 to 7 tokens" in message
-    assert "c.validation: none of its 3 conversations leaves a token to train on in a row of 2" in message
+    assert f"c.validation: none of its 3 conversations leaves a token to train on in a row of {options[2]} " in (
+        message.replace("sequence_length 2", "sequence_length=2")
+    )
+    assert "they have 4 to 12 tokens; raise training.sequence_length, write another sft.overlong, or hold" in message
 
 
 @pytest.mark.parametrize("key", CHANGES)
