@@ -48,24 +48,6 @@ def project(toy_project: ToyProject) -> ToyProject:
     return toy_project
 
 
-@pytest.fixture(scope="module")
-def trained_base(project: ToyProject, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The base run to its end; tests copy it."""
-    base = run(project, "base", tmp_path_factory.mktemp("base"))
-    assert base.code == 0, base.output
-    return base
-
-
-@pytest.fixture(scope="module")
-def trained_child(project: ToyProject, trained_base: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The child run to its end behind `trained_base`, in a run root that holds both; tests copy it."""
-    run_root = tmp_path_factory.mktemp("chain") / "runs"
-    trained_base.copied(run_root)
-    child = run(project, "child", run_root)
-    assert child.code == 0, child.output
-    return child
-
-
 def run(project: ToyProject, name: str, run_root: Path, *overrides: str, processes: int | None = None) -> Run:
     return project.run(run_root, *overrides, processes=processes, recipe=project.root / f"{name}.yaml")
 

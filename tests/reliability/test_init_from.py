@@ -67,24 +67,6 @@ def run(project: ToyProject, name: str, run_root: Path, *overrides: str, process
     return project.run(run_root, *overrides, processes=processes, recipe=project.root / f"{name}.yaml")
 
 
-@pytest.fixture(scope="module")
-def trained_base(project: ToyProject, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The giver run to its end; tests copy it."""
-    base = run(project, "base", tmp_path_factory.mktemp("base"))
-    assert base.code == 0, base.output
-    return base
-
-
-@pytest.fixture(scope="module")
-def trained_child(project: ToyProject, trained_base: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The child run to its end with the weights of `trained_base`, in a run root that holds both; tests copy it."""
-    run_root = tmp_path_factory.mktemp("chain") / "runs"
-    trained_base.copied(run_root)
-    child = run(project, "child", run_root)
-    assert child.code == 0, child.output
-    return child
-
-
 @pytest.fixture(scope="module", params=["fp32", "bf16"])
 def checkpoint(request: pytest.FixtureRequest, project: ToyProject, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Written by two ranks that share every layer."""
