@@ -17,7 +17,7 @@ from tests.support.toy_project import report_of
 
 PROGRAM = "tests.support.context_runs"
 OTHERS = ["cp2-sharded", "cp2-dp2", "tp2-cp2", "tp2-sequence-parallel-cp2", "pp2-cp2"]
-STAGES = ["pretrain", "sft", "sft-by-conversation"]
+STAGES = ["pretrain", "sft", "sft-sample-by-conversation"]
 UNLIKE = {"tokens_per_s", "save_s"}
 
 

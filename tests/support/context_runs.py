@@ -48,8 +48,12 @@ COMMON = (
 STAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "pretrain": ("base.yaml", ("checkpoint.interval_tokens=256",)),
     "sft": ("pretrain.yaml", ("sft.pad_multiple=4",)),
-    "sft-by-conversation": ("pretrain.yaml", ("sft.pad_multiple=4", "sft.loss=sample")),
+    "sft-sample-by-conversation": (
+        "pretrain.yaml",
+        ("sft.pad_multiple=4", "sft.loss=sample", "sft.batch_unit=conversations", "training.global_batch_size=3"),
+    ),
 }
+"""Recipe and keys of each; the last weighs every conversation the same, in steps of three, of one row or more."""
 
 
 def keys_of(stage: str, layout: str, run_root: Path) -> list[str]:
