@@ -205,6 +205,9 @@ def _ledger(arguments: argparse.Namespace) -> None:
 
 
 def _trace(arguments: argparse.Namespace) -> None:
+    from megatron_ext.training.traced_stage import read_traced_stage
+
+    read_traced_stage(arguments.stage_folder, arguments.step)  # what is refused needs no torch
     from megatron_ext.runtime.warnings import quiet_known_warnings
 
     quiet_known_warnings()

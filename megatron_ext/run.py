@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_tools.errors import SetupError, TrainingError, UserError
+from megatron_ext.plan.lineage import STAGE_FILE
 from megatron_ext.plan.make import make_stage_plan
 from megatron_ext.plan.render import print_plan
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.recipe.load import load_recipe
 from megatron_ext.runtime.determinism import be_deterministic
 from megatron_ext.runtime.launch import Launch
-from megatron_ext.training.file_list import STAGE_FILE, checkpoints_of
+from megatron_ext.training.file_list import checkpoints_of
 from megatron_ext.training.parent_stage import parent_checkpoint
 
 if TYPE_CHECKING:
@@ -108,16 +109,28 @@ def _run(arguments: argparse.Namespace, launch: Launch, ending: Ending) -> None:
     )
     for sentence in plan.roundings:
         _say(launch, f"WARNING: {sentence}")
-    _require_parent(plan, run_root)
+    _require_beginning(plan, run_root)
     _execute(plan, run_root, launch, ending)
 
 
-def _require_parent(plan: StagePlan, run_root: Path) -> None:
-    """Refuses a stage whose parent is not finished; before torch is imported, which takes seconds on every rank."""
+def _require_beginning(plan: StagePlan, run_root: Path) -> None:
+    """Refuses a stage that could not train here, or whose parent is not finished.
+
+    Before torch is imported, which takes seconds on every rank, unless te is needed: whoever lacks that should not
+    hear first that a parent must be trained.
+    """
     own = run_root / "stages" / plan.stage_id
-    is_finished = (own / STAGE_FILE).is_file()
+    if (own / STAGE_FILE).is_file():
+        return
+    if plan.layout.backend == "te" or plan.layout.context_parallel_size > 1:
+        from megatron_ext.runtime.warnings import quiet_known_warnings
+
+        quiet_known_warnings()
+        from megatron_ext.models.backends import choose_backend
+
+        choose_backend(plan)
     needs_reference = plan.rl is not None and plan.rl.has_reference
-    if not is_finished and (needs_reference or not checkpoints_of(own / "checkpoints")):
+    if needs_reference or not checkpoints_of(own / "checkpoints"):
         parent_checkpoint(run_root, plan)
 
 

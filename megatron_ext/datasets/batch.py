@@ -41,7 +41,7 @@ class Batch:
         """What these tokens add to the number that divides the gradient: scalar, int32 as core's counter wants it."""
         if self.weight_of_part is not None:
             return torch.tensor(self.weight_of_part, dtype=torch.int32, device=self.loss_mask.device)
-        return self.loss_mask.sum().round().to(torch.int32)
+        return self.loss_mask.double().sum().round().to(torch.int32)
 
     @property
     def model_shape(self) -> tuple[int, int]:

@@ -85,7 +85,8 @@ def legal_context_parallel_sizes(recipe: Recipe) -> list[int]:
     """Every number of ranks that can share one sequence, with the recipe's tensor parallelism."""
     length = recipe.training.sequence_length
     fitting = [size for size in divisors(length) if length % sequence_unit(recipe.parallel, context=size) == 0]
-    return [size for size in fitting if not _broken_by_context(recipe, size)]
+    proved = [size for size in fitting if size == 1 or length >= shortest_proved_row(size)]
+    return [size for size in proved if not _broken_by_context(recipe, size)]
 
 
 def sequence_unit(parallel: ParallelRecipe, *, context: int) -> int:
@@ -99,6 +100,17 @@ def sequence_unit(parallel: ParallelRecipe, *, context: int) -> int:
     """
     split = parallel.tensor_model_parallel_size if parallel.sequence_parallel else 1
     return context * math.lcm(2, split) if context > 1 else split
+
+
+def shortest_proved_row(context: int) -> int:
+    """Tokens of the shortest row on which the isolation of documents can be proved (`training/isolation.py`).
+
+    Four documents and padding are eight pieces: tokens, or the 2 x CP parts of which ranks that share a row hold two.
+
+    >>> shortest_proved_row(1), shortest_proved_row(2)
+    (16, 32)
+    """
+    return 16 * context
 
 
 def _check_tensor_split(loaded: LoadedRecipe, problems: Problems) -> None:
@@ -156,6 +168,12 @@ def _check_context_split(loaded: LoadedRecipe, problems: Problems) -> None:
             "about rows, and so about the stage's id"
         )
         _add(loaded, problems, ("sft", "pad_multiple"), message)
+    elif (length := recipe.training.sequence_length) < (least := shortest_proved_row(context)):
+        message = (
+            f"{length:,}, and what context_parallel_size {context} does to a row is proved before training on one of "
+            f"at least {least} = 16 x {context} tokens; lengthen the rows"
+        )
+        _add(loaded, problems, ("training", "sequence_length"), message)
 
 
 def _broken_by_context(recipe: Recipe, context: int) -> str:

@@ -15,6 +15,9 @@ from megatron_ext.recipe.problems import Problems
 
 CONTINUE: KeyPath = ("continue",)
 
+STAGE_FILE = "stage.json"
+"""Beside `checkpoints`: its presence means that the stage is finished, so while it is there no run trains on."""
+
 
 def read_stage_plan(loaded: LoadedRecipe, stage_id: str, run_root: Path, *, key: KeyPath = CONTINUE) -> StagePlan:
     """The plan of a stage that is named by its id.
@@ -45,6 +48,19 @@ def read_stage_plan(loaded: LoadedRecipe, stage_id: str, run_root: Path, *, key:
         return StagePlan.model_validate_json(file.read_bytes())
     except ValidationError:
         raise RecipeError(f"{place}: {file}: damaged, or of another version; name the parent's recipe") from None
+
+
+def unfinished_parent(plan: StagePlan, *, run_root: Path) -> str | None:
+    """A sentence where the stage that a plan begins from is not finished in this place, so that it does not run yet."""
+    if plan.behind is None or plan.behind.is_provisional:
+        return None
+    parent = plan.behind.chain[-1]
+    folder = run_root / "stages" / parent.stage_id
+    if (folder / STAGE_FILE).is_file():
+        return None
+    key = "continue" if plan.parent is not None else "init_from"
+    state = "is begun and not finished" if (folder / "plan.json").is_file() else "is not trained"
+    return f"{key}: {parent.stage_id} ({parent.recipe}) {state} in {run_root}; a run takes it when it is finished."
 
 
 def chain_behind(parent: StagePlan, *, gives: Literal["everything", "weights"] = "everything") -> ParentPlan:

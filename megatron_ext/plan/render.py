@@ -12,6 +12,7 @@ from rich.text import Text
 
 from data_tools.quantities import format_exact
 from megatron_ext.plan.cost import GpuTime
+from megatron_ext.plan.lineage import unfinished_parent
 from megatron_ext.plan.render_cost import cost_rows, execution_rows
 from megatron_ext.plan.render_data import chain_rows, data_tables, domain_rows
 from megatron_ext.plan.render_rl import rl_rows
@@ -37,11 +38,24 @@ def print_plan(plan: StagePlan, *, run_root: Path, time: GpuTime | None = None) 
     console.print(Text.assemble((plan.stage_id, "bold"), "  ", (plan.recipe, "dim")))
     tables = [part for title, table in data_tables(plan) for part in (title, table) if part]
     console.print(_facts(plan, run_root, time), "", *tables, sep="\n")
-    if plan.roundings:
+    sentences = [*plan.roundings, *_remarks(plan, run_root)]
+    if sentences:
         console.print("")
-    for sentence in plan.roundings:
+    for sentence in sentences:
         label = "rounded" if "round" in sentence else "note"
         console.print(Text.assemble((label, "yellow"), f"  {sentence}"), soft_wrap=True)
+
+
+def _remarks(plan: StagePlan, run_root: Path) -> list[str]:
+    """What a run would refuse, and a plan need not: another place or time may have what is missing."""
+    remarks = [unfinished] if (unfinished := unfinished_parent(plan, run_root=run_root)) else []
+    if (ranks := plan.layout.context_parallel_size) > 1 and plan.layout.backend == "auto":
+        remarks.append(
+            f"parallel.context_parallel_size {ranks}: only backend te splits a row over ranks, and auto takes it where "
+            "a GPU, Transformer Engine and mamba-ssm are; elsewhere a run is refused (megatron-ext doctor says what is "
+            "here)."
+        )
+    return remarks
 
 
 def plan_json(plan: StagePlan, time: GpuTime | None) -> str:

@@ -13,7 +13,7 @@ from megatron_ext.plan.render_table import frame
 from megatron_ext.plan.suggest import NODE, RESERVE, Suggestion, untried_pad_multiple
 from megatron_ext.recipe.load import LoadedRecipe
 
-_COLUMNS = ("", "tensor", "pipeline", "context", "data", "micro-batch", "microbatches", "recompute", "GB a rank")
+_COLUMNS = ("#", "tensor", "pipeline", "context", "data", "micro-batch", "microbatches", "recompute", "GB a rank")
 
 
 def print_suggestions(found: Sequence[Suggestion], loaded: LoadedRecipe, *, gpus: int, gpu_memory: int) -> None:
@@ -42,7 +42,7 @@ def print_suggestions(found: Sequence[Suggestion], loaded: LoadedRecipe, *, gpus
             str(batch.micro_batch_size),
             format_exact(batch.num_microbatches),
             one.candidate.execution.recompute,
-            f"{one.memory.total / 1e9:,.1f}",
+            _gigabytes(one.memory.total),
             f"{one.candidate.idle:.1%}",
             f"{one.candidate.recomputed:.1%}",
         )
@@ -51,6 +51,16 @@ def print_suggestions(found: Sequence[Suggestion], loaded: LoadedRecipe, *, gpus
         console.print(f"{number:>2}  {one.set_line or 'as the recipe says'}", soft_wrap=True)
     for sentence in ("", *_notes(found, loaded)):
         console.print(sentence, soft_wrap=True)
+
+
+def _gigabytes(size: int) -> str:
+    """Bytes in GB, to three digits at least.
+
+    >>> _gigabytes(1_234_567_890_123), _gigabytes(61_340_000_000), _gigabytes(12_345_678)
+    ('1,234.6', '61.3', '0.0123')
+    """
+    gigabytes = size / 1e9
+    return f"{gigabytes:,.1f}" if gigabytes >= 100 else f"{gigabytes:.3g}"
 
 
 def _notes(found: Sequence[Suggestion], loaded: LoadedRecipe) -> list[str]:

@@ -16,12 +16,15 @@ _PATTERNS = (
     "Could not determine rank from torch.distributed",
     "`torch.distributed.(all_gather_into|reduce_scatter)_tensor` is deprecated",
 )
+_OF_GPUS = "When using (sequence parallelism|async grad allreduce) it is recommended to set"
 _LOG_PATTERN = "MCore's async save is deprecated"  # said of every save, the synchronous ones that we use included
 
 
 def quiet_known_warnings() -> None:
     """Silences notices about optional packages that are absent; call it before core is imported."""
-    for pattern in _PATTERNS:
+    from megatron_ext.runtime.device import has_gpu
+
+    for pattern in (*_PATTERNS, *(() if has_gpu() else (_OF_GPUS,))):
         warnings.filterwarnings("ignore", message=pattern)
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     saving = logging.getLogger("megatron.core.dist_checkpointing.strategies.torch")

@@ -19,10 +19,9 @@ from typing import TypedDict
 
 from data_tools.atomic_files import write_atomically
 from data_tools.errors import DataError
+from megatron_ext.plan.lineage import STAGE_FILE
 
 FILE_LIST = "files.json"
-STAGE_FILE = "stage.json"
-"""Beside `checkpoints`: its presence means that the stage is finished, so while it is there no run trains on."""
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 ALWAYS_LISTED = (

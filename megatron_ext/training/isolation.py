@@ -35,6 +35,7 @@ from megatron_ext.datasets.context_slices import places_of_rank
 from megatron_ext.datasets.packed_params import packed_params
 from megatron_ext.models.kernels import KERNEL_CHUNK_SIZE
 from megatron_ext.models.ssd import DEFAULT_CHUNK_SIZE
+from megatron_ext.plan.layouts import shortest_proved_row
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.runtime.device import device, has_gpu
 
@@ -43,11 +44,6 @@ MAX_TOKENS = 2 * DEFAULT_CHUNK_SIZE
 
 MAX_TOKENS_ON_GPU = 2 * KERNEL_CHUNK_SIZE
 """The same where mamba-ssm's kernel may run, whose chunks are longer."""
-
-MIN_TOKENS = 16
-
-MIN_PIECES = 8
-"""Of the row, a document being at least one; `_places` needs so many."""
 
 ALLOWED = {"fp32": 1e-4, "tf32": 5e-3, "bf16": 5e-2}
 """Difference from a document alone, relative to the largest logit: rounding of that many bits, over many layers."""
@@ -126,8 +122,8 @@ def measure_isolation(model: Any, plan: StagePlan, groups: ProcessGroupCollectio
     ranks = groups.cp.size()
     piece = 2 * ranks if ranks > 1 else 1  # a document is a multiple of it
     unit = math.lcm(piece, ranks * groups.tp.size())
-    least = max(MIN_TOKENS, MIN_PIECES * piece)
-    most = max(MAX_TOKENS_ON_GPU if has_gpu() else MAX_TOKENS, 2 * MIN_PIECES * piece)
+    least = shortest_proved_row(ranks)
+    most = max(MAX_TOKENS_ON_GPU if has_gpu() else MAX_TOKENS, 2 * least)
     num_tokens = min(plan.batch.sequence_length, most) // unit * unit
     if num_tokens < least:
         raise SetupError(

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.errors import DataError, RecipeError
+from megatron_ext.plan.lineage import STAGE_FILE
 from megatron_ext.plan.meaning import stage_id
 from megatron_ext.plan.stage_plan import StagePlan
-from megatron_ext.training.file_list import STAGE_FILE, checkpoints_of
+from megatron_ext.training.file_list import checkpoints_of
 
 
 def parent_checkpoint(run_root: Path, plan: StagePlan) -> Path | None:

@@ -10,8 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from megatron_ext.plan.lineage import STAGE_FILE
 from megatron_ext.plan.stage_plan import StagePlan
-from megatron_ext.training.file_list import STAGE_FILE, checkpoints_of
+from megatron_ext.training.file_list import checkpoints_of
 
 
 def notes_on_replaced_data(run_root: Path, plan: StagePlan) -> list[str]:

@@ -16,9 +16,9 @@ from typing import IO, Any
 
 from data_tools.atomic_files import write_atomically
 from data_tools.errors import DataError, RecipeError, SetupError
+from megatron_ext.plan.lineage import STAGE_FILE
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.training.checkpoint_facts import differing_meaning
-from megatron_ext.training.file_list import STAGE_FILE
 
 
 class StageFolder:

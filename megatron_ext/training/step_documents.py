@@ -8,15 +8,14 @@ unread: 1.6 microseconds a row of three sources, measured on one core of a Xeon 
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_tools.dataset import is_built, read_dataset
+from data_tools.dataset import read_dataset
 from data_tools.document_view import Documents, Origin
-from data_tools.errors import DataError, UsageError
+from data_tools.errors import DataError
 from data_tools.tokenizer import Tokenizer, fingerprint
 from megatron_ext.datasets.blended import BlendedCursor
 from megatron_ext.datasets.open_cursor import Cursor, open_cursor
@@ -24,6 +23,7 @@ from megatron_ext.plan.render import terminal
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.training.file_list import checkpoints_of
 from megatron_ext.training.parent_stage import parent_checkpoint
+from megatron_ext.training.traced_stage import read_traced_stage
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,7 @@ def trace_step(folder: Path, step: int) -> list[TracedRow]:
         UsageError: The stage has no such step.
         DataError: There is no stage, or its data or its parent's checkpoint is not what it was.
     """
-    plan = _read_plan(folder)
-    if not 1 <= step <= plan.batch.total_steps:
-        raise UsageError(f"--step {step}: {plan.stage_id} has steps 1 to {plan.batch.total_steps}")
-    _require_data(folder, plan)
+    plan = read_traced_stage(folder, step)
     cursor, done = _cursor_before(folder, plan, step)
     for _ in range(done, step - 1):
         cursor.next_sample_ids()
@@ -87,40 +84,6 @@ def _row(cursor: Cursor, sample_id: str, views: dict[str, Documents]) -> TracedR
         Piece(source, *span, origin=views[source][span.document].origin) for source, span in cursor.pieces_of(sample_id)
     )
     return TracedRow(sample_id, pieces, tuple(cursor.read_sample(sample_id).tolist()))
-
-
-def _read_plan(folder: Path) -> StagePlan:
-    file = folder / "plan.json"
-    try:
-        plan = StagePlan.model_validate_json(file.read_bytes())
-    except FileNotFoundError:
-        raise DataError(f"{file}: missing; name a stage's folder, …/stages/ID") from None
-    except ValueError:
-        raise DataError(f"{file}: damaged or of another version; run the recipe again to write it anew") from None
-    if plan.rl is not None:
-        raise DataError(
-            f"{file}: an rl stage reads what it samples, and no document; its completions: megatron-ext rollouts "
-            f"{shlex.quote(str(folder))} --step N"
-        )
-    return plan
-
-
-def _require_data(folder: Path, plan: StagePlan) -> None:
-    """Refuses paths that lead nowhere from here, though the run that wrote them found its data there."""
-    prefixes = [Path(source.prefix) for source in plan.data.sources]
-    missing = next((prefix for prefix in prefixes if not prefix.is_absolute() and not is_built(prefix)), None)
-    if missing is None:
-        return
-    home = next((parent for parent in folder.resolve().parents if is_built(parent / missing)), None)
-    remedy = (
-        f"It is there from {home}: cd {home}"
-        if home is not None
-        else "Change to the folder of the run, or restore the data"
-    )
-    raise DataError(
-        f"{missing}: not found from {Path.cwd()}; the paths of {folder / 'plan.json'} are relative to the working "
-        f"directory of the run. {remedy}, and name the stage's folder as {folder.resolve()}"
-    )
 
 
 def _cursor_before(folder: Path, plan: StagePlan, step: int) -> tuple[Cursor, int]:
@@ -157,8 +120,8 @@ def print_trace(folder: Path, step: int, *, tokenizer: Path | None, with_text: b
     Raises:
         DataError: The tokenizer is another one than the stage's.
     """
+    plan = read_traced_stage(folder, step)
     rows = trace_step(folder, step)
-    plan = _read_plan(folder)
     decoder = _decoder(plan, tokenizer) if with_text else None
     console = terminal()
     label = " and a label" if plan.sft is None and plan.data.packing == "none" else ""
@@ -185,8 +148,7 @@ def _lines(row: TracedRow, decoder: Tokenizer | None) -> Iterator[str]:
     filled = 0
     for piece in row.pieces:
         origin = piece.origin
-        start = f" from byte {origin.start:,}" if origin and origin.start else ""
-        source = f"  {origin.file} row {origin.row:,}{start}" if origin else ""
+        source = f"  {origin}" if origin else ""
         tokens = f"{piece.start:,} to {piece.start + piece.length:,}"
         name = f"{piece.source} " if row.sample_id.startswith("row:") else ""  # else the row's name says it
         yield f"{name}document {piece.document:,}, tokens {tokens}{source}"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_ext.runtime.device import has_gpu
 from tests.support.toy_project import ToyProject
 
 
@@ -163,3 +164,16 @@ def test_a_damaged_plan_json_is_named_with_its_remedy(project: ToyProject) -> No
     assert f"{plan_file}: damaged: it holds no stage plan." in run.output
     plan_file.unlink()  # as it says
     assert project.run(project.root / "runs", "training.max_steps=2").losses[:1] == first
+
+
+@pytest.mark.skipif(has_gpu(), reason="says what happens without a GPU")
+def test_layers_that_cannot_run_here_are_refused_before_a_parent_is_asked_for(project: ToyProject) -> None:
+    child = project.root / "child.yaml"
+    blend = "[{source: words.yaml, share: 1, max_epochs: 9}]"
+    child.write_text(f"extends: pretrain.yaml\ninit_from: pretrain.yaml\ndata: {{blend: {blend}}}\n")
+    keys = ("training.backend=te",)
+    run = project.run(project.root / "refused", *keys, recipe=child)
+    assert (run.code, "training.backend: te needs" in run.output) == (4, True), run.output
+    assert not (project.root / "refused").exists()
+    run = project.run(project.root / "refused", recipe=child)
+    assert (run.code, "is not trained in" in run.output) == (2, True), run.output

@@ -266,3 +266,28 @@ def test_a_held_out_set_that_the_stages_behind_the_weights_trained_on_is_refused
             "trained on; tokenize documents into it that the chain has not read"
         )
         project.edit(f"{source}.yaml", "validation_prefix: a", f"validation_prefix: {source}.validation")
+
+
+def notes(name: str, capsys: pytest.CaptureFixture[str], *overrides: str) -> list[str]:
+    print_plan(plan(name, *overrides), run_root=Path("runs"))
+    return [line.removeprefix("note  ") for line in capsys.readouterr().out.splitlines() if line.startswith("note")]
+
+
+def test_a_plan_says_that_the_giver_is_not_finished(project: PencilProject, capsys: pytest.CaptureFixture[str]) -> None:
+    giver = plan("pretrain").stage_id
+    said = f"init_from: {giver} (pretrain.yaml) {{}} in runs; a run takes it when it is finished."
+    assert notes("child", capsys) == [said.format("is not trained")]
+    record(plan("pretrain"), Path("runs"))
+    assert notes("child", capsys) == [said.format("is begun and not finished")]
+    (Path("runs/stages") / giver / "stage.json").write_text("{}")
+    assert notes("child", capsys) == []
+    assert notes("pretrain", capsys) == []
+
+
+def test_a_plan_says_what_shared_rows_need_where_it_is_left_open(
+    project: PencilProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = ("parallel.context_parallel_size=2", "training.sequence_length=32")
+    said = notes("pretrain", capsys, *keys)[-1]
+    assert said.startswith("parallel.context_parallel_size 2: only backend te splits a row over ranks, and auto takes")
+    assert said not in notes("pretrain", capsys, *keys, "training.backend=te")

@@ -154,10 +154,11 @@ CP = "parallel.context_parallel_size"
 
 
 def test_context_parallel_ranks_multiply_the_world(project: PencilProject) -> None:
-    plan = layout(project, f"{TP}=2", f"{CP}=2", world_size=8)
+    length = "training.sequence_length=32"
+    plan = layout(project, f"{TP}=2", f"{CP}=2", length, world_size=8)
     assert (plan.context_parallel_size, plan.data_parallel_size) == (2, 2)
     assert "x context_parallel_size 2 = 4; start 4, 8 or 16 processes" in refusal(
-        project, f"{TP}=2", f"{CP}=2", world_size=6
+        project, f"{TP}=2", f"{CP}=2", length, world_size=6
     )
 
 
@@ -178,7 +179,7 @@ def test_documents_are_not_kept_apart_on_shared_sequences(project: PencilProject
 
 def test_ranks_share_conversations_that_are_padded_to_their_pieces(tmp_path: Path) -> None:
     project = make_sft_project(tmp_path)
-    assert layout(project, f"{CP}=2", "sft.pad_multiple=4").context_parallel_size == 2
+    assert layout(project, f"{CP}=2", "sft.pad_multiple=4", "training.sequence_length=32").context_parallel_size == 2
     assert refusal(project, f"{CP}=2", "sft.pad_multiple=2").endswith(
         "sft.pad_multiple: 2 is no multiple of 4 = 2 x context_parallel_size 2, into which each conversation is cut; "
         "set it to 4, in every layout of this stage: it decides about rows, and so about the stage's id"
@@ -186,7 +187,7 @@ def test_ranks_share_conversations_that_are_padded_to_their_pieces(tmp_path: Pat
 
 
 def test_context_parallelism_splits_mamba_heads_after_tensor_parallelism(project: PencilProject) -> None:
-    length = "training.sequence_length=48"
+    length = "training.sequence_length=192"
     assert refusal(project, f"{CP}=3", length).endswith(
         "3 does not divide mamba_num_heads 8 / tensor_model_parallel_size 1; legal: 1, 2, 4, 8"
     )
@@ -196,14 +197,14 @@ def test_context_parallelism_splits_mamba_heads_after_tensor_parallelism(project
 
 
 def test_context_parallelism_splits_or_repeats_whole_mamba_groups(project: PencilProject) -> None:
-    overrides = ("model.mamba_num_heads=12", "model.mamba_num_groups=4", "training.sequence_length=48")
+    overrides = ("model.mamba_num_heads=12", "model.mamba_num_groups=4", "training.sequence_length=192")
     assert refusal(project, f"{CP}=6", *overrides).endswith(
         "6 neither divides nor is a multiple of mamba_num_groups 4 / tensor_model_parallel_size 1; legal: 1, 2, 4, 12"
     )
 
 
 def test_attention_alone_lets_any_context_size_pass(project: PencilProject) -> None:
-    overrides = ("model.hybrid_layer_pattern='*-'", "training.sequence_length=60")
+    overrides = ("model.hybrid_layer_pattern='*-'", "training.sequence_length=100")
     assert layout(project, f"{CP}=5", *overrides).context_parallel_size == 5
 
 
@@ -222,9 +223,18 @@ def test_attention_alone_lets_any_context_size_pass(project: PencilProject) -> N
 def test_a_shared_sequence_divides_into_early_and_late_pieces(
     project: PencilProject, overrides: tuple[str, ...], unit: int, words: str
 ) -> None:
-    assert layout(project, *overrides, f"training.sequence_length={3 * unit}").world_size > 1
-    text = refusal(project, *overrides, f"training.sequence_length={3 * unit - 2}")
-    assert text.endswith(f"{3 * unit - 2} is no multiple of {words}; nearest legal: {2 * unit}, {3 * unit}")
+    assert layout(project, *overrides, f"training.sequence_length={9 * unit}").world_size > 1
+    text = refusal(project, *overrides, f"training.sequence_length={9 * unit - 2}")
+    assert text.endswith(f"{9 * unit - 2} is no multiple of {words}; nearest legal: {8 * unit}, {9 * unit}")
+
+
+def test_a_shared_row_too_short_for_the_proof_of_its_layers_is_refused(project: PencilProject) -> None:
+    assert refusal(project, f"{CP}=4", "training.sequence_length=56").endswith(
+        "training.sequence_length: 56, and what context_parallel_size 4 does to a row is proved before training on one "
+        "of at least 64 = 16 x 4 tokens; lengthen the rows"
+    )
+    assert layout(project, f"{CP}=4", "training.sequence_length=64").context_parallel_size == 4
+    assert "legal: 1, 2, 4" in refusal(project, f"{CP}=3", "training.sequence_length=96")
 
 
 def test_the_8b_is_cut_into_16_stages_at_once() -> None:

@@ -6,6 +6,8 @@ import ast
 import json
 import re
 import shlex
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from megatron_ext.plan.meaning import stage_id
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.training.step_documents import Piece, print_trace, trace_step
 from tests.support.sources import plan_reading, write_source
-from tests.support.toy_project import Run, ToyProject
+from tests.support.toy_project import Run, ToyProject, environment
 
 PHASES = [{"a": 6, "b": 2}, {"a": 4, "b": (8, "replay")}]
 
@@ -195,3 +197,20 @@ def test_the_error_of_a_loss_that_is_not_finite_names_the_command_that_shows_its
         assert int(row) == int(document) + 1, "toy files have a document a row"
         whole = json.loads(Path(f"{file}.jsonl").read_text().splitlines()[int(document)])["text"]
         assert ast.literal_eval(text.strip()).removesuffix("<|endoftext|>") in whole
+
+
+REFUSES_WITHOUT_TORCH = """\
+import sys
+from megatron_ext.__main__ import main
+code = main(sys.argv[1:])
+sys.exit(f"torch was loaded, exit code {code}" if "torch" in sys.modules else code)
+"""
+
+
+def test_a_step_behind_the_last_is_refused_before_torch_is_loaded(tmp_path: Path) -> None:
+    stage = tmp_path / "stages" / "pretrain-1"
+    stage.mkdir(parents=True)
+    (stage / "plan.json").write_text(_plan(tmp_path, 1).model_dump_json())
+    command = [sys.executable, "-c", REFUSES_WITHOUT_TORCH, "trace", str(stage), "--step", "6"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.endswith("has steps 1 to 5\n")) == (2, True), done.stderr
