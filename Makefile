@@ -9,7 +9,7 @@ MAKEFLAGS += --no-print-directory
 
 VENV ?= .venv
 PYTHON ?=
-EXTRAS ?= samples,hf,rl,ray,dev
+EXTRAS ?= samples,hf,rl,eval,ray,dev
 CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 
 PY := $(VENV)/bin/python

@@ -1,24 +1,119 @@
-"""Not there yet."""
+"""Tasks of the Language Model Evaluation Harness, run on our engine; its numbers in our form of results."""
 
 from __future__ import annotations
 
+import logging
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_tools.chat_template_files import template_source
 from data_tools.errors import UsageError
+from megatron_ext.evaluate.lm_eval_tasks import LoadedTasks, load_tasks, require_known
 from megatron_ext.evaluate.tasks import TaskRequest
 
 if TYPE_CHECKING:
     from megatron_ext.evaluate.evaluation import Evaluation
     from megatron_ext.evaluate.results import TaskResult
 
+_BOOTSTRAPS = 100_000
+"""Of metrics that have no closed form of a standard error; the harness's own default."""
+
+_EXTRA = ("metric", "generation_kwargs")
+"""Keys of a suite's entry beside the options: the headline metric, and how answers are sampled."""
+
 
 def check(requests: Sequence[TaskRequest], checkpoint: Path) -> None:
-    """Refuses what could not run."""
-    raise UsageError(f"--tasks {requests[0].task}: this kind is not there yet.")
+    """Refuses what could not run, and loads the data of the rest; without torch.
+
+    Raises:
+        UserError: As `lm_eval_tasks` does; or the checkpoint has no chat template.
+    """
+    for request in requests:
+        unknown = sorted(set(request.extra) - set(_EXTRA))
+        if unknown:
+            raise UsageError(
+                f"task {request.task}: {', '.join(unknown)}: no such key; beside the options there are "
+                f"{', '.join(_EXTRA)}."
+            )
+        if request.options.chat:
+            template_source(checkpoint / "tokenizer", None)
+    by_folder: dict[Path | None, list[str]] = {}
+    for request in requests:
+        by_folder.setdefault(_folder(request), []).append(request.argument)
+    for folder, names in by_folder.items():
+        require_known(names, folder)
+    for request in requests:
+        _loaded(request)
 
 
 def run(requests: Sequence[TaskRequest], evaluation: Evaluation) -> list[TaskResult]:
     """Runs all requests of the kind. All ranks must call this."""
-    raise AssertionError("refused by check")
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # what it warns of stands in the results' notes
+    return [result for request in requests for result in _run_one(request, evaluation)]
+
+
+def _loaded(request: TaskRequest) -> LoadedTasks:
+    return load_tasks(request.argument, _folder(request), asked_as=request.name)
+
+
+def _folder(request: TaskRequest) -> Path | None:
+    return Path(request.options.include_path) if request.options.include_path is not None else None
+
+
+def _run_one(request: TaskRequest, evaluation: Evaluation) -> list[TaskResult]:
+    from lm_eval.evaluator import evaluate
+
+    from megatron_ext.evaluate.lm_eval_engine import engine_lm
+    from megatron_ext.evaluate.lm_eval_results import keep_samples, task_results
+
+    options, loaded = request.options, _loaded(request)
+    notes = _prepare(request, loaded)
+    random.seed(options.seed)
+    evaluation.say(f"{request.task}: {_documents(loaded, options.limit):,} documents in {len(loaded.tasks):,} tasks")
+    with engine_lm(evaluation.opened, options, label=request.name, requests=_requests(loaded, options.limit)) as lm:
+        found = evaluate(
+            lm=lm,
+            task_dict={"tasks": dict(loaded.tasks), "groups": dict(loaded.groups)},
+            limit=options.limit,
+            bootstrap_iters=_BOOTSTRAPS if evaluation.is_main else 0,
+            log_samples=True,
+            apply_chat_template=options.chat,
+            fewshot_as_multiturn=options.chat,
+        )
+    if evaluation.is_main:
+        keep_samples(request, loaded, found, evaluation.items)
+    return task_results(request, loaded, found, notes=[*notes, *lm.cuts.notes(lm.max_length)], max_length=lm.max_length)
+
+
+def _prepare(request: TaskRequest, loaded: LoadedTasks) -> list[str]:
+    """Sets few-shot examples, seeds and sampling, as the harness's own command does; says what a task does not take."""
+    notes = []
+    asked, kwargs = request.options.num_fewshot, request.extra.get("generation_kwargs")
+    for name, task in loaded.tasks.items():
+        own = task.get_config("num_fewshot")
+        if asked is not None and own == 0 and asked != 0:
+            notes.append(f"{name} fixes num_fewshot at 0, so it was not asked with {asked}")
+        elif asked is not None or own is None:
+            task.set_config(key="num_fewshot", value=asked or 0)
+        task.set_fewshot_seed(seed=request.options.seed)
+        if kwargs and task.get_config("output_type") == "generate_until":
+            task.set_config(key="generation_kwargs", value=dict(kwargs), update=True)
+    return notes
+
+
+def _documents(loaded: LoadedTasks, limit: int | None) -> int:
+    counts = [len(task.eval_docs) for task in loaded.tasks.values()]
+    return sum(min(count, limit or count) for count in counts)
+
+
+def _requests(loaded: LoadedTasks, limit: int | None) -> int:
+    """What a task's documents will ask, if each has as many choices as the first."""
+    total = 0
+    for task in loaded.tasks.values():
+        documents = min(len(task.eval_docs), limit or len(task.eval_docs))
+        first = task.eval_docs[0] if documents else {}
+        choices = len(task.doc_to_choice(first)) if task.OUTPUT_TYPE == "multiple_choice" else 1
+        total += documents * choices * int(task.get_config("repeats") or 1)
+    return total

@@ -38,7 +38,14 @@ class Options(BaseModel):
     )
 
     rows: int | None = Field(None, ge=1, description="Held-out rows of each source at most; null: all.")
-    batch_tokens: int = Field(8192, ge=1, description="Tokens of one pass through the model (held-out).")
+    batch_tokens: int = Field(8192, ge=1, description="Tokens of one pass through the model (held-out, lm-eval).")
+
+    include_path: str | None = Field(None, description="Folder of task files of one's own (lm-eval).")
+    num_fewshot: int | None = Field(None, ge=0, description="Examples before a question; null: the task's (lm-eval).")
+    chat: bool = Field(False, description="Ask in the checkpoint's chat template (lm-eval).")
+    max_length: int | None = Field(
+        None, ge=2, description="Tokens of a text at most; null: the length that was trained (lm-eval)."
+    )
 
     contamination_share: float = Field(
         0.5, gt=0, le=1, description="Share of an item's n-grams in a source from which on it counts as overlapping."

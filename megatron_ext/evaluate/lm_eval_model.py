@@ -1,0 +1,273 @@
+"""The Language Model Evaluation Harness's view of our engine: an `LM` that scores and samples with it.
+
+What a task asks is turned into tokens exactly as the harness's own `hf` model does it for the exported checkpoint:
+the same tokenizer library with the same special tokens, the same borders between context and continuation, the same
+truncation from the left, the same cutting of answers (Source: lm-eval 0.4.13, `models/huggingface.py`). So numbers
+agree, tests/parity/test_lm_eval_vs_hf.py. Where that model only warns, or says nothing, every cut is counted here.
+
+Towards the harness there is one process with all requests; the data-parallel ranks share them inside. The harness's
+own sharing repeats requests on ranks that have fewer, which would count an answer twice where `repeats` asks for
+several.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import handle_stop_sequences, has_bos_prefix, normalize_gen_kwargs, postprocess_generated_text
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from data_tools.errors import UsageError
+from megatron_ext.evaluate.continuations import Continuation, ContinuationScorer, Score
+from megatron_ext.rollout.protocol import Completion, Prompt, Sampling
+
+MAX_GEN_TOKS = 256
+"""New tokens of an answer where neither task nor caller says; the harness's own default."""
+
+Generate = Callable[[Sequence[Prompt], Sampling], Sequence[Completion]]
+"""Samples prompts on this rank's share of them; all ranks call it."""
+
+_SAMPLING_KEYS = {"until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p"}
+
+
+@dataclass
+class Cuts:
+    """What did not fit, counted; nothing of it is silent.
+
+    Attributes:
+        shortened_contexts: Requests whose context lost tokens at its beginning.
+        dropped_tokens: That they lost.
+        split_texts: Texts of rolling likelihood that were read in several windows.
+        length_limited: Answers that reached their limit of new tokens.
+    """
+
+    shortened_contexts: int = 0
+    dropped_tokens: int = 0
+    split_texts: int = 0
+    length_limited: int = 0
+
+    def notes(self, max_length: int) -> list[str]:
+        """A sentence for each that is not zero."""
+        found = []
+        if self.shortened_contexts:
+            found.append(
+                f"{self.shortened_contexts:,} contexts were longer than the model's {max_length:,} tokens allow and "
+                f"lost {self.dropped_tokens:,} tokens at their beginning, as with lm-eval's hf model"
+            )
+        if self.split_texts:
+            found.append(f"{self.split_texts:,} texts were longer than {max_length:,} tokens and read in windows")
+        if self.length_limited:
+            found.append(f"{self.length_limited:,} answers reached their limit of new tokens")
+        return found
+
+
+@dataclass(kw_only=True, eq=False)
+class EngineLM(TemplateLM):
+    """Our engine as the harness's model.
+
+    Attributes:
+        tokenizer: Of the checkpoint, as transformers reads it.
+        scorer: Of likelihoods.
+        generate: Of answers.
+        max_length: Tokens of a text at most.
+        stop_ids: Tokens that end an answer, as the exported generation config has them.
+        dp_group: Ranks that share the requests.
+        seed: Of sampled answers.
+        on_done: Called with how many requests were answered.
+        cuts: What did not fit.
+    """
+
+    tokenizer: Any
+    scorer: ContinuationScorer
+    generate: Generate
+    max_length: int
+    stop_ids: frozenset[int]
+    dp_group: dist.ProcessGroup
+    seed: int = 1234
+    on_done: Callable[[int], None] = lambda _: None
+    cuts: Cuts = field(default_factory=Cuts)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self.tok_encode = functools.lru_cache(maxsize=256)(self._encode)  # a question's context comes once an answer
+
+    @property
+    def eot_token_id(self) -> int:
+        """The end-of-document token."""
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before a text that has no context."""
+        bos = self.tokenizer.bos_token_id
+        return self.eot_token_id if bos is None else int(bos)
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Of the tokenizer and its chat template; the harness names caches by it."""
+        return str(self.tokenizer.name_or_path).replace("/", "__")
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """Ids of a text; replaced by a cached one in every instance."""
+        return self._encode(string, add_special_tokens)
+
+    def _encode(self, string: str, add_special_tokens: bool | None = None) -> list[int]:
+        if add_special_tokens is None and has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id)):
+            add_special_tokens = False
+        chosen = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+        return list(self.tokenizer.encode(string, **chosen))
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """A conversation as text, in the checkpoint's chat template."""
+        return str(
+            self.tokenizer.apply_chat_template(
+                chat_history,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )
+        )
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """Log-probability of each continuation after its context, and whether it is the likeliest text."""
+        return list(super().loglikelihood(requests, disable_tqdm=disable_tqdm))
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
+        """Log-probability of each whole text, in windows of `max_length` tokens."""
+        windows: list[tuple[list[int], list[int]]] = []
+        counts = []
+        for (text,) in (request.args for request in requests):
+            ids = self.tok_encode(text)
+            found = get_rolling_token_windows(
+                token_list=ids, prefix_token=self.prefix_token_id, max_seq_len=self.max_length, context_len=1
+            )
+            windows += (parts := [make_disjoint_window(window) for window in found])
+            counts.append(len(parts))
+        self.cuts.split_texts += sum(count > 1 for count in counts)
+        scores = iter(self._score([self._continuation(*window) for window in windows]))
+        return [float(sum(next(scores).log_prob for _ in range(count))) for count in counts]
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
+    ) -> list[tuple[float, bool]]:
+        return [tuple(score) for score in self._score([self._continuation(*ids) for _, *ids in requests])]
+
+    def _continuation(self, context: list[int], continuation: list[int]) -> Continuation:
+        if not 0 < len(continuation) <= self.max_length:
+            raise UsageError(
+                f"a continuation of {len(continuation):,} tokens: must have at least 1 and fit the model's "
+                f"{self.max_length:,}; shorten the task's answers, or evaluate with --set max_length=N if the model "
+                "may read longer texts than it was trained on."
+            )
+        self._count_dropped(len(context) + len(continuation) - self.max_length - 1)
+        return Continuation(tuple((context + continuation)[-(self.max_length + 1) :]), len(continuation))
+
+    def _count_dropped(self, tokens: int) -> None:
+        if tokens > 0:
+            self.cuts.shortened_contexts += 1
+            self.cuts.dropped_tokens += tokens
+
+    def _score(self, continuations: list[Continuation]) -> list[Score]:
+        """Scores on the data-parallel ranks: texts that are alike on one of them, each with its share of tokens."""
+        ranks, rank = self.dp_group.size(), self.dp_group.rank()
+        texts: dict[tuple[int, ...], list[int]] = {}
+        for index, one in enumerate(continuations):
+            texts.setdefault(one.ids[:-1], []).append(index)
+        by_length = sorted(texts, key=lambda ids: (-len(ids), ids))
+        mine = [index for ids in by_length[rank::ranks] for index in texts[ids]]
+        found = self.scorer.score([continuations[index] for index in mine], on_scored=self.on_done)
+        scores = self._gathered(dict(zip(mine, found, strict=True)))
+        return [scores[index] for index in range(len(continuations))]
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        """Answers to each context, up to a stop string or the limit of new tokens."""
+        answers: dict[int, str] = {}
+        alike: dict[str, list[int]] = {}
+        for index, (_, kwargs) in enumerate(request.args for request in requests):
+            alike.setdefault(repr(sorted(kwargs.items())), []).append(index)
+        for indices in alike.values():
+            kwargs = requests[indices[0]].args[1]
+            found = self._generate([requests[index].args[0] for index in indices], kwargs)
+            answers.update(zip(indices, found, strict=True))
+        return [answers[index] for index in range(len(requests))]
+
+    def _generate(self, contexts: list[str], kwargs: Mapping[str, Any]) -> list[str]:
+        """Answers to contexts of one way of sampling; a context that comes k times is read once and sampled k times."""
+        sampling, until = self._sampling(kwargs)
+        room = self.max_length - sampling.max_new_tokens
+        if room < 1:
+            raise UsageError(
+                f"max_gen_toks: {sampling.max_new_tokens:,}: leaves no room for a question among the model's "
+                f"{self.max_length:,} tokens; lower it in the task, or raise --set max_length=N if the model may read "
+                "longer texts than it was trained on."
+            )
+        counts = Counter(contexts)
+        prompts = []
+        for context, count in counts.items():
+            ids = self.tok_encode(context)
+            self._count_dropped(len(ids) - room)
+            prompts.append(Prompt(tuple(ids[-room:]), num_samples=count, seed=self._seed_of(context)))
+        answers: dict[tuple[int, int], str] = {}
+        limited = 0
+        for one in self.generate(prompts, sampling):
+            text = self.tokenizer.decode(list(one.token_ids), skip_special_tokens=True)
+            answers[one.prompt_index, one.sample_index] = postprocess_generated_text(text, until, None)
+            limited += one.finish == "length"
+            self.on_done(1)
+        answers = self._gathered(answers)
+        self.cuts.length_limited += sum(self._gathered({self.dp_group.rank(): limited}).values())
+        place = {context: index for index, context in enumerate(counts)}
+        given: Counter[str] = Counter()
+        texts = []
+        for context in contexts:
+            texts.append(answers[place[context], given[context]])
+            given[context] += 1
+        return texts
+
+    def _sampling(self, kwargs: Mapping[str, Any]) -> tuple[Sampling, list[str]]:
+        """How a task wants its answers, and the strings that they are cut at."""
+        asked: dict[str, Any] = dict(normalize_gen_kwargs(dict(kwargs), MAX_GEN_TOKS))
+        unknown = sorted(key for key in asked if key not in _SAMPLING_KEYS)
+        if unknown:
+            raise UsageError(
+                f"generation_kwargs: {', '.join(unknown)}: this engine knows {', '.join(sorted(_SAMPLING_KEYS))}; take "
+                "the others out of the task."
+            )
+        until = handle_stop_sequences(asked["until"], eos=self.tokenizer.decode([self.eot_token_id]))
+        sampling = Sampling(
+            asked["max_gen_toks"],
+            temperature=float(asked.get("temperature", 0.0)) if asked["do_sample"] else 0.0,
+            top_k=int(asked.get("top_k") or 0),
+            top_p=float(asked.get("top_p", 1.0)),
+            stop_ids=self.stop_ids,
+            stop_strings=tuple(string for string in until if string),
+        )
+        return sampling, until
+
+    def _seed_of(self, context: str) -> int:
+        """Another one for each context, whatever stands beside it."""
+        return int.from_bytes(hashlib.sha256(f"{self.seed}\n{context}".encode()).digest()[:7], "big")
+
+    def _gathered(self, mine: dict[Any, Any]) -> dict[Any, Any]:
+        """What all data-parallel ranks have, on each of them."""
+        if self.dp_group.size() == 1:
+            return mine
+        found: list[dict[Any, Any]] = [{}] * self.dp_group.size()
+        dist.all_gather_object(found, mine, group=self.dp_group)
+        return {key: value for part in found for key, value in part.items()}
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a checkpoint as transformers reads it, which is how lm-eval's `hf` model reads an export."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
