@@ -9,7 +9,9 @@ A document is an exact duplicate if all its words, in order, are those of a docu
 words are told apart stands in `data_tools.ngrams`. Documents of fewer than n words have no n-gram: they can be
 found as duplicates only, and are counted as such.
 
-The report is JSON lines, one for each document with a hit, of both sides:
+The report is JSON lines. One for each pair of corpora says what was compared, so that nothing found can be told from
+nothing looked for: `n`, and `pair`, of both sides {name, documents, too_short, files: [{path, sha256, adapter}]}. Then
+comes one for each document with a hit, of both sides:
 
 | field     | meaning |
 |-----------|---------|
@@ -25,6 +27,7 @@ The report is JSON lines, one for each document with a hit, of both sides:
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -286,6 +289,34 @@ def _stream(corpus: Corpus, n: int, index: _Index, counts: _Counts, *, is_first:
             counts.add(block)
         owners = block.owners[index.find(block.hashes)]
         counts.hits[number] += np.bincount(owners, minlength=len(block.ngrams)).astype(np.int32)
+
+
+def write_pair(overlap: Overlap, write: Callable[[bytes], object]) -> None:
+    """Writes the line that says what was compared; every input is read once more, for its hash.
+
+    Args:
+        overlap: What was found.
+        write: Takes whole lines.
+    """
+    sides = [
+        {
+            "name": side.corpus.name,
+            "documents": len(side.ngrams),
+            "too_short": int((side.ngrams == 0).sum()),
+            "files": [
+                {"path": str(file.path), "sha256": _sha256(file.path), "adapter": adapter.name}
+                for names, adapter in side.corpus.parts
+                for file in find_inputs(names).files
+            ],
+        }
+        for side in overlap.sides
+    ]
+    write(orjson.dumps({"pair": sides, "n": overlap.n}, option=orjson.OPT_APPEND_NEWLINE))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_report(overlap: Overlap, write: Callable[[bytes], object], progress: Progress | None = None) -> int:

@@ -31,7 +31,7 @@ from data_tools.records import Domain
 from data_tools.scoring import check_truth, scorer_of
 from data_tools.tokenizer import Tokenizer
 
-_ADAPTER = "nemotron-crossthink"
+ADAPTER = "nemotron-crossthink"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ def read_prompts(
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    adapter = adapter_named(_ADAPTER).for_file(path)
+    adapter = adapter_named(ADAPTER).for_file(path)
     kept: dict[str, tuple[str, Mapping[str, Any], str]] = {}
     unusable: Counter[str] = Counter()
     first = ""

@@ -28,7 +28,9 @@ def add(verbs: Any) -> None:
     parser.add_argument("a", metavar="A", help="a file, a folder, a glob; or the YAML of a source or blend")
     parser.add_argument("b", metavar="B", nargs="?", help="the same; may be left out with --against")
     parser.add_argument("--against", nargs="+", default=[], metavar="EVAL", help="evaluation sets, each compared alone")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="a JSON line for each document with a hit")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="a JSON line for each pair, and each document with a hit"
+    )
     parser.add_argument("--ngram", type=int, default=13, metavar="N", help="words of an n-gram (default 13)")
     parser.add_argument("--adapter", default="text", metavar="NAME", help="how records of files are read (text)")
     parser.add_argument("--key", metavar="KEY", help="key of the text, for the adapter text")
@@ -39,7 +41,7 @@ def add(verbs: Any) -> None:
 
 
 def _overlap(options: argparse.Namespace) -> None:
-    from data_tools.overlap import find_overlap, write_report
+    from data_tools.overlap import find_overlap, write_pair, write_report
     from data_tools.progress import shown
 
     if options.b is None and not options.against:
@@ -61,6 +63,7 @@ def _overlap(options: argparse.Namespace) -> None:
             with shown(label, 2 * (first.size + second.size)) as progress:
                 overlap = find_overlap(first, second, n=options.ngram, progress=progress)
                 if report is not None:
+                    write_pair(overlap, report.write)
                     write_report(overlap, report.write, progress)
             rows += _rows(overlap)
             short.update(_short_documents(overlap))
