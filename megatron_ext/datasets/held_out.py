@@ -20,7 +20,12 @@ _PADDING = "padding"  # sample id of a row that only fills up a microbatch
 
 
 def held_out_batches(
-    plan: StagePlan, source: SourcePlan, *, data_parallel_rank: int, data_parallel_size: int
+    plan: StagePlan,
+    source: SourcePlan,
+    *,
+    data_parallel_rank: int,
+    data_parallel_size: int,
+    keep_tail: bool = False,
 ) -> Iterator[Batch]:
     """Yields this rank's microbatches of a source's first held-out rows, in file order.
 
@@ -34,6 +39,7 @@ def held_out_batches(
         source: One of `plan.data.sources`.
         data_parallel_rank: This rank.
         data_parallel_size: How many there are.
+        keep_tail: Whether what is left behind the last whole row is a row too, filled up under a loss mask of 0.
 
     Raises:
         DataError: If the held-out files are missing, damaged, not the planned ones, shorter than
@@ -46,7 +52,8 @@ def held_out_batches(
         data_id=source.validation_data_id,
         files=OpenFiles(most=_FILES_OPEN),
     )
-    num_rows = min(plan.cadence.validation_samples, (documents.num_tokens - 1) // length)
+    labels = documents.num_tokens - 1
+    num_rows = min(plan.cadence.validation_samples, -(-labels // length) if keep_tail else labels // length)
     if num_rows == 0:
         raise DataError(
             f"{source.validation_prefix}.bin: has {documents.num_tokens} tokens, one row of sequence length {length} "
@@ -63,19 +70,20 @@ def held_out_batches(
         starts: list[list[int]] = [[] for _ in rows]
         for place, row in enumerate(rows):
             if row < num_rows:
-                _read_row(documents, row, tokens[place], vocab_size=plan.model.vocab_size)
-                starts[place] = documents.starts_in_file_order(row * length, length)
+                filled = min(length, labels - row * length)
+                _read_row(documents, row * length, tokens[place, : filled + 1], vocab_size=plan.model.vocab_size)
+                starts[place] = documents.starts_in_file_order(row * length, filled)
         yield Batch.from_rows(
             tokens,
             source_index=[index] * micro,
             sample_ids=[f"{source.source}.validation:0:{row}" if row < num_rows else _PADDING for row in rows],
             row_mask=[float(row < num_rows) for row in rows],
             document_starts=starts if plan.data.document_isolation != "none" else None,
+            masked_labels=[range(max(0, labels - row * length), length) if row < num_rows else () for row in rows],
         )
 
 
-def _read_row(documents: Documents | ShardedDocuments, row: int, out: np.ndarray, *, vocab_size: int) -> None:
-    start = row * (len(out) - 1)
+def _read_row(documents: Documents | ShardedDocuments, start: int, out: np.ndarray, *, vocab_size: int) -> None:
     documents.read_in_file_order(start, out)
     unknown = first_unknown_id(out, vocab_size=vocab_size)
     if unknown is not None:

@@ -93,7 +93,7 @@ def make_parts(plan: StagePlan, groups: ProcessGroupCollection, *, folder: Path 
         model=model,
         optimizer=optimizer,
         cursor=_cursor(plan, model, groups, folder),
-        objective=_objective(plan, groups),
+        objective=objective_of(plan, groups),
         clock=clock,
     )
 
@@ -109,7 +109,8 @@ def _cursor(
     return RolloutSource(plan, model, groups, reference=reference, folder=folder)
 
 
-def _objective(plan: StagePlan, groups: ProcessGroupCollection) -> PretrainObjective:
+def objective_of(plan: StagePlan, groups: ProcessGroupCollection) -> PretrainObjective:
+    """What a stage of this kind optimises, and is validated on."""
     num_sources = len(plan.data.sources)
     if plan.rl is not None:
         return RlObjective(num_sources, options=rl_options(plan.rl.options), tp_group=groups.tp)

@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from megatron.core.process_groups_config import ProcessGroupCollection
 from torch.profiler import record_function
 
 from data_tools.errors import DataError, TrainingError
 from megatron_ext.datasets.batch import Batch
 from megatron_ext.datasets.conversations import ConversationCursor
-from megatron_ext.objectives.pretrain import Report
+from megatron_ext.objectives.pretrain import PretrainObjective, Report
 from megatron_ext.runtime.agreement import raise_on_all_ranks
 from megatron_ext.runtime.device import device
 from megatron_ext.training.microbatches import run_schedule
@@ -61,7 +62,7 @@ def train_step(parts: Parts, *, lr: float, step: int, may_skip: bool = False) ->
     parts.model.zero_grad_buffer()
     parts.optimizer.zero_grad()
     reports = _reports_of(parts, batches, forward_only=False)
-    report = _sum_over_ranks(parts, reports)
+    report = sum_over_ranks(parts.objective, parts.groups, reports)
     loss = _mean(report.sum(0))
     grad_norm = _prepared_grad_norm(parts) if math.isfinite(loss) else math.nan
     skipped = None
@@ -119,27 +120,35 @@ def run_microbatches(parts: Parts, batches: Sequence[Batch], *, forward_only: bo
     Returns:
         The objective's reports of all microbatches and ranks together: sums, or maxima in its `max_columns`.
     """
-    return _sum_over_ranks(parts, _reports_of(parts, batches, forward_only=forward_only))
+    return sum_over_ranks(parts.objective, parts.groups, _reports_of(parts, batches, forward_only=forward_only))
 
 
 def _reports_of(parts: Parts, batches: Sequence[Batch], *, forward_only: bool) -> list[Report]:
     return run_schedule(parts.model, parts.objective, batches, groups=parts.groups, forward_only=forward_only)
 
 
-def _sum_over_ranks(parts: Parts, reports: list[Report]) -> Report:
-    objective = parts.objective
+def sum_over_ranks(objective: PretrainObjective, groups: ProcessGroupCollection, reports: list[Report]) -> Report:
+    """The reports of all microbatches and ranks together: sums, or maxima in the objective's `max_columns`.
+
+    All ranks must call this.
+
+    Args:
+        objective: That made them.
+        groups: Process groups.
+        reports: Of this rank's microbatches; of the last pipeline stage only.
+    """
     columns = list(objective.max_columns)
-    if parts.is_last_pipeline_stage:
+    if groups.pp.rank() == groups.pp.size() - 1:
         stacked = torch.stack(reports)
         total, largest = stacked.sum(0), stacked[..., columns].amax(0)
     else:
         total = torch.zeros(objective.num_sources, objective.report_columns, dtype=torch.float64, device=device())
         largest = total[:, columns]
-    dist.all_reduce(total, group=parts.groups.dp_cp)
+    dist.all_reduce(total, group=groups.dp_cp)
     if columns:
-        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=parts.groups.dp_cp)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=groups.dp_cp)
         total[:, columns] = largest
-    dist.broadcast(total, group_src=parts.groups.pp.size() - 1, group=parts.groups.pp)
+    dist.broadcast(total, group_src=groups.pp.size() - 1, group=groups.pp)
     return total.cpu()
 
 

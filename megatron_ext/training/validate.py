@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
 
 from megatron_ext.datasets.conversations import held_out_conversations
 from megatron_ext.datasets.held_out import held_out_batches
+from megatron_ext.objectives.pretrain import PretrainObjective, Report
+from megatron_ext.plan.stage_plan import SourcePlan, StagePlan
+from megatron_ext.training.intervals import wilson_interval
+from megatron_ext.training.microbatches import run_schedule
 from megatron_ext.training.parts import Parts
 from megatron_ext.training.rollout_source import RolloutSource
-from megatron_ext.training.step import losses_by_source, run_microbatches
+from megatron_ext.training.step import losses_by_source, sum_over_ranks
 
 
 def validate(parts: Parts) -> dict[str, float]:
@@ -32,32 +38,54 @@ def validate(parts: Parts) -> dict[str, float]:
         }
     parts.model.eval()
     losses = {}
-    read = held_out_batches if parts.plan.sft is None else held_out_conversations
-    with torch.no_grad():
-        for source in parts.plan.data.sources:
-            batches = list(
-                read(
-                    parts.plan,
-                    source,
-                    data_parallel_rank=parts.groups.dp.rank(),
-                    data_parallel_size=parts.groups.dp.size(),
-                )
-            )
-            losses |= losses_by_source(parts, run_microbatches(parts, batches, forward_only=True))
+    for source in parts.plan.data.sources:
+        report = held_out_report(parts.plan, parts.model, parts.objective, parts.groups, source=source)
+        losses |= losses_by_source(parts, report)
     parts.model.train()
     return losses
 
 
+@torch.no_grad()
+def held_out_report(
+    plan: StagePlan,
+    model: Any,
+    objective: PretrainObjective,
+    groups: ProcessGroupCollection,
+    *,
+    source: SourcePlan,
+    keep_tail: bool = False,
+) -> Report:
+    """Sums the loss on a source's first `cadence.validation_samples` held-out rows.
+
+    All ranks must call this.
+
+    Args:
+        plan: The stage, of kind pretrain or sft.
+        model: In evaluation mode, wrapped for training or not.
+        objective: Of the stage.
+        groups: Process groups.
+        source: One of `plan.data.sources`.
+        keep_tail: Whether tokens behind the last whole row of a pretrain stage's source are read too.
+
+    Returns:
+        `[num_sources, columns]` of all ranks together; see the objective. Other sources' rows are 0.
+    """
+    ranks: Any = {"data_parallel_rank": groups.dp.rank(), "data_parallel_size": groups.dp.size()}
+    if plan.sft is None:
+        batches = list(held_out_batches(plan, source, keep_tail=keep_tail, **ranks))
+    else:
+        batches = list(held_out_conversations(plan, source, **ranks))
+    return sum_over_ranks(objective, groups, run_schedule(model, objective, batches, groups=groups, forward_only=True))
+
+
 def _with_interval(source: str, rates: Sequence[float]) -> dict[str, float]:
-    """The mean over prompts, and Wilson's interval, which holds for small numbers and near 0 and 1 too.
+    """The mean over prompts, and the ends of its interval.
 
     Prompts are what is drawn at random: several samples of one do not narrow the interval as more prompts would.
-    Source: E. B. Wilson, JASA 22 (1927), 209-212, with z = 1.96.
 
     >>> {name: round(value, 3) for name, value in _with_interval("a", [1.0, 0.0, 0.0, 0.0]).items()}
     {'a': 0.25, 'a_low': 0.046, 'a_high': 0.699}
     """
-    count, rate, z = len(rates), math.fsum(rates) / len(rates), 1.959964
-    centre = (rate + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count * count)) / (1 + z * z / count)
-    return {source: rate, f"{source}_low": max(0.0, centre - half), f"{source}_high": min(1.0, centre + half)}
+    rate = math.fsum(rates) / len(rates)
+    low, high = wilson_interval(rate, len(rates))
+    return {source: rate, f"{source}_low": low, f"{source}_high": high}
