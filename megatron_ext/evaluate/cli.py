@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.errors import UsageError, UserError
-from megatron_ext.evaluate.options import read_options
+from megatron_ext.evaluate.options import Options, read_options
 from megatron_ext.evaluate.suite import Suite, read_suite
 from megatron_ext.evaluate.tasks import TaskRequest, kind_named, read_request, refuse_same_names
 from megatron_ext.rollout.cli import find_checkpoint
@@ -42,8 +42,15 @@ def add_arguments(add: Any) -> None:
     add(
         "--contaminated",
         choices=("refuse", "mark"),
-        default="refuse",
         help="what becomes of a benchmark that was trained on (default: refuse)",
+    )
+    add(
+        "--overlap",
+        nargs="+",
+        default=[],
+        type=Path,
+        metavar="REPORT",
+        help="reports of data-tools overlap (beside a benchmark, *.overlap.jsonl is found)",
     )
     add("--tensor-model-parallel-size", type=int, default=1, metavar="N", help="ranks that share a layer (default: 1)")
     add("--backend", choices=("auto", "local", "te"), default="auto", help="whose layers (default: auto)")
@@ -83,8 +90,7 @@ def _evaluate(args: argparse.Namespace, launch: Launch) -> int:
 
     question = Question(
         tuple(requests),
-        read_options(args.set, base=suite.options if suite else None),
-        contaminated=args.contaminated,
+        _options(args, suite),
         suite=suite.name if suite else None,
         aggregate=suite.aggregate if suite else None,
     )
@@ -111,7 +117,7 @@ def _requests(args: argparse.Namespace) -> tuple[list[TaskRequest], Suite | None
     if args.checkpoint is None:
         raise UsageError("evaluate: name a checkpoint, or --show RESULTS.")
     suite = read_suite(args.suite) if args.suite else None
-    options = read_options(args.set, base=suite.options if suite else None)
+    options = _options(args, suite)
     requests = [read_request(text, options) for text in args.tasks]
     if suite is not None:
         requests += [
@@ -121,6 +127,12 @@ def _requests(args: argparse.Namespace) -> tuple[list[TaskRequest], Suite | None
         raise UsageError("evaluate: name tasks: --tasks held-out verifiable:FILE, or --suite FILE.")
     refuse_same_names(requests)
     return requests, suite
+
+
+def _options(args: argparse.Namespace, suite: Suite | None) -> Options:
+    said = {"contaminated": args.contaminated, "overlap": tuple(map(str, args.overlap)) or None}
+    base = (suite.options if suite else {}) | {key: value for key, value in said.items() if value is not None}
+    return read_options(args.set, base=base)
 
 
 def _show(args: argparse.Namespace) -> int:

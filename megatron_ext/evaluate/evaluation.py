@@ -37,14 +37,12 @@ class Question:
     Attributes:
         tasks: In order.
         options: Of the command line.
-        contaminated: What becomes of a benchmark that was trained on: refuse or mark.
         suite: Its name; None without one.
         aggregate: Makes numbers of tasks, as the suite defines them.
     """
 
     tasks: tuple[TaskRequest, ...]
     options: Options
-    contaminated: str = "refuse"
     suite: str | None = None
     aggregate: Callable[[Sequence[TaskResult]], Sequence[Aggregate]] | None = None
 
@@ -57,7 +55,6 @@ class Question:
                 {"task": one.task, "name": one.name, "options": one.options.model_dump(), "extra": dict(one.extra)}
                 for one in self.tasks
             ],
-            "contaminated": self.contaminated,
             "suite": self.suite,
         }
 
@@ -70,14 +67,12 @@ class Evaluation:
         opened: Model, plan and process groups.
         folder: Of this evaluation.
         items: Keeps what is found item by item.
-        contaminated: refuse or mark.
         say: Writes a line for people; on the main rank only.
     """
 
     opened: OpenedCheckpoint
     folder: Path
     items: KeptItems
-    contaminated: str
     say: Callable[[str], None]
 
     @property
@@ -145,7 +140,7 @@ def evaluate(opened: OpenedCheckpoint, question: Question, folder: Path, *, say:
         say(f"goes on from {len(lines):,} items in {folder}" + (f"; {cut} cut lines are done again" if cut else ""))
     results: list[TaskResult] = []
     with closing(KeptItems(folder, rank=dist.get_rank(), lines=lines)) as items:
-        evaluation = Evaluation(opened, folder, items, question.contaminated, say)
+        evaluation = Evaluation(opened, folder, items, say)
         by_kind: dict[str, list[TaskRequest]] = {}
         for request in question.tasks:
             by_kind.setdefault(request.kind, []).append(request)
@@ -190,7 +185,7 @@ def _results(
         checkpoint=opened.identity,
         engine=opened.engine,
         seed=question.options.seed,
-        options=dict(options) | {"contaminated": question.contaminated},
+        options=dict(options),
         suite=question.suite,
         tasks=tuple(tasks),
         aggregates=tuple(question.aggregate(tasks)) if question.aggregate is not None else (),

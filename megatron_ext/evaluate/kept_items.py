@@ -8,12 +8,15 @@ dropped and counted. At the end the main rank sorts all lines into `samples.json
 | task   | name of the task |
 | item   | id of the item in it |
 | sample | number of the answer to it, from 0; 0 where each item has one line |
-| …      | what the kind keeps: prompt, text, score, loss (docs/reference/results.md) |
+| score  | of the headline metric: 1 or 0 of a right or wrong answer; of a text its summed loss in nats |
+| weight | what the sum of scores is divided by; 1 where it is not there, of a text its tokens |
+| …      | what the kind keeps: prompt, text, … (docs/reference/results.md) |
 """
 
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -54,6 +57,7 @@ class KeptItems:
     def __init__(self, folder: Path, *, rank: int, lines: Iterable[Line]) -> None:
         self._file = folder / f"samples.rank_{rank}.jsonl"
         self._opened: IO[str] | None = None
+        self._writing = threading.Lock()  # answers are kept by the threads that have scored them
         self._lines: dict[str, list[Line]] = {}
         for line in lines:
             self._lines.setdefault(line["task"], []).append(line)
@@ -65,10 +69,12 @@ class KeptItems:
     def add(self, task: str, item: str, **values: Any) -> Line:
         """Keeps one more line; it is on its way to the disk when this returns. Of one rank for each item and sample."""
         line = {"task": task, "item": item, "sample": 0} | values
-        if self._opened is None:
-            self._opened = self._file.open("a", encoding="utf-8")
-        self._opened.write(json.dumps(line, ensure_ascii=False) + "\n")
-        self._opened.flush()
+        text = json.dumps(line, ensure_ascii=False) + "\n"
+        with self._writing:
+            if self._opened is None:
+                self._opened = self._file.open("a", encoding="utf-8")
+            self._opened.write(text)
+            self._opened.flush()
         return line
 
     def close(self) -> None:

@@ -32,6 +32,9 @@ class Options(BaseModel):
     scorer: Literal["exact", "number", "choice", "polynomial", "math-verify", "reasoning-gym"] = Field(
         "math-verify", description="Of prompts that name none (verifiable)."
     )
+    unusable: Literal["refuse", "leave-out"] = Field(
+        "refuse", description="What becomes of prompts without an answer that can be judged (verifiable)."
+    )
     scoring_timeout_s: float = Field(10.0, gt=0, description="Wall seconds that scoring one answer may take.")
     chat_template: str | None = Field(
         None, description="File of the chat template; null: the one that the checkpoint was taught."
@@ -47,6 +50,12 @@ class Options(BaseModel):
         None, ge=2, description="Tokens of a text at most; null: the length that was trained (lm-eval)."
     )
 
+    contaminated: Literal["refuse", "mark"] = Field(
+        "refuse", description="What becomes of a benchmark that was trained on."
+    )
+    overlap: tuple[str, ...] = Field(
+        (), description="Reports of data-tools overlap, beside those that lie by a benchmark."
+    )
     contamination_share: float = Field(
         0.5, gt=0, le=1, description="Share of an item's n-grams in a source from which on it counts as overlapping."
     )

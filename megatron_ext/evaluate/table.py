@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
+from megatron_ext.evaluate.compare import compare
 from megatron_ext.evaluate.results import Metric, Results
 from megatron_ext.plan.render import terminal
 from megatron_ext.plan.render_table import frame
 
-_RATIOS = ("avg", "pass", "acc", "exact", "maj", "f1", "prompt_level", "inst_level")
+_RATIOS = ("avg", "pass", "well_formed", "acc", "exact", "maj", "f1", "prompt_level", "inst_level")
 """Beginnings of the names of metrics that are ratios in [0, 1], shown in percent."""
 
 
@@ -46,8 +48,13 @@ def print_results(results: Results, folder: Path, *, as_json: bool = False) -> N
     console.print(f"{folder}/{results.items_file}: every item; results.json: all of this", soft_wrap=True)
 
 
+def _form(name: str) -> tuple[float, str, str]:
+    """Factor, format and unit of a metric."""
+    return (100.0, "{:z.2f}", " %") if name.startswith(_RATIOS) else (1.0, "{:z.4f}", "")
+
+
 def _cells(metric: Metric) -> tuple[str, str]:
-    scale, form, unit = (100.0, "{:.2f}", " %") if metric.name.startswith(_RATIOS) else (1.0, "{:.4f}", "")
+    scale, form, unit = _form(metric.name)
     value = form.format(scale * metric.value) + unit
     interval = metric.interval
     if interval is None:
@@ -56,5 +63,30 @@ def _cells(metric: Metric) -> tuple[str, str]:
 
 
 def print_comparison(first: Results, second: Results, folder: Path, other: Path, *, as_json: bool = False) -> None:
-    """Prints the differences of the metrics that both have."""
-    raise NotImplementedError
+    """Prints the differences of the metrics that two evaluations both have.
+
+    Args:
+        first: Of one evaluation.
+        second: Of the other.
+        folder: Of the first.
+        other: Of the second.
+        as_json: The differences alone.
+    """
+    found = compare(first, second, folder, other)
+    if as_json:
+        print(json.dumps([asdict(one) for one in found], indent=1))
+        return
+    console = terminal()
+    for letter, results in (("A", first), ("B", second)):
+        console.print(f"{letter}  {results.checkpoint.stage_id} step {results.checkpoint.step:,}  {results.name}")
+    table = frame("task", "metric", "A", "B", "B - A", "95 %, paired")
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for one in found:
+        scale, form, unit = _form(one.metric)
+        values = [form.format(scale * value) + unit for value in (one.first, one.second)]
+        ends = one.note
+        if one.low is not None and one.high is not None:
+            ends = f"{form.format(scale * one.low)} to {form.format(scale * one.high)}"
+        table.add_row(one.task, one.metric, *values, form.format(scale * (one.second - one.first)), ends)
+    console.print(table)

@@ -1,24 +1,244 @@
-"""Not there yet."""
+"""`verifiable:FILE`: prompts with answers that a scorer can judge; each is answered `samples` times.
+
+An answer's random numbers hang on the seed, the prompt's text and the number of the answer, so it is the same on
+whatever rank, beside whatever other prompts, and in a run that goes on where another one was killed. Answers are
+scored beside the sampling in processes that may be ended (`objectives/rewards.py`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import itertools
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, get_args
 
-from data_tools.errors import UsageError
+from data_tools.chat_template_files import template_source
+from data_tools.errors import DataError, TrainingError, UserError
+from data_tools.prompts import ADAPTER as PROMPT_ADAPTER
+from data_tools.prompts import PromptEncoder, PromptFile, PromptRow, read_prompts
+from data_tools.records import Domain
+from data_tools.scoring import final_answer
+from megatron_ext.evaluate.contamination import Benchmark, contamination_of, require_clean
+from megatron_ext.evaluate.results import Contamination
 from megatron_ext.evaluate.tasks import TaskRequest
 
 if TYPE_CHECKING:
     from megatron_ext.evaluate.evaluation import Evaluation
     from megatron_ext.evaluate.results import TaskResult
+    from megatron_ext.objectives.rewards import RewardParts
+    from megatron_ext.rollout.protocol import Completion, Prompt
+
+_DOMAINS = get_args(Domain)
 
 
 def check(requests: Sequence[TaskRequest], checkpoint: Path) -> None:
-    """Refuses what could not run."""
-    raise UsageError(f"--tasks {requests[0].task}: this kind is not there yet.")
+    """Refuses files that are not there, prompts that nobody can judge, and models that were not taught to answer."""
+    for request in requests:
+        file, _ = _prompts(request, checkpoint / "tokenizer")
+        unusable = sum(file.unusable.values())
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in file.unusable.items())
+        if not file.rows:
+            raise DataError(f"{request.argument}: holds no prompt with an answer that can be judged ({reasons}).")
+        if unusable and request.options.unusable == "refuse":
+            raise DataError(
+                f"{request.argument}: {unusable:,} of {unusable + len(file.rows):,} prompts are unusable: {reasons}.\n"
+                f"  The first: {file.first_unusable}\n"
+                "  Mend or remove them, name another scorer with --set scorer=…, or leave them out, counted: "
+                "--set unusable=leave-out."
+            )
+        require_clean(request, _contamination(request, file, checkpoint), len(file.rows[: request.options.limit]))
+
+
+def _contamination(request: TaskRequest, file: PromptFile, checkpoint: Path) -> Contamination:
+    rows = file.rows[: request.options.limit]
+    benchmark = Benchmark(Path(request.argument), file.sha256, frozenset(row.id for row in rows), PROMPT_ADAPTER)
+    return contamination_of(benchmark, checkpoint, request.options)
 
 
 def run(requests: Sequence[TaskRequest], evaluation: Evaluation) -> list[TaskResult]:
-    """Runs all requests of the kind. All ranks must call this."""
-    raise AssertionError("refused by check")
+    """Answers and judges. All ranks must call this."""
+    return [_run(request, evaluation) for request in requests]
+
+
+def _prompts(request: TaskRequest, tokenizer: Path) -> tuple[PromptFile, frozenset[int]]:
+    """The prompts, and the ids at which answers end."""
+    template = request.options.chat_template
+    try:
+        source, _ = template_source(tokenizer, Path(template) if template else None)
+    except DataError:
+        if template:
+            raise
+        raise DataError(
+            f"{tokenizer}: holds no chat template, so its stage was not taught to answer; name a checkpoint of an sft "
+            "stage, or a template that the questions are put into: --set chat_template=FILE."
+        ) from None
+    return _read(Path(request.argument), tokenizer, source, request.domain, request.options.scorer)
+
+
+@functools.lru_cache(maxsize=8)  # checked before torch is imported, then run
+def _read(path: Path, tokenizer: Path, template: str, domain: str, scorer: str) -> tuple[PromptFile, frozenset[int]]:
+    encoder = PromptEncoder(tokenizer, template)
+    known: Any = domain if domain in _DOMAINS else "general"
+    return read_prompts(path, encoder, domain=known, scorer=scorer), encoder.stop_ids
+
+
+def _run(request: TaskRequest, evaluation: Evaluation) -> TaskResult:
+    import torch.distributed as dist
+
+    from megatron_ext.runtime.agreement import raise_on_all_ranks
+
+    file, stop_ids = _prompts(request, evaluation.opened.tokenizer_folder)
+    rows = file.rows[: request.options.limit]
+    there = {(line["item"], line["sample"]): line for line in evaluation.items.of(request.name)}
+    wanted = [(row, runs_of_missing(row.id, there, request.options.samples)) for row in rows]
+    asked = [(row, first, count) for row, runs in wanted for first, count in runs]
+    error: UserError | None = None
+    mine: list[dict[str, Any]] = []
+    try:
+        mine = _sample(request, evaluation, asked, longest=max(len(row.ids) for row in rows), stop_ids=stop_ids)
+    except UserError as caught:
+        error = caught
+    raise_on_all_ranks(error)
+    of_ranks: list[list[dict[str, Any]]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(of_ranks, mine)
+    there |= {(line["item"], line["sample"]): line for lines in of_ranks for line in lines}
+    from megatron_ext.evaluate.verifiable_result import result_of
+
+    answers = [[there[row.id, sample] for sample in range(request.options.samples)] for row in rows]
+    learned_length = evaluation.opened.plan.batch.sequence_length
+    contamination = _contamination(request, file, evaluation.opened.path)
+    return result_of(request, file, rows, answers, contamination, learned_length)
+
+
+def runs_of_missing(item: str, there: Iterable[tuple[str, int]] | Any, num_samples: int) -> list[tuple[int, int]]:
+    """The samples of an item that are not there, as runs of (first, count).
+
+    >>> runs_of_missing("a", {("a", 1): {}, ("b", 0): {}}, 4)
+    [(0, 1), (2, 2)]
+    """
+    missing = [sample for sample in range(num_samples) if (item, sample) not in there]
+    runs = []
+    for _, run in itertools.groupby(enumerate(missing), key=lambda pair: pair[1] - pair[0]):
+        samples = [sample for _, sample in run]
+        runs.append((samples[0], len(samples)))
+    return runs
+
+
+def _sample(
+    request: TaskRequest,
+    evaluation: Evaluation,
+    asked: Sequence[tuple[PromptRow, int, int]],
+    *,
+    longest: int,
+    stop_ids: frozenset[int],
+) -> list[dict[str, Any]]:
+    """Samples and scores this rank's share; of tensor-parallel ranks, which have the same answers, the first scores."""
+    from data_tools.progress import shown
+    from data_tools.tokenizer import Tokenizer
+    from megatron_ext.datasets.prompts import sample_seed
+    from megatron_ext.objectives.rewards import RewardOptions, RewardPool
+    from megatron_ext.rollout.inprocess import InProcessEngine
+    from megatron_ext.rollout.protocol import Prompt, Sampling
+    from megatron_ext.rollout.sampling_run import NonFiniteLogitsError
+
+    opened, options = evaluation.opened, request.options
+    prompts = [
+        Prompt(row.ids, count, sample_seed(options.seed, f"evaluate {row.id}"), first_sample=first)
+        for row, first, count in asked
+    ]
+    if not prompts:
+        return []
+    sampling = Sampling(
+        options.max_new_tokens,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        stop_ids=stop_ids,
+    )
+    tokenizer = Tokenizer.load(opened.tokenizer_folder, special_tokens="parse")
+    engine = InProcessEngine(
+        opened.model,
+        opened.plan,
+        opened.groups,
+        num_slots=min(options.slots, sum(prompt.num_samples for prompt in prompts)),
+        tokens_per_slot=longest + options.max_new_tokens,
+        decode=tokenizer.decode,
+    )
+    kept: list[Future[dict[str, Any]]] = []
+    workers = max(1, min(4, (os.cpu_count() or 1) // opened.plan.layout.world_size))
+    pool = RewardPool(
+        RewardOptions(weights={"accuracy": 1.0}, on_error="count"),
+        num_workers=workers,
+        time_limit_s=options.scoring_timeout_s,
+    )
+    scores = opened.groups.tp.rank() == 0
+
+    def keep(completion: Completion) -> None:
+        progress.advance(1)
+        if not scores:
+            return
+        row = asked[completion.prompt_index][0]
+        ids = completion.token_ids
+        text = tokenizer.decode(ids[:-1] if ids[-1] in stop_ids else ids)
+        kept.append(_kept(pool.submit(row.record, text), request, evaluation, row, completion, text))
+
+    share = _num_samples_of_rank(prompts, evaluation, options.max_new_tokens)
+    with pool, shown(f"{request.name}: answers", share, unit="answers") as progress:
+        try:
+            engine.generate(prompts, sampling, on_finished=keep)
+        except NonFiniteLogitsError as error:
+            name = asked[error.sample.prompt_index][0].record.get("id")
+            raise TrainingError(f"{request.task}: prompt {name}: the model's logits are not finite.") from None
+        return [future.result() for future in kept]
+
+
+def _num_samples_of_rank(prompts: Sequence[Prompt], evaluation: Evaluation, max_new_tokens: int) -> int:
+    from megatron_ext.rollout.share import share_prompts
+
+    dp = evaluation.opened.groups.dp
+    shares = share_prompts(prompts, dp.size(), max_new_tokens=max_new_tokens)
+    return sum(prompts[index].num_samples for index in shares[dp.rank()])
+
+
+def _kept(
+    scored: Future[RewardParts],
+    request: TaskRequest,
+    evaluation: Evaluation,
+    row: PromptRow,
+    completion: Completion,
+    text: str,
+) -> Future[dict[str, Any]]:
+    """The line of an answer, kept as soon as it has been scored."""
+    line: Future[dict[str, Any]] = Future()
+
+    def keep(done: Future[RewardParts]) -> None:
+        try:
+            line.set_result(evaluation.items.add(request.name, row.id, **_line(row, completion, text, done.result())))
+        except BaseException as error:  # of the scorer, or the disk; raised where the line is asked for
+            line.set_exception(error)
+
+    scored.add_done_callback(keep)
+    return line
+
+
+def _line(row: PromptRow, completion: Completion, text: str, reward: RewardParts) -> dict[str, Any]:
+    record = row.record
+    return {
+        "sample": completion.sample_index,
+        "name": str(record.get("id") or row.id),
+        "domain": row.domain,
+        "family": row.family,
+        "prompt": record["prompt"],
+        "truth": record["reward_model"]["ground_truth"],
+        "scorer": record["meta_data"]["scorer"],
+        "text": text,
+        "answer": final_answer(text),
+        "score": reward.parts["accuracy"],
+        "is_well_formed": reward.parts["format"] > 0,
+        "outcome": reward.outcome,
+        "tokens": len(completion.token_ids),
+        "finish": completion.finish,
+    }

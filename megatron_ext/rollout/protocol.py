@@ -69,8 +69,9 @@ class Prompt:
 
     Attributes:
         ids: Tokens, at least one.
-        num_samples: Completions, numbered from 0.
+        num_samples: Completions, numbered from `first_sample`.
         seed: Sample j draws from numbers keyed by (seed, j).
+        first_sample: Above 0 where samples of the prompt are there already.
         expected_new_tokens: Of one completion; shares the work among data-parallel ranks. None: the most there can be.
     """
 
@@ -78,6 +79,7 @@ class Prompt:
     num_samples: int = 1
     seed: int = 0
     expected_new_tokens: int | None = None
+    first_sample: int = 0
 
 
 def check_prompts(prompts: Sequence[Prompt], *, vocab_size: int) -> None:
@@ -101,7 +103,7 @@ class Completion:
 
     Attributes:
         prompt_index: Into the prompts of the call.
-        sample_index: From 0, below the prompt's `num_samples`.
+        sample_index: From the prompt's `first_sample`, one of `num_samples`.
         token_ids: The new tokens, at least one, the one that stopped it included.
         log_probs: Of each of them, in nats; see the module's first lines.
         finish: Why it ended.

@@ -27,7 +27,9 @@ class WaitingSamples:
     def __init__(self, prompts: Mapping[int, Prompt]) -> None:
         self._prompts = prompts
         order = sorted(prompts, key=lambda index: (-len(prompts[index].ids), index))
-        self._queue = deque(Sample(index, j) for index in order for j in range(prompts[index].num_samples))
+        self._queue = deque(
+            Sample(index, prompts[index].first_sample + j) for index in order for j in range(prompts[index].num_samples)
+        )
 
     def __len__(self) -> int:
         return len(self._queue)
