@@ -2,8 +2,8 @@
 
     python -m megatron_ext plan recipes/demo/pretrain.yaml
 
-Only `trace`, `generate`, `export`, `doctor` and `validate --isolation` import torch, when they run (`trace` for
-Megatron-Core's reader of `.idx`, which imports it): the others answer in about a second on any laptop.
+Only `trace`, `generate`, `evaluate`, `export`, `import`, `doctor` and `validate --isolation` import torch, when they
+run (`trace` for Megatron-Core's reader of `.idx`, which imports it): the others answer in about a second on any laptop.
 Exit codes: see data_tools/errors.py.
 """
 
@@ -255,6 +255,12 @@ def _export(arguments: argparse.Namespace) -> None:
     main_export(arguments)
 
 
+def _import(arguments: argparse.Namespace) -> None:
+    from megatron_ext.convert.cli import main_import
+
+    main_import(arguments)
+
+
 def _doctor(arguments: argparse.Namespace) -> int | None:
     from megatron_ext.runtime.doctor import print_report
 
@@ -357,6 +363,12 @@ def _export_arguments(add: Any) -> None:
     add("--verify", action="store_true", help="compare logits with transformers' before DIR gets its name")
     add("--model", type=Path, metavar="FILE", help="of a checkpoint of Megatron-LM: its model, as in recipes/models")
     add("--tokenizer", type=Path, metavar="DIR", help="of a checkpoint of Megatron-LM: its tokenizer's folder")
+
+
+def _import_arguments(add: Any) -> None:
+    add("folder", type=Path, metavar="HF_DIR", help="folder with config.json, safetensors files and tokenizer.json")
+    add("--to", type=Path, required=True, metavar="RUN_ROOT", help="run root; the stage is made in RUN_ROOT/stages")
+    add("--verify", action="store_true", help="compare logits with transformers' before the stage gets its name")
 
 
 def _doctor_arguments(add: Any) -> None:
@@ -480,6 +492,13 @@ VERBS = (
         _export,
         _export_arguments,
         "export runs/stages/sft-* --to exported/sft --dtype bf16 --verify",
+    ),
+    Verb(
+        "import",
+        "import exported/pretrain --to runs",
+        "Make a stage of a Hugging Face checkpoint, whose weights others begin with (init_from).",
+        _import,
+        _import_arguments,
     ),
     Verb("doctor", "doctor", "Say what this machine has installed and what that means.", _doctor, _doctor_arguments),
 )

@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 
 from data_tools.errors import UsageError
-from megatron_ext.convert.giver import is_stock
 from megatron_ext.recipe.load import load_file
 from megatron_ext.recipe.schema import ModelRecipe
 from megatron_ext.rollout.cli import find_checkpoint
@@ -20,7 +19,8 @@ def main_export(args: argparse.Namespace) -> None:
         args: `checkpoint`, `to`, `dtype`, `verify`, `model`, `tokenizer`.
     """
     quiet_known_warnings()
-    from megatron_ext.convert.export import export_checkpoint  # imports torch, which `--help` does not need
+    from megatron_ext.convert.export import export_checkpoint
+    from megatron_ext.convert.giver import is_stock
 
     path: Path = args.checkpoint
     done = export_checkpoint(
@@ -36,6 +36,28 @@ def main_export(args: argparse.Namespace) -> None:
     print(f"{done.path}: {done.parameters:,} numbers in {done.dtype}")
     if not args.verify:
         print("  logits not compared; export again with --verify, into another folder, to see that they agree")
+
+
+def main_import(args: argparse.Namespace) -> None:
+    """Makes a stage of a Hugging Face checkpoint, and says what to write into a recipe.
+
+    Args:
+        args: `folder`, `to`, `verify`.
+    """
+    quiet_known_warnings()
+    from megatron_ext.convert.import_hf import import_checkpoint
+
+    done = import_checkpoint(args.folder, args.to, verify=args.verify)
+    for note in done.notes:
+        print(f"NOTE: {note}")
+    print(f"{done.folder}: {done.plan.model_size.total_parameters:,} parameters in {done.plan.precision}")
+    print(
+        "  In a recipe that begins with it:\n"
+        f"    init_from: {done.plan.stage_id}\n"
+        f"    model: {done.folder / 'model.yaml'}\n"
+        f"    data: {{tokenizer: {done.folder / 'checkpoints' / 'step_0' / 'tokenizer'}}}\n"
+        f"  Run it with --run-root {args.to}."
+    )
 
 
 def _model(file: Path | None) -> ModelRecipe | None:

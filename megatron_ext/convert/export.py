@@ -20,15 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from data_tools.atomic_files import sync_folder
-from data_tools.errors import DataError, UsageError
+from data_tools.errors import UsageError
 from megatron_ext.convert.giver import Giver, open_giver
 from megatron_ext.convert.hf_config import Dtype, hf_config, require_architecture
-from megatron_ext.convert.mapping import Piece, hf_shapes, pieces_of
+from megatron_ext.convert.mapping import hf_shapes, pieces_of
 from megatron_ext.convert.model_card import model_card
 from megatron_ext.convert.safetensors_files import SHARD_BYTES, TensorFacts, write_safetensors
+from megatron_ext.convert.tensors import by_hf_name, hf_tensor
 from megatron_ext.convert.tokenizer_files import (
     chat_template,
     copy_tokenizer,
@@ -137,17 +137,7 @@ def folder_in_writing(to: Path) -> Iterator[Path]:
 def _notes(giver: Giver) -> tuple[str, ...]:
     if chat_template(giver.tokenizer) is not None:
         return ()
-    if giver.plan is not None and giver.plan.stage in ("sft", "rl") and _was_taught_a_template(giver):
-        raise DataError(
-            f"{giver.tokenizer}: holds no chat template, and its stage is {giver.plan.stage}: nobody could ask the "
-            "exported model as it was taught. Put the template of the stage there as chat_template.jinja."
-        )
     return (f"{giver.tokenizer} holds no chat template: the exported model goes on with texts, and answers no chats",)
-
-
-def _was_taught_a_template(giver: Giver) -> bool:
-    taught = giver.plan and (giver.plan.sft or giver.plan.rl)
-    return bool(taught and taught.chat_template)
 
 
 def _stored_dtype(giver: Giver) -> Dtype:
@@ -155,19 +145,9 @@ def _stored_dtype(giver: Giver) -> Dtype:
 
 
 def _write_weights(giver: Giver, folder: Path, dtype: torch.dtype, shard_bytes: int) -> int:
-    pieces: dict[str, list[Piece]] = {}
-    for piece in pieces_of(giver.model, giver.padded_vocab_size):
-        pieces.setdefault(piece.hf, []).append(piece)
-    shapes = hf_shapes(piece for group in pieces.values() for piece in group)
+    pieces = by_hf_name(pieces_of(giver.model, giver.padded_vocab_size))
+    shapes = {name: hf_shapes(group)[name] for name, group in pieces.items()}
     tensors = {name: TensorFacts(shape, dtype) for name, shape in shapes.items()}
     read = functools.lru_cache(maxsize=1)(giver.weights.read)  # q, k and v lie in one tensor
-
-    def make(name: str) -> Tensor:
-        whole = torch.empty(shapes[name], dtype=dtype)
-        for piece in pieces[name]:
-            rows = read(piece.core)[piece.core_row : piece.core_row + piece.rows]
-            whole[piece.hf_row : piece.hf_row + piece.rows] = rows
-        return whole
-
-    write_safetensors(folder, tensors, make, shard_bytes=shard_bytes)
+    write_safetensors(folder, tensors, lambda name: hf_tensor(pieces[name], read, dtype=dtype), shard_bytes=shard_bytes)
     return sum(math.prod(shape) for shape in shapes.values())

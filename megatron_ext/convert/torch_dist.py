@@ -19,10 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from data_tools.errors import DataError
 from megatron_ext.convert.safetensors_files import TensorFacts
+
+_COMMON_STATE = "common_state/shard_0_1"
+"""What is no tensor; core 0.19 loads no checkpoint without it (`serialization.py`)."""
 
 _NOT_WEIGHTS = re.compile(r"(chained_\d+\.)?optimizer\.|rng_state|random_state|rerun_state")
 _SEPARATE_NORMS = (
@@ -90,7 +94,7 @@ class TorchDistWeights:
         try:
             with warnings.catch_warnings(action="ignore"):  # that there are no process groups
                 dcp.load(state, storage_reader=self._reader, planner=_plain(dcp.DefaultLoadPlanner), no_dist=True)
-        except Exception as error:  # torch wraps what it meets in a class of its own
+        except (CheckpointException, OSError) as error:
             cause = str(error).strip().splitlines()[-1]
             raise DataError(
                 f"{self.folder}: {self._stored[name]} cannot be read ({cause}): a .distcp file is missing or damaged."
@@ -112,16 +116,19 @@ def write_torch_dist(folder: Path, tensors: Mapping[str, TensorFacts], read: Cal
     digests: dict[str, str] = {}
 
     class _Planner(dcp.DefaultSavePlanner):
-        def resolve_data(self, write_item: Any) -> Tensor:
+        def resolve_data(self, write_item: Any) -> Any:
             name = write_item.index.fqn
+            if name == _COMMON_STATE:
+                return super().resolve_data(write_item)
             tensor = read(name).contiguous()
             assert TensorFacts(tuple(tensor.shape), tensor.dtype) == tensors[name], f"{name} is not what was announced"
             digests[name] = hashlib.sha256(tensor.view(-1).view(torch.uint8).numpy().data).hexdigest()
             return tensor
 
     shapes = {name: torch.empty(facts.shape, dtype=facts.dtype, device="meta") for name, facts in tensors.items()}
+    state = {**shapes, _COMMON_STATE: [{}]}
     with warnings.catch_warnings(action="ignore"):
-        dcp.save(shapes, storage_writer=dcp.FileSystemWriter(folder), planner=_plain(_Planner), no_dist=True)
+        dcp.save(state, storage_writer=dcp.FileSystemWriter(folder), planner=_plain(_Planner), no_dist=True)
     (folder / "metadata.json").write_text(json.dumps({"sharded_backend": "torch_dist", "sharded_backend_version": 1}))
     return hashlib.sha256("".join(f"{name} {digests[name]}\n" for name in sorted(digests)).encode()).hexdigest()
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from data_tools.errors import DataError, SetupError
 from data_tools.tokenizer import Tokenizer
 from megatron_ext.convert.giver import Giver
+from megatron_ext.convert.hf_config import NO_FLOOR
 from megatron_ext.convert.imported_plan import plan_of
 from megatron_ext.convert.torch_dist import TorchDistWeights
 from megatron_ext.models.build import build_model
@@ -41,7 +42,9 @@ SENTENCES = (
 )
 
 
-def verify_export(giver: Giver, folder: Path, *, dtype: torch.dtype, say: Callable[[str], None]) -> float:
+def verify_export(
+    giver: Giver, folder: Path, *, dtype: torch.dtype, say: Callable[[str], None], has_floor: bool = True
+) -> float:
     """Compares logits of a checkpoint and of the Hugging Face model that was written of it.
 
     Args:
@@ -49,6 +52,8 @@ def verify_export(giver: Giver, folder: Path, *, dtype: torch.dtype, say: Callab
         folder: The model.
         dtype: To which weights were rounded when they were written.
         say: Takes a line for each prompt.
+        has_floor: Whether transformers' `time_step_min` stays as config.json has it; without it an imported model
+            computes what it does here.
 
     Returns:
         The largest difference, as a share of the largest logit (of 1 where all are smaller).
@@ -57,7 +62,7 @@ def verify_export(giver: Giver, folder: Path, *, dtype: torch.dtype, say: Callab
         DataError: It is above `TOLERANCE`.
         SetupError: transformers is not installed.
     """
-    theirs = _transformers_model(folder)
+    theirs = _transformers_model(folder, has_floor=has_floor)
     worst = 0.0
     with process_groups(Launch(rank=0, local_rank=0, world_size=1)) as groups, torch.no_grad():
         plan = plan_of(giver.model, giver.padded_vocab_size, giver.tokenizer, giver.facts, sequence_length=max(LENGTHS))
@@ -68,6 +73,7 @@ def verify_export(giver: Giver, folder: Path, *, dtype: torch.dtype, say: Callab
             tokens = tokens.to(device())
             mine = ours(tokens, torch.arange(tokens.shape[1], device=device())[None], None)
             other = theirs(tokens, use_cache=False).logits
+            mine = mine[..., : other.shape[-1]]  # an imported vocabulary may have been padded
             difference, size = float((mine - other).abs().max()), max(1.0, float(other.abs().max()))
             say(f"verify: {what}, {tokens.shape[1]} tokens: logits up to {size:.3g} differ by {difference:.2e} at most")
             worst = max(worst, difference / size)
@@ -90,12 +96,17 @@ def put_rounded(model: Any, groups: Any, weights: TorchDistWeights, dtype: torch
             part.data.copy_(weights.read(part.key).to(dtype))
 
 
-def _transformers_model(folder: Path) -> Any:
+def _transformers_model(folder: Path, *, has_floor: bool) -> Any:
     try:
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM
     except ImportError:
         raise SetupError("transformers is not installed; install the extra: pip install 'megatron-ext[hf]'") from None
-    model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    config = AutoConfig.from_pretrained(folder)
+    if not has_floor and hasattr(config, "time_step_min"):
+        config.time_step_min = NO_FLOOR
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder, config=config, dtype=torch.float32, output_loading_info=True
+    )
     problems = {key: sorted(map(str, value)) for key, value in info.items() if value}
     if problems:
         raise DataError(f"{folder}: transformers does not load it as it is: {problems}")

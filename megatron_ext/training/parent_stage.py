@@ -10,7 +10,7 @@ from typing import Any
 from data_tools.errors import DataError, RecipeError
 from megatron_ext.plan.lineage import STAGE_FILE
 from megatron_ext.plan.meaning import stage_id
-from megatron_ext.plan.stage_plan import StagePlan
+from megatron_ext.plan.stage_plan import ChainStage, StagePlan
 from megatron_ext.training.file_list import checkpoints_of
 
 
@@ -30,7 +30,7 @@ def parent_checkpoint(run_root: Path, plan: StagePlan) -> Path | None:
     parent = plan.behind.chain[-1]
     folder = run_root / "stages" / parent.stage_id
     file = folder / STAGE_FILE
-    command = f"python -m megatron_ext.run {shlex.quote(parent.recipe)} --run-root {shlex.quote(str(run_root))}"
+    command = _command_of(parent, run_root)
     if not file.is_file():
         is_begun = (folder / "plan.json").is_file()
         raise RecipeError(
@@ -44,6 +44,14 @@ def parent_checkpoint(run_root: Path, plan: StagePlan) -> Path | None:
     if not checkpoint.is_dir():
         raise DataError(f"{checkpoint}: missing, and {file} names it; {_train_again(file, command)}")
     return checkpoint
+
+
+def _command_of(parent: ChainStage, run_root: Path) -> str:
+    """What makes a parent: training, or the import of weights from elsewhere."""
+    what, root = shlex.quote(parent.recipe), shlex.quote(str(run_root))
+    if parent.stage_id.startswith("import-"):
+        return f"megatron-ext import {what} --to {root}"
+    return f"python -m megatron_ext.run {what} --run-root {root}"
 
 
 def _check(facts: dict[str, Any], file: Path, plan: StagePlan, command: str) -> None:

@@ -126,7 +126,7 @@ def recomputed_time(model: HybridModel, batch: int, new_tokens: int) -> float:
 def transformers_time(model: HybridModel, plan: StagePlan, prompts: list[Prompt], new_tokens: int) -> float:
     """Processor seconds of transformers' `generate` with its cache, after a short one."""
     theirs = nemotron_h(plan).eval()
-    copy_weights(model, theirs)
+    copy_weights(model, theirs, plan)
     tokens = torch.tensor([prompt.ids for prompt in prompts])
 
     def sample(count: int) -> None:

@@ -43,7 +43,7 @@ def build_pair(groups: ProcessGroupCollection, **model: object) -> tuple[HybridM
             if "norm" in name:  # all ones would hide a norm that is applied with the wrong weight
                 parameter.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(len(name)))
     theirs = nemotron_h(plan, chunk_size=THEIR_CHUNK).eval()
-    copy_weights(ours, theirs)
+    copy_weights(ours, theirs, plan)
     return ours.eval(), theirs
 
 

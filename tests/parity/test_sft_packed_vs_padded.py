@@ -96,7 +96,7 @@ def test_packed_rows_give_the_update_of_padded_ones(parts: Parts, loss: str) -> 
 def test_the_loss_is_transformers_loss_of_the_same_tokens_and_masks(parts: Parts) -> None:
     batches = batches_of(parts, "token")
     theirs: Any = nemotron_h(parts.plan).eval()
-    copy_weights(parts.model.module, theirs)
+    copy_weights(parts.model.module, theirs, parts.plan)
     trained = sum(int((batch.loss_mask > 0).sum()) for batch in batches)
     total = torch.zeros((), dtype=torch.float64)
     for batch, low, high in talks_of(batches):

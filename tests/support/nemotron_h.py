@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import torch
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
 from megatron.core.models.hybrid.hybrid_model import HybridModel
-from torch import Tensor
 from transformers import NemotronHConfig, NemotronHForCausalLM
 
+from megatron_ext.convert.mapping import pieces_of
+from megatron_ext.convert.tensors import by_hf_name, hf_tensor
 from megatron_ext.plan.stage_plan import StagePlan
 
 LAYER_TYPES = {"M": "linear_attention", "-": "mlp", "*": "full_attention"}
@@ -41,51 +44,14 @@ def nemotron_h(plan: StagePlan, *, chunk_size: int = TRAINING_CHUNK_SIZE) -> Nem
     return NemotronHForCausalLM(config)
 
 
-def copy_weights(ours: HybridModel, theirs: NemotronHForCausalLM) -> None:
+def copy_weights(ours: HybridModel, theirs: NemotronHForCausalLM, plan: StagePlan) -> None:
     """Writes our weights (one rank) into transformers' model; every one of its tensors must be written."""
-    weights = {name: parameter.detach() for name, parameter in ours.named_parameters()}
+    pieces = by_hf_name(pieces_of(plan.model, plan.model_size.padded_vocab_size))
+    sharded = ours.sharded_state_dict(metadata={"dp_cp_group": ours.pg_collection.dp_cp})
+    apply_factories(sharded)
+    weights = {part.key: part.data for part in nested_values(sharded) if isinstance(part, ShardedTensor)}
     renamed = {
-        "model.embeddings.weight": weights["embedding.word_embeddings.weight"],
-        "model.norm_f.weight": weights["decoder.final_norm.weight"],
-        "lm_head.weight": weights.get("output_layer.weight", weights["embedding.word_embeddings.weight"]),
+        name.replace("backbone.", "model."): hf_tensor(group, weights.__getitem__, dtype=torch.float32)
+        for name, group in pieces.items()
     }
-    for index, symbol in enumerate(ours.decoder.layer_type_list):
-        prefix = f"decoder.layers.{index}."
-        layer = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
-        for name, weight in _LAYERS[symbol](layer, ours).items():
-            renamed[f"model.layers.{index}.{name}"] = weight
     theirs.load_state_dict(renamed, strict=True)
-
-
-def _mamba(layer: dict[str, Tensor], _ours: HybridModel) -> dict[str, Tensor]:
-    names = ("in_proj.weight", "out_proj.weight", "norm.weight", "dt_bias", "A_log", "D")
-    renamed = {f"mixer.{name}": layer[f"mixer.{name}"] for name in names}
-    renamed["mixer.conv1d.weight"] = layer["mixer.conv1d_weight"]
-    renamed["mixer.conv1d.bias"] = layer["mixer.conv1d_bias"]
-    return renamed | {"norm.weight": layer["norm.weight"]}
-
-
-def _mlp(layer: dict[str, Tensor], _ours: HybridModel) -> dict[str, Tensor]:
-    return {
-        "norm.weight": layer["pre_mlp_layernorm.weight"],
-        "mixer.up_proj.weight": layer["mlp.linear_fc1.weight"],
-        "mixer.down_proj.weight": layer["mlp.linear_fc2.weight"],
-    }
-
-
-def _attention(layer: dict[str, Tensor], ours: HybridModel) -> dict[str, Tensor]:
-    config = ours.config
-    width = config.kv_channels
-    queries = config.num_attention_heads // config.num_query_groups * width
-    qkv = layer["self_attention.linear_qkv.weight"].unflatten(0, (config.num_query_groups, -1))
-    q, k, v = (part.flatten(0, 1) for part in torch.split(qkv, [queries, width, width], dim=1))
-    return {
-        "norm.weight": layer["input_layernorm.weight"],
-        "mixer.q_proj.weight": q,
-        "mixer.k_proj.weight": k,
-        "mixer.v_proj.weight": v,
-        "mixer.o_proj.weight": layer["self_attention.linear_proj.weight"],
-    }
-
-
-_LAYERS = {"M": _mamba, "-": _mlp, "*": _attention}
