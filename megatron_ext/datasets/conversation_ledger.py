@@ -1,11 +1,12 @@
 """What an sft stage has read of each source; the rows are those of `ledger.py`, with conversations as samples.
 
 `read` counts tokens in rows, `masked` those of them that carry no loss: read - masked were trained on. Of text
-without turns only each piece's first token is masked. `truncated` are tokens cut off conversations, and a row
+without turns only each piece's first token is masked. `truncated` are tokens cut off conversations, `trimmed` those cut
+out of their thinking. What is left out of all rows, and what is split, counts when the last row is read. A row
 `padding` holds the positions that have no token, as read and as padding: all `read` sum to the processed tokens.
 
 Worked example: of a conversation of 10 tokens, 6 of them the assistant's, a row of 8 that truncates it and is read
-twice has read 16, masked 8 and truncated 4; documents_first 1 and documents_repeated 1.
+twice has read 16, masked 8, truncated 4 and documents_cut 2; documents_first 1 and documents_repeated 1.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
+from data_tools.pack_rows import Rows
 from megatron_ext.datasets.conversations import ConversationCursor
 from megatron_ext.datasets.ledger import PADDING, LedgerRow
 from megatron_ext.plan.stage_plan import StagePlan
@@ -53,7 +56,7 @@ def conversation_ledger_of(plan: StagePlan, cursor: ConversationCursor) -> list[
                 documents_first=new,
                 documents_repeated=conversations - new,
                 masked=read - int(rows.targets[here].sum()),
-                truncated=int(rows.cut[here].sum()),
+                **_not_read(plan, rows, index, here, is_whole=end == len(lengths)),
                 pieces_isolated=int(here.sum()),
                 distinct=first,
                 distinct_documents=new,
@@ -67,6 +70,19 @@ def conversation_ledger_of(plan: StagePlan, cursor: ConversationCursor) -> list[
     known_before = {row.data_id for row in before if row.read}
     ledger = [_unknown(row) if row.data_id in known_before else row for row in ledger]
     return [*before, *ledger, LedgerRow(1, PADDING, "", PADDING, planned, read, padding=read)]
+
+
+def _not_read(plan: StagePlan, rows: Rows, index: int, here: NDArray[np.bool_], *, is_whole: bool) -> dict[str, int]:
+    """What of a source's conversations is in no row; `here` are its pieces that have been read, `[pieces]`."""
+    assert plan.sft is not None, "conversations are read by an sft stage"
+    lost = "trimmed" if plan.sft.options.overlong == "trim-thinking" else "truncated"
+    found = {lost: int(rows.cut[here].sum()), "documents_cut": int((rows.cut[here & rows.is_begin] > 0).sum())}
+    if is_whole:
+        count = rows.counts[index]
+        found["documents_cut"] += count.split.conversations
+        found["dropped"] = count.dropped.tokens + count.untrained.tokens
+        found["documents_dropped"] = count.dropped.conversations + count.untrained.conversations
+    return found
 
 
 def _unknown(row: LedgerRow) -> LedgerRow:

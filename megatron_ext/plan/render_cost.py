@@ -100,14 +100,14 @@ def _memory_parts(memory: RankMemory) -> str:
 
 
 def _checkpoint_rows(plan: StagePlan, cost: CostPlan) -> list[Row]:
-    kept = cost.kept_checkpoints
+    kept, plural = cost.kept_checkpoints, "" if cost.kept_checkpoints == 1 else "s"
     save = f"the busiest rank writes {format_bytes(cost.busiest_rank_bytes)}"
     if cost.gathered_bytes:
         save += f", every rank gathers {format_bytes(cost.gathered_bytes)} in host memory first"
     return [
         (
             "disk",
-            f"{format_bytes(kept * cost.checkpoint_bytes)} = {format_exact(kept)} checkpoints x "
+            f"{format_bytes(kept * cost.checkpoint_bytes)} = {format_exact(kept)} checkpoint{plural} x "
             f"{format_bytes(cost.checkpoint_bytes)} (weights {format_bytes(cost.weights_bytes)}), "
             "one more while it is written",
         ),

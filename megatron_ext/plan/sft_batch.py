@@ -66,9 +66,10 @@ def row_slots(rows_of_steps: Ints, data_parallel_size: int) -> int:
 def _note_idle_ranks(packed: PackedStage, layout: LayoutPlan, roundings: list[str]) -> None:
     slots = row_slots(packed.rows_of_steps, layout.data_parallel_size)
     rows = int(packed.rows_of_steps.sum())
-    if slots > rows:
+    if added := slots - rows:
+        padding = "1 row of padding is" if added == 1 else f"{format_exact(added)} rows of padding are"
         roundings.append(
             f"parallel: rows of steps do not divide among {layout.data_parallel_size:,} data-parallel ranks: "
-            f"{format_exact(slots - rows)} rows of padding are added to {format_exact(rows)}, "
+            f"{padding} added to {format_exact(rows)}, "
             f"{100 * (1 - rows / slots):.3g} % of the work; larger steps or fewer ranks have less."
         )

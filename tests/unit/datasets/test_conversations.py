@@ -318,8 +318,30 @@ def test_a_conversation_cut_and_read_twice_is_counted_as_the_ledger_says(project
     cursor = cursor_of(plan)
     cursor.next_step()
     row = conversation_ledger_of(plan, cursor)[0]
-    assert (row.read, row.masked, row.truncated) == (16, 8, 4)
+    assert (row.read, row.masked, row.truncated, row.documents_cut) == (16, 8, 4, 2)
     assert (row.documents_first, row.documents_repeated, row.pieces_isolated, row.epochs) == (1, 1, 2, 2.0)
+
+
+def test_trimmed_thinking_is_not_counted_as_a_lost_end(project: PencilProject) -> None:
+    write_chat(project, "c", [(20, [(4, 20)])], thinking={0: (6, 14)})
+    plan = one_source(project, "budget.examples=1", "sft.overlong=trim-thinking", "training.sequence_length=16")
+    cursor = cursor_of(plan)
+    cursor.next_step()
+    row = conversation_ledger_of(plan, cursor)[0]
+    assert (row.read, row.trimmed, row.truncated, row.documents_cut) == (16, 4, 0, 1)
+
+
+def test_conversations_left_out_and_split_are_counted_with_the_last_row(project: PencilProject) -> None:
+    write_chat(project, "c", [SHORT] * 11 + [(20, [(1, 20)])])
+    for overlong, counted in {"drop": (20, 1, 0), "split": (0, 0, 1)}.items():
+        plan = one_source(project, "budget.examples=12", f"sft.overlong={overlong}", "training.global_batch_size=1")
+        cursor = cursor_of(plan)
+        cursor.next_step()
+        of_steps = [conversation_ledger_of(plan, cursor)[0]]
+        while cursor.steps_read < plan.batch.total_steps:
+            cursor.next_step()
+        of_steps.append(conversation_ledger_of(plan, cursor)[0])
+        assert [(row.dropped, row.documents_dropped, row.documents_cut) for row in of_steps] == [(0, 0, 0), counted]
 
 
 def test_the_ledger_says_how_the_domains_of_conversations_are_known(project: PencilProject) -> None:

@@ -314,7 +314,7 @@ def test_rows_that_no_parent_could_use_are_not_prepared(
     ("ranks", "said"),
     [
         (1, None),
-        (2, "1 rows of padding are added to 7, 12.5 % of the work; larger steps or fewer ranks have less."),
+        (2, "1 row of padding is added to 7, 12.5 % of the work; larger steps or fewer ranks have less."),
         (4, "9 rows of padding are added to 7, 56.2 % of the work; larger steps or fewer ranks have less."),
     ],
 )
