@@ -231,6 +231,24 @@ def _rollouts(arguments: argparse.Namespace) -> None:
     )
 
 
+def _rl_handoff(arguments: argparse.Namespace) -> None:
+    from megatron_ext.plan.make import make_stage_plan
+    from megatron_ext.recipe.load import load_recipe
+    from megatron_ext.runtime.warnings import quiet_known_warnings
+
+    quiet_known_warnings()
+    from megatron_ext.handoff.write import hand_off
+
+    loaded = load_recipe(arguments.recipe, overrides=arguments.set, site=arguments.site)
+    run_root = Path(arguments.run_root or loaded.site.run_root)
+    plan = make_stage_plan(loaded, world_size=arguments.world_size, run_root=run_root)
+    lost = hand_off(plan, arguments.to, run_root=run_root, engine=arguments.engine)
+    print(f"{arguments.to}: {plan.stage_id} for {arguments.engine}; begin with {arguments.to / 'HANDOFF.md'}")
+    print("Not carried over:")
+    for one in lost:
+        print(f"  {one.recipe_key}: {one.what}")
+
+
 def _generate(arguments: argparse.Namespace) -> int | None:
     from megatron_ext.rollout.cli import main_generate
 
@@ -338,6 +356,14 @@ def _rollouts_arguments(add: Any) -> None:
     add("--domain", metavar="NAME", help="only of this domain: code, general, math, science")
     add("--prompt", metavar="ID", help="all completions of prompts whose name or id begins so")
     add("--json", action="store_true", help="print the completions alone, one JSON object a line")
+
+
+def _rl_handoff_arguments(add: Any) -> None:
+    _recipe_arguments(add)
+    add("--to", type=Path, required=True, metavar="DIR", help="folder to be made")
+    add("--engine", choices=("verl", "nemo-rl"), default="verl", help="who runs the stage (default: verl)")
+    add("--world-size", type=_positive, metavar="N", help="GPUs of the run (default: the fewest of the layout)")
+    _run_root_argument(add)
 
 
 def _generate_arguments(add: Any) -> None:
@@ -468,6 +494,14 @@ VERBS = (
         "Show the completions that a step of an rl stage has sampled, with their rewards.",
         _rollouts,
         _rollouts_arguments,
+    ),
+    Verb(
+        "rl-handoff",
+        "rl-handoff recipes/demo/rl.yaml --to handoff",
+        "Write weights, prompts, rewards and configuration with which verl or NeMo-RL runs an rl stage.",
+        _rl_handoff,
+        _rl_handoff_arguments,
+        "rl-handoff recipes/demo/rl.yaml --engine nemo-rl --to handoff-nemo",
     ),
     Verb(
         "generate",

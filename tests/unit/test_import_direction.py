@@ -34,6 +34,7 @@ ROOMS = {
     "training": ABOVE_PLAN | {"models", "datasets", "objectives", "rollout"},
     "convert": ABOVE_PLAN | {"models", "datasets", "training"},  # checkpoints are training's, ledgers datasets'
     "evaluate": ABOVE_PLAN | {"models", "datasets", "objectives", "rollout", "training", "convert"},
+    "handoff": ABOVE_PLAN | {"datasets", "objectives", "training", "convert"},
     "study": {"recipe", "plan"},
 }
 """The rooms of megatron_ext that each of them may import, beside itself."""

@@ -1,0 +1,1 @@
+"""Who else runs an rl stage: verl and NeMo-RL."""
