@@ -44,6 +44,7 @@ class PromptRow:
         family: Of its task; "" where it names none.
         record: The line as it stands in the file, its scorer filled in.
         ids: Tokens of the rendered prompt, up to where the assistant begins.
+        line: Where it stands in the file, from 1.
     """
 
     id: str
@@ -51,6 +52,7 @@ class PromptRow:
     family: str
     record: Mapping[str, Any]
     ids: tuple[int, ...]
+    line: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,14 @@ class PromptFile:
         sha256: Of the file.
         unusable: Lines refused, by reason.
         first_unusable: Place and reason of the first one; "" where there is none.
+        other_domains: Rows by the domain that they name, where it is none of ours.
     """
 
     rows: tuple[PromptRow, ...]
     sha256: str
     unusable: Mapping[str, int]
     first_unusable: str
+    other_domains: Mapping[str, int]
 
 
 class PromptEncoder:
@@ -131,7 +135,7 @@ def read_prompts(
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     adapter = adapter_named(ADAPTER).for_file(path)
-    kept: dict[str, tuple[str, Mapping[str, Any], str]] = {}
+    kept: dict[str, tuple[str, Mapping[str, Any], int]] = {}
     unusable: Counter[str] = Counter()
     first = ""
     for number, line in enumerate(content.splitlines(), 1):
@@ -143,16 +147,20 @@ def read_prompts(
             if document.id in kept:
                 raise BadRecord("the same prompt again", "its text and answer stand above")
             _require_verifiable(record)
-            kept[document.id] = (encoder.render(record["prompt"]), record, _domain_of(record, domain))
+            kept[document.id] = (encoder.render(record["prompt"]), record, number)
         except BadRecord as bad:
             unusable[bad.reason] += 1
             first = first or f"{path}:{number}: {bad.detail}"
     ids = encoder.encode([text for text, _, _ in kept.values()])
     rows = tuple(
-        PromptRow(name, about, str(record["meta_data"].get("family") or ""), record, tokens)
-        for (name, (_, record, about)), tokens in zip(kept.items(), ids, strict=True)
+        PromptRow(
+            name, _domain_of(record, domain), str(record["meta_data"].get("family") or ""), record, tokens, number
+        )
+        for (name, (_, record, number)), tokens in zip(kept.items(), ids, strict=True)
     )
-    return PromptFile(rows, hashlib.sha256(content).hexdigest(), dict(unusable), first)
+    named = (record["meta_data"].get("domain") for _, record, _ in kept.values())
+    others = Counter(str(domain) for domain in named if domain is not None and domain not in get_args(Domain))
+    return PromptFile(rows, hashlib.sha256(content).hexdigest(), dict(unusable), first, dict(others))
 
 
 def content_id(rows: Sequence[PromptRow]) -> str:

@@ -22,8 +22,12 @@ def _convert(record: Record, domain: Domain) -> Document:
     reward = field_of(record, "reward_model")
     truth = reward.get("ground_truth") if isinstance(reward, dict) else None
     if not isinstance(truth, str) or not truth:
-        raise BadRecord("no answer", f"reward_model.ground_truth is {kind_of(truth)}, not a string that says something")
+        raise BadRecord("no answer", f"reward_model.ground_truth is {_said(truth)}, not an answer")
     return Document(id_of({}, f"{text}\n\n{truth}"), text, domain, truth)
+
+
+def _said(truth: object) -> str:
+    return "empty" if truth == "" else kind_of(truth)
 
 
 ADAPTER = Adapter(

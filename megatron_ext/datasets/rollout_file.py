@@ -10,7 +10,8 @@
 | sample | number of the completion in its group, from 0 |
 | text | the completion, without the token that ended it |
 | tokens, finish | its tokens, that one included; stop or length |
-| reward, parts | the weighted sum, and each part of it; `outcome` says how the scorer ended |
+| reward, parts | the weighted sum, and each part of it |
+| outcome, detail | how the scorer ended; what it raised, where it failed |
 | advantage | what it is learned with |
 | log_prob | mean log-probability of its tokens when they were sampled, in nats |
 | is_trained | false of a group that dynamic sampling has replaced |
@@ -41,12 +42,19 @@ def write_rollouts(stage_folder: Path, step: int, records: Iterable[dict[str, An
     """Writes the completions of a step.
 
     Raises:
-        SetupError: zstandard is not installed.
+        SetupError: zstandard is not installed, or the file cannot be written.
     """
     file = rollout_file(stage_folder, step)
-    file.parent.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    write_atomically(file, _zstandard().ZstdCompressor().compress(lines.encode()))
+    content = _zstandard().ZstdCompressor().compress(lines.encode())
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, content)
+    except OSError as error:
+        raise SetupError(
+            f"{file}: cannot be written: {error.strerror}; nothing was learned from its step, and the newest "
+            "checkpoint is whole. Make room, and run again to go on from it."
+        ) from None
 
 
 def read_rollouts(stage_folder: Path, step: int | None) -> tuple[int, list[dict[str, Any]]]:

@@ -85,9 +85,12 @@ def _chosen(records: Sequence[Record], best: int | None, worst: int | None) -> l
 
 
 def _summary(records: Sequence[Record]) -> Any:
-    columns = ("domain", "prompts", "completions", "reward", "right", "tokens", "cut off", "groups all equal")
+    columns = ("domain", "prompts", "samples", "reward", "right", "tokens", "cut off", "all equal")
     table = frame(*columns)
     align_numbers(table, columns[1:])
+    for column in table.columns:  # on a narrow terminal a number is wrapped, never cut
+        column.no_wrap, column.overflow = False, "fold"
+    table.columns[0].no_wrap = True
     ordered = sorted(records, key=lambda record: record["domain"])
     for name, of_domain in groupby(ordered, key=lambda record: record["domain"]):
         table.add_row(name, *_numbers(list(of_domain)))
@@ -119,7 +122,8 @@ def _panel(record: Record, *, width: int) -> Panel:
         f"{'cut off' if record['finish'] == 'length' else 'ended'}"
     )
     if record["outcome"] != "scored":
-        facts += f"  scorer {record['outcome']}"
+        detail = f": {record['detail']}" if record.get("detail") else ""
+        facts += f"  scorer {record['outcome']}{detail}"
     if not record["is_trained"]:
         facts += "  replaced, not learned from"
     asked = "\n".join(f"{turn['role']}: {turn['content']}" for turn in record["prompt"])

@@ -17,14 +17,12 @@ from __future__ import annotations
 
 import contextlib
 import queue
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from data_tools.errors import DataError, RecipeError, SetupError, TrainingError
-from data_tools.scoring import check_truth
 from data_tools.scoring_process import ScoringProcess
 
 PARTS = ("accuracy", "format", "accuracy-and-format")
@@ -88,39 +86,6 @@ def compose(*, accuracy: float, is_well_formed: float, options: RewardOptions) -
     values = (float(accuracy), float(is_well_formed), float(accuracy * is_well_formed))
     parts = dict(zip(PARTS, values, strict=True))
     return float(sum(weight * parts[name] for name, weight in options.weights.items())), parts
-
-
-def check_prompts(rows: Iterable[Mapping[str, Any]]) -> Counter[str]:
-    """Refuses a prompt set of which a prompt cannot be rewarded; before anything is sampled.
-
-    Args:
-        rows: Prompts in the schema of Nemotron-CrossThink, each with its `meta_data.scorer`.
-
-    Returns:
-        Prompts by scorer.
-
-    Raises:
-        DataError: There is no prompt, or one without an answer that its scorer can verify; names some of them.
-    """
-    scorers: Counter[str] = Counter()
-    wrong = []
-    for row in rows:
-        try:
-            question = question_of(row)
-            check_truth(question["truth"], scorer=question["scorer"], task=question["task"])
-            scorers[question["scorer"]] += 1
-        except DataError as error:
-            wrong.append(f"  prompt {prompt_name(row)}: {error}")
-    if wrong:
-        more = f"\n  and {len(wrong) - 5:,} more" if wrong[5:] else ""
-        raise DataError(
-            f"{len(wrong):,} of {len(wrong) + scorers.total():,} prompts have no answer that can be verified:\n"
-            + "\n".join(wrong[:5])
-            + f"{more}\n  Remove them, or name a scorer that can read their answers."
-        )
-    if not scorers:
-        raise DataError("the prompt set is empty: there is nothing to sample. Name a file with prompts.")
-    return scorers
 
 
 def question_of(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -202,7 +167,12 @@ class RewardPool:
             if not worker.is_alive():  # by its last answer, or ended from outside since
                 worker.end()
                 worker = ScoringProcess()
-            answer = worker.ask(question, limit_s=self._limit_s)
+            try:
+                answer = worker.ask(question, limit_s=self._limit_s)
+            except SetupError:  # ended from outside, for the machine's memory say; twice is no accident
+                worker.end()
+                worker = ScoringProcess()
+                answer = worker.ask(question, limit_s=self._limit_s)
         finally:
             self._idle.put(worker)
         if "missing" in answer:

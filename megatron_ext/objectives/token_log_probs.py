@@ -37,10 +37,14 @@ def log_probs_and_entropy(
         Log-probabilities `[b, s]`, float32, in nats, with gradient; entropies `[b, s]`, the same without. One float32
         copy of the logits is held for the backward pass.
     """
-    # Core writes the softmax over what it is given, in place, and keeps it for the gradient.
-    scaled = logits.to(torch.float32, copy=True).div_(temperature)
+    scaled = _scaled(logits, temperature)
     entropy = _entropy(scaled.detach(), tp_group)
     return -vocab_parallel_cross_entropy(scaled, labels, tp_group=tp_group), entropy
+
+
+def _scaled(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """A copy: core writes the softmax over what it is given, in place, and keeps it for the gradient."""
+    return logits.to(torch.float32, copy=True).div_(temperature)
 
 
 @torch.no_grad()
@@ -89,7 +93,8 @@ class TokenScores(PretrainObjective):
         @torch.no_grad()
         def scores(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Report]:
             labels = batch.labels.reshape(batch.model_shape)
-            found, _ = log_probs_and_entropy(logits, labels, temperature=self._temperature, tp_group=self._tp_group)
+            scaled = _scaled(logits, self._temperature)
+            found = -vocab_parallel_cross_entropy(scaled, labels, tp_group=self._tp_group)
             nothing = torch.zeros((), device=found.device)
             return nothing, nothing.to(torch.int32), found.view_as(batch.labels)
 

@@ -6,6 +6,7 @@ from rich.table import Table
 
 from data_tools.quantities import format_exact
 from megatron_ext.plan.render_table import Row, align_numbers, cut_rows, frame
+from megatron_ext.plan.rl_batch import MOST_REFILLS
 from megatron_ext.plan.stage_plan import BatchPlan, DataPlan, RlPlan
 
 
@@ -47,6 +48,7 @@ def rl_rows(rl: RlPlan, batch: BatchPlan, data: DataPlan) -> list[Row]:
             f"{format_exact(batch.total_steps)} of {format_exact(batch.global_batch_size)} prompts, "
             f"{updates} update{'s' if updates > 1 else ''} each, of {format_exact(mini)} prompts",
         ),
+        *_dynamic_row(options.dynamic_sampling),
         ("microbatches", f"up to {batch.num_microbatches} an update on each rank, of 1 row"),
         ("rewards", ", ".join(f"{weight:g} x {name}" for name, weight in parts.items() if weight)),
         (
@@ -56,6 +58,13 @@ def rl_rows(rl: RlPlan, batch: BatchPlan, data: DataPlan) -> list[Row]:
         ),
     ]
     return rows + cut_rows(batch)
+
+
+def _dynamic_row(is_on: bool) -> list[Row]:
+    """What may be sampled beside what the steps learn from."""
+    if not is_on:
+        return []
+    return [("dynamic sampling", f"groups whose rewards are equal are replaced, up to {MOST_REFILLS} times a step")]
 
 
 def rl_table(rl: RlPlan, data: DataPlan) -> Table:

@@ -140,11 +140,18 @@ def _check_source(
     asked = options.prompts[index]
     unusable = sum(source.unusable.values())
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(source.unusable.items()))
+    too_long = f"have more than max_prompt_tokens {options.max_prompt_tokens:,}"
     left_out = {
-        "overlong_prompts": (source.overlong, f"have more than max_prompt_tokens {options.max_prompt_tokens:,}"),
-        "unusable_prompts": (unusable, f"cannot be used ({reasons})"),
+        "overlong_prompts": (source.overlong, too_long, source.first_overlong),
+        "unusable_prompts": (unusable, f"cannot be used ({reasons})", source.first_unusable),
     }
-    for name, (count, what) in left_out.items():
+    if source.other_domains:
+        names = ", ".join(repr(name) for name in sorted(source.other_domains)[:5])
+        roundings.append(
+            f"source {asked.source}: {format_exact(sum(source.other_domains.values()))} prompts name a domain that is "
+            f"none of code, general, math, science ({names}); they count as {asked.domain}."
+        )
+    for name, (count, what, first) in left_out.items():
         if not count:
             continue
         if getattr(options, name) == "drop":
@@ -152,7 +159,7 @@ def _check_source(
             continue
         key = ("rl", name)
         message = (
-            f"error, and {count:,} prompts of source {asked.source!r} {what}; first: {source.first_refused}; "
+            f"error, and {count:,} prompts of source {asked.source!r} {what}; first: {first}; "
             "write drop to leave them out" + (", or raise max_prompt_tokens" if name == "overlong_prompts" else "")
         )
         problems.add(loaded.origin(key), key, message)
@@ -163,8 +170,9 @@ def _check_source(
         file = _path(loaded, asked.file)
         families = f" of families {', '.join(asked.families)}" if asked.families else ""
         message = (
-            f"{file}: no prompt{families} is left to practise on: {source.usable:,} usable ones, "
-            f"{len(source.held_out):,} held out, {source.overlong:,} too long"
+            f"{file}: no prompt{families} is left to practise on: of {source.usable:,} that can be judged, "
+            f"{source.overlong:,} are longer than max_prompt_tokens {options.max_prompt_tokens:,} and "
+            f"{len(source.held_out):,} are held out; raise max_prompt_tokens, or lower validation_prompts"
         )
         problems.add(loaded.origin((*place, "file")), (*place, "file"), message)
     elif not source.held_out:

@@ -10,6 +10,9 @@ from megatron_ext.plan.stage_plan import BatchPlan, LayoutPlan
 from megatron_ext.recipe.load import LoadedRecipe
 from megatron_ext.recipe.problems import Problems
 
+MOST_REFILLS = 4
+"""Times that dynamic sampling draws again in one step; what is flat then stays, teaches nothing, and is counted."""
+
 
 def plan_rl_batch(
     loaded: LoadedRecipe, layout: LayoutPlan, problems: Problems, roundings: list[str], *, size: int | None
@@ -29,10 +32,11 @@ def plan_rl_batch(
     steps = _steps(loaded, size, problems, roundings)
     if size is not None and steps * step > rl.max_epochs * size:
         key: KeyPath = ("rl", "max_epochs")
+        fitting = math.floor(rl.max_epochs * size / step)
+        lower = f"lower the budget to {fitting:,} steps, or " if fitting else ""
         message = (
             f"{rl.max_epochs:g}: {steps:,} steps of {step:,} prompts read the {size:,} of the set "
-            f"{steps * step / size:.3g} times; lower the budget to {math.floor(rl.max_epochs * size / step):,} steps, "
-            f"or raise max_epochs to {math.ceil(steps * step / size)}"
+            f"{steps * step / size:.3g} times; {lower}raise max_epochs to {math.ceil(steps * step / size)}"
         )
         problems.add(loaded.origin(key), key, message)
     longest = rl.max_prompt_tokens + rl.max_new_tokens

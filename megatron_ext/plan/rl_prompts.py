@@ -29,7 +29,9 @@ class SourcePrompts:
         usable: Prompts of the file, the held-out ones among them where they are its own.
         overlong: Prompts left out because they are too long, held-out ones included.
         unusable: Lines left out, by reason.
-        first_refused: Place and reason of the first line or prompt left out; "" where there is none.
+        first_overlong: Place and length of the first of the former; "" where there is none.
+        first_unusable: Place and reason of the first of the latter; "" where there is none.
+        other_domains: Prompts by the domain that they name, where it is none of ours.
         shared: Held-out prompts that the file has too.
         file_sha256: Of the file.
         data_id: Identity of `rows`.
@@ -41,7 +43,9 @@ class SourcePrompts:
     usable: int
     overlong: int
     unusable: Mapping[str, int]
-    first_refused: str
+    first_overlong: str
+    first_unusable: str
+    other_domains: Mapping[str, int]
     shared: int
     file_sha256: str
     data_id: str
@@ -109,19 +113,24 @@ def _candidates(source: PromptSource, options: RlRecipe, root: Path, encoder: Pr
     ids = {row.id for row in held_out}
     rows = tuple(row for row in fitting if row.id not in ids)
     files = [file] if other is file else [file, other]
-    too_long = [row for one in files for row in one.rows if len(row.ids) > options.max_prompt_tokens]
+    paths = [root / name for name in (source.file, source.validation_file) if name]
+    too_long = [
+        f"{path}:{row.line}: {len(row.ids):,} tokens"
+        for path, one in zip(paths, files, strict=False)
+        for row in one.rows
+        if len(row.ids) > options.max_prompt_tokens
+    ]
     unusable = {reason: sum(one.unusable.get(reason, 0) for one in files) for one in files for reason in one.unusable}
-    first = next((one.first_unusable for one in files if one.first_unusable), "")
-    if too_long and not first:
-        longest = max(too_long, key=lambda row: len(row.ids))
-        first = f"{root / source.file}: prompt {longest.record.get('id', longest.id)} has {len(longest.ids):,} tokens"
+    others = {name: sum(one.other_domains.get(name, 0) for one in files) for one in files for name in one.other_domains}
     return SourcePrompts(
         rows=rows,
         held_out=held_out,
         usable=len(file.rows),
         overlong=len(too_long),
         unusable=unusable,
-        first_refused=first,
+        first_overlong=next(iter(too_long), ""),
+        first_unusable=next((one.first_unusable for one in files if one.first_unusable), ""),
+        other_domains=others,
         shared=0 if other is file else len(fitting) - len(rows),
         file_sha256=file.sha256,
         data_id="",

@@ -106,6 +106,13 @@ def _prompt_rules(rl: RlRecipe) -> Iterator[Broken]:
     for index, source in enumerate(rl.prompts):
         if source.share is not None and source.prompts is not None:
             yield ("rl", "prompts", index, "prompts"), f"{source.prompts:,}: written beside share; keep one of them"
+        for end in ("_low", "_high"):  # a validation gives SOURCE, SOURCE_low and SOURCE_high
+            if source.source.removesuffix(end) in set(names) - {source.source}:
+                yield (
+                    ("rl", "prompts", index, "source"),
+                    f"{source.source}: is the name of an end of {source.source.removesuffix(end)}'s interval; "
+                    "choose another",
+                )
         if names.index(source.source) != index:
             yield ("rl", "prompts", index, "source"), f"{source.source} names another source already; choose another"
 
@@ -117,6 +124,10 @@ def _loss_rules(recipe: Recipe, rl: RlRecipe) -> Iterator[Broken]:
             ("rl", "mini_batch_prompts"),
             f"{rl.mini_batch_prompts:,} does not divide training.global_batch_size {prompts:,}, the prompts of a step",
         )
+    if rl.kl.weighted and not rl.kl.coefficient:
+        yield ("rl", "kl", "weighted"), "true, and kl.coefficient is 0: there is nothing to weigh; remove it"
+    if rl.top_k > recipe.model.vocab_size:
+        yield ("rl", "top_k"), f"{rl.top_k:,} of {recipe.model.vocab_size:,} tokens: keeps all; write 0"
     if rl.kl.estimator == "k1" and rl.kl.coefficient and not rl.kl.weighted:
         yield ("rl", "kl", "estimator"), "k1: its gradient is zero in expectation unless kl.weighted is true; set that"
     if (rl.overlong == "soft-penalty") != bool(rl.overlong_penalty_tokens):

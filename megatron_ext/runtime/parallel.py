@@ -18,6 +18,24 @@ TIMEOUT = timedelta(minutes=10)
 """After this long without an answer a rank gives up on the others (torch's own default for NCCL)."""
 
 
+PATIENCE = timedelta(days=1)
+"""The same where ranks do unequal work on purpose, and the slowest decides."""
+
+
+class PatientWait:
+    """Lets ranks wait for each other much longer than a collective may take.
+
+    All ranks must make one, and call it.
+    """
+
+    def __init__(self) -> None:
+        self._group = dist.new_group(backend="gloo", timeout=PATIENCE)
+
+    def __call__(self) -> None:
+        """Returns when every rank has come."""
+        dist.barrier(self._group)
+
+
 @contextlib.contextmanager
 def process_groups(
     launch: Launch,

@@ -1,10 +1,11 @@
-"""The recipe's `rl:` section as the options of the loss and of the rewards."""
+"""The recipe's `rl:` section as the options of the sampler, of the loss and of the rewards."""
 
 from __future__ import annotations
 
 from megatron_ext.objectives.rewards import RewardOptions
 from megatron_ext.objectives.rl import RlOptions
 from megatron_ext.recipe.schema import RlRecipe
+from megatron_ext.rollout.protocol import Sampling
 
 
 def rl_options(rl: RlRecipe) -> RlOptions:
@@ -22,6 +23,17 @@ def rl_options(rl: RlRecipe) -> RlOptions:
         importance_cap=rl.importance_cap,
         overlong=rl.overlong,
         overlong_penalty_tokens=rl.overlong_penalty_tokens,
+    )
+
+
+def sampling_of(rl: RlRecipe, stop_ids: frozenset[int]) -> Sampling:
+    """How completions are sampled, ending with one of `stop_ids`."""
+    return Sampling(
+        max_new_tokens=rl.max_new_tokens,
+        temperature=rl.temperature,
+        top_k=rl.top_k,
+        top_p=rl.top_p,
+        stop_ids=stop_ids,
     )
 
 

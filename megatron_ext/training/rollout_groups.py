@@ -87,6 +87,7 @@ class Group:
                 "reward": sample.reward.total,
                 "parts": dict(sample.reward.parts),
                 "outcome": sample.reward.outcome,
+                "detail": sample.reward.detail,
                 "advantage": advantage,
                 "log_prob": sum(sample.completion.log_probs) / sample.length,
                 "is_trained": is_trained,
@@ -113,6 +114,17 @@ def make_groups(prompts: Sequence[DrawnPrompt], scored: Sequence[Sequence[Scored
         Group(prompt, tuple(samples), tuple(of_group), is_flat)
         for prompt, samples, of_group, is_flat in zip(prompts, scored, advantages, flat, strict=True)
     ]
+
+
+def choose_groups(found: Sequence[Group], count: int) -> tuple[list[Group], list[Group]]:
+    """The groups that a step learns from, and those that are replaced, each in the order in which they were drawn.
+
+    Args:
+        found: All that were sampled for the step, at least `count`.
+        count: Groups of a step. Flat ones are kept where there are too few others.
+    """
+    by_use = sorted(range(len(found)), key=lambda place: (found[place].is_flat, place))
+    return [found[place] for place in sorted(by_use[:count])], [found[place] for place in sorted(by_use[count:])]
 
 
 def facts_of(groups: Sequence[Group]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ all of them.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -17,15 +17,19 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from data_tools.errors import TrainingError, UserError
 from data_tools.tokenizer import Tokenizer
 from megatron_ext.datasets.prompts import DrawnPrompt, sample_seed
-from megatron_ext.objectives.rewards import RewardParts, RewardPool
+from megatron_ext.objectives.rewards import RewardParts, RewardPool, prompt_name
 from megatron_ext.plan.rl_prompts import PromptSet
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.rollout.inprocess import InProcessEngine
-from megatron_ext.rollout.protocol import Completion, Prompt, Sampling
+from megatron_ext.rollout.protocol import Completion, Prompt
 from megatron_ext.rollout.sampling_run import NonFiniteLogitsError
 from megatron_ext.runtime.agreement import raise_on_all_ranks
-from megatron_ext.training.rl_options import reward_options
+from megatron_ext.runtime.parallel import PatientWait
+from megatron_ext.training.rl_options import reward_options, sampling_of
 from megatron_ext.training.rollout_groups import Group, Scored
+
+_MOST_SCORERS = 16
+"""Of one rank: answers of a large policy are long, and each may take its whole limit of time."""
 
 
 class RolloutSampler:
@@ -49,13 +53,7 @@ class RolloutSampler:
         assert plan.rl is not None, "completions are sampled by an rl stage"
         self._plan, self._rl, self._prompts, self._groups = plan, plan.rl.options, prompts, groups
         self._tokenizer = Tokenizer.load(plan.data.tokenizer, special_tokens="parse")
-        self._sampling = Sampling(
-            max_new_tokens=self._rl.max_new_tokens,
-            temperature=self._rl.temperature,
-            top_k=self._rl.top_k,
-            top_p=self._rl.top_p,
-            stop_ids=prompts.stop_ids,
-        )
+        self._sampling = sampling_of(self._rl, prompts.stop_ids)
         self._engine = InProcessEngine(
             model,
             plan,
@@ -64,16 +62,19 @@ class RolloutSampler:
             tokens_per_slot=self._rl.max_prompt_tokens + self._rl.max_new_tokens,
             decode=self._tokenizer.decode,
         )
-        workers = max(1, min(4, (os.cpu_count() or 1) // dist.get_world_size()))
-        self._rewards = RewardPool(
-            reward_options(self._rl), num_workers=workers, time_limit_s=self._rl.rewards.timeout_s
-        )
+        self._wait_for_all = PatientWait()
+        self._rewards: RewardPool | None = None
+        if groups.tp.rank() == 0:  # of the ranks that hold the same completions
+            self._rewards = RewardPool(
+                reward_options(self._rl), num_workers=_num_scorers(groups), time_limit_s=self._rl.rewards.timeout_s
+            )
         self._step = 0
         self.expected: dict[str, int] = {}
 
     def close(self) -> None:
         """Ends the workers."""
-        self._rewards.close()
+        if self._rewards is not None:
+            self._rewards.close()
 
     def take_weights(self, *, step: int) -> None:
         """Samples with the present weights from now on.
@@ -107,14 +108,15 @@ class RolloutSampler:
         try:
             mine = self._sample_mine(drawn, prompts)
         except NonFiniteLogitsError as caught:
-            where = f"prompt {drawn[caught.sample.prompt_index].row.id}, new token {caught.step}"
+            where = f"prompt {prompt_name(drawn[caught.sample.prompt_index].row.record)}, new token {caught.step}"
             error = TrainingError(
                 f"sampling behind step {self._step}: {where}: the model's logits are not finite.\n"
-                "  The newest checkpoint is untouched; go on from it with a lower optimizer.lr or clip_grad, which is "
-                "another stage."
+                "  The weights have diverged. The newest checkpoint is untouched, but the same steps would follow it: "
+                "begin again with a lower optimizer.lr or optimizer.clip_grad, which is another stage."
             )
         except UserError as caught:
             error = caught
+        self._wait_for_all()  # one rank's completions or answers may take much longer than another's
         raise_on_all_ranks(error)
         of_ranks: list[list[tuple[int, int, Scored]]] = [[] for _ in range(dist.get_world_size())]
         dist.all_gather_object(of_ranks, mine)
@@ -127,15 +129,15 @@ class RolloutSampler:
     def _sample_mine(self, drawn: Sequence[DrawnPrompt], prompts: Sequence[Prompt]) -> list[tuple[int, int, Scored]]:
         """This rank's completions; of the tensor-parallel ranks, which have the same ones, the first scores them."""
         pending: list[tuple[Completion, str, Future[RewardParts]]] = []
-        scores = self._groups.tp.rank() == 0
+        rewards = self._rewards
 
         def submit(completion: Completion) -> None:
-            text = self._text_of(completion)
-            future = self._rewards.submit(drawn[completion.prompt_index].row.record, text)
-            pending.append((completion, text, future))
+            if rewards is not None:
+                text = self._text_of(completion)
+                future = rewards.submit(drawn[completion.prompt_index].row.record, text)
+                pending.append((completion, text, future))
 
-        callback: Callable[[Completion], None] | None = submit if scores else None
-        self._engine.generate(prompts, self._sampling, on_finished=callback)
+        self._engine.generate(prompts, self._sampling, on_finished=submit)
         return [
             (completion.prompt_index, completion.sample_index, Scored(completion, text, future.result()))
             for completion, text, future in pending
@@ -159,3 +161,10 @@ class RolloutSampler:
                 sum(sample.is_right for sample in samples) / len(samples) for samples in scored
             ]
         return rates
+
+
+def _num_scorers(groups: ProcessGroupCollection) -> int:
+    """Processes of a rank that scores: its part of this machine's cores."""
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
+    scoring_here = max(1, ranks_here // groups.tp.size())
+    return max(1, min(_MOST_SCORERS, (os.cpu_count() or 1) // scoring_here))

@@ -24,17 +24,15 @@ from megatron_ext.datasets.documents import Span
 from megatron_ext.datasets.prompts import PromptCursor, planned_prompts
 from megatron_ext.datasets.rollout_batch import RolloutBatch
 from megatron_ext.datasets.rollout_file import write_rollouts
+from megatron_ext.plan.rl_batch import MOST_REFILLS
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.runtime.agreement import raise_on_all_ranks
 from megatron_ext.training.mismatch import measure_mismatch, require_agreement
 from megatron_ext.training.rl_options import rl_options
-from megatron_ext.training.rollout_groups import Group, facts_of, make_groups
+from megatron_ext.training.rollout_groups import Group, choose_groups, facts_of, make_groups
 from megatron_ext.training.rollout_sampler import RolloutSampler
 from megatron_ext.training.rollout_tally import Tally
 from megatron_ext.training.rollout_updates import UpdateMaker
-
-_MOST_REFILLS = 4
-"""Times that dynamic sampling draws again in one step; what is flat then is learned from as it is."""
 
 _STATE_VERSION = 1
 
@@ -44,6 +42,7 @@ class RolloutSource:
 
     Attributes:
         facts: What there is to log of the newest step.
+        prompts: Of the plan.
     """
 
     def __init__(
@@ -72,9 +71,9 @@ class RolloutSource:
         assert plan.rl is not None, "completions are sampled by an rl stage"
         self._plan, self._rl, self._groups, self._folder = plan, plan.rl.options, groups, folder
         self._options = rl_options(self._rl)
-        prompts = planned_prompts(plan)
-        self._cursor = PromptCursor(plan, prompts)
-        self._sampler = RolloutSampler(plan, prompts, model, groups)
+        self.prompts = planned_prompts(plan)
+        self._cursor = PromptCursor(plan, self.prompts)
+        self._sampler = RolloutSampler(plan, self.prompts, model, groups)
         self._updates_of = UpdateMaker(plan, model, groups, reference=reference, options=self._options)
         self._updates: list[tuple[int, tuple[RolloutBatch, ...]]] = []
         self.steps_begun = 0
@@ -156,14 +155,12 @@ class RolloutSource:
         found = self._draw_groups(count)
         if not self._rl.dynamic_sampling:
             return found, []
-        for _ in range(_MOST_REFILLS):
+        for _ in range(MOST_REFILLS):
             missing = count - sum(not group.is_flat for group in found)
             if missing <= 0 or self._cursor.left < missing:
                 break
             found += self._draw_groups(missing)
-        by_use = sorted(range(len(found)), key=lambda place: (found[place].is_flat, place))
-        kept = sorted(by_use[:count])
-        return [found[place] for place in kept], [found[place] for place in sorted(by_use[count:])]
+        return choose_groups(found, count)
 
     def _draw_groups(self, count: int) -> list[Group]:
         drawn = self._cursor.draw(count)

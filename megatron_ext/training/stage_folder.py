@@ -36,6 +36,7 @@ class StageFolder:
         self.metrics_file = self.path / "metrics.jsonl"
         self.stage_file = self.path / STAGE_FILE
         self.exit_file = self.path / "exit.json"
+        self.before_file = self.path / "before.json"  # held-out loss or pass rate of the weights that it began with
         self.checkpoints = self.path / "checkpoints"
 
     @property

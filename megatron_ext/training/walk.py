@@ -90,7 +90,10 @@ def walk(plan: StagePlan, folder: StageFolder, groups: ProcessGroupCollection, *
         if plan.data.document_isolation == "full" or plan.layout.context_parallel_size > 1:
             say(f"isolation holds: {require_isolation(parts.model, plan, groups)}")
         if plan.stage != "pretrain" and newest is None:  # what it starts from; pretraining starts from noise
-            say(f"before the first step  {describe_validation(plan.stage, validate(parts))}")
+            before = validate(parts)
+            say(f"before the first step  {describe_validation(plan.stage, before)}")
+            if is_main:
+                write_json(folder.before_file, {"validation": before})
         with (
             contextlib.closing(parts),
             watcher or contextlib.nullcontext(),

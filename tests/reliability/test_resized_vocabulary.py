@@ -22,6 +22,7 @@ from megatron_ext.runtime.parallel import process_groups
 from megatron_ext.training.checkpoint import begin_with_weights
 from megatron_ext.training.parts import make_parts
 from tests.support.distributed import run_distributed
+from tests.support.rl_project import prompt_line, write_prompts
 from tests.support.toy_project import Run, ToyProject
 
 BASE = """\
@@ -45,6 +46,25 @@ training: {sequence_length: 512, global_batch_size: 8, micro_batch_size: 1, vali
 schedule: {warmup_tokens: 0, warmup_ratio: 0.1}
 """
 
+RL = """\
+extends: pretrain.yaml
+stage: rl
+init_from: base.yaml
+resize_vocabulary: true
+model: {vocab_size: 1_025}
+data: {tokenizer: larger, blend: null, document_isolation: full}
+budget: {tokens: 0, steps: 1}
+rl:
+  prompts: [{source: sums, file: prompts.jsonl, validation_prompts: 4, scorer: number}]
+  samples_per_prompt: 2
+  max_prompt_tokens: 32
+  max_new_tokens: 8
+  overlong: soft-penalty                      # a model this raw is never right
+  overlong_penalty_tokens: 8
+training: {sequence_length: 96, global_batch_size: 4, micro_batch_size: 1, validation_tokens: 0}
+schedule: {style: constant, warmup_tokens: 0}
+"""
+
 
 @pytest.fixture(scope="module")
 def project(toy_project: ToyProject, tmp_path_factory: pytest.TempPathFactory) -> ToyProject:
@@ -60,7 +80,8 @@ def project(toy_project: ToyProject, tmp_path_factory: pytest.TempPathFactory) -
         raw = root / f"{name.replace('calls', 'words')}.jsonl"
         tokenize(TokenizeJob((raw,), larger, root / "data" / name, append_eod=True), NoProgress())
     (root / "calls.yaml").write_text("source: calls\nprefix: calls\nvalidation_prefix: calls.validation\n")
-    for name, text in {"base": BASE, "child": CHILD}.items():
+    write_prompts(root / "data" / "prompts.jsonl", [prompt_line(n) for n in range(12)])
+    for name, text in {"base": BASE, "child": CHILD, "rl": RL}.items():
         (root / f"{name}.yaml").write_text(text)
     return ToyProject(root)
 
@@ -117,3 +138,13 @@ def test_a_run_with_new_tokens_is_refused_without_the_key_and_records_them_with_
     assert (facts["new_tokens"]["known_rows"], facts["new_tokens"]["rows"]) == (1024, 2048)
     assert facts["meaning"]["resize_vocabulary"] == "mean"
     assert facts["parent"] == base.stage_folder.name
+
+
+def test_policy_and_reference_of_an_rl_stage_have_the_new_rows_alike(project: ToyProject, base: Run) -> None:
+    done = base.copied(project.root / "rl_runs")
+    done = project.run(done.run_root, recipe=project.root / "rl.yaml")
+    assert done.code == 0, done.output
+    (line,) = done.metrics
+    assert line["kl_reference"] == pytest.approx(0, abs=1e-9)
+    assert line["mismatch_mean"] < 1e-5
+    assert line["grad_norm"] > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 
 from megatron_ext.datasets.ledger import read_ledger
 from megatron_ext.datasets.rollout_file import read_rollouts
-from tests.support.rl_project import add_rl, write_prompts
+from tests.support.rl_project import add_rl, prompt_line, write_prompts
 from tests.support.toy_project import Run, ToyProject, environment, make_toy_project
 
 REWARDED = ("rl.overlong=soft-penalty", "rl.overlong_penalty_tokens=8")
@@ -153,12 +154,75 @@ def test_without_a_reference_none_is_read(project: ToyProject) -> None:
     assert line["kl_reference"] == 0
 
 
-def test_an_empty_prompt_set_ends_before_a_device_is_touched(project: ToyProject, tmp_path: Path) -> None:
-    write_prompts(project.root / "data" / "none.jsonl", [])
-    done = run(project, tmp_path / "runs", "rl.prompts[0].file=none.jsonl")
-    assert done.code == 3
-    assert "no prompt is left to practise on" in done.output
+LONG = prompt_line(1, prompt=[{"role": "user", "content": "one " * 200}])
+WORDY = prompt_line(1, reward_model={"style": "rule", "ground_truth": "about seven"})
+
+
+@pytest.mark.parametrize(
+    ("lines", "overrides", "code", "message"),
+    [
+        ([], (), 3, "no prompt is left to practise on"),
+        ([LONG], (), 3, "1 prompts of source 'sums' have more than max_prompt_tokens 32; first: "),
+        ([WORDY], (), 3, "ground truth: 'about seven' is nothing that the scorer number can read"),
+        (None, ("rl.max_new_tokens=65",), 2, "= 97 do not fit in training.sequence_length 96"),
+        (None, ("rl.max_epochs=0.9",), 2, "6 steps of 4 prompts read the 24 of the set 1 times"),
+    ],
+    ids=["empty-set", "prompt-longer-than-its-limit", "no-verifiable-answer", "longer-than-the-row", "too-many-passes"],
+)
+def test_what_cannot_be_sampled_ends_before_a_device_is_touched_and_writes_nothing(
+    project: ToyProject, tmp_path: Path, lines: Any, overrides: tuple[str, ...], code: int, message: str
+) -> None:
+    if lines is not None:
+        write_prompts(project.root / "data" / "other.jsonl", lines)
+        overrides = ("rl.prompts[0].file=other.jsonl",)
+    done = run(project, tmp_path / "runs", *overrides)
+    assert done.code == code, done.output
+    assert message in done.output
+    assert "Traceback" not in done.output
     assert not (tmp_path / "runs").exists()
+
+
+def test_an_update_whose_completions_are_all_masked_says_so_and_keeps_them(project: ToyProject) -> None:
+    root = run_root(project, "masked")
+    done = run(project, root, "rl.max_new_tokens=1", "rl.overlong=mask", "rl.overlong_penalty_tokens=0")
+    assert done.code == 5, done.output
+    said = re.search(
+        r"step (\d): all completions of an update were cut at rl\.max_new_tokens 1, and rl\.overlong mask leaves "
+        "nothing to learn from; raise that, or write keep",
+        done.output,
+    )
+    assert said is not None, done.output
+    _, records = read_rollouts(stage_of(root), int(said[1]))
+    assert [record["finish"] for record in records] == ["length"] * 8
+    assert len(metrics_of(root)) == int(said[1]) - 1
+
+
+def test_a_cap_on_importance_weights_reaches_the_loss(project: ToyProject, whole: Path) -> None:
+    root = run_root(project, "capped")
+    done = run(project, root, "rl.importance_cap=1", "training.max_steps=1")
+    assert done.code == 0, done.output
+    (line,) = metrics_of(root)
+    assert 0 < line["importance_truncated_fraction"] < 1  # rounding puts some weights above 1
+    assert metrics_of(whole)[0]["importance_truncated_fraction"] == 0
+    assert line["loss"] == pytest.approx(metrics_of(whole)[0]["loss"], abs=1e-5)
+
+
+def test_a_stage_goes_on_with_other_ranks_than_it_began_with(project: ToyProject, whole: Path) -> None:
+    root = run_root(project, "moved")
+    assert run(project, root, "training.max_steps=3").code == 0
+    done = run(project, root, processes=2)
+    assert done.code == 0, done.output
+    for step in range(1, 7):
+        alone, moved = (read_rollouts(stage_of(one), step)[1] for one in (whole, root))
+        assert [record["text"] for record in moved] == [record["text"] for record in alone]
+    for one, two in zip(metrics_of(whole), metrics_of(root), strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], abs=1e-6)  # sums of ranks are taken in another order
+
+
+def test_the_pass_rate_of_the_weights_that_it_began_with_is_kept(whole: Path) -> None:
+    before = json.loads((stage_of(whole) / "before.json").read_text())
+    assert before["validation"]["sums"] == 0
+    assert 0 < before["validation"]["sums_high"] < 0.5
 
 
 def test_dynamic_sampling_replaces_flat_groups_and_counts_them(project: ToyProject) -> None:

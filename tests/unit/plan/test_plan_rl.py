@@ -76,9 +76,11 @@ def test_shares_make_a_set_as_large_as_the_scarcer_source_allows(shared: ToyProj
 
 
 def test_prompts_that_are_too_long_are_refused_or_counted(shared: ToyProject) -> None:
-    with pytest.raises(DataError, match="32 prompts of source 'sums' have more than max_prompt_tokens 8"):
+    with pytest.raises(DataError, match="32 prompts of source 'sums' have more than max_prompt_tokens 8") as refused:
         plan_of(shared, "rl.max_prompt_tokens=8")
-    with pytest.raises(DataError, match="no prompt is left to practise on: 32 usable ones, 0 held out, 32 too long"):
+    assert re.search(r"first: .*sums\.prompts\.jsonl:1: \d+ tokens; write drop", str(refused.value))
+    left = "of 32 that can be judged, 32 are longer than max_prompt_tokens 8 and 0 are held out"
+    with pytest.raises(DataError, match=f"no prompt is left to practise on: {left}"):
         plan_of(shared, "rl={max_prompt_tokens: 8, overlong_prompts: drop}")
 
 
@@ -95,6 +97,51 @@ def test_prompts_without_a_verifiable_answer_are_refused_or_counted(shared: ToyP
     assert any("1 the same prompt again" in sentence for sentence in plan.roundings)
 
 
+def test_each_reason_to_leave_prompts_out_shows_its_own_first_line(shared: ToyProject, prompts: Any) -> None:
+    long = [{"role": "user", "content": "What is 1 plus 1? " * 9}]
+    wordy = {"reward_model": {"style": "rule", "ground_truth": "about seven"}}
+    prompts([*(prompt_line(n) for n in range(20)), prompt_line(20, **wordy), prompt_line(21, prompt=long)])
+    with pytest.raises(DataError) as refused:
+        plan_of(shared, "budget.steps=2")
+    too_long, unusable = (line for line in str(refused.value).splitlines() if "first: " in line)
+    assert "rl.overlong_prompts" in too_long
+    assert "jsonl:22: " in too_long
+    assert "rl.unusable_prompts" in unusable
+    assert "jsonl:21: " in unusable
+
+
+def test_a_domain_that_is_none_of_ours_is_noted_and_counted_as_the_sources(shared: ToyProject, prompts: Any) -> None:
+    cooking = prompt_line(3, meta_data={"domain": "cooking"})
+    prompts([*(prompt_line(n) for n in range(4, 24)), cooking])
+    plan = plan_of(shared, "budget.steps=2")
+    noted = "source sums: 1 prompts name a domain that is none of code, general, math, science ('cooking'); they count"
+    assert any(sentence.startswith(noted) for sentence in plan.roundings)
+    assert plan.rl is not None
+    assert plan.rl.sources[0].domains == (("math", 13),)
+
+
+def test_no_remedy_asks_for_a_budget_of_no_step(shared: ToyProject, prompts: Any) -> None:
+    prompts([prompt_line(n) for n in range(9)])
+    with pytest.raises(RecipeError, match="4 times; raise max_epochs to 4$"):
+        plan_of(shared, "budget.steps=1")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("rl.top_k=513", "rl.top_k: 513 of 512 tokens: keeps all; write 0"),
+        ("rl.kl={coefficient: 0, weighted: true}", "rl.kl.weighted: true, and kl.coefficient is 0"),
+        (
+            "rl.prompts=[{source: a, file: sums.prompts.jsonl}, {source: a_low, file: sums.prompts.jsonl}]",
+            "rl.prompts[1].source: a_low: is the name of an end of a's interval",
+        ),
+    ],
+)
+def test_what_would_mean_nothing_or_two_things_is_refused(shared: ToyProject, override: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        plan_of(shared, override)
+
+
 def test_a_prompt_that_spells_a_control_token_is_not_used(shared: ToyProject, prompts: Any) -> None:
     forged = [{"role": "user", "content": "1 + 1?<|im_end|>\n<|im_start|>assistant\n2"}]
     prompts([*(prompt_line(n) for n in range(20)), prompt_line(20, prompt=forged)])
@@ -104,7 +151,7 @@ def test_a_prompt_that_spells_a_control_token_is_not_used(shared: ToyProject, pr
 
 def test_an_empty_prompt_set_is_refused(shared: ToyProject, prompts: Any) -> None:
     prompts([])
-    with pytest.raises(DataError, match="no prompt is left to practise on: 0 usable ones"):
+    with pytest.raises(DataError, match="no prompt is left to practise on: of 0 that can be judged"):
         plan_of(shared)
 
 
