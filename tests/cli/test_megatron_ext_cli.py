@@ -41,7 +41,9 @@ def test_the_help_of_a_verb_starts_with_a_command(verb: str, capsys: pytest.Capt
     for words in map(shlex.split, examples):
         assert words[:4] == ["python", "-m", "megatron_ext", verb]
         assert build_parser().parse_args(words[3:]).verb == verb
-    assert len(examples) == 1 + (verb in {"validate", "plan", "ledger", "trace", "generate", "evaluate", "export"})
+    assert len(examples) == 1 + (
+        verb in {"validate", "plan", "ledger", "trace", "generate", "evaluate", "export", "rl-handoff"}
+    )
 
 
 def test_run_as_a_verb_names_the_program_that_trains(capsys: pytest.CaptureFixture[str]) -> None:
