@@ -52,6 +52,8 @@ def add_arguments(add: Any) -> None:
         metavar="REPORT",
         help="reports of data-tools overlap (beside a benchmark, *.overlap.jsonl is found)",
     )
+    add("--include-path", metavar="DIR", help="folder of task files of your own, for lm-eval")
+    add("--num-fewshot", type=int, metavar="N", help="examples before a question (default: the task's), for lm-eval")
     add("--tensor-model-parallel-size", type=int, default=1, metavar="N", help="ranks that share a layer (default: 1)")
     add("--backend", choices=("auto", "local", "te"), default="auto", help="whose layers (default: auto)")
     add("--show", nargs="+", type=Path, default=[], metavar="RESULTS", help="print one evaluation, or compare two")
@@ -130,7 +132,12 @@ def _requests(args: argparse.Namespace) -> tuple[list[TaskRequest], Suite | None
 
 
 def _options(args: argparse.Namespace, suite: Suite | None) -> Options:
-    said = {"contaminated": args.contaminated, "overlap": tuple(map(str, args.overlap)) or None}
+    said = {
+        "contaminated": args.contaminated,
+        "overlap": tuple(map(str, args.overlap)) or None,
+        "include_path": args.include_path,
+        "num_fewshot": args.num_fewshot,
+    }
     base = (suite.options if suite else {}) | {key: value for key, value in said.items() if value is not None}
     return read_options(args.set, base=base)
 

@@ -34,12 +34,14 @@ class Benchmark:
         sha256: Of the file.
         ids: Of the items, as the adapter gives them.
         adapter: That a report must have read the file with, so that its ids are these.
+        apart_from: Content of sources that are known to hold none of the items.
     """
 
     file: Path
     sha256: str
     ids: frozenset[str]
     adapter: str
+    apart_from: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,9 @@ def contamination_of(benchmark: Benchmark, checkpoint: Path, options: Options) -
     overlapping: set[str] = set()
     found = []
     for source in trained_sources(checkpoint):
+        if source.data_id in benchmark.apart_from:
+            found.append(SourceOverlap(source=source.name, data_id=source.data_id, items=0))
+            continue
         if benchmark.sha256 in source.files:  # trained on as it is
             overlapping |= benchmark.ids
             found.append(SourceOverlap(source=source.name, data_id=source.data_id, items=len(benchmark.ids)))
@@ -198,9 +203,13 @@ def _judged(
             f"{', '.join(touched)}"
         )
     if unknown:
+        made = (
+            f": data-tools overlap SOURCE.yaml --against {benchmark.file} --adapter {benchmark.adapter} --out "
+            "NAME.overlap.jsonl makes one"
+        )
         said.append(
-            f"no overlap report compares {benchmark.file} with {', '.join(unknown)}: data-tools overlap SOURCE.yaml "
-            f"--against {benchmark.file} --adapter {benchmark.adapter} --out NAME.overlap.jsonl makes one"
+            f"no overlap report compares {benchmark.file} with {', '.join(unknown)}"
+            + ("" if benchmark.file.is_dir() else made)
         )
     return Contamination(
         status="overlaps" if overlapping else "unknown" if unknown else "clean",

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from data_tools.atomic_files import write_atomically
+from data_tools.atomic_files import beside, write_atomically
 from data_tools.errors import SetupError, UsageError, UserError
 from megatron_ext.evaluate.kept_items import KeptItems, finish_items, lines_on_disk, remove_parts
 from megatron_ext.evaluate.loading import OpenedCheckpoint, weights_fingerprint
@@ -52,11 +52,25 @@ class Question:
             "fingerprint": weights_fingerprint(checkpoint),
             "step": checkpoint.name,
             "tasks": [
-                {"task": one.task, "name": one.name, "options": one.options.model_dump(), "extra": dict(one.extra)}
+                {
+                    "task": one.task,
+                    "content": _content_of(one.argument),
+                    "name": one.name,
+                    "options": one.options.model_dump(),
+                    "extra": dict(one.extra),
+                }
                 for one in self.tasks
             ],
             "suite": self.suite,
         }
+
+
+def _content_of(argument: str) -> str | None:
+    """Hash of the file that a task names, or of the manifest of its dataset; None where it names none."""
+    for file in (Path(argument), beside(argument, ".manifest.json"), Path(argument) / "plan.json"):
+        if argument and file.is_file():
+            return hashlib.sha256(file.read_bytes()).hexdigest()
+    return None
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,8 @@ def check(requests: Sequence[TaskRequest], checkpoint: Path) -> None:
             _require_fit(request, read_dataset(request.argument), plan, checkpoint)
         elif plan.stage == "rl":
             raise UsageError(
-                f"--tasks {request.task}: what an rl stage holds out are prompts: --tasks verifiable:FILE; or name a "
-                "tokenised dataset, held-out:PREFIX."
+                f"--tasks {request.task}: what an rl stage holds out are prompts: --tasks verifiable:"
+                f"{checkpoint.parents[1]}; or name a tokenised dataset, held-out:PREFIX."
             )
         else:
             for source in plan.data.sources:

@@ -1,5 +1,7 @@
 """`verifiable:FILE`: prompts with answers that a scorer can judge; each is answered `samples` times.
 
+FILE is JSONL, or the folder of an rl stage: then the prompts are those that the stage holds out.
+
 An answer's random numbers hang on the seed, the prompt's text and the number of the answer, so it is the same on
 whatever rank, beside whatever other prompts, and in a run that goes on where another one was killed. Answers are
 scored beside the sampling in processes that may be ended (`objectives/rewards.py`).
@@ -18,12 +20,14 @@ from typing import TYPE_CHECKING, Any, get_args
 from data_tools.chat_template_files import template_source
 from data_tools.errors import DataError, TrainingError, UserError
 from data_tools.prompts import ADAPTER as PROMPT_ADAPTER
-from data_tools.prompts import PromptEncoder, PromptFile, PromptRow, read_prompts
+from data_tools.prompts import PromptEncoder, PromptFile, PromptRow, content_id, read_prompts
 from data_tools.records import Domain
 from data_tools.scoring import final_answer
 from megatron_ext.evaluate.contamination import Benchmark, contamination_of, require_clean
 from megatron_ext.evaluate.results import Contamination
 from megatron_ext.evaluate.tasks import TaskRequest
+from megatron_ext.plan.rl_prompts import read_prompt_set
+from megatron_ext.plan.stage_plan import StagePlan
 
 if TYPE_CHECKING:
     from megatron_ext.evaluate.evaluation import Evaluation
@@ -52,9 +56,38 @@ def check(requests: Sequence[TaskRequest], checkpoint: Path) -> None:
         require_clean(request, _contamination(request, file, checkpoint), len(file.rows[: request.options.limit]))
 
 
+@functools.lru_cache(maxsize=8)
+def _held_out(stage: Path, tokenizer: Path, template: str) -> tuple[PromptFile, frozenset[int]]:
+    """The prompts that an rl stage holds out, of all its sources."""
+    plan = _plan_of(stage)
+    assert plan.rl is not None, "looked at before"
+    found = read_prompt_set(
+        plan.rl.options, data_root=plan.rl.data_root, tokenizer=str(tokenizer), template=template, seed=plan.seed
+    )
+    for source, got in zip(plan.data.sources, found.sources, strict=True):
+        if got.validation_data_id != source.validation_data_id:
+            raise DataError(
+                f"{stage}: source {source.source} holds out other prompts now than the stage did; restore it."
+            )
+    rows = tuple(row for source in found.sources for row in source.held_out)
+    return PromptFile(rows, content_id(rows), {}, ""), found.stop_ids
+
+
+def _plan_of(stage: Path) -> StagePlan:
+    file = stage / "plan.json"
+    plan = StagePlan.model_validate_json(file.read_bytes()) if file.is_file() else None
+    if plan is None or plan.rl is None:
+        raise DataError(
+            f"{stage}: is no folder of an rl stage, whose held-out prompts it would name; name a JSONL file."
+        )
+    return plan
+
+
 def _contamination(request: TaskRequest, file: PromptFile, checkpoint: Path) -> Contamination:
-    rows = file.rows[: request.options.limit]
-    benchmark = Benchmark(Path(request.argument), file.sha256, frozenset(row.id for row in rows), PROMPT_ADAPTER)
+    rows, path = file.rows[: request.options.limit], Path(request.argument)
+    apart = frozenset(source.data_id for source in _plan_of(path).data.sources) if path.is_dir() else frozenset()
+    ids = frozenset(row.id for row in rows)
+    benchmark = Benchmark(path, file.sha256, ids, PROMPT_ADAPTER, apart_from=apart)
     return contamination_of(benchmark, checkpoint, request.options)
 
 
@@ -75,7 +108,10 @@ def _prompts(request: TaskRequest, tokenizer: Path) -> tuple[PromptFile, frozens
             f"{tokenizer}: holds no chat template, so its stage was not taught to answer; name a checkpoint of an sft "
             "stage, or a template that the questions are put into: --set chat_template=FILE."
         ) from None
-    return _read(Path(request.argument), tokenizer, source, request.domain, request.options.scorer)
+    path = Path(request.argument)
+    if path.is_dir():
+        return _held_out(path, tokenizer, source)
+    return _read(path, tokenizer, source, request.domain, request.options.scorer)
 
 
 @functools.lru_cache(maxsize=8)  # checked before torch is imported, then run

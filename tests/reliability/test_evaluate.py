@@ -26,10 +26,12 @@ from megatron_ext.__main__ import main
 from megatron_ext.evaluate.kept_items import read_items
 from megatron_ext.evaluate.loading import opened_checkpoint
 from megatron_ext.evaluate.results import Contamination, Results, read_results
+from megatron_ext.plan.make import make_stage_plan
+from megatron_ext.recipe.load import load_recipe
 from megatron_ext.runtime.launch import Launch
 from tests.support.distributed import run_distributed
 from tests.support.one_process import logits_of
-from tests.support.rl_project import prompt_line, write_prompts
+from tests.support.rl_project import add_rl, prompt_line, write_prompts
 from tests.support.toy_project import Run, ToyProject, environment, make_toy_project
 
 SAMPLING = ("samples=3", "temperature=1", "max_new_tokens=8", "scorer=number", f"chat_template={SHIPPED_TEMPLATE}")
@@ -265,6 +267,16 @@ def write_benchmark(project: ToyProject, folder: str, *, reports: tuple[str, ...
         write_report(found, report.append)
         (root / f"{name}.overlap.jsonl").write_bytes(b"".join(report))
     return f"verifiable:{folder}/test.jsonl"
+
+
+def test_the_prompts_that_an_rl_stage_holds_out_are_a_task(run: Run, project: ToyProject) -> None:
+    loaded = load_recipe(add_rl(project), site=project.root / "site.yaml")
+    plan = make_stage_plan(loaded, run_root=run.run_root)
+    stage = run.run_root / "stages" / plan.stage_id
+    stage.mkdir()
+    (stage / "plan.json").write_text(plan.model_dump_json())
+    (task,) = evaluate(run, "held-out-prompts", f"verifiable:{stage}", sets=SAMPLING).tasks
+    assert (task.items, task.data_id) == (8, plan.data.sources[0].validation_data_id)
 
 
 def contamination_of(run: Run, name: str, task: str, *sets: str) -> Contamination:
