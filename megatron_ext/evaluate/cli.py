@@ -33,9 +33,11 @@ def add_arguments(add: Any) -> None:
         nargs="+",
         default=[],
         metavar="TASK",
-        help="held-out, held-out:PREFIX, verifiable:FILE, lm-eval:TASK",
+        help="held-out, held-out:PREFIX, verifiable:FILE, lm-eval:TASK, evalplus:DATASET, nemo-skills:BENCHMARK",
     )
     add("--suite", type=Path, metavar="FILE", help="tasks and what is made of them, such as recipes/evaluate/demo.yaml")
+    add("--include-path", metavar="DIR", help="a folder of lm-eval task files of your own")
+    add("--num-fewshot", type=int, metavar="N", help="examples before each question of lm-eval's tasks")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="an option, such as samples=4; repeatable")
     add("--name", metavar="NAME", help="of the results' folder (default: step and a hash of what is asked)")
     add("--output", type=Path, metavar="DIR", help="below which it lies (default: evaluations/ of the stage)")
@@ -87,7 +89,9 @@ def _evaluate(args: argparse.Namespace, launch: Launch) -> int:
     quiet_known_warnings()
     # These import torch and Megatron-Core, which `--help` does not need.
     from megatron_ext.evaluate.evaluation import Question, evaluate, evaluation_folder, finished_results
+    from megatron_ext.evaluate.external_task import taken_up
     from megatron_ext.evaluate.loading import opened_checkpoint
+    from megatron_ext.evaluate.results import write_results
     from megatron_ext.evaluate.table import print_results
 
     question = Question(
@@ -103,7 +107,12 @@ def _evaluate(args: argparse.Namespace, launch: Launch) -> int:
         if launch.is_main:
             print(text, file=sys.stderr, flush=True)
 
-    if results is not None:
+    if results is not None and (more := taken_up(results, question, folder)) is not results:
+        say(f"finished before: {folder}; {len(more.tasks) - len(results.tasks)} results of other programs taken up")
+        results = more
+        if launch.is_main:
+            write_results(folder, results)
+    elif results is not None:
         say(f"finished before: {folder}. Nothing to do; remove the folder to evaluate again.")
     else:
         with opened_checkpoint(
@@ -122,9 +131,7 @@ def _requests(args: argparse.Namespace) -> tuple[list[TaskRequest], Suite | None
     options = _options(args, suite)
     requests = [read_request(text, options) for text in args.tasks]
     if suite is not None:
-        requests += [
-            read_request(one.task, options, name=one.name, domain=one.domain, extra=one.extra) for one in suite.tasks
-        ]
+        requests += suite.requests(options)
     if not requests:
         raise UsageError("evaluate: name tasks: --tasks held-out verifiable:FILE, or --suite FILE.")
     refuse_same_names(requests)

@@ -60,6 +60,8 @@ def keep_samples(request: TaskRequest, loaded: LoadedTasks, found: Mapping[str, 
             documents: dict[int, dict[str, Any]] = {}
             for sample in found["samples"][member]:
                 line = documents.setdefault(sample["doc_id"], _line(sample))
+                if line.get("score") is None:
+                    line["score"] = _score(request, sample)
                 line["filters"][sample["filter"]] = {
                     "answers": sample["filtered_resps"],
                     **{metric: sample[metric] for metric in sample["metrics"]},
@@ -67,6 +69,13 @@ def keep_samples(request: TaskRequest, loaded: LoadedTasks, found: Mapping[str, 
             for number, line in documents.items():
                 item = str(number) if len(members) == 1 else f"{member}/{number}"
                 items.add(name_of(request, name), item, **json.loads(json.dumps(line, default=str)))
+
+
+def _score(request: TaskRequest, sample: Mapping[str, Any]) -> float | None:
+    """The headline metric of a document; None where it is no number of its own, as of perplexities."""
+    metric, _, used = str(request.extra.get("metric", sample["metrics"][0])).partition(",")
+    value = sample.get(metric) if used in ("", sample["filter"]) else None
+    return float(value) if _is_number(value) else None
 
 
 def name_of(request: TaskRequest, name: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_tools.chat_template_files import template_source
-from data_tools.errors import UsageError
+from data_tools.errors import DataError, UsageError
 from megatron_ext.evaluate.lm_eval_tasks import LoadedTasks, load_tasks, require_known
 from megatron_ext.evaluate.tasks import TaskRequest
 
@@ -44,8 +44,14 @@ def check(requests: Sequence[TaskRequest], checkpoint: Path) -> None:
         by_folder.setdefault(_folder(request), []).append(request.argument)
     for folder, names in by_folder.items():
         require_known(names, folder)
+    problems: list[DataError] = []
     for request in requests:
-        _loaded(request)
+        try:
+            _loaded(request)
+        except DataError as error:
+            problems.append(error)
+    if problems:
+        raise DataError("\n".join(map(str, problems)))
 
 
 def run(requests: Sequence[TaskRequest], evaluation: Evaluation) -> list[TaskResult]:

@@ -134,29 +134,29 @@ def _not_loaded(name: str, manager: Any, error: Exception) -> str:
         return f"lm-eval:{name}: its data cannot be read: {type(error).__name__}: {error}"
     offline = [key for key in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE") if os.environ.get(key, "0") not in ("", "0")]
     why = f"{' and '.join(offline)} forbids the network" if offline else f"{type(error).__name__}: {error}"
+    arguments = ", ".join(map(repr, wanted[0]))
     return (
-        f"lm-eval:{name}: its data are a set of the Hugging Face hub, {', '.join(wanted)}, and neither in the local "
-        f"cache nor reachable ({why}).\n"
+        f"lm-eval:{name}: its data are of the Hugging Face hub ({', '.join(' '.join(one) for one in wanted)}), and "
+        f"neither in the local cache nor reachable ({why}).\n"
         "  Where there is a network, load them once, such as with "
-        f"python -c \"import datasets; datasets.load_dataset('{wanted[0]}')\", and bring the cache (HF_HOME) here; "
+        f'python -c "import datasets; datasets.load_dataset({arguments})", and bring the cache (HF_HOME) here; '
         "or write the task over a file of your own and name its folder with --include-path."
     )
 
 
-def _hub_data(name: str, manager: Any) -> list[str]:
-    """Data sets of the hub that a name's first tasks want: paths that are neither a local builder nor a folder."""
+def _hub_data(name: str, manager: Any) -> list[tuple[str, ...]]:
+    """Data sets of the hub, and their parts, that a name's tasks want: neither a local builder nor a folder."""
     from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
     entry = manager.task_index.get(name)
     if entry is None:
         return []
-    if entry.kind.name == "TAG":
-        members: list[Any] = sorted(entry.tags)
-    else:
-        members = entry.cfg.get("task") if isinstance(entry.cfg.get("task"), list) else []
-    if members:
+    members = sorted(entry.tags) if entry.kind.name == "TAG" else (entry.cfg or {}).get("task")
+    if isinstance(members, list):
         names = [one if isinstance(one, str) else one.get("task", one.get("group")) for one in members]
-        return list(dict.fromkeys(path for one in names if isinstance(one, str) for path in _hub_data(one, manager)))
-    path = (entry.cfg or {}).get("dataset_path")
-    is_local = not path or path in _PACKAGED_DATASETS_MODULES or Path(path).exists()
-    return [] if is_local else [path]
+        return list(dict.fromkeys(data for one in names if isinstance(one, str) for data in _hub_data(one, manager)))
+    config = entry.cfg or {}
+    path, part = config.get("dataset_path"), config.get("dataset_name")
+    if not path or path in _PACKAGED_DATASETS_MODULES or Path(path).exists():
+        return []
+    return [(path, str(part)) if part else (path,)]

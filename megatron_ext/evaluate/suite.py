@@ -17,13 +17,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from data_tools.errors import RecipeError
 from data_tools.strict_yaml import load_yaml
+from megatron_ext.evaluate.options import Options, options_of
 from megatron_ext.evaluate.results import Aggregate, TaskResult
+from megatron_ext.evaluate.tasks import TaskRequest, read_request, refuse_same_names
+from megatron_ext.recipe.locate import locate
 
 
 class SuiteTask(BaseModel):
@@ -65,6 +68,29 @@ class Suite(BaseModel):
         """Of the suite."""
         return self.suite
 
+    def requests(self, options: Options) -> list[TaskRequest]:
+        """Its tasks; what an entry sets stands over `options`."""
+        return [
+            read_request(one.task, options, name=one.name, domain=one.domain, extra=one.extra) for one in self.tasks
+        ]
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> Self:
+        asked = self.requests(options_of(self.options, said="options:"))
+        refuse_same_names(asked)
+        known = {one.name for one in asked}
+        for mean in self.aggregates:
+            if mean.name in known:
+                raise ValueError(f"aggregates: {mean.name}: is the name of a task or another mean; name it otherwise")
+            unknown = [name for name in mean.mean_of if name not in known]
+            if unknown or not mean.mean_of:
+                raise ValueError(
+                    f"aggregates: {mean.name}: mean_of: {', '.join(unknown) or 'nothing'}: no task, and no mean above; "
+                    f"there are {', '.join(sorted(known))}"
+                )
+            known.add(mean.name)
+        return self
+
     def aggregate(self, results: Sequence[TaskResult]) -> list[Aggregate]:
         """The numbers that are made of some tasks; one that misses a task has no value, and says so."""
         values: dict[str, float | None] = {result.name: result.metric().value for result in results}
@@ -78,15 +104,21 @@ class Suite(BaseModel):
         return found
 
 
+def is_suite(path: Path) -> bool:
+    """Whether a YAML file says that it is one."""
+    return "suite" in load_yaml(locate(path)).data
+
+
 def read_suite(path: Path) -> Suite:
     """Reads a suite.
 
     Raises:
         RecipeError: It is no suite; names file and key.
     """
-    tree = load_yaml(path)
+    tree = load_yaml(locate(path))
     try:
         return Suite.model_validate(tree.data)
     except ValidationError as error:
-        lines = [f"{path}: {'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+        places = [(".".join(map(str, one["loc"])), one["msg"].removeprefix("Value error, ")) for one in error.errors()]
+        lines = [f"{path}: {f'{place}: ' if place else ''}{message}" for place, message in places]
         raise RecipeError("\n".join(lines)) from None

@@ -6,6 +6,8 @@
 | `held-out:PREFIX` | the same on any tokenised dataset, document by document                        |
 | `verifiable:FILE` | prompts with answers that a scorer can judge, in the schema of the rl samples  |
 | `lm-eval:TASK`    | a task or group of the Language Model Evaluation Harness                       |
+| `evalplus:DATASET`, `nemo-skills:BENCHMARK` | judged by those programs on the export; the commands are said |
+| `external:NAME`   | judged by anything else, its number brought in a file                          |
 
 A kind is a module of this package with two functions; who adds one adds it to `KINDS`:
 
@@ -30,11 +32,24 @@ if TYPE_CHECKING:
     from megatron_ext.evaluate.results import TaskResult
 
 KINDS: Mapping[str, str] = MappingProxyType(
-    {"held-out": "held_out_task", "verifiable": "verifiable_task", "lm-eval": "lm_eval_task"}
+    {
+        "held-out": "held_out_task",
+        "verifiable": "verifiable_task",
+        "lm-eval": "lm_eval_task",
+        "evalplus": "external_task",
+        "nemo-skills": "external_task",
+        "external": "external_task",
+    }
 )
 """Modules by kind."""
 
-_NEEDS_ARGUMENT = {"verifiable": "FILE", "lm-eval": "TASK"}
+_NEEDS_ARGUMENT = {
+    "verifiable": "FILE",
+    "lm-eval": "TASK",
+    "evalplus": "DATASET",
+    "nemo-skills": "BENCHMARK",
+    "external": "NAME",
+}
 
 
 @dataclass(frozen=True)

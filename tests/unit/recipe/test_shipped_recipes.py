@@ -16,7 +16,11 @@ from megatron_ext.plan.validate import validate_file
 from megatron_ext.recipe.load import load_recipe
 
 REPOSITORY = Path(__file__).parents[3]
-FILES = sorted(path.relative_to(REPOSITORY) for path in (REPOSITORY / "recipes").rglob("*.yaml"))
+FILES = sorted(
+    path.relative_to(REPOSITORY)
+    for path in (REPOSITORY / "recipes").rglob("*.yaml")
+    if path.parent.name != "evaluate"  # suites: tests/unit/evaluate/test_suite.py
+)
 DEMO = "recipes/demo/pretrain.yaml"
 MODULES = [
     f"{package.__name__}.{module.name}"

@@ -1,0 +1,96 @@
+"""Tasks of the harness: what cannot be asked is refused by name, before torch is imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_tools.errors import DataError, UsageError
+from megatron_ext.evaluate.lm_eval_tasks import load_tasks, require_known
+from tests.support.harness_tasks import write_tasks
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tasks(tmp_path_factory.mktemp("harness"))
+
+
+def test_a_name_below_the_include_path_is_known(tasks: Path) -> None:
+    require_known(["add_choice", "add"], tasks)
+
+
+def test_a_group_loads_all_its_tasks(tasks: Path) -> None:
+    loaded = load_tasks("add", tasks, asked_as="sums")
+    assert sorted(loaded.tasks) == ["add_choice", "add_words"]
+    assert list(loaded.groups) == ["add"]
+    assert [len(task.eval_docs) for task in loaded.tasks.values()] == [12, 12]
+    assert loaded.sources["add_words"] == str(tasks / "add_words.yaml")
+
+
+def test_two_requests_of_one_task_do_not_share_its_settings(tasks: Path) -> None:
+    first = load_tasks("add_choice", tasks, asked_as="few").tasks["add_choice"]
+    second = load_tasks("add_choice", tasks, asked_as="many").tasks["add_choice"]
+    first.set_config(key="num_fewshot", value=5)
+    assert second.get_config("num_fewshot") is None
+
+
+@pytest.mark.slow  # reads the harness's own index of tasks
+def test_an_unknown_name_is_refused_with_the_nearest(tasks: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        require_known(["add_choise", "hellasvag"], tasks)
+    first, second = str(caught.value).splitlines()
+    assert first.startswith("--tasks lm-eval:add_choise: unknown task: neither lm-eval nor ")
+    assert "did you mean add_choice" in first
+    assert "did you mean hellaswag" in second
+
+
+@pytest.mark.parametrize(("exists", "said"), [(False, "no such folder"), (True, "holds no .yaml file")])
+def test_an_include_path_without_tasks_is_refused(tmp_path: Path, exists: bool, said: str) -> None:
+    folder = tmp_path / "tasks"
+    if exists:
+        folder.mkdir()
+    with pytest.raises(UsageError, match=f"--include-path {folder}: {said}"):
+        require_known(["add"], folder)
+
+
+HUB_TASK = """\
+task: of_the_hub
+dataset_path: nobody/nothing
+dataset_name: part
+output_type: multiple_choice
+test_split: test
+doc_to_text: q
+doc_to_target: a
+doc_to_choice: [a, b]
+"""
+
+
+def test_data_of_the_hub_are_refused_offline_without_torch(tmp_path: Path) -> None:
+    (tmp_path / "of_the_hub.yaml").write_text(HUB_TASK)
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from megatron_ext.evaluate.lm_eval_tasks import load_tasks\n"
+        "try: load_tasks('of_the_hub', Path(sys.argv[1]), asked_as='x')\n"
+        "except Exception as error: print(type(error).__name__, error)\n"
+        "print('torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    environment = {"HF_HUB_OFFLINE": "1", "PATH": "/usr/bin", "PYTHONPATH": ":".join(sys.path)}
+    output = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=120).stdout
+    lines = output.splitlines()
+    assert lines[0] == (
+        "DataError lm-eval:of_the_hub: its data are of the Hugging Face hub (nobody/nothing part), and neither in the "
+        "local cache nor reachable (HF_HUB_OFFLINE forbids the network)."
+    )
+    assert "datasets.load_dataset('nobody/nothing', 'part')" in lines[1]
+    assert lines[-1] == "False"
+
+
+def test_a_damaged_file_of_ones_own_is_named(tmp_path: Path) -> None:
+    folder = write_tasks(tmp_path)
+    (tmp_path / "test.jsonl").write_text("{no json\n")
+    with pytest.raises(DataError, match=r"lm-eval:add_choice: its data cannot be read: "):
+        load_tasks("add_choice", folder, asked_as="damaged")
