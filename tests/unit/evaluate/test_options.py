@@ -42,5 +42,5 @@ def test_two_files_of_one_name_are_not_mixed_up() -> None:
 
 
 def test_a_suite_sets_options_of_one_task() -> None:
-    request = read_request("lm-eval:gsm8k", Options(seed=7), extra={"limit": 3, "num_fewshot": 8})
-    assert (request.options.limit, request.options.seed, request.extra) == (3, 7, {"num_fewshot": 8})
+    request = read_request("lm-eval:gsm8k", Options(seed=7), extra={"limit": 3, "metric": "acc"})
+    assert (request.options.limit, request.options.seed, request.extra) == (3, 7, {"metric": "acc"})
