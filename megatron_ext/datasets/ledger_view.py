@@ -60,7 +60,7 @@ def print_ledger(rows: Sequence[LedgerRow], path: Path) -> None:
     )
     if whole.sampled:
         print(f"{whole.sampled:,} tokens sampled, {whole.trained:,} trained")
-    _print_packed(rows, whole)
+    _print_packed(rows, sum_rows([row for row in rows if row.phase]))
 
 
 def _heading(path: Path, checkpoint: Path, plan: Mapping[str, Any]) -> str:
@@ -81,13 +81,15 @@ def _samples(rows: Sequence[LedgerRow], plan: Mapping[str, Any]) -> str:
     return f"{said}, behind {counted(before, unit)} of the stages before" if before else said
 
 
-def _print_packed(rows: Sequence[LedgerRow], whole: LedgerRow) -> None:
+def _print_packed(rows: Sequence[LedgerRow], here: LedgerRow) -> None:
+    """What packing made of the documents of this stage, `here` its sum; of stages before it their own ledgers tell."""
     policies = {(row.source, row.long_documents) for row in rows if row.long_documents}
-    if policies or whole.padding or whole.documents_cut or whole.documents_dropped:
+    if policies or here.padding or here.documents_cut or here.documents_dropped:
+        filled = 100 * (1 - here.padding / max(1, here.read))
         print(
-            f"packed: {100 * (1 - whole.padding / whole.read):.2f} % filled, {whole.padding:,} positions of padding; "
-            f"{whole.documents_cut:,} long documents cut, {whole.truncated + whole.trimmed:,} tokens of them; "
-            f"{whole.documents_dropped:,} dropped, {whole.dropped:,} tokens"
+            f"packed: {filled:.2f} % filled, {here.padding:,} positions of padding; "
+            f"{here.documents_cut:,} long documents cut, {here.truncated + here.trimmed:,} tokens of them; "
+            f"{here.documents_dropped:,} dropped, {here.dropped:,} tokens"
         )
     if any(policy in ("drop", "trim-thinking") for _, policy in policies):
         print("dropped documents count when the last row of their window is read: none of a window read in part")

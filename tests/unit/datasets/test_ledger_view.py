@@ -50,6 +50,10 @@ def test_padding_takes_one_row_and_every_row_has_a_name(stage: Path, capsys: pyt
     assert "all everything 736 688 666 0 0 0 0" in lines
 
 
+def test_rows_are_filled_as_this_stage_has_packed_them(stage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert any(line.startswith("packed: 83.33 % filled, 8 positions") for line in shown(stage, capsys))  # 40 of 48
+
+
 def test_samples_are_named_for_what_they_are(stage: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = "5 conversations, behind 40 rows of the stages before;"
     assert any(line.startswith(said) for line in shown(stage, capsys))
