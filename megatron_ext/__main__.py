@@ -518,11 +518,11 @@ VERBS = (
     ),
     Verb(
         "evaluate",
-        "evaluate runs/stages/sft-* --tasks held-out",
+        "evaluate runs/stages/pretrain-* --tasks held-out",
         "Say how good a checkpoint is: held-out loss, questions with answers that can be checked, benchmarks.",
         _evaluate,
         _evaluate_arguments,
-        "evaluate runs/stages/rl-* --tasks verifiable:data/digit.eval.jsonl --set samples=4 --set temperature=1",
+        "evaluate runs/stages/rl-* --tasks verifiable:data/demo/raw/eval.jsonl --set limit=64 --set max_new_tokens=32",
     ),
     Verb(
         "export",

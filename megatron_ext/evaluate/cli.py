@@ -59,6 +59,7 @@ def add_arguments(add: Any) -> None:
     add("--tensor-model-parallel-size", type=int, default=1, metavar="N", help="ranks that share a layer (default: 1)")
     add("--backend", choices=("auto", "local", "te"), default="auto", help="whose layers (default: auto)")
     add("--show", nargs="+", type=Path, default=[], metavar="RESULTS", help="print one evaluation, or compare two")
+    add("--items", type=int, metavar="N", help="with --show: the first N items of each task, with their answers")
     add("--json", action="store_true", help="print the results alone, as JSON")
 
 
@@ -80,6 +81,8 @@ def main_evaluate(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace, launch: Launch) -> int:
+    if args.items is not None:
+        raise UsageError("evaluate: --items shows what was found: --show RESULTS --items N.")
     requests, suite = _requests(args)
     checkpoint = find_checkpoint(args.checkpoint)
     for kind in dict.fromkeys(request.kind for request in requests):
@@ -150,6 +153,7 @@ def _options(args: argparse.Namespace, suite: Suite | None) -> Options:
 
 
 def _show(args: argparse.Namespace) -> int:
+    from megatron_ext.evaluate.items_view import print_items
     from megatron_ext.evaluate.results import read_results
     from megatron_ext.evaluate.table import print_comparison, print_results
 
@@ -159,7 +163,11 @@ def _show(args: argparse.Namespace) -> int:
         raise UsageError(f"evaluate: --show takes one evaluation, or two to compare, not {len(args.show)}.")
     found = [read_results(path) for path in args.show]
     folders = [path if path.is_dir() else path.parent for path in args.show]
-    if len(found) == 1:
+    if args.items is not None:
+        if len(found) != 1 or args.items < 1:
+            raise UsageError("evaluate: --items N, at least 1, shows items of one evaluation.")
+        print_items(folders[0], most=args.items, as_json=args.json)
+    elif len(found) == 1:
         print_results(found[0], folders[0], as_json=args.json)
     else:
         print_comparison(found[0], found[1], folders[0], folders[1], as_json=args.json)
