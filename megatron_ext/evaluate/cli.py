@@ -54,8 +54,6 @@ def add_arguments(add: Any) -> None:
         metavar="REPORT",
         help="reports of data-tools overlap (beside a benchmark, *.overlap.jsonl is found)",
     )
-    add("--include-path", metavar="DIR", help="folder of task files of your own, for lm-eval")
-    add("--num-fewshot", type=int, metavar="N", help="examples before a question (default: the task's), for lm-eval")
     add("--tensor-model-parallel-size", type=int, default=1, metavar="N", help="ranks that share a layer (default: 1)")
     add("--backend", choices=("auto", "local", "te"), default="auto", help="whose layers (default: auto)")
     add("--show", nargs="+", type=Path, default=[], metavar="RESULTS", help="print one evaluation, or compare two")
