@@ -55,6 +55,20 @@ def tokens_added(tokenizer: str | Path, *, to: str | Path) -> dict[str, int]:
     return dict(sorted(added.items(), key=lambda item: item[1]))
 
 
+def unused_ids(tokenizer: str | Path) -> tuple[int, ...]:
+    """The ids below a tokenizer's largest that none of its tokens has, ascending; a SentencePiece model has none such.
+
+    Raises:
+        DataError: If there is no tokenizer.
+    """
+    path = tokenizer_file(tokenizer)
+    content = read_tokenizer(path)
+    if not is_json(content):
+        return ()
+    used = set(token_ids(path, content).values())
+    return tuple(number for number in range(max(used)) if number not in used)
+
+
 def _read(tokenizer: str | Path) -> tuple[dict[str, Any], dict[str, int]]:
     path = tokenizer_file(tokenizer)
     content = read_tokenizer(path)

@@ -33,17 +33,21 @@ def fill_new_rows(model: Any, new: NewTokensPlan, groups: ProcessGroupCollection
     for name, parameter in model.named_parameters():
         if name.endswith(VOCABULARY_WEIGHTS):
             first = groups.tp.rank() * parameter.shape[0]
-            mean = _mean_of_known(parameter, new.known_vocab_size, first=first, group=groups.tp)
+            mean = _mean_of_known(parameter, new, first=first, group=groups.tp)
             ids = [*(token.id for token in new.tokens), *range(new.known_rows, new.rows)]
             mine = [number - first for number in sorted(set(ids)) if first <= number < first + parameter.shape[0]]
             parameter[mine] = mean.to(parameter.dtype)
 
 
-def _mean_of_known(weight: Tensor, known: int, *, first: int, group: dist.ProcessGroup) -> Tensor:
-    """The mean of the first `known` rows over all ranks, `[h]` in float64; `first` is the id of this rank's first."""
-    known_here = min(max(known - first, 0), len(weight))
-    blocks = [weight[:known_here][start : start + _BLOCK].double().sum(0) for start in range(0, len(weight), _BLOCK)]
+def _mean_of_known(weight: Tensor, new: NewTokensPlan, *, first: int, group: dist.ProcessGroup) -> Tensor:
+    """The mean of the known rows over all ranks, `[h]` in float64; `first` is the id of this rank's first."""
+    ids = torch.arange(first, first + len(weight))
+    is_known = (ids < new.known_vocab_size) & ~torch.isin(ids, torch.tensor(new.unused_ids, dtype=ids.dtype))
+    blocks = [
+        weight[start : start + _BLOCK][is_known[start : start + _BLOCK].to(weight.device)].double().sum(0)
+        for start in range(0, len(weight), _BLOCK)
+    ]
     sums = torch.stack(blocks)
     of_ranks = [torch.empty_like(sums) for _ in range(group.size())]
     dist.all_gather(of_ranks, sums, group=group)
-    return torch.cat(of_ranks).sum(0) / known
+    return torch.cat(of_ranks).sum(0) / (new.known_vocab_size - len(new.unused_ids))

@@ -73,7 +73,7 @@ def stage_meaning(
     if init_from is not None or recipe.awaits_weights:
         meaning["init_from"] = init_from.stage_id if init_from is not None else UNRESOLVED
     if recipe.resize_vocabulary:
-        meaning["resize_vocabulary"] = "mean"  # the tokenizers, both in here, say which rows
+        meaning["resize_vocabulary"] = "mean of tokens"  # the tokenizers, both in here, say which rows
     return meaning
 
 

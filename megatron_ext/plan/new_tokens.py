@@ -1,8 +1,8 @@
 """The tokens that a stage has more than the one whose weights it begins with: `resize_vocabulary`.
 
 Every token that the weights know keeps its id and its rows of embedding and output layer. Each new row is the mean of
-the rows from id 0 to the largest that they know (`models/new_rows.py`); ids in between that no token has, whose rows
-are as they were drawn or decayed, count too. A mean moves no other token's probability by much, whatever
+the rows of all tokens that they know (`models/new_rows.py`); rows of ids in between that no token has, which are as
+they were drawn or decayed, do not count. A mean moves no other token's probability by much, whatever
 the number of rows; a row drawn at random does, because its logit may be the largest of all
 (Source: Hewitt, "Initializing New Word Embeddings for Pretrained Language Models", 2021).
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from data_tools.errors import DataError
 from data_tools.strict_yaml import KeyPath
 from data_tools.tokenizer import fingerprint
-from data_tools.tokenizer_extension import tokens_added
+from data_tools.tokenizer_extension import tokens_added, unused_ids
 from megatron_ext.plan.sizes import padded_vocab_size
 from megatron_ext.plan.stage_plan import DataPlan, NewToken, NewTokensPlan, StagePlan
 from megatron_ext.recipe.load import LoadedRecipe
@@ -45,9 +45,12 @@ def plan_new_tokens(
     problems = Problems()
     rows, rows_there = padded_vocab_size(loaded.recipe.model.vocab_size), giver.model_size.padded_vocab_size
     added: dict[str, int] = {}
+    unused: tuple[int, ...] = ()
     try:
+        known = data.tokenizer if here == there else _tokenizer_of(giver, run_root)
+        unused = unused_ids(known)
         if here != there:
-            added = tokens_added(data.tokenizer, to=_tokenizer_of(giver, run_root))
+            added = tokens_added(data.tokenizer, to=known)
         elif rows == rows_there:
             message = f"true, and tokenizer and padded vocabulary are those of {giver.stage_id}; remove it"
             problems.add(loaded.origin(RESIZE), RESIZE, message)
@@ -63,6 +66,7 @@ def plan_new_tokens(
         tokens=tuple(NewToken(token=token, id=number) for token, number in added.items()),
         known_tokenizer_fingerprint=there,
         known_vocab_size=giver.data.tokenizer_vocab_size,
+        unused_ids=unused,
         known_rows=rows_there,
         rows=rows,
     )

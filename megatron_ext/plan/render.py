@@ -125,7 +125,7 @@ def _new_token_rows(new: NewTokensPlan | None) -> list[Row]:
     shown = ", ".join(f"{token.token!r} (id {token.id})" for token in new.tokens[:_SHOWN_TOKENS])
     more = f" and {len(new.tokens) - _SHOWN_TOKENS:,} more" if len(new.tokens) > _SHOWN_TOKENS else ""
     padded = f"; padded vocabulary of the weights {format_exact(new.known_rows)}" if new.rows > new.known_rows else ""
-    how = f"rows are the mean of the {format_exact(new.known_vocab_size)} that the weights know"
+    how = f"rows are the mean of the {format_exact(new.known_vocab_size - len(new.unused_ids))} that the weights know"
     return [("new tokens", f"{len(new.tokens):,}{f': {shown}{more}' if shown else ''}; {how}{padded}")]
 
 

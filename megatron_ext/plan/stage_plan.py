@@ -383,6 +383,7 @@ class NewTokensPlan(PlanPart):
     tokens: tuple[NewToken, ...]  # ids ascending; () where the padded vocabulary alone grows
     known_tokenizer_fingerprint: str  # of the tokenizer that the weights read with
     known_vocab_size: int  # its largest id + 1: the rows below are averaged
+    unused_ids: tuple[int, ...] = ()  # but those of ids that no token has
     known_rows: int  # padded vocabulary of the weights
     rows: int  # of this stage
     rule: Literal["mean"] = "mean"

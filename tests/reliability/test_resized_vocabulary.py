@@ -136,7 +136,7 @@ def test_a_run_with_new_tokens_is_refused_without_the_key_and_records_them_with_
     known = facts["new_tokens"]["known_vocab_size"]
     assert facts["new_tokens"]["tokens"] == [{"token": "<|tool|>", "id": known}]
     assert (facts["new_tokens"]["known_rows"], facts["new_tokens"]["rows"]) == (1024, 2048)
-    assert facts["meaning"]["resize_vocabulary"] == "mean"
+    assert facts["meaning"]["resize_vocabulary"] == "mean of tokens"
     assert facts["parent"] == base.stage_folder.name
 
 

@@ -12,7 +12,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from data_tools.errors import DataError
-from data_tools.tokenizer_extension import tokens_added
+from data_tools.tokenizer_extension import tokens_added, unused_ids
 
 VOCABULARY = {"<|endoftext|>": 0, "a": 1, "b": 2, "ab": 3}
 FIELDS: dict[str, Any] = {
@@ -43,6 +43,11 @@ def test_tokens_that_were_added_are_named_with_their_ids(tmp_path: Path) -> None
     after = write(tmp_path / "after", with_tokens(("<|tool|>", 5), ("<|call|>", 4)))
     assert list(tokens_added(after, to=before).items()) == [("<|call|>", 4), ("<|tool|>", 5)]
     assert tokens_added(before, to=before) == {}
+
+
+def test_ids_that_no_token_has_are_listed(tmp_path: Path) -> None:
+    assert unused_ids(write(tmp_path / "whole", FIELDS)) == ()
+    assert unused_ids(write(tmp_path / "holes", with_tokens(("<|tool|>", 7), ("<|call|>", 5)))) == (4, 6)
 
 
 def test_what_the_tokenizers_library_adds_is_an_extension(tiny_tokenizer: Path, tmp_path: Path) -> None:

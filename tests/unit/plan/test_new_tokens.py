@@ -79,13 +79,14 @@ def test_with_the_key_the_plan_has_the_new_rows_and_is_another_stage(project: Pe
         "tokens": ({"token": "<|tool|>", "id": 100}, {"token": "<|call|>", "id": 101}),
         "known_tokenizer_fingerprint": fingerprint("data/tokenizer"),
         "known_vocab_size": 100,
+        "unused_ids": (),
         "known_rows": 1024,
         "rows": 1024,
         "rule": "mean",
     }
-    assert child.meaning["resize_vocabulary"] == "mean"
+    assert child.meaning["resize_vocabulary"] == "mean of tokens"
     without = plan("init_from=unresolved", may_be_provisional=True)
-    assert without.meaning | {"init_from": 0, "resize_vocabulary": "mean"} == child.meaning | {"init_from": 0}
+    assert without.meaning | {"init_from": 0, "resize_vocabulary": "mean of tokens"} == child.meaning | {"init_from": 0}
 
 
 def test_the_padded_vocabulary_may_grow_and_not_shrink(project: PencilProject) -> None:
