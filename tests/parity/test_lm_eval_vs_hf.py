@@ -46,7 +46,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory, tasks: Path) -> Iterator[Pair
     with one_process() as groups:
         model = strengthen(build_model(plan, groups)).eval()
         theirs = nemotron_h(plan, chunk_size=16).eval()
-        copy_weights(model, theirs)
+        copy_weights(model, theirs, plan)
         theirs.generation_config.eos_token_id = tokenizer.eos_token_id
 
         def generate(prompts: Any, sampling: Any) -> Any:
