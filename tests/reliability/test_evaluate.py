@@ -176,14 +176,13 @@ def test_a_killed_evaluation_goes_on_without_sampling_again(run: Run, alone: Res
     process.wait()
     before = kept.read_bytes()
     whole = before[: before.rindex(b"\n") + 1]
-    marked = [json.loads(line) | {"mark": True} for line in whole.splitlines()]  # seen if they are kept
+    marked = [json.loads(line) | {"score": 1.0} for line in whole.splitlines()]  # none is right: seen where they count
     kept.write_text("".join(json.dumps(line) + "\n" for line in marked))
     results = evaluate(run, "killed", QUESTIONS, sets=(*SAMPLING, "slots=1"))
-    answers = answers_of(run, "killed")
-    assert sum("mark" in line for line in answers) == len(marked) >= 4  # theirs were taken, not sampled again
-    unmarked = [{key: value for key, value in line.items() if key != "mark"} for line in answers]
-    assert unmarked == [line for line in answers_of(run, "alone") if line["task"] == "questions"]
-    assert values_of(results) == {key: value for key, value in values_of(alone).items() if key[0] == "questions"}
+    assert 4 <= len(marked) < 18
+    assert results.tasks[0].metric("avg@3").value == pytest.approx(len(marked) / 18)  # taken, not sampled again
+    answers, whole_run = ([line | {"score": 0.0} for line in answers_of(run, name)] for name in ("killed", "alone"))
+    assert answers == [line for line in whole_run if line["task"] == "questions"]
     assert not kept.exists()
 
 
