@@ -121,8 +121,12 @@ def require_clean(request: TaskRequest, found: Contamination, num_items: int) ->
 
 
 def trained_sources(checkpoint: Path) -> list[TrainedSource]:
-    """The sources that a checkpoint and the stages behind it have read, by its ledger."""
-    read = {row.data_id: row.source for row in read_ledger(checkpoint) if row.data_id != PADDING and row.read}
+    """The sources that a checkpoint and the stages behind it have read, by its ledger.
+
+    What an imported model has read stands there as one source, without a count or files.
+    """
+    rows = [row for row in read_ledger(checkpoint) if row.data_id != PADDING]
+    read = {row.data_id: row.source for row in rows if row.read or not row.planned}
     files = _files_by_data_id(checkpoint)
     return [TrainedSource(name, data_id, files.get(data_id, frozenset())) for data_id, name in read.items()]
 

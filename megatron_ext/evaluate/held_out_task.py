@@ -43,6 +43,11 @@ def check(requests: Sequence[TaskRequest], checkpoint: Path) -> None:
                 f"--tasks {request.task}: what an rl stage holds out are prompts: --tasks verifiable:"
                 f"{checkpoint.parents[1]}; or name a tokenised dataset, held-out:PREFIX."
             )
+        elif not plan.data.sources:
+            raise UsageError(
+                f"--tasks {request.task}: an imported model has no held-out sets of its own; name a tokenised dataset: "
+                "held-out:PREFIX."
+            )
         else:
             for source in plan.data.sources:
                 _require_unchanged(source)

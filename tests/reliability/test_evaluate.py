@@ -23,6 +23,8 @@ from data_tools.chat_template_files import SHIPPED_TEMPLATE
 from data_tools.overlap import Corpus, find_overlap, write_pair, write_report
 from data_tools.tokenizer import Tokenizer
 from megatron_ext.__main__ import main
+from megatron_ext.datasets.ledger import LedgerRow, ledger_json, read_ledger
+from megatron_ext.evaluate.contamination import trained_sources
 from megatron_ext.evaluate.kept_items import read_items
 from megatron_ext.evaluate.loading import opened_checkpoint
 from megatron_ext.evaluate.results import Contamination, Results, read_results
@@ -315,3 +317,12 @@ def test_what_no_report_finds_anything_of_is_clean(run: Run, project: ToyProject
     found = contamination_of(run, "clean", write_benchmark(project, "clean", reports=("sums", "words"), is_seen=False))
     assert (found.status, found.items) == ("clean", 0)
     assert {source.source: source.items for source in found.sources} == {"sums": 0, "words": 0}
+
+
+def test_what_an_imported_model_has_read_is_unknown(run: Run, tmp_path: Path) -> None:
+    checkpoint = run.copied(tmp_path / "runs").stage_folder / "checkpoints" / "step_10"
+    imported = LedgerRow(phase=0, source="imported from base", domain="unknown", data_id="hash of its weights")
+    rows = [imported, *read_ledger(checkpoint)]
+    (checkpoint / "ledger.json").write_text(ledger_json(rows))
+    found = {source.name: len(source.files) for source in trained_sources(checkpoint)}
+    assert found == {"imported from base": 0, "sums": 1, "words": 1}
