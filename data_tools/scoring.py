@@ -191,6 +191,7 @@ def check_truth(truth: str, *, scorer: str, task: Mapping[str, Any] | None = Non
 
     Raises:
         DataError: If there is no such scorer, or it cannot read the ground truth.
+        SetupError: A library is not installed.
     """
     if scorer not in SCORERS:
         raise DataError(f"scorer: {scorer!r} is none of {', '.join(sorted(SCORERS))}")
@@ -198,6 +199,10 @@ def check_truth(truth: str, *, scorer: str, task: Mapping[str, Any] | None = Non
         family = (task or {}).get("family")
         if family not in SAFE_TASKS:
             raise DataError(f"task: {family!r}: its scorer may run an answer as code; known ones: {sorted(SAFE_TASKS)}")
+        if _accepts_nonsense(truth, task or {}):
+            raise DataError(
+                f"ground truth: {truth!r} is no answer to a task {family}: its scorer would take any for it"
+            )
     elif _READERS.get(scorer, _exact)(tidy(truth)) is None:
         raise DataError(f"ground truth: {truth!r} is nothing that the scorer {scorer} can read; choose another scorer")
 
@@ -339,6 +344,15 @@ def _is_same_mathematics(answer: str, truth: str) -> bool:
 def _task_accepts(answer: str, truth: str, task: Mapping[str, Any]) -> bool:
     entry = {"question": "", "answer": truth, "metadata": task.get("metadata", {})}
     return bool(_task_scorer(str(task.get("family"))).score_answer(answer.strip(), entry) == 1.0)
+
+
+def _accepts_nonsense(truth: str, task: Mapping[str, Any]) -> bool:
+    """Whether a scorer finds nothing in the truth, and so no difference to what says nothing."""
+    prepare("reasoning-gym", task=task)
+    try:
+        return _task_accepts("?", truth, task)
+    except Exception:  # whatever it is, it is raised again where an answer is scored, and counted there
+        return False
 
 
 @cache

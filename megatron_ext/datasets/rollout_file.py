@@ -71,7 +71,10 @@ def read_rollouts(stage_folder: Path, step: int | None) -> tuple[int, list[dict[
     if step not in steps:
         raise DataError(f"{file}: no such file; there are steps {steps[0]} to {steps[-1]}")
     try:
-        content = _zstandard().ZstdDecompressor().decompressobj().decompress(file.read_bytes())
+        reader = _zstandard().ZstdDecompressor().decompressobj()
+        content = reader.decompress(file.read_bytes())
+        if not reader.eof:
+            raise ValueError("it ends too early")
         return step, [json.loads(line) for line in content.splitlines()]
     except (_zstandard().ZstdError, ValueError, OSError) as error:
         raise DataError(f"{file}: damaged ({error}); run the stage again from an earlier checkpoint") from None

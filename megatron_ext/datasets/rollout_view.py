@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -115,6 +116,16 @@ def _numbers(records: Sequence[Record]) -> list[str]:
     ]
 
 
+def printable(text: str) -> str:
+    r"""The same text with control characters written out: a policy may sample what clears a screen.
+
+    >>> printable("a\x1b[2J\nb\t\u202ec")
+    'a\\x1b[2J\nb\t\\u202ec'
+    """
+    wild = {sign for sign in text if unicodedata.category(sign) in ("Cc", "Cf")} - set("\n\t")
+    return text.translate({ord(sign): sign.encode("unicode_escape").decode() for sign in wild})
+
+
 def _panel(record: Record, *, width: int) -> Panel:
     parts = "  ".join(f"{name} {value:g}" for name, value in record["parts"].items())
     facts = (
@@ -126,18 +137,18 @@ def _panel(record: Record, *, width: int) -> Panel:
         facts += f"  scorer {record['outcome']}{detail}"
     if not record["is_trained"]:
         facts += "  replaced, not learned from"
-    asked = "\n".join(f"{turn['role']}: {turn['content']}" for turn in record["prompt"])
+    asked = printable("\n".join(f"{turn['role']}: {turn['content']}" for turn in record["prompt"]))
     is_right = record["parts"]["accuracy"] > 0
     return Panel(
         Group(
             Text(asked, style="dim"),
             Text(""),
-            Text(record["text"] or "(nothing)"),
+            Text(printable(record["text"]) or "(nothing)"),
             Text(""),
-            Text.assemble(("right answer  ", "bold"), str(record["truth"])),
-            Text(facts, style="green" if is_right else "red"),
+            Text.assemble(("right answer  ", "bold"), printable(str(record["truth"]))),
+            Text(printable(facts), style="green" if is_right else "red"),
         ),
-        title=f"{record['name']}  sample {record['sample']}  {record['domain']}",
+        title=Text(printable(f"{record['name']}  sample {record['sample']}  {record['domain']}")),
         title_align="left",
         border_style="green" if is_right else "red",
         width=width,

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,23 +20,21 @@ from statistics import fmean
 from typing import Any
 
 RECIPE = "recipes/demo/rl.yaml"
-BEFORE = re.compile(r"before the first step +held-out pass rate: digit ([\d.]+) % \(95 %: ([\d.]+) to ([\d.]+)\)")
 
 
 def run(seed: int, processes: int) -> tuple[Path, list[float]]:
-    """Trains one seed, unless that is done; gives the stage's folder and the rate before the first step."""
+    """Trains one seed, unless that is done; gives the stage's folder, and the rate before it with its interval."""
     override = ["--set", f"seed={seed}"]
     plan = [sys.executable, "-m", "megatron_ext", "plan", RECIPE, *override, "--json"]
     stage_id = json.loads(subprocess.run(plan, check=True, capture_output=True).stdout)["stage_id"]
-    log = Path("runs") / f"rl_learning_{stage_id}.log"  # the rate before the first step is printed, not recorded
+    folder = Path("runs/stages") / stage_id
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    if not (Path("runs/stages") / stage_id / "stage.json").exists():
-        with log.open("w") as file:
+    if not (folder / "stage.json").exists():
+        with Path("runs", f"rl_learning_{stage_id}.log").open("w") as file:
             command = [sys.executable, *launcher, "-m", "megatron_ext.run", RECIPE, *override]
             subprocess.run(command, check=True, stdout=file, stderr=subprocess.STDOUT)
-    before = BEFORE.search(log.read_text())
-    assert before is not None, f"{log}: no pass rate before the first step; remove the stage and run again"
-    return Path("runs/stages") / stage_id, [float(percent) / 100 for percent in before.groups()]
+    before = json.loads((folder / "before.json").read_text())["validation"]
+    return folder, [round(before[name], 4) for name in ("digit", "digit_low", "digit_high")]
 
 
 def rows_of(folder: Path, seed: int, before: list[float]) -> list[dict[str, Any]]:
@@ -92,7 +89,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         axes.errorbar(steps, rates, spread, fmt="o", markersize=4, color=f"C{number}", label=f"seed {seed}")
     axes.axhline(0.1, color="grey", linestyle=":", linewidth=0.9)
     axes.set(xlabel="step", ylabel="right answers", ylim=(0, 1.02))
-    axes.legend(loc="lower right", frameon=False)
+    axes.legend(loc="upper left", frameon=False)
     figure.savefig(path, metadata={"Date": None})
 
 

@@ -128,6 +128,14 @@ def test_a_task_whose_scorer_evaluates_answers_is_refused() -> None:
         is_right("[]", "[]", scorer="reasoning-gym", task={"family": "n_queens"})
 
 
+def test_a_truth_that_is_no_answer_to_its_task_is_refused_for_every_answer_would_be_right() -> None:
+    task = {"family": "knights_knaves", "metadata": {}}
+    with pytest.raises(DataError, match="ground truth: 'odd' is no answer to a task knights_knaves"):
+        is_right("whatever", "odd", scorer="reasoning-gym", task=task)
+    assert is_right("Zoey is a knave", "Zoey is a knave", scorer="reasoning-gym", task=task)
+    assert not is_right("whatever", "Zoey is a knave", scorer="reasoning-gym", task=task)
+
+
 def test_an_unknown_scorer_and_an_unreadable_truth_are_errors() -> None:
     with pytest.raises(DataError, match="is none of choice, exact, math-verify, number, polynomial, reasoning-gym"):
         is_right("4", "4", scorer="maths")

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
+import struct
+import subprocess
+import sys
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +69,52 @@ def test_a_damaged_file_is_said(stage: Path) -> None:
     rollout_file(stage, 3).write_bytes(b"no zstd")
     with pytest.raises(DataError, match="step_3.jsonl.zst: damaged"):
         read_rollouts(stage, 3)
+
+
+def test_a_file_that_ends_too_early_is_damaged(stage: Path) -> None:
+    whole = rollout_file(stage, 3).read_bytes()
+    rollout_file(stage, 3).write_bytes(whole[:-2])
+    with pytest.raises(DataError, match=r"step_3.jsonl.zst: damaged \(it ends too early\)"):
+        read_rollouts(stage, 3)
+
+
+def test_what_a_policy_samples_cannot_write_to_the_terminal_and_names_are_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wild = {"text": "\x1b[2J\x1b]0;title\x07 done", "name": "[/x] [red]weird", "truth": "\x9b31m"}
+    write_rollouts(tmp_path, 1, [record(0, 0, 1.0) | wild])
+    print_rollouts(tmp_path)
+    text = capsys.readouterr().out
+    assert "\\x1b[2J\\x1b]0;title\\x07 done" in text
+    assert "[/x] [red]weird" in text
+    assert not {"\x1b", "\x07", "\x9b"} & set(text)
+
+
+@pytest.mark.parametrize("columns", [80, 45])
+def test_a_narrow_terminal_shows_every_domain_and_whole_numbers(stage: Path, columns: int) -> None:
+    shown = in_terminal(columns, "rollouts", str(stage), "--best", "1")
+    summary = shown[: shown.index("╭")]
+    assert "…" not in summary
+    for name in ("code", "math", "all"):
+        assert any(line.startswith(name) for line in summary.splitlines()), summary
+    assert "0.500" in summary
+
+
+def in_terminal(columns: int, *words: str) -> str:
+    """What a command writes to a terminal of so many columns."""
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    environment = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")}
+    command = [sys.executable, "-m", "megatron_ext", *words]
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, env=environment | {"TERM": "dumb"}) as process:
+        os.close(theirs)
+        chunks = []
+        with contextlib.suppress(OSError):  # of a terminal whose other end is closed
+            while chunk := os.read(ours, 1 << 16):
+                chunks.append(chunk)
+    os.close(ours)
+    assert process.returncode == 0
+    return b"".join(chunks).decode().replace("\r\n", "\n")
 
 
 def test_the_best_and_the_worst_are_chosen_by_reward(stage: Path, capsys: pytest.CaptureFixture[str]) -> None:
