@@ -128,7 +128,9 @@ def write_torch_dist(folder: Path, tensors: Mapping[str, TensorFacts], read: Cal
     shapes = {name: torch.empty(facts.shape, dtype=facts.dtype, device="meta") for name, facts in tensors.items()}
     state = {**shapes, _COMMON_STATE: [{}]}
     with warnings.catch_warnings(action="ignore"):
-        dcp.save(state, storage_writer=dcp.FileSystemWriter(folder), planner=_plain(_Planner), no_dist=True)
+        # A file a tensor: torch 2.13 keeps all tensors of a file until it is complete. Nothing is copied ahead.
+        writer = dcp.FileSystemWriter(folder, single_file_per_rank=False, per_thread_copy_ahead=0)
+        dcp.save(state, storage_writer=writer, planner=_plain(_Planner), no_dist=True)
     (folder / "metadata.json").write_text(json.dumps({"sharded_backend": "torch_dist", "sharded_backend_version": 1}))
     return hashlib.sha256("".join(f"{name} {digests[name]}\n" for name in sorted(digests)).encode()).hexdigest()
 

@@ -30,9 +30,10 @@ from megatron_ext.runtime.device import device
 from megatron_ext.runtime.launch import Launch
 from megatron_ext.runtime.parallel import process_groups
 
-TOLERANCE = 1e-5
-"""Of the largest logit, or of 1 where all are smaller. Float32 has 6e-8; both models add up the same products in
-another order. A wrong row, norm or epsilon moves logits by 1e-3 and more."""
+TOLERANCE, TOLERANCE_PER_LAYER = 1e-5, 1e-6
+"""Of the largest logit, or of 1 where all are smaller; the larger of the two, the second times the layers. Float32 has
+6e-8, and both models add up the same products in another order: 4e-7 was measured with 6 fresh layers, 5e-6 with 52
+whose matrices were eight times larger than fresh ones. A wrong row, norm or epsilon moves logits by 1e-3 and more."""
 
 LENGTHS = (5, 128, 700)
 SENTENCES = (
@@ -59,7 +60,7 @@ def verify_export(
         The largest difference, as a share of the largest logit (of 1 where all are smaller).
 
     Raises:
-        DataError: It is above `TOLERANCE`.
+        DataError: It is above what is allowed.
         SetupError: transformers is not installed.
     """
     theirs = _transformers_model(folder, has_floor=has_floor)
@@ -77,11 +78,12 @@ def verify_export(
             difference, size = float((mine - other).abs().max()), max(1.0, float(other.abs().max()))
             say(f"verify: {what}, {tokens.shape[1]} tokens: logits up to {size:.3g} differ by {difference:.2e} at most")
             worst = max(worst, difference / size)
-    say(f"verify: largest difference {worst:.2e} of the largest logit, allowed {TOLERANCE:.0e}")
-    if not worst <= TOLERANCE:  # NaN too
+    allowed = max(TOLERANCE, TOLERANCE_PER_LAYER * len(plan.layout.hybrid_layer_pattern))
+    say(f"verify: largest difference {worst:.2e} of the largest logit, allowed {allowed:.1e}")
+    if not worst <= allowed:  # NaN too
         raise DataError(
             f"{giver.path}: transformers' logits differ from this project's by {worst:.2e} of the largest logit, "
-            f"allowed are {TOLERANCE:.0e}; nothing was put in place. Do not use an export of this checkpoint: report "
+            f"allowed are {allowed:.1e}; nothing was put in place. Do not use an export of this checkpoint: report "
             "its model and the versions that `megatron-ext doctor` prints."
         )
     return worst

@@ -195,7 +195,7 @@ def test_verification_refuses_a_config_with_other_maths(
     giver = open_giver(stock, model=PLAN.model, tokenizer=tokenizer)
     said: list[str] = []
     assert verify_export(giver, folder, dtype=torch.float32, say=said.append) < 1e-5
-    assert said[-1].endswith("of the largest logit, allowed 1e-05")
+    assert said[-1].endswith("of the largest logit, allowed 1.0e-05")
     change_config(folder, **change)
     with pytest.raises(DataError, match="transformers' logits differ from this project's by"):
         verify_export(giver, folder, dtype=torch.float32, say=said.append)
