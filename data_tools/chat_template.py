@@ -48,6 +48,16 @@ _UNESCAPES = {escape: mark for mark, escape in _ESCAPES.items()} | {_INSIDE: ""}
 _ESCAPED = re.compile(f"{_INSIDE}[{_ESCAPED_INSIDE}{_ESCAPED_OPEN}{_ESCAPED_CLOSE}]?")
 
 
+def opened_thinking(prompt: str) -> str:
+    r"""What a rendered prompt begins of the answer already: a `<think>` at its end, with white space; else nothing.
+
+    >>> opened_thinking("<|im_start|>assistant\n<think>\n"), opened_thinking("<|im_start|>assistant\n")
+    ('<think>\n', '')
+    """
+    _, opened, rest = prompt.rpartition("<think>")
+    return opened + rest if opened and not rest.strip() else ""
+
+
 class TokenFinder:
     """Finds some tokens in text; fast where they are rare."""
 
@@ -130,6 +140,23 @@ class ChatTemplate:
             BadRecord: If the template refuses it.
         """
         return plain(self._render(messages, None, prompt=True))
+
+    def end_of_turn(self) -> str | None:
+        """The control token behind an assistant's turn; None where the template writes none.
+
+        A turn of the user follows: some templates end none but the last turn, some only where the next begins.
+
+        Raises:
+            DataError: If the template refuses a question and its answer.
+        """
+        answer = "forty-two"
+        turns = [("user", "How much?"), ("assistant", answer), ("user", "Why?")]
+        try:
+            text = self._render([{"role": role, "content": content} for role, content in turns], None, prompt=False)
+        except BadRecord as bad:
+            raise DataError(bad.detail) from None
+        behind = text.rpartition(answer)[2]
+        return next((behind[start:stop] for start, stop in self._control.find(behind)), None)
 
     def _render(self, messages: list[dict[str, Any]], tools: list[Any] | None, *, prompt: bool) -> str:
         try:

@@ -23,7 +23,7 @@ import orjson
 
 from data_tools.adapters import adapter_named
 from data_tools.chat_encode import added_tokens
-from data_tools.chat_template import ChatTemplate
+from data_tools.chat_template import ChatTemplate, opened_thinking
 from data_tools.chat_template_files import special_tokens
 from data_tools.errors import DataError
 from data_tools.readers import BadRecord
@@ -45,6 +45,8 @@ class PromptRow:
         record: The line as it stands in the file, its scorer filled in.
         ids: Tokens of the rendered prompt, up to where the assistant begins.
         line: Where it stands in the file, from 1.
+        opening: What the template begins of the answer, in these tokens already: `<think>` or nothing. An answer is
+            scored with it.
     """
 
     id: str
@@ -53,6 +55,7 @@ class PromptRow:
     record: Mapping[str, Any]
     ids: tuple[int, ...]
     line: int = 0
+    opening: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,8 @@ class PromptEncoder:
     """Renders prompts in a chat template and encodes them.
 
     Attributes:
-        stop_ids: Ids at which an answer ends: the tokenizer's control tokens.
+        stop_ids: Ids at which an answer ends: the token that the template puts behind one, and the end of a document.
+            Other control tokens end none: those of some tokenizers are `<think>` and `</think>` too.
     """
 
     def __init__(self, tokenizer_folder: str | Path, template: str) -> None:
@@ -89,7 +93,7 @@ class PromptEncoder:
             template: Text of the chat template.
 
         Raises:
-            DataError: There is no tokenizer, or it is no template.
+            DataError: There is no tokenizer, or it is no template of questions and answers.
         """
         self._tokenizer = Tokenizer.load(tokenizer_folder, special_tokens="parse")
         tokens = added_tokens(self._tokenizer)
@@ -97,18 +101,26 @@ class PromptEncoder:
         self._template = ChatTemplate(
             template, control_tokens=tokens.control, variables=special_tokens(Path(tokenizer_folder))
         )
-        self.stop_ids = frozenset(tokens.ids[token] for token in tokens.control) | {self._tokenizer.eod_id}
+        end = self._template.end_of_turn()
+        self.stop_ids = frozenset({self._tokenizer.eod_id, *([tokens.ids[end]] if end is not None else [])})
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The text of a prompt.
+        """The text of a prompt; a control token that it spells is taken for one.
 
         Raises:
-            BadRecord: The template refuses it, or it spells a control token.
+            BadRecord: The template refuses it.
+        """
+        return self._template.render_prompt([dict(message) for message in messages])
+
+    def require_plain(self, messages: Sequence[Mapping[str, Any]]) -> None:
+        """Refuses a prompt that spells a control token.
+
+        Raises:
+            BadRecord: It does.
         """
         spelled = next((t for message in messages for t in self._control if t in str(message["content"])), None)
         if spelled is not None:
             raise BadRecord("control token", f"its text spells {spelled}")
-        return self._template.render_prompt([dict(message) for message in messages])
 
     def encode(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Tokens of rendered prompts."""
@@ -147,6 +159,7 @@ def read_prompts(
             if document.id in kept:
                 raise BadRecord("the same prompt again", "its text and answer stand above")
             _require_verifiable(record)
+            encoder.require_plain(record["prompt"])
             kept[document.id] = (encoder.render(record["prompt"]), record, number)
         except BadRecord as bad:
             unusable[bad.reason] += 1
@@ -154,9 +167,15 @@ def read_prompts(
     ids = encoder.encode([text for text, _, _ in kept.values()])
     rows = tuple(
         PromptRow(
-            name, _domain_of(record, domain), str(record["meta_data"].get("family") or ""), record, tokens, number
+            id=name,
+            domain=_domain_of(record, domain),
+            family=str(record["meta_data"].get("family") or ""),
+            record=record,
+            ids=tokens,
+            line=number,
+            opening=opened_thinking(text),
         )
-        for (name, (_, record, number)), tokens in zip(kept.items(), ids, strict=True)
+        for (name, (text, record, number)), tokens in zip(kept.items(), ids, strict=True)
     )
     named = (record["meta_data"].get("domain") for _, record, _ in kept.values())
     others = Counter(str(domain) for domain in named if domain is not None and domain not in get_args(Domain))

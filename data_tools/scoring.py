@@ -68,7 +68,7 @@ class Reply:
 
     Attributes:
         thinking: What was thought, without tags; None where nothing was.
-        said: All the rest.
+        said: All the rest; nothing where the last thinking was not closed.
         boxed: What stands in each box of `said`, in order.
     """
 
@@ -87,6 +87,7 @@ def read_reply(text: str) -> Reply:
     said, opened, unfinished = rest.partition("<think>")
     thinking = (thought if closed else "") + (unfinished if opened else "")
     thinking = thinking.strip().removeprefix("<think>").strip()
+    said = "" if opened else said  # it was not done with thinking, so what it said before is no answer
     return Reply(thinking if closed or opened else None, said, tuple(_boxes(said)))
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from data_tools.chat_encode import added_tokens
-from data_tools.chat_template import ChatTemplate
-from data_tools.chat_template_files import special_tokens, template_source
-from data_tools.tokenizer import Tokenizer
+from data_tools.chat_template_files import template_source
+from data_tools.prompts import PromptEncoder
 
 
 class ChatPrompt(NamedTuple):
@@ -16,7 +14,7 @@ class ChatPrompt(NamedTuple):
 
     Attributes:
         ids: With the begin of the assistant's turn.
-        stop_ids: Control tokens: an answer ends with the first of them.
+        stop_ids: Tokens that end an answer; see `PromptEncoder`.
     """
 
     ids: list[int]
@@ -33,9 +31,6 @@ def chat_prompt(folder: Path, question: str) -> ChatPrompt:
     Raises:
         DataError: There is no template.
     """
-    tokenizer = Tokenizer.load(folder, special_tokens="parse")
-    tokens = added_tokens(tokenizer)
-    source, _ = template_source(folder, None)
-    template = ChatTemplate(source, control_tokens=tokens.control, variables=special_tokens(folder))
-    text = template.render_prompt([{"role": "user", "content": question}])
-    return ChatPrompt(tokenizer.encode(text), frozenset(tokens.ids[token] for token in tokens.control))
+    encoder = PromptEncoder(folder, template_source(folder, None)[0])
+    (ids,) = encoder.encode([encoder.render([{"role": "user", "content": question}])])
+    return ChatPrompt(list(ids), encoder.stop_ids)

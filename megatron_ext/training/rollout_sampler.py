@@ -133,9 +133,8 @@ class RolloutSampler:
 
         def submit(completion: Completion) -> None:
             if rewards is not None:
-                text = self._text_of(completion)
-                future = rewards.submit(drawn[completion.prompt_index].row.record, text)
-                pending.append((completion, text, future))
+                text, row = self._text_of(completion), drawn[completion.prompt_index].row
+                pending.append((completion, text, rewards.submit(row.record, row.opening + text)))
 
         self._engine.generate(prompts, self._sampling, on_finished=submit)
         return [
