@@ -219,7 +219,7 @@ def _sample(
         row = asked[completion.prompt_index][0]
         ids = completion.token_ids
         text = tokenizer.decode(ids[:-1] if ids[-1] in stop_ids else ids)
-        kept.append(_kept(pool.submit(row.record, text), request, evaluation, row, completion, text))
+        kept.append(_kept(pool.submit(row.record, row.opening + text), request, evaluation, row, completion, text))
 
     share = _num_samples_of_rank(prompts, evaluation, options.max_new_tokens)
     with pool, shown(f"{request.name}: answers", share, unit="answers") as progress:

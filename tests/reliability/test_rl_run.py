@@ -16,11 +16,17 @@ import pytest
 
 from megatron_ext.datasets.ledger import read_ledger
 from megatron_ext.datasets.rollout_file import read_rollouts
+from tests.support.answering_policy import teach
 from tests.support.rl_project import add_rl, prompt_line, write_prompts
 from tests.support.toy_project import Run, ToyProject, environment, make_toy_project
 
-REWARDED = ("rl.overlong=soft-penalty", "rl.overlong_penalty_tokens=8")
-"""A model this raw is never right; a penalty of length gives completions different advantages all the same."""
+ANSWERS = (r"\boxed{3}", r"\boxed{4}}")
+"""What the policy says, now the one and now the other, with more braces at times; it is right where it is lucky."""
+
+OPTIONS = (
+    *("rl.overlong=soft-penalty", "rl.overlong_penalty_tokens=2", "rl.max_new_tokens=12"),
+    *("training.validation_interval_tokens=1056", "checkpoint.interval_tokens=1056"),  # 3 steps of 4 x 2 x 44 tokens
+)
 
 TIMES = ("tokens_per_s", "save_s", "sampling_s", "sampled_tokens_per_s", "learning_s", "learned_tokens_per_s")
 
@@ -29,7 +35,12 @@ TIMES = ("tokens_per_s", "save_s", "sampling_s", "sampled_tokens_per_s", "learni
 def project(tmp_path_factory: pytest.TempPathFactory) -> ToyProject:
     project = make_toy_project(tmp_path_factory.mktemp("rl_run"))
     add_rl(project)
-    assert project.run(project.root / "base").code == 0
+    truths = [{"style": "rule", "ground_truth": str(3 + n % 2)} for n in range(32)]
+    lines = [prompt_line(n, reward_model=truth) for n, truth in enumerate(truths)]
+    write_prompts(project.root / "data" / "sums.prompts.jsonl", lines)
+    base = project.run(project.root / "base")
+    assert base.code == 0, base.output
+    teach(project, base, ANSWERS, prompt="<|im_start|>assistant\n", blocks=0.04)
     return project
 
 
@@ -39,7 +50,7 @@ def run_root(project: ToyProject, name: str) -> Path:
 
 
 def run(project: ToyProject, root: Path, *overrides: str, processes: int | None = None) -> Run:
-    return project.run(root, *REWARDED, *overrides, recipe=project.root / "rl.yaml", processes=processes)
+    return project.run(root, *OPTIONS, *overrides, recipe=project.root / "rl.yaml", processes=processes)
 
 
 def stage_of(root: Path) -> Path:
@@ -74,6 +85,24 @@ def test_every_step_learns_and_what_it_sampled_is_kept(whole: Path) -> None:
         assert sum(record["reward"] for record in records) / 8 == line["reward"]
 
 
+def test_every_reply_is_judged_by_the_answer_of_its_own_prompt(whole: Path) -> None:
+    records = [record for step in range(1, 7) for record in read_rollouts(stage_of(whole), step)[1]]
+    for record in records:
+        assert record["parts"]["accuracy"] == record["text"].startswith(f"\\boxed{{{record['truth']}}}"), record
+    assert {(record["truth"], record["parts"]["accuracy"]) for record in records} == {
+        *(("3", 0.0), ("3", 1.0), ("4", 0.0), ("4", 1.0))
+    }
+
+
+def test_another_temperature_is_that_of_the_sampler_and_of_every_log_probability(project: ToyProject) -> None:
+    root = run_root(project, "cooler")
+    done = run(project, root, "rl.temperature=0.5", "rl.mismatch_threshold=1e-5", "training.max_steps=2")
+    assert done.code == 0, done.output
+    first, second = metrics_of(root)
+    assert first["kl_reference"] == pytest.approx(0, abs=1e-9)
+    assert first["ratio_mean"] == second["ratio_mean"] == pytest.approx(1, abs=1e-5)
+
+
 def test_the_ledger_counts_prompts_and_sampled_and_trained_tokens(whole: Path) -> None:
     state = json.loads((stage_of(whole) / "stage.json").read_text())["state"]
     rows = {row.source: row for row in read_ledger(stage_of(whole)) if row.phase == 1}
@@ -96,7 +125,7 @@ def test_three_steps_and_three_resumed_are_six_to_the_bit(project: ToyProject, w
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_end(project: ToyProject, whole: Path) -> None:
     root = run_root(project, "killed")
-    command = project.command(root, *REWARDED, recipe=project.root / "rl.yaml")
+    command = project.command(root, *OPTIONS, recipe=project.root / "rl.yaml")
     with subprocess.Popen(command, cwd=project.root, env=environment(), stdout=subprocess.DEVNULL) as process:
         try:
             deadline = time.monotonic() + 400
@@ -220,20 +249,46 @@ def test_a_stage_goes_on_with_other_ranks_than_it_began_with(project: ToyProject
 
 
 def test_the_pass_rate_of_the_weights_that_it_began_with_is_kept(whole: Path) -> None:
-    before = json.loads((stage_of(whole) / "before.json").read_text())
-    assert before["validation"]["sums"] == 0
-    assert 0 < before["validation"]["sums_high"] < 0.5
+    before = json.loads((stage_of(whole) / "before.json").read_text())["validation"]
+    assert before["sums"] * 8 in range(1, 8)  # of 8 prompts
+    assert 0 < before["sums_low"] < before["sums"] < before["sums_high"] < 1
 
 
-def test_dynamic_sampling_replaces_flat_groups_and_counts_them(project: ToyProject) -> None:
+@pytest.fixture(scope="module")
+def dynamic(project: ToyProject) -> Path:
+    """Two steps with dynamic sampling."""
     root = run_root(project, "dynamic")
-    done = run(project, root, "rl.dynamic_sampling=true", "training.max_steps=1", "rl.max_epochs=2")
+    done = run(project, root, "rl.dynamic_sampling=true", "training.max_steps=2", "rl.max_epochs=4")
     assert done.code == 0, done.output
-    (line,) = metrics_of(root)
-    _, records = read_rollouts(stage_of(root), 1)
-    assert line["replaced_groups"] == 16  # none is ever right: every group is flat, four refills of four prompts
-    assert sum(record["is_trained"] for record in records) == 8
-    assert len(records) == 8 + 32
+    return root
+
+
+def test_dynamic_sampling_learns_from_the_groups_that_differ_and_counts_all_that_it_sampled(dynamic: Path) -> None:
+    replaced = learned_tokens = sampled_tokens = 0
+    for line in metrics_of(dynamic):
+        records = read_rollouts(stage_of(dynamic), line["step"])[1]
+        groups: dict[int, list[dict[str, Any]]] = {}
+        for record in records:
+            groups.setdefault(record["place"], []).append(record)
+        learned = [group for group in groups.values() if group[0]["is_trained"]]
+        differ = [place for place, group in groups.items() if group[0]["reward"] != group[1]["reward"]]
+        assert len(learned) == 4
+        assert sum(group[0]["place"] in differ for group in learned) == min(4, len(differ)) > 0
+        assert line["replaced_groups"] == len(groups) - 4
+        learned_tokens += sum(record["tokens"] for group in learned for record in group)
+        sampled_tokens += sum(record["tokens"] for record in records)
+        assert (line["trained_tokens"], line["sampled_tokens"]) == (learned_tokens, sampled_tokens)
+        replaced += line["replaced_groups"]
+    assert replaced > 0
+
+
+def test_the_ledger_counts_replaced_prompts_as_drawn_and_sampled_and_not_as_learned_from(dynamic: Path) -> None:
+    records = [record for step in (1, 2) for record in read_rollouts(stage_of(dynamic), step)[1]]
+    learned = sum(record["tokens"] for record in records if record["is_trained"])
+    row = next(row for row in read_ledger(stage_of(dynamic)) if (row.phase, row.source) == (1, "sums"))
+    assert row.samples == len({record["place"] for record in records}) > 8
+    assert row.sampled == sum(record["tokens"] for record in records) > learned
+    assert row.read - row.masked == learned
 
 
 def test_trace_names_the_verb_that_shows_completions(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
