@@ -70,7 +70,7 @@ def _held_out(stage: Path, tokenizer: Path, template: str) -> tuple[PromptFile, 
                 f"{stage}: source {source.source} holds out other prompts now than the stage did; restore it."
             )
     rows = tuple(row for source in found.sources for row in source.held_out)
-    return PromptFile(rows, content_id(rows), {}, ""), found.stop_ids
+    return PromptFile(rows, content_id(rows), {}, "", {}), found.stop_ids
 
 
 def _plan_of(stage: Path) -> StagePlan:
