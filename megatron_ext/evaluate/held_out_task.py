@@ -101,6 +101,7 @@ def _contamination_of_dataset(request: TaskRequest, evaluation: Evaluation) -> C
 
 def _own_set(request: TaskRequest, evaluation: Evaluation, source: SourcePlan, *, is_only: bool) -> TaskResult:
     """The loss on a source's held-out set, by the code of the training loop's validation."""
+    from data_tools.progress import shown
     from megatron_ext.evaluate.results import Metric, TaskResult
     from megatron_ext.evaluate.text_bytes import bits_per_byte, bytes_of_labels
     from megatron_ext.training.parts import objective_of
@@ -108,9 +109,13 @@ def _own_set(request: TaskRequest, evaluation: Evaluation, source: SourcePlan, *
 
     opened, options = evaluation.opened, request.options
     plan = _reading(opened.plan, rows=options.rows)
-    report = held_out_report(
-        plan, opened.model, objective_of(plan, opened.groups), opened.groups, source=source, keep_tail=True
-    )
+    objective, groups = objective_of(plan, opened.groups), opened.groups
+    most = -(-read_dataset(source.validation_prefix).tokens // plan.batch.sequence_length)
+    rows = min(plan.cadence.validation_samples, most)
+    with shown(f"{request.name}/{source.source}: rows", rows // groups.dp.size(), unit="rows") as progress:
+        report = held_out_report(
+            plan, opened.model, objective, groups, source=source, keep_tail=True, progress=progress
+        )
     row = report[plan.data.sources.index(source)]
     nats, tokens = float(row[0]), round(float(row[1]))
     loss = Metric(name="loss", value=nats / tokens, n=tokens, is_higher_better=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 
+from data_tools.progress import Progress
 from megatron_ext.datasets.conversations import held_out_conversations
 from megatron_ext.datasets.held_out import held_out_batches
 from megatron_ext.objectives.pretrain import PretrainObjective, Report
@@ -18,6 +20,9 @@ from megatron_ext.training.microbatches import run_schedule
 from megatron_ext.training.parts import Parts
 from megatron_ext.training.rollout_source import RolloutSource
 from megatron_ext.training.step import losses_by_source, sum_over_ranks
+
+_BATCHES_AT_ONCE = 64
+"""Microbatches that are read before the first of them is run: an evaluation may have millions of rows."""
 
 
 def validate(parts: Parts) -> dict[str, float]:
@@ -54,6 +59,7 @@ def held_out_report(
     *,
     source: SourcePlan,
     keep_tail: bool = False,
+    progress: Progress | None = None,
 ) -> Report:
     """Sums the loss on a source's first `cadence.validation_samples` held-out rows.
 
@@ -66,16 +72,22 @@ def held_out_report(
         groups: Process groups.
         source: One of `plan.data.sources`.
         keep_tail: Whether tokens behind the last whole row of a pretrain stage's source are read too.
+        progress: Is told of every row of this rank.
 
     Returns:
         `[num_sources, columns]` of all ranks together; see the objective. Other sources' rows are 0.
     """
     ranks: Any = {"data_parallel_rank": groups.dp.rank(), "data_parallel_size": groups.dp.size()}
     if plan.sft is None:
-        batches = list(held_out_batches(plan, source, keep_tail=keep_tail, **ranks))
+        batches = held_out_batches(plan, source, keep_tail=keep_tail, **ranks)
     else:
-        batches = list(held_out_conversations(plan, source, **ranks))
-    return sum_over_ranks(objective, groups, run_schedule(model, objective, batches, groups=groups, forward_only=True))
+        batches = held_out_conversations(plan, source, **ranks)
+    reports: list[Report] = []
+    for some in itertools.batched(batches, _BATCHES_AT_ONCE):
+        reports += run_schedule(model, objective, some, groups=groups, forward_only=True)
+        if progress is not None:
+            progress.advance(sum(len(batch.sample_ids) for batch in some))
+    return sum_over_ranks(objective, groups, reports)
 
 
 def _with_interval(source: str, rates: Sequence[float]) -> dict[str, float]:
