@@ -68,13 +68,13 @@ def transformer_config(plan: StagePlan, backend: BackendName = "local") -> Trans
         deallocate_pipeline_outputs=True,
         masked_softmax_fusion=False,
         bias_activation_fusion=False,
-        cross_entropy_loss_fusion=False,
         persist_layer_norm=False,
         **(_te_fields(plan) if backend == "te" else _LOCAL_FIELDS),
     )
 
 
 _LOCAL_FIELDS: dict[str, Any] = {
+    "cross_entropy_loss_fusion": False,
     "transformer_impl": "local",
     "activation_func": squared_relu,
     "bias_dropout_fusion": False,
@@ -95,6 +95,8 @@ def _te_fields(plan: StagePlan) -> dict[str, Any]:
         "use_mamba_mem_eff_path": True,  # the only path of core's that takes packed rows
         "activation_func": fused_squared_relu,
         "bias_dropout_fusion": True,
+        "cross_entropy_loss_fusion": has_gpu(),  # Transformer Engine's, a Triton kernel
+        "cross_entropy_fusion_impl": "te",
         "apply_rope_fusion": plan.model.position_embedding_type == "rope",
         "gradient_accumulation_fusion": importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None,
     }

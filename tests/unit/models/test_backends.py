@@ -138,4 +138,5 @@ def test_te_takes_upstreams_fusions_and_keeps_the_models_numbers() -> None:
         "transformer_impl",
         "activation_func",
         "bias_dropout_fusion",
+        "cross_entropy_fusion_impl",
     }
