@@ -54,7 +54,7 @@ class Question:
             "tasks": [
                 {
                     "task": one.task,
-                    "content": _content_of(one.argument),
+                    "content": content_of(one),
                     "name": one.name,
                     "options": one.options.model_dump(),
                     "extra": dict(one.extra),
@@ -65,8 +65,13 @@ class Question:
         }
 
 
-def _content_of(argument: str) -> str | None:
-    """Hash of the file that a task names, or of the manifest of its dataset; None where it names none."""
+def content_of(request: TaskRequest) -> str | None:
+    """Hash of what a task asks: of its file, or of the manifest of its dataset; None where it names neither."""
+    argument = request.argument
+    if request.kind == "lm-eval":
+        from megatron_ext.evaluate.lm_eval_task import loaded_tasks
+
+        return loaded_tasks(request).content_id
     for file in (Path(argument), beside(argument, ".manifest.json"), Path(argument) / "plan.json"):
         if argument and file.is_file():
             return hashlib.sha256(file.read_bytes()).hexdigest()

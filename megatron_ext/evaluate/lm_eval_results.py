@@ -146,8 +146,11 @@ def _data_id(samples: Mapping[str, Any], members: Sequence[str]) -> str:
 
 
 def _line(sample: Mapping[str, Any]) -> dict[str, Any]:
-    contexts = [arguments[0] for arguments in sample["arguments"]]
-    line = {"doc": sample["doc"], "target": sample["target"], "answers": sample["resps"], "filters": {}}
+    """What was asked and answered; `text` is the first answer where answers are texts."""
+    answers, contexts = sample["resps"], [arguments[0] for arguments in sample["arguments"]]
+    line = {"doc": sample["doc"], "truth": str(sample["target"]), "answers": answers, "filters": {}}
+    if isinstance(answers[0][0], str):
+        line["text"] = answers[0][0]
     if len(set(contexts)) == 1:  # as of all choices to one question
         asked = [argument[1] for argument in sample["arguments"] if len(argument) > 1]
         return line | {"prompt": contexts[0], "asked": asked}

@@ -47,7 +47,7 @@ def check(requests: Sequence[TaskRequest], checkpoint: Path) -> None:
     problems: list[DataError] = []
     for request in requests:
         try:
-            _loaded(request)
+            loaded_tasks(request)
         except DataError as error:
             problems.append(error)
     if problems:
@@ -60,7 +60,8 @@ def run(requests: Sequence[TaskRequest], evaluation: Evaluation) -> list[TaskRes
     return [result for request in requests for result in _run_one(request, evaluation)]
 
 
-def _loaded(request: TaskRequest) -> LoadedTasks:
+def loaded_tasks(request: TaskRequest) -> LoadedTasks:
+    """A request's tasks with their data, loaded once."""
     return load_tasks(request.argument, _folder(request), asked_as=request.name)
 
 
@@ -74,7 +75,7 @@ def _run_one(request: TaskRequest, evaluation: Evaluation) -> list[TaskResult]:
     from megatron_ext.evaluate.lm_eval_engine import engine_lm
     from megatron_ext.evaluate.lm_eval_results import keep_samples, task_results
 
-    options, loaded = request.options, _loaded(request)
+    options, loaded = request.options, loaded_tasks(request)
     notes = _prepare(request, loaded)
     random.seed(options.seed)
     evaluation.say(f"{request.task}: {_documents(loaded, options.limit):,} documents in {len(loaded.tasks):,} tasks")

@@ -7,6 +7,7 @@ below `include_path`.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib.util
 import os
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,17 @@ class LoadedTasks:
     tasks: Mapping[str, Any]
     groups: Mapping[str, Any]
     sources: Mapping[str, str]
+
+    @property
+    def content_id(self) -> str:
+        """Identity of definitions and data: another file, or a changed one, is another question."""
+        digest = hashlib.sha256()
+        for name, task in sorted(self.tasks.items()):
+            source = Path(self.sources[name])
+            digest.update(f"{name}\0".encode() + (source.read_bytes() if source.is_file() else b""))
+            splits = task.dataset.items() if hasattr(task.dataset, "items") else ()
+            digest.update(repr(sorted((split, rows._fingerprint) for split, rows in splits)).encode())
+        return digest.hexdigest()
 
 
 def require_lm_eval() -> None:

@@ -31,11 +31,12 @@ def expected(model: HybridModel, one: Continuation) -> tuple[float, bool]:
 
 
 def texts(model: HybridModel) -> list[Continuation]:
-    """Of several lengths, unsorted; the last one goes on with what the model likes best."""
+    """Of several lengths, unsorted; the last one goes on with what the model likes best, the one before it half so."""
     rows = [tuple(random_tokens(1, length, seed=length)[0].tolist()) for length in (5, 30, 2, 17, 9)]
     found = [Continuation(ids, num_scored) for ids, num_scored in zip(rows, (1, 7, 1, 16, 3), strict=True)]
     likeliest = int(logits_of(model, torch.tensor([rows[0]]))[0, -1].argmax())
-    return [*found, Continuation((*rows[0], likeliest), 1)]
+    unlikely = int(logits_of(model, torch.tensor([(*rows[0], likeliest)]))[0, -1].argmin())
+    return [*found, Continuation((*rows[0], likeliest, unlikely), 2), Continuation((*rows[0], likeliest), 1)]
 
 
 def test_a_text_scores_as_it_does_alone(model: HybridModel) -> None:
@@ -45,7 +46,7 @@ def test_a_text_scores_as_it_does_alone(model: HybridModel) -> None:
         log_prob, is_greedy = expected(model, one)
         assert score.log_prob == pytest.approx(log_prob, abs=1e-4)
         assert score.is_greedy == is_greedy
-    assert [score.is_greedy for score in found][-1] is True
+    assert [score.is_greedy for score in found][-2:] == [False, True]
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 40, 1000])

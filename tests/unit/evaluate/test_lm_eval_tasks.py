@@ -94,3 +94,15 @@ def test_a_damaged_file_of_ones_own_is_named(tmp_path: Path) -> None:
     (tmp_path / "test.jsonl").write_text("{no json\n")
     with pytest.raises(DataError, match=r"lm-eval:add_choice: its data cannot be read: "):
         load_tasks("add_choice", folder, asked_as="damaged")
+
+
+def test_changed_data_or_definitions_are_another_question(tmp_path: Path) -> None:
+    folder = write_tasks(tmp_path)
+    first = load_tasks("add", folder, asked_as="first").content_id
+    assert load_tasks("add", folder, asked_as="again").content_id == first
+    definition = folder / "add_words.yaml"
+    definition.write_text(definition.read_text() + "target_delimiter: '='\n")
+    second = load_tasks("add", folder, asked_as="definition").content_id
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write((tmp_path / "test.jsonl").read_text())
+    assert len({first, second, load_tasks("add", folder, asked_as="data").content_id}) == 3
