@@ -35,7 +35,7 @@ def add_arguments(add: Any) -> None:
         metavar="TASK",
         help="held-out, held-out:PREFIX, verifiable:FILE, lm-eval:TASK, evalplus:DATASET, nemo-skills:BENCHMARK",
     )
-    add("--suite", type=Path, metavar="FILE", help="tasks and what is made of them, such as recipes/evaluate/demo.yaml")
+    add("--suite", type=Path, metavar="FILE", help="tasks and what is made of them, such as recipes/evaluate/base.yaml")
     add("--include-path", metavar="DIR", help="a folder of lm-eval task files of your own")
     add("--num-fewshot", type=int, metavar="N", help="examples before each question of lm-eval's tasks")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="an option, such as samples=4; repeatable")
