@@ -95,6 +95,9 @@ def _notes(
         f"{cut:,} of {len(answers):,} answers were cut at max_new_tokens {request.options.max_new_tokens:,}": cut,
         f"scoring of {failed.total():,} answers ended early, and they count as wrong: {dict(failed)}": failed,
         f"{unusable:,} prompts without an answer that can be judged were left out": unusable,
+        f"prompts name domains that are none of ours, and stand under another: {dict(file.other_domains)}": (
+            file.other_domains
+        ),
         f"the first {len(rows):,} of {len(file.rows):,} prompts": len(rows) < len(file.rows),
         f"prompt and answer may have {longest:,} tokens, more than the {learned:,} of a trained row": longest > learned,
     }

@@ -271,7 +271,7 @@ def _line(row: PromptRow, completion: Completion, text: str, reward: RewardParts
         "truth": record["reward_model"]["ground_truth"],
         "scorer": record["meta_data"]["scorer"],
         "text": text,
-        "answer": final_answer(text),
+        "answer": final_answer(row.opening + text),
         "score": reward.parts["accuracy"],
         "is_well_formed": reward.parts["format"] > 0,
         "outcome": reward.outcome,
