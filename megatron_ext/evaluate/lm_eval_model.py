@@ -242,10 +242,15 @@ class EngineLM(TemplateLM):
                 f"generation_kwargs: {', '.join(unknown)}: this engine knows {', '.join(sorted(_SAMPLING_KEYS))}; take "
                 "the others out of the task."
             )
+        temperature = float(asked.get("temperature", 0.0))
+        if asked["do_sample"] and temperature == 0:
+            raise UsageError(
+                "generation_kwargs: do_sample: true: needs a temperature above 0; set one, or do_sample: false."
+            )
         until = handle_stop_sequences(asked["until"], eos=self.tokenizer.decode([self.eot_token_id]))
         sampling = Sampling(
             asked["max_gen_toks"],
-            temperature=float(asked.get("temperature", 0.0)) if asked["do_sample"] else 0.0,
+            temperature=temperature,
             top_k=int(asked.get("top_k") or 0),
             top_p=float(asked.get("top_p", 1.0)),
             stop_ids=self.stop_ids,

@@ -98,6 +98,11 @@ def test_a_key_that_the_engine_does_not_know_is_refused(lm: EngineLM) -> None:
         generate(lm, ("x", {"until": ["."], "num_beams": 4}))
 
 
+def test_sampling_without_a_temperature_is_refused(lm: EngineLM) -> None:
+    with pytest.raises(UsageError, match="do_sample: true: needs a temperature above 0"):
+        generate(lm, ("x", {"until": ["."], "do_sample": True, "max_gen_toks": 3}))
+
+
 def test_an_answer_that_leaves_no_room_for_a_question_is_refused(lm: EngineLM) -> None:
     with pytest.raises(UsageError, match="max_gen_toks: 20: leaves no room for a question among the model's 20"):
         generate(lm, ("x", {"until": ["."], "max_gen_toks": MAX_LENGTH}))
