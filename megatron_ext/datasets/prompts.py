@@ -19,6 +19,7 @@ from data_tools.chat_template_files import template_source
 from data_tools.errors import DataError
 from data_tools.permutation import keyed_permutation
 from data_tools.prompts import PromptRow
+from megatron_ext.plan.rl_batch import permitted_prompts
 from megatron_ext.plan.rl_prompts import PromptSet, read_prompt_set
 from megatron_ext.plan.stage_plan import StagePlan
 
@@ -76,7 +77,7 @@ class PromptCursor:
         self._rows = [(row, index) for index, source in enumerate(prompts.sources) for row in source.rows]
         self._seed = plan.seed
         self._content = " ".join(source.data_id for source in prompts.sources)
-        self._max_drawn = int(plan.rl.options.max_epochs * len(self._rows) + 1e-9)
+        self._max_drawn = permitted_prompts(plan.rl.options.max_epochs, len(self._rows))
         self.drawn = 0
 
     @property

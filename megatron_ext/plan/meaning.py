@@ -3,7 +3,8 @@
 Two runs with equal meaning train the same model on the same tokens in the same order, so the second
 one resumes or reuses the first. Not part of it: layout, micro-batch, backend, logging, cadence of
 checkpoints and validation, `max_steps`, paths, the names of model and sources, validation data,
-`max_epochs` and `sft.untrained` (permissions: the samples say what is read), and whatever the model or
+`max_epochs`, `sft.untrained`, `rl.mismatch_threshold` and `rl.rewards.on_error` (permissions: the samples say what is
+read, and no number of a stage that goes on hangs on where another would stop), and whatever the model or
 schedule does not read.
 
 The chat template of an sft stage is left out too: it has been applied, and the ids and masks that it made are in the
@@ -79,8 +80,14 @@ def stage_meaning(
 
 def _rl_meaning(options: RlRecipe, rl: RlPlan) -> dict[str, Any]:
     """How is sampled and learned, and from which prompts: their files' hashes beside what was chosen of them."""
-    exclude = {key.removeprefix("rl.") for key in PLACEMENT_KEYS if key.startswith("rl.") and key.count(".") == 1}
-    meaning = options.model_dump(exclude={*exclude, "prompts"})
+    exclude: dict[str, Any] = {"prompts": True}  # what they give is in the data
+    for key in PLACEMENT_KEYS:
+        match key.split("."):
+            case ["rl", name]:
+                exclude[name] = True
+            case ["rl", name, below] if name != "prompts":
+                exclude.setdefault(name, {})[below] = True
+    meaning = options.model_dump(exclude=exclude)
     meaning["files"] = [source.file_sha256 for source in rl.sources]
     meaning["chat_template"] = rl.chat_template_sha256
     if rl.max_sampled_tokens:

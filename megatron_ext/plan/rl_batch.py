@@ -39,6 +39,8 @@ def plan_rl_batch(
             f"{steps * step / size:.3g} times; {lower}raise max_epochs to {math.ceil(steps * step / size)}"
         )
         problems.add(loaded.origin(key), key, message)
+    elif size is not None and rl.dynamic_sampling:
+        _count_refills(loaded, steps * step, size, problems, roundings)
     longest = rl.max_prompt_tokens + rl.max_new_tokens
     tokens_per_step = step * rl.samples_per_prompt * longest
     samples_of_update = (rl.mini_batch_prompts or step) * rl.samples_per_prompt
@@ -55,6 +57,34 @@ def plan_rl_batch(
         total_tokens=steps * tokens_per_step,
         max_steps=training.max_steps,
     )
+
+
+def _count_refills(loaded: LoadedRecipe, planned: int, size: int, problems: Problems, roundings: list[str]) -> None:
+    """Says how many prompts dynamic sampling may draw beside the planned ones; refuses where that is none."""
+    assert loaded.recipe.rl is not None, "a recipe of stage rl has its section"
+    max_epochs = loaded.recipe.rl.max_epochs
+    spare = permitted_prompts(max_epochs, size) - planned
+    if spare:
+        roundings.append(
+            f"rl.dynamic_sampling may draw {format_exact(spare)} prompts beside the {format_exact(planned)} of the "
+            f"steps (rl.max_epochs {max_epochs:g}); when they are used up, flat groups stay and are counted."
+        )
+        return
+    key: KeyPath = ("rl", "max_epochs")
+    message = (
+        f"{max_epochs:g}: the steps need all {planned:,} prompts that it permits, and rl.dynamic_sampling could draw "
+        f"none in the place of flat groups; raise max_epochs to {math.floor(max_epochs) + 1}, or lower the budget"
+    )
+    problems.add(loaded.origin(key), key, message)
+
+
+def permitted_prompts(max_epochs: float, size: int) -> int:
+    """Prompts that may be drawn in all.
+
+    >>> permitted_prompts(1.5, 24)
+    36
+    """
+    return math.floor(max_epochs * size + 1e-9)
 
 
 def _steps(loaded: LoadedRecipe, size: int | None, problems: Problems, roundings: list[str]) -> int:

@@ -3,15 +3,17 @@
 A source's prompts are those of its file that a scorer can judge and that fit `max_prompt_tokens`, less the held-out
 ones. Held out are the first `validation_prompts` in the order of their ids, of `validation_file` or else of the file
 itself: the same ones whatever the seed. How many of the rest are in the set is written (`prompts`, `share`) or all;
-which ones, the seed decides. One pass over all sources' prompts is an epoch.
+which ones, the seed decides. A prompt that several sources have is the first one's, and what one holds out is in the
+set of none; both are counted as unusable, with permission. One pass over all sources' prompts is an epoch.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_tools.permutation import keyed_permutation
@@ -93,7 +95,7 @@ def _read(
     options: RlRecipe, data_root: str, tokenizer: str, template: str, seed: int, states: tuple[tuple[int, ...], ...]
 ) -> PromptSet:
     encoder = PromptEncoder(tokenizer, template)
-    candidates = [_candidates(source, options, Path(data_root), encoder) for source in options.prompts]
+    candidates = _apart([_candidates(source, options, Path(data_root), encoder) for source in options.prompts])
     sizes = _set_sizes(options.prompts, [len(found.rows) for found in candidates])
     chosen = tuple(_chosen(found, size, seed) for found, size in zip(candidates, sizes, strict=True))
     return PromptSet(chosen, encoder.stop_ids)
@@ -138,6 +140,32 @@ def _candidates(source: PromptSource, options: RlRecipe, root: Path, encoder: Pr
     )
 
 
+def _apart(sources: Sequence[SourcePrompts]) -> list[SourcePrompts]:
+    """Leaves a prompt of several sources to the first, and one that any of them holds out to none."""
+    held_out = {row.id for source in sources for row in source.held_out}
+    taken: set[str] = set()
+    apart = []
+    for source in sources:
+        reasons = {
+            row.id: "held out by another source" if row.id in held_out else "in another source already"
+            for row in source.rows
+            if row.id in held_out | taken
+        }
+        rows = tuple(row for row in source.rows if row.id not in reasons)
+        taken |= {row.id for row in rows}
+        first = next((row for row in source.rows if row.id in reasons), None)
+        place = f"line {first.line} of its file is {reasons[first.id]}" if first is not None else ""
+        apart.append(
+            replace(
+                source,
+                rows=rows,
+                unusable={**source.unusable, **Counter(reasons.values())},
+                first_unusable=source.first_unusable or place,
+            )
+        )
+    return apart
+
+
 def _fitting(rows: Sequence[PromptRow], options: RlRecipe) -> list[PromptRow]:
     return [row for row in rows if len(row.ids) <= options.max_prompt_tokens]
 
@@ -159,4 +187,4 @@ def _set_sizes(sources: Sequence[PromptSource], have: Sequence[int]) -> list[int
 def _chosen(found: SourcePrompts, size: int, seed: int) -> SourcePrompts:
     order = keyed_permutation(len(found.rows), key=f"prompts {seed} {content_id(found.rows)}")
     rows = tuple(found.rows[place] for place in sorted(order[:size].tolist()))
-    return SourcePrompts(**{**found.__dict__, "rows": rows, "data_id": content_id(rows)})
+    return replace(found, rows=rows, data_id=content_id(rows))

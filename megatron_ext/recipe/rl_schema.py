@@ -72,9 +72,12 @@ class RewardRecipe(Section):
     accuracy: Number = Field(default=0, ge=0, description="Weight of a right answer in a box, whatever else is there.")
     format: Number = Field(default=0, ge=0, description="Weight of <think>...</think> and one box behind it.")
     accuracy_and_format: Number = Field(default=1, ge=0, description="Weight of both at once, as in CrossThink.")
-    timeout_s: Number = Field(default=5, gt=0, description="Seconds after which a scorer is stopped and gives 0.")
+    timeout_s: Number = Field(
+        default=5, gt=0, description="Seconds after which a scorer is stopped and gives 0; hashed."
+    )
     on_error: Literal["stop", "count"] = Field(
-        default="stop", description="A scorer that raises ends the stage, or its completions get 0 and are counted."
+        default="stop",
+        description="A scorer that raises ends the stage, or its completions get 0 and are counted; not hashed.",
     )
 
 
@@ -142,7 +145,8 @@ class RlRecipe(Section):
     mismatch_threshold: Number = Field(
         default=0.1,
         gt=0,
-        description="Mean of |log p sampled - log p trained| in nats at which the stage stops before it learns.",
+        description="Mean of |log p sampled - log p trained| in nats at which the stage stops before it learns; not "
+        "hashed.",
     )
     rewards: RewardRecipe = RewardRecipe()
     validation_samples: Count = Field(

@@ -155,11 +155,13 @@ class RolloutSource:
         found = self._draw_groups(count)
         if not self._rl.dynamic_sampling:
             return found, []
+        of_later_steps = (self._plan.batch.total_steps - self.steps_begun - 1) * count
         for _ in range(MOST_REFILLS):
             missing = count - sum(not group.is_flat for group in found)
-            if missing <= 0 or self._cursor.left < missing:
+            refill = min(missing, self._cursor.left - of_later_steps)  # the planned steps come first
+            if refill <= 0:
                 break
-            found += self._draw_groups(missing)
+            found += self._draw_groups(refill)
         return choose_groups(found, count)
 
     def _draw_groups(self, count: int) -> list[Group]:

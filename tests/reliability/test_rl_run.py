@@ -291,6 +291,26 @@ def test_the_ledger_counts_replaced_prompts_as_drawn_and_sampled_and_not_as_lear
     assert row.read - row.masked == learned
 
 
+def test_refills_leave_the_planned_steps_their_prompts(project: ToyProject) -> None:
+    root = run_root(project, "scarce")
+    done = run(project, root, "rl.dynamic_sampling=true", "rl.max_epochs=1.25")
+    assert done.code == 0, done.output
+    lines = metrics_of(root)
+    assert len(lines) == 6
+    assert sum(line["replaced_groups"] for line in lines) == 6  # of 30 permitted prompts
+
+
+def test_a_disk_that_is_full_when_completions_are_kept_ends_all_ranks_alike(project: ToyProject) -> None:
+    root = run_root(project, "full")
+    assert run(project, root, "training.max_steps=1").code == 0
+    (stage_of(root) / "rollouts" / "step_2.jsonl.zst.partial").symlink_to("/dev/full")
+    done = run(project, root, processes=2)
+    assert done.code != 0
+    assert "step_2.jsonl.zst: cannot be written: No space left on device" in done.output
+    assert "Traceback" not in done.output
+    assert len(metrics_of(root)) == 1
+
+
 def test_trace_names_the_verb_that_shows_completions(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from megatron_ext.__main__ import main
 

@@ -69,10 +69,46 @@ def test_only_the_families_that_are_named_are_read(shared: ToyProject) -> None:
 
 
 def test_shares_make_a_set_as_large_as_the_scarcer_source_allows(shared: ToyProject) -> None:
-    source = "file: sums.prompts.jsonl, validation_prompts: 8, scorer: number"
-    sets = f"rl.prompts=[{{source: a, share: 0.75, {source}}}, {{source: b, share: 0.25, families: [odd], {source}}}]"
-    plan = plan_of(shared, sets)
+    write_prompts(shared.root / "data" / "more.prompts.jsonl", [prompt_line(n) for n in range(100, 132)])
+    source = "validation_prompts: 8, scorer: number"
+    scarce = f"source: b, file: more.prompts.jsonl, share: 0.25, families: [odd], {source}"  # 16, less 8
+    plan = plan_of(shared, f"rl.prompts=[{{source: a, file: sums.prompts.jsonl, share: 0.75, {source}}}, {{{scarce}}}]")
     assert [read.documents for read in plan.data.sources] == [24, 8]
+
+
+def test_what_one_source_holds_out_or_has_is_in_the_set_of_no_other(shared: ToyProject) -> None:
+    numbers = {"a": range(10), "a.held": (20, 21), "b": (*range(5, 9), *range(10, 15), 20), "b.held": (9, 30)}
+    for name, some in numbers.items():
+        write_prompts(shared.root / "data" / f"{name}.jsonl", [prompt_line(n) for n in some])
+    sources = ", ".join(
+        f"{{source: {name}, file: {name}.jsonl, validation_file: {name}.held.jsonl, scorer: number}}" for name in "ab"
+    )
+    with pytest.raises(DataError, match=r"1 prompts of source 'a' cannot be used \(1 held out by another source\)"):
+        plan_of(shared, f"rl.prompts=[{sources}]", "budget.steps=2")
+    plan = plan_of(shared, f"rl.prompts=[{sources}]", "budget.steps=2", "rl.unusable_prompts=drop")
+    assert plan.rl is not None
+    assert [read.documents for read in plan.data.sources] == [9, 5]  # 0 to 8; 10 to 14
+    assert [source.unusable for source in plan.rl.sources] == [1, 5]
+    assert "5 prompts cannot be used (1 held out by another source, 4 in another source already)" in " ".join(
+        plan.roundings
+    )
+
+
+def test_dynamic_sampling_says_what_it_may_draw_and_needs_something_to_draw(shared: ToyProject) -> None:
+    with pytest.raises(RecipeError, match="rl.dynamic_sampling could draw none .* raise max_epochs to 2, or lower"):
+        plan_of(shared, "rl.dynamic_sampling=true", "rl.max_epochs=1")
+    plan = plan_of(shared, "rl.dynamic_sampling=true", "rl.max_epochs=1.25")
+    assert "may draw 6 prompts beside the 24 of the steps" in " ".join(plan.roundings)
+
+
+@pytest.mark.parametrize("permission", ["rl.mismatch_threshold=0.5", "rl.rewards.on_error=count", "rl.max_epochs=3"])
+def test_a_permission_that_an_error_recommends_is_of_the_same_stage(shared: ToyProject, permission: str) -> None:
+    assert plan_of(shared, permission).stage_id == plan_of(shared).stage_id
+
+
+@pytest.mark.parametrize("change", ["rl.rewards.timeout_s=9", "rl.rewards.accuracy=2", "rl.kl.coefficient=0.1"])
+def test_what_decides_a_reward_or_a_loss_is_of_another_stage(shared: ToyProject, change: str) -> None:
+    assert plan_of(shared, change).stage_id != plan_of(shared).stage_id
 
 
 def test_prompts_that_are_too_long_are_refused_or_counted(shared: ToyProject) -> None:

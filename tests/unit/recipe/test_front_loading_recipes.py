@@ -95,3 +95,13 @@ def test_the_demo_s_second_parts_continue_one_first_part() -> None:
     assert second.parent is not None
     assert first.parent.path == second.parent.path
     assert first.recipe.model_copy(update={"data": None}) == second.recipe.model_copy(update={"data": None})
+
+
+def test_what_the_paper_does_not_state_of_rl_is_the_default_of_its_trainer() -> None:
+    """Source: veRL's actor: torch's AdamW(betas=(0.9, 0.999), weight_decay=1e-2), token-mean, clip 0.2, low_var_kl."""
+    recipe = load_recipe(FOLDER.parent / "rl/grpo_crossthink.yaml").recipe
+    optimizer = recipe.optimizer
+    assert recipe.rl is not None
+    assert (optimizer.beta1, optimizer.beta2, optimizer.eps, optimizer.weight_decay) == (0.9, 0.999, 1e-8, 0.01)
+    assert (optimizer.clip_grad, recipe.rl.clip_low, recipe.rl.clip_high) == (1.0, 0.2, 0.2)
+    assert (recipe.rl.aggregation, recipe.rl.kl.estimator, recipe.rl.advantage) == ("token", "k3", "mean-std")
