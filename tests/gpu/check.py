@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -29,6 +30,8 @@ SHARE = Path(__file__).parent / "triton_share"
 TOTAL_S = 900.0
 SPARE_S = 10.0
 """Kept back for the report."""
+GRACE_S = 5.0
+"""For processes to end in order, once told so."""
 
 
 @dataclass
@@ -160,7 +163,7 @@ def run_part(
         try:
             output, _ = process.communicate(timeout=left)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)  # with the ranks that it started
+            _end(process)
             output, _ = process.communicate()
             return _said(Part(name, f"failed: still running after {left:.0f} s", left, output=output))
     status = "passed" if process.returncode == 0 else "failed"
@@ -168,6 +171,20 @@ def run_part(
     if facts and not facts.get("passed", 1) and status == "passed":
         status = "not run: every test was skipped"
     return _said(Part(name, status, time.monotonic() - began, facts, "" if status == "passed" else output))
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Ends its process group, in order first: torchrun then ends its ranks, which no kill of the group reaches."""
+    os.killpg(process.pid, signal.SIGTERM)
+    until = time.monotonic() + GRACE_S
+    while time.monotonic() < until:
+        process.poll()  # one that has ended stays in its group until it is asked
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
 
 
 def _said(part: Part) -> Part:

@@ -58,6 +58,22 @@ def test_a_part_that_hangs_is_ended_and_fails_the_check() -> None:
     assert check.exit_code([check.Part("a", "passed"), hung]) == 1
 
 
+def test_what_a_hanging_part_has_started_in_sessions_of_their_own_ends_with_it(tmp_path: Path) -> None:
+    ended = tmp_path / "ended"
+    code = f"""
+import pathlib, signal, subprocess
+def end(*_):
+    rank.terminate(), rank.wait()
+    pathlib.Path({str(ended)!r}).touch()
+    raise SystemExit
+rank = subprocess.Popen(["sleep", "20"], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+signal.signal(signal.SIGTERM, end)
+signal.pause()
+"""
+    assert part(code, limit_s=4.0).status == "failed: still running after 4 s"
+    assert ended.exists()
+
+
 def test_what_was_not_run_fails_nothing() -> None:
     assert check.exit_code([check.Part("a", "passed"), check.Part("b", "not run: needs mamba-ssm")]) == 0
     assert check.exit_code([check.Part("a", "failed")]) == 1
