@@ -6,10 +6,12 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
+from data_tools.errors import UserError
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.runtime.signals import StopRequest
 from megatron_ext.training.parts import Parts
 from megatron_ext.training.rl_step import rl_step
+from megatron_ext.training.rollout_source import RolloutSource
 from megatron_ext.training.saving import Saver
 from megatron_ext.training.schedule import learning_rate
 from megatron_ext.training.state import StepResult, TrainState
@@ -84,8 +86,13 @@ def train(
         consumed_after = state.consumed_samples + plan.batch.batch_size_at(state.consumed_samples)
         lr = learning_rate(plan.schedule, plan.optimizer, consumed_samples=_samples_of_chain(plan, consumed_after))
         may_skip = state.skipped_steps < plan.execution.max_skipped_steps
-        with trace.step(state.step + 1):
-            result = _step(parts, lr=lr, step=state.step + 1, may_skip=may_skip)
+        try:
+            with trace.step(state.step + 1):
+                result = _step(parts, lr=lr, step=state.step + 1, may_skip=may_skip)
+        except UserError:
+            if isinstance(parts.cursor, RolloutSource) and parts.cursor.is_unchanged:
+                saver.keep(state)  # hours of sampling may lie behind it
+            raise
         state = state.advance(result)
         seconds = time.perf_counter() - began
         is_last = state.step == last_step or is_spent(plan, state)

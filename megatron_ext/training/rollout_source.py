@@ -43,6 +43,8 @@ class RolloutSource:
     Attributes:
         facts: What there is to log of the newest step.
         prompts: Of the plan.
+        is_unchanged: Whether the newest step ended with an error before anything was learned: this stands behind the
+            step before it again.
     """
 
     def __init__(
@@ -76,7 +78,7 @@ class RolloutSource:
         self._sampler = RolloutSampler(plan, self.prompts, model, groups)
         self._updates_of = UpdateMaker(plan, model, groups, reference=reference, options=self._options)
         self._updates: list[tuple[int, tuple[RolloutBatch, ...]]] = []
-        self.steps_begun = 0
+        self.steps_begun, self.is_unchanged = 0, False
         self.tally = Tally(plan)
         self.before: list[dict[str, Any]] = []  # ledger of the stages behind the weights, a row a source
         self.facts: dict[str, Any] = {}
@@ -125,10 +127,16 @@ class RolloutSource:
 
         Raises:
             DataError: The permitted passes over the prompts are used up.
-            TrainingError: Sampler and trainer disagree, or nothing is left to learn from.
+            TrainingError: Sampler and trainer disagree, a scorer raises, or nothing is left to learn from.
         """
         if not self._updates:
-            self._begin_step()
+            behind = self.state_dict()
+            try:
+                self._begin_step()
+            except UserError:
+                self.load_state_dict(behind)
+                self.is_unchanged = True
+                raise
         tokens, batches = self._updates.pop(0)
         self.tally.processed += tokens
         return batches

@@ -32,7 +32,7 @@ from data_tools.errors import SetupError, TrainingError, UserError
 from megatron_ext.datasets.ledger import LEDGER, ledger_json
 from megatron_ext.models.backends import choose_backend
 from megatron_ext.plan.stage_plan import StagePlan
-from megatron_ext.runtime.agreement import raise_on_all_ranks
+from megatron_ext.runtime.agreement import answer_of_main_rank, raise_on_all_ranks
 from megatron_ext.runtime.device import device
 from megatron_ext.training.chat_template import chat_template_of
 from megatron_ext.training.checkpoint import sharded_random_state, sharding_metadata
@@ -104,6 +104,19 @@ class Saver:
             if not in_background:
                 self._finish()
         self._seconds += time.perf_counter() - began
+
+    def keep(self, state: TrainState) -> None:
+        """Writes the checkpoint of a step that is behind, unless it is written or none was trained.
+
+        All ranks must call this, before an error that they have agreed on ends the run.
+
+        Args:
+            state: The counters after that step; nothing has changed since.
+        """
+        self._finish()
+        if state.step and not answer_of_main_rank((self._folder / f"step_{state.step}").exists()):
+            self.after_step(state, is_last=True)
+            self._say(f"step {state.step}: saved, to go on from")
 
     def take_seconds(self) -> float:
         """Seconds that training stood still for saving since the last call."""

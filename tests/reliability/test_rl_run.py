@@ -248,6 +248,29 @@ def test_a_stage_goes_on_with_other_ranks_than_it_began_with(project: ToyProject
         assert two["loss"] == pytest.approx(one["loss"], abs=1e-6)  # sums of ranks are taken in another order
 
 
+@pytest.mark.parametrize("processes", [None, 2])
+def test_a_step_that_cannot_begin_loses_nothing_of_those_before_it(
+    project: ToyProject, whole: Path, processes: int | None
+) -> None:
+    root = run_root(project, f"full_{processes}")
+    assert run(project, root, "training.max_steps=2", processes=processes).code == 0
+    full = stage_of(root) / "rollouts" / "step_5.jsonl.zst.partial"
+    full.symlink_to("/dev/full")
+    done = run(project, root, processes=processes)
+    assert "step_5.jsonl.zst: cannot be written: No space left on device" in done.output
+    assert "Traceback" not in done.output
+    assert "step 4: saved, to go on from" in done.output
+    assert done.code == (4 if processes is None else 1)  # torchrun's own code for any failure
+    assert [line["step"] for line in metrics_of(root)] == [1, 2, 3, 4]
+    full.unlink(missing_ok=True)
+    assert run(project, root, processes=processes).code == 0
+    if processes is None:
+        assert metrics_of(root)[2:] == metrics_of(whole)[2:]  # the cut looked at held-out prompts behind step 2
+    for step in range(1, 7):
+        alone, mended = (read_rollouts(stage_of(one), step)[1] for one in (whole, root))
+        assert [record["text"] for record in mended] == [record["text"] for record in alone]
+
+
 def test_the_pass_rate_of_the_weights_that_it_began_with_is_kept(whole: Path) -> None:
     before = json.loads((stage_of(whole) / "before.json").read_text())["validation"]
     assert before["sums"] * 8 in range(1, 8)  # of 8 prompts
