@@ -22,6 +22,9 @@ Record = dict[str, Any]
 
 _WIDTH = 100
 """Columns of a completion at most; a pipe has no width of its own."""
+_SUMMARY_WIDTH = 72
+"""Columns that all numbers of the summary take; a narrower terminal shows `_FIRST` alone."""
+_FIRST = ("samples", "reward", "right")
 _SHOWN = 4
 """Completions shown where nobody says how many."""
 
@@ -69,7 +72,7 @@ def print_rollouts(
         return
     console = terminal()
     console.print(Text.assemble((f"step {step}", "bold"), f"  {stage_folder}"))
-    console.print(_summary(records))
+    console.print(_summary(records, is_narrow=console.width < _SUMMARY_WIDTH))
     for record in shown:
         console.print(_panel(record, width=min(console.width, _WIDTH)))
     if not is_limited and len(records) > len(shown):
@@ -85,18 +88,19 @@ def _chosen(records: Sequence[Record], best: int | None, worst: int | None) -> l
     return top + [record for record in bottom if record not in top]
 
 
-def _summary(records: Sequence[Record]) -> Any:
-    columns = ("domain", "prompts", "samples", "reward", "right", "tokens", "cut off", "all equal")
-    table = frame(*columns)
-    align_numbers(table, columns[1:])
-    for column in table.columns:  # on a narrow terminal a number is wrapped, never cut
-        column.no_wrap, column.overflow = False, "fold"
+def _summary(records: Sequence[Record], *, is_narrow: bool) -> Any:
+    columns = ("prompts", "samples", "reward", "right", "tokens", "cut off", "all equal")
+    shown = [place for place, name in enumerate(columns) if name in _FIRST or not is_narrow]
+    table = frame("domain", *(columns[place] for place in shown))
+    align_numbers(table, columns)
     table.columns[0].no_wrap = True
     ordered = sorted(records, key=lambda record: record["domain"])
     for name, of_domain in groupby(ordered, key=lambda record: record["domain"]):
-        table.add_row(name, *_numbers(list(of_domain)))
+        numbers = _numbers(list(of_domain))
+        table.add_row(name, *(numbers[place] for place in shown))
     if len({record["domain"] for record in records}) > 1:
-        table.add_row("all", *_numbers(records))
+        numbers = _numbers(records)
+        table.add_row("all", *(numbers[place] for place in shown))
     return table
 
 

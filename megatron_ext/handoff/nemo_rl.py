@@ -67,7 +67,7 @@ def _steps(facts: StageFacts, held_out: int) -> list[Setting]:
         Setting("grpo.val_period", plan.cadence.validation_interval_steps, "training.validation_interval_tokens"),
         Setting("grpo.val_at_start", True, "", "as here"),
         Setting("grpo.max_val_samples", held_out, "rl.prompts[0].validation_prompts", "times rl.validation_samples"),
-        Setting("grpo.val_batch_size", held_out, "", "all at once"),
+        Setting("grpo.val_batch_size", held_out, "rl.validation_samples", "rows of each prompt; all at once"),
         Setting("grpo.seed", plan.seed, "seed"),
     ]
 
@@ -213,6 +213,8 @@ def lost_in_nemo_rl(facts: StageFacts) -> list[Lost]:
     rl, lost = facts.rl, []
     if rl.aggregation == "group-sum":
         lost.append(Lost("rl.aggregation", "group-sum: NeMo-RL averages each completion, as with sequence"))
+    if rl.epochs > 1:
+        lost.append(Lost("rl.epochs", f"{rl.epochs}: NeMo-RL reads the completions of a step once"))
     if rl.kl.weighted:
         lost.append(Lost("rl.kl.weighted", "true: NeMo-RL's KL is not multiplied by the ratio"))
     if rl.dynamic_sampling:

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -106,7 +107,7 @@ def in_terminal(columns: int, *words: str) -> str:
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
     environment = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")}
     command = [sys.executable, "-m", "megatron_ext", *words]
-    with subprocess.Popen(command, stdin=theirs, stdout=theirs, env=environment | {"TERM": "dumb"}) as process:
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, env=environment | {"TERM": "xterm"}) as process:
         os.close(theirs)
         chunks = []
         with contextlib.suppress(OSError):  # of a terminal whose other end is closed
@@ -114,7 +115,7 @@ def in_terminal(columns: int, *words: str) -> str:
                 chunks.append(chunk)
     os.close(ours)
     assert process.returncode == 0
-    return b"".join(chunks).decode().replace("\r\n", "\n")
+    return re.sub(r"\x1b\[[\d;]*m", "", b"".join(chunks).decode().replace("\r\n", "\n"))
 
 
 def test_the_best_and_the_worst_are_chosen_by_reward(stage: Path, capsys: pytest.CaptureFixture[str]) -> None:
