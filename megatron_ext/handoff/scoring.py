@@ -24,7 +24,8 @@ def encode_question(row: PromptRow) -> str:
     Args:
         row: The prompt, its scorer filled in.
     """
-    return json.dumps({"name": prompt_name(row.record), **question_of(row.record)}, ensure_ascii=False, sort_keys=True)
+    known = {"name": prompt_name(row.record), "opening": row.opening, **question_of(row.record)}
+    return json.dumps(known, ensure_ascii=False, sort_keys=True)
 
 
 def make_pool(rewards: Mapping[str, Any]) -> RewardPool:
@@ -49,7 +50,10 @@ def score(pool: RewardPool, replies: list[str], questions: list[str]) -> list[Re
         replies: As decoded, without the token that ended them.
         questions: Of each, from `encode_question`.
     """
-    futures = [pool.submit(_row_of(question), text) for question, text in zip(questions, replies, strict=True)]
+    futures = []
+    for question, text in zip(questions, replies, strict=True):
+        asked = json.loads(question)
+        futures.append(pool.submit(_row_of(asked), asked["opening"] + text))
     return [future.result() for future in futures]
 
 
@@ -83,8 +87,7 @@ def make_compute_score(**rewards: Any) -> Callable[..., dict[str, float]]:
     return compute_score
 
 
-def _row_of(question: str) -> dict[str, Any]:
-    asked = json.loads(question)
+def _row_of(asked: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "id": asked["name"],
         "reward_model": {"ground_truth": asked["truth"]},
