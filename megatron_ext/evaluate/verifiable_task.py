@@ -9,25 +9,21 @@ scored beside the sampling in processes that may be ended (`objectives/rewards.p
 
 from __future__ import annotations
 
-import functools
 import itertools
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
-from data_tools.chat_template_files import template_source
 from data_tools.errors import DataError, TrainingError, UserError
 from data_tools.prompts import ADAPTER as PROMPT_ADAPTER
-from data_tools.prompts import PromptEncoder, PromptFile, PromptRow, content_id, read_prompts
-from data_tools.records import Domain
+from data_tools.prompts import PromptFile, PromptRow
 from data_tools.scoring import final_answer
 from megatron_ext.evaluate.contamination import Benchmark, contamination_of, require_clean
 from megatron_ext.evaluate.results import Contamination
 from megatron_ext.evaluate.tasks import TaskRequest
-from megatron_ext.plan.rl_prompts import read_prompt_set
-from megatron_ext.plan.stage_plan import StagePlan
+from megatron_ext.evaluate.verifiable_prompts import prompts_of, rl_plan_of
 
 if TYPE_CHECKING:
     from megatron_ext.evaluate.evaluation import Evaluation
@@ -35,13 +31,11 @@ if TYPE_CHECKING:
     from megatron_ext.objectives.rewards import RewardParts
     from megatron_ext.rollout.protocol import Completion, Prompt
 
-_DOMAINS = get_args(Domain)
-
 
 def check(requests: Sequence[TaskRequest], checkpoint: Path) -> None:
     """Refuses files that are not there, prompts that nobody can judge, and models that were not taught to answer."""
     for request in requests:
-        file, _ = _prompts(request, checkpoint / "tokenizer")
+        file, _ = prompts_of(request, checkpoint / "tokenizer")
         unusable = sum(file.unusable.values())
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in file.unusable.items())
         if not file.rows:
@@ -56,36 +50,9 @@ def check(requests: Sequence[TaskRequest], checkpoint: Path) -> None:
         require_clean(request, _contamination(request, file, checkpoint), len(file.rows[: request.options.limit]))
 
 
-@functools.lru_cache(maxsize=8)
-def _held_out(stage: Path, tokenizer: Path, template: str) -> tuple[PromptFile, frozenset[int]]:
-    """The prompts that an rl stage holds out, of all its sources."""
-    plan = _plan_of(stage)
-    assert plan.rl is not None, "looked at before"
-    found = read_prompt_set(
-        plan.rl.options, data_root=plan.rl.data_root, tokenizer=str(tokenizer), template=template, seed=plan.seed
-    )
-    for source, got in zip(plan.data.sources, found.sources, strict=True):
-        if got.validation_data_id != source.validation_data_id:
-            raise DataError(
-                f"{stage}: source {source.source} holds out other prompts now than the stage did; restore it."
-            )
-    rows = tuple(row for source in found.sources for row in source.held_out)
-    return PromptFile(rows, content_id(rows), {}, "", {}), found.stop_ids
-
-
-def _plan_of(stage: Path) -> StagePlan:
-    file = stage / "plan.json"
-    plan = StagePlan.model_validate_json(file.read_bytes()) if file.is_file() else None
-    if plan is None or plan.rl is None:
-        raise DataError(
-            f"{stage}: is no folder of an rl stage, whose held-out prompts it would name; name a JSONL file."
-        )
-    return plan
-
-
 def _contamination(request: TaskRequest, file: PromptFile, checkpoint: Path) -> Contamination:
     rows, path = file.rows[: request.options.limit], Path(request.argument)
-    apart = frozenset(source.data_id for source in _plan_of(path).data.sources) if path.is_dir() else frozenset()
+    apart = frozenset(source.data_id for source in rl_plan_of(path).data.sources) if path.is_dir() else frozenset()
     ids = frozenset(row.id for row in rows)
     benchmark = Benchmark(path, file.sha256, ids, PROMPT_ADAPTER, apart_from=apart)
     return contamination_of(benchmark, checkpoint, request.options)
@@ -96,37 +63,12 @@ def run(requests: Sequence[TaskRequest], evaluation: Evaluation) -> list[TaskRes
     return [_run(request, evaluation) for request in requests]
 
 
-def _prompts(request: TaskRequest, tokenizer: Path) -> tuple[PromptFile, frozenset[int]]:
-    """The prompts, and the ids at which answers end."""
-    template = request.options.chat_template
-    try:
-        source, _ = template_source(tokenizer, Path(template) if template else None)
-    except DataError:
-        if template:
-            raise
-        raise DataError(
-            f"{tokenizer}: holds no chat template, so its stage was not taught to answer; name a checkpoint of an sft "
-            "stage, or a template that the questions are put into: --set chat_template=FILE."
-        ) from None
-    path = Path(request.argument)
-    if path.is_dir():
-        return _held_out(path, tokenizer, source)
-    return _read(path, tokenizer, source, request.domain, request.options.scorer)
-
-
-@functools.lru_cache(maxsize=8)  # checked before torch is imported, then run
-def _read(path: Path, tokenizer: Path, template: str, domain: str, scorer: str) -> tuple[PromptFile, frozenset[int]]:
-    encoder = PromptEncoder(tokenizer, template)
-    known: Any = domain if domain in _DOMAINS else "general"
-    return read_prompts(path, encoder, domain=known, scorer=scorer), encoder.stop_ids
-
-
 def _run(request: TaskRequest, evaluation: Evaluation) -> TaskResult:
     import torch.distributed as dist
 
     from megatron_ext.runtime.agreement import raise_on_all_ranks
 
-    file, stop_ids = _prompts(request, evaluation.opened.tokenizer_folder)
+    file, stop_ids = prompts_of(request, evaluation.opened.tokenizer_folder)
     rows = file.rows[: request.options.limit]
     there = {(line["item"], line["sample"]): line for line in evaluation.items.of(request.name)}
     wanted = [(row, runs_of_missing(row.id, there, request.options.samples)) for row in rows]
