@@ -3,7 +3,9 @@
 A text is its context and continuation without the last token, padded to the right: every layer is causal, so nothing
 that stands behind a token reaches it, neither through attention nor through a convolution or a state. Texts that are
 alike (answers of one token to one question) are read once. Texts go longest first, so that a pass holds texts of about
-one length; the output layer, most of a small model's work, runs over the scored places alone.
+one length; the output layer, most of a small model's work, runs over the scored places alone. Rows that pack the same
+texts one behind the other took 0.87 to 1.06 of the time (hybrid_tiny on a CPU, 40 to 420 tokens, sorted): not enough to
+make every backend's kernels for packed rows part of this.
 """
 
 from __future__ import annotations

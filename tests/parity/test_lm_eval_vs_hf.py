@@ -99,3 +99,14 @@ def test_answers_are_the_same_text(pair: Pair, tasks: Path, num_fewshot: int) ->
     assert [one["filtered_resps"] for one in mine] == [one["filtered_resps"] for one in other]
     assert len({one["filtered_resps"][0] for one in mine}) > 3, "answers that are all alike would show nothing"
     assert ours["results"]["add_generate"] == theirs["results"]["add_generate"]
+
+
+@pytest.mark.parametrize("name", ["add_choice", "add_generate"])
+def test_a_chat_is_rendered_and_answered_alike(pair: Pair, tasks: Path, name: str) -> None:
+    ours, theirs = both(pair, tasks, name, num_fewshot=1, apply_chat_template=True)
+    mine, other = ours["samples"][name], theirs["samples"][name]
+    assert "<|im_start|>user" in mine[0]["arguments"][0][0]
+    for one, another in zip(mine, other, strict=True):
+        assert one["arguments"] == another["arguments"]
+        for answer, expected in zip(one["filtered_resps"], another["filtered_resps"], strict=True):
+            assert answer == (expected if name == "add_generate" else pytest.approx(expected, abs=TOLERANCE_NATS))
