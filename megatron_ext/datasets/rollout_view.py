@@ -140,7 +140,7 @@ def _panel(record: Record, *, width: int) -> Panel:
         detail = f": {record['detail']}" if record.get("detail") else ""
         facts += f"  scorer {record['outcome']}{detail}"
     if not record["is_trained"]:
-        facts += "  replaced, not learned from"
+        facts += "  not learned from"
     asked = printable("\n".join(f"{turn['role']}: {turn['content']}" for turn in record["prompt"]))
     is_right = record["parts"]["accuracy"] > 0
     return Panel(

@@ -32,6 +32,10 @@ Outcome = Literal["scored", "timed-out", "crashed", "failed"]
 the scorer, where `on_error` is `count`. The answer is wrong in all cases but the first."""
 
 
+_SHOWN = 500
+"""Characters of the end of a reply in a message; the answer stands there."""
+
+
 class ScorerError(TrainingError):
     """A scorer raised, on a prompt that the message names."""
 
@@ -179,7 +183,8 @@ class RewardPool:
             raise SetupError(answer["missing"])
         if "error" in answer and self._options.on_error == "raise":
             raise ScorerError(
-                f"prompt {name}: the scorer {question['scorer']} raised {answer['error']}\n"
+                f"prompt {name}: the scorer {question['scorer']} raised {answer['error']}, of the reply "
+                f"{question['text'][-_SHOWN:]!r}\n"
                 "  Remove the prompt, or count such answers as wrong: rl.rewards.on_error: count."
             )
         total, parts = compose(

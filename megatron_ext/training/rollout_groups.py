@@ -80,7 +80,7 @@ class Group:
         return [
             shared
             | {
-                "sample": number,
+                "sample": sample.completion.sample_index,
                 "text": sample.text,
                 "tokens": sample.length,
                 "finish": sample.completion.finish,
@@ -92,7 +92,7 @@ class Group:
                 "log_prob": sum(sample.completion.log_probs) / sample.length,
                 "is_trained": is_trained,
             }
-            for number, (sample, advantage) in enumerate(zip(self.samples, self.advantages, strict=True))
+            for sample, advantage in zip(self.samples, self.advantages, strict=True)
         ]
 
 

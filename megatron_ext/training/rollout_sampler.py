@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -17,13 +18,14 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from data_tools.errors import TrainingError, UserError
 from data_tools.tokenizer import Tokenizer
 from megatron_ext.datasets.prompts import DrawnPrompt, sample_seed
-from megatron_ext.objectives.rewards import RewardParts, RewardPool, prompt_name
+from megatron_ext.datasets.rollout_file import write_rollouts
+from megatron_ext.objectives.rewards import PARTS, RewardParts, RewardPool, prompt_name
 from megatron_ext.plan.rl_prompts import PromptSet
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.rollout.inprocess import InProcessEngine
 from megatron_ext.rollout.protocol import Completion, Prompt
 from megatron_ext.rollout.sampling_run import NonFiniteLogitsError
-from megatron_ext.runtime.agreement import raise_on_all_ranks
+from megatron_ext.runtime.agreement import answer_of_main_rank, raise_on_all_ranks
 from megatron_ext.runtime.parallel import PatientWait
 from megatron_ext.training.rl_options import reward_options, sampling_of
 from megatron_ext.training.rollout_groups import Group, Scored
@@ -39,7 +41,15 @@ class RolloutSampler:
         expected: Tokens that a completion is expected to take, by the number of its source.
     """
 
-    def __init__(self, plan: StagePlan, prompts: PromptSet, model: Any, groups: ProcessGroupCollection) -> None:
+    def __init__(
+        self,
+        plan: StagePlan,
+        prompts: PromptSet,
+        model: Any,
+        groups: ProcessGroupCollection,
+        *,
+        folder: Path | None = None,
+    ) -> None:
         """Makes the engine, and starts the workers.
 
         All ranks must call this.
@@ -49,9 +59,11 @@ class RolloutSampler:
             prompts: Of the plan.
             model: The policy, wrapped for training.
             groups: Process groups.
+            folder: Of the stage, where the completions of a failed step are kept; None keeps none.
         """
         assert plan.rl is not None, "completions are sampled by an rl stage"
         self._plan, self._rl, self._prompts, self._groups = plan, plan.rl.options, prompts, groups
+        self._folder = folder
         self._tokenizer = Tokenizer.load(plan.data.tokenizer, special_tokens="parse")
         self._sampling = sampling_of(self._rl, prompts.stop_ids)
         self._engine = InProcessEngine(
@@ -100,13 +112,42 @@ class RolloutSampler:
         All ranks must call this, behind `take_weights`.
 
         Raises:
-            UserError: Of whichever rank has one: logits that are not finite, a scorer that raises.
+            UserError: Of whichever rank has one: logits that are not finite, a scorer that raises. What had ended is
+                kept, and the message says where.
         """
         prompts = [Prompt(one.row.ids, num_samples, one.seed, self.expected.get(str(one.source))) for one in drawn]
-        error: UserError | None = None
-        mine: list[tuple[int, int, Scored]] = []
+        mine, error = self._sample_mine(drawn, prompts)
+        self._wait_for_all()  # one rank's completions or answers may take much longer than another's
+        of_ranks: list[list[tuple[int, int, Scored]]] = [[] for _ in range(dist.get_world_size())]
+        dist.all_gather_object(of_ranks, mine)
+        scored: list[list[Scored]] = [[] for _ in drawn]
+        for place, _, sample in sorted((one for of_rank in of_ranks for one in of_rank), key=lambda one: one[:2]):
+            scored[place].append(sample)
         try:
-            mine = self._sample_mine(drawn, prompts)
+            raise_on_all_ranks(error)
+        except UserError as shared:
+            raise type(shared)(f"{shared}{self._keep_failed(drawn, scored)}") from None
+        assert all(len(group) == num_samples for group in scored), "every completion is of one rank"
+        return scored
+
+    def _sample_mine(
+        self, drawn: Sequence[DrawnPrompt], prompts: Sequence[Prompt]
+    ) -> tuple[list[tuple[int, int, Scored]], UserError | None]:
+        """This rank's completions; of the tensor-parallel ranks, which have the same ones, the first scores them.
+
+        With an error of sampling or scoring, its first one, come the completions that had ended.
+        """
+        error: UserError | None = None
+        pending: list[tuple[Completion, str, Future[RewardParts]]] = []
+        rewards = self._rewards
+
+        def submit(completion: Completion) -> None:
+            if rewards is not None:
+                text, row = self._text_of(completion), drawn[completion.prompt_index].row
+                pending.append((completion, text, rewards.submit(row.record, row.opening + text)))
+
+        try:
+            self._engine.generate(prompts, self._sampling, on_finished=submit)
         except NonFiniteLogitsError as caught:
             where = f"prompt {prompt_name(drawn[caught.sample.prompt_index].row.record)}, new token {caught.step}"
             error = TrainingError(
@@ -116,31 +157,35 @@ class RolloutSampler:
             )
         except UserError as caught:
             error = caught
-        self._wait_for_all()  # one rank's completions or answers may take much longer than another's
-        raise_on_all_ranks(error)
-        of_ranks: list[list[tuple[int, int, Scored]]] = [[] for _ in range(dist.get_world_size())]
-        dist.all_gather_object(of_ranks, mine)
-        scored: list[list[Scored]] = [[] for _ in drawn]
-        for place, _, sample in sorted((one for of_rank in of_ranks for one in of_rank), key=lambda one: one[:2]):
-            scored[place].append(sample)
-        assert all(len(group) == num_samples for group in scored), "every completion is of one rank"
-        return scored
+        mine = []
+        for completion, text, future in pending:
+            try:
+                reward = future.result()
+            except UserError as caught:
+                error, reward = error or caught, RewardParts(0.0, dict.fromkeys(PARTS, 0.0), "failed", str(caught))
+            mine.append((completion.prompt_index, completion.sample_index, Scored(completion, text, reward)))
+        return mine, error
 
-    def _sample_mine(self, drawn: Sequence[DrawnPrompt], prompts: Sequence[Prompt]) -> list[tuple[int, int, Scored]]:
-        """This rank's completions; of the tensor-parallel ranks, which have the same ones, the first scores them."""
-        pending: list[tuple[Completion, str, Future[RewardParts]]] = []
-        rewards = self._rewards
+    def _keep_failed(self, drawn: Sequence[DrawnPrompt], scored: Sequence[Sequence[Scored]]) -> str:
+        """Writes what had ended when sampling or scoring failed; says where, to end a message with.
 
-        def submit(completion: Completion) -> None:
-            if rewards is not None:
-                text, row = self._text_of(completion), drawn[completion.prompt_index].row
-                pending.append((completion, text, rewards.submit(row.record, row.opening + text)))
-
-        self._engine.generate(prompts, self._sampling, on_finished=submit)
-        return [
-            (completion.prompt_index, completion.sample_index, Scored(completion, text, future.result()))
-            for completion, text, future in pending
-        ]
+        All ranks must call this.
+        """
+        said = ""
+        if self._folder is not None and dist.get_rank() == 0:
+            names = [source.source for source in self._plan.data.sources]
+            records = [
+                record
+                for prompt, samples in zip(drawn, scored, strict=True)
+                for record in Group(prompt, tuple(samples), (0.0,) * len(samples), is_flat=False).records(
+                    self._step + 1, names[prompt.source], is_trained=False
+                )
+            ]
+            try:
+                said = f"\n  Sampled by then: {write_rollouts(self._folder, self._step + 1, records, has_failed=True)}"
+            except UserError as error:
+                said = f"\n  What was sampled by then is lost: {error}"
+        return str(answer_of_main_rank(said))
 
     def _text_of(self, completion: Completion) -> str:
         ids = completion.token_ids

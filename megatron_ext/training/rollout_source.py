@@ -75,7 +75,7 @@ class RolloutSource:
         self._options = rl_options(self._rl)
         self.prompts = planned_prompts(plan)
         self._cursor = PromptCursor(plan, self.prompts)
-        self._sampler = RolloutSampler(plan, self.prompts, model, groups)
+        self._sampler = RolloutSampler(plan, self.prompts, model, groups, folder=folder)
         self._updates_of = UpdateMaker(plan, model, groups, reference=reference, options=self._options)
         self._updates: list[tuple[int, tuple[RolloutBatch, ...]]] = []
         self.steps_begun, self.is_unchanged = 0, False

@@ -314,6 +314,34 @@ def test_the_ledger_counts_replaced_prompts_as_drawn_and_sampled_and_not_as_lear
     assert row.read - row.masked == learned
 
 
+def test_a_scorer_that_raises_keeps_what_was_sampled_and_may_be_counted_in_the_same_stage(
+    project: ToyProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from megatron_ext.__main__ import main
+
+    broken = {"scorer": "reasoning-gym", "task": {"family": "palindrome_generation", "metadata": {}}}
+    lines = [prompt_line(n, meta_data=broken) for n in range(32)]
+    write_prompts(project.root / "data" / "broken.jsonl", lines)
+    root = run_root(project, "broken")
+    options = ("rl.prompts[0].file=broken.jsonl", "training.max_steps=1")
+    done = run(project, root, *options, processes=2)
+    assert done.code != 0
+    assert "raised KeyError: 'letters', of the reply '\\\\boxed{" in done.output
+    kept = stage_of(root) / "rollouts" / "failed_step_1.jsonl.zst"
+    assert f"Sampled by then: {kept}" in done.output
+    step, records = read_rollouts(stage_of(root), None)
+    assert step == 1
+    assert [(record["outcome"], record["is_trained"]) for record in records] == [("failed", False)] * 8  # held out
+    assert all(record["text"].startswith(r"\boxed{") for record in records)
+    assert main(["rollouts", str(stage_of(root)), "--best", "1"]) == 0
+    assert "scorer failed: prompt sum-" in capsys.readouterr().out
+
+    done = run(project, root, *options, "rl.rewards.on_error=count")
+    assert done.code == 0, done.output
+    assert len(read_rollouts(stage_of(root), 1)[1]) == 4 * 2
+    assert not kept.exists()
+
+
 def test_refills_leave_the_planned_steps_their_prompts(project: ToyProject) -> None:
     root = run_root(project, "scarce")
     done = run(project, root, "rl.dynamic_sampling=true", "rl.max_epochs=1.25")
