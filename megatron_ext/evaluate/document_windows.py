@@ -33,7 +33,7 @@ from megatron_ext.datasets.shards import ShardedDocuments, open_documents
 from megatron_ext.evaluate.evaluation import Evaluation
 from megatron_ext.evaluate.results import Contamination, Interval, Metric, TaskResult
 from megatron_ext.evaluate.tasks import TaskRequest
-from megatron_ext.evaluate.text_bytes import bits_per_byte, bytes_of
+from megatron_ext.evaluate.text_bytes import bits_per_byte, bytes_of, require_finite
 from megatron_ext.objectives.pretrain import PretrainObjective
 from megatron_ext.runtime.agreement import raise_on_all_ranks
 from megatron_ext.training.intervals import bootstrap_interval
@@ -151,6 +151,7 @@ def _score(
             losses = _nats_of(rows, tokenizer.eod_id, evaluation)
             for window, row, nats in zip(batch, rows, losses, strict=True):
                 key = _item(window), window.number
+                require_finite(nats, f"{request.task}, document {window.document:,}")
                 if groups.tp.rank() or key in there:
                     continue
                 whole = _whole(documents, window.document, sizes[window.document]) if window.number == 0 else None

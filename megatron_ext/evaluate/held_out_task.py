@@ -103,7 +103,7 @@ def _own_set(request: TaskRequest, evaluation: Evaluation, source: SourcePlan, *
     """The loss on a source's held-out set, by the code of the training loop's validation."""
     from data_tools.progress import shown
     from megatron_ext.evaluate.results import Metric, TaskResult
-    from megatron_ext.evaluate.text_bytes import bits_per_byte, bytes_of_labels
+    from megatron_ext.evaluate.text_bytes import bits_per_byte, bytes_of_labels, require_finite
     from megatron_ext.training.parts import objective_of
     from megatron_ext.training.validate import held_out_report
 
@@ -117,7 +117,7 @@ def _own_set(request: TaskRequest, evaluation: Evaluation, source: SourcePlan, *
             plan, opened.model, objective, groups, source=source, keep_tail=True, progress=progress
         )
     row = report[plan.data.sources.index(source)]
-    nats, tokens = float(row[0]), round(float(row[1]))
+    nats, tokens = require_finite(float(row[0]), f"{request.task}, source {source.source}"), round(float(row[1]))
     loss = Metric(name="loss", value=nats / tokens, n=tokens, is_higher_better=False)
     metrics, details, method = [loss], {"nats": nats, "tokens": tokens}, _ROWS[plan.stage]
     if plan.stage == "pretrain":
@@ -139,6 +139,9 @@ def _own_set(request: TaskRequest, evaluation: Evaluation, source: SourcePlan, *
         + "; no interval: tokens of a row are not drawn one by one",
         seed=options.seed,
         contamination=Contamination(status="not-applicable", note="a plan refuses held-out sets that its chain reads"),
+        notes=(f"limit {options.limit:,} counts documents and questions; rows=N limits these rows",)
+        if options.limit is not None
+        else (),
         details=details,
     )
 

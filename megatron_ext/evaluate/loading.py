@@ -23,6 +23,7 @@ from data_tools.errors import UsageError
 from megatron_ext.evaluate.results import CheckpointIdentity, EngineFacts
 from megatron_ext.models.backends import backend_of_all_ranks
 from megatron_ext.models.build import build_model
+from megatron_ext.plan.layouts import legal_tensor_parallel_sizes
 from megatron_ext.plan.placement import placed
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.runtime.device import describe_gpus
@@ -84,10 +85,12 @@ def opened_checkpoint(
         UsageError: The ranks cannot be divided so.
         SetupError: The layers that were asked for cannot run here.
     """
+    written = read_plan(path)
+    _refuse_split(tensor_model_parallel_size, launch.world_size, written)
     plan = placed(
-        read_plan(path),
+        written,
         world_size=launch.world_size,
-        tensor_model_parallel_size=_divisor(tensor_model_parallel_size, launch.world_size),
+        tensor_model_parallel_size=tensor_model_parallel_size,
         backend=backend,
     )
     with process_groups(launch, tensor_model_parallel_size=tensor_model_parallel_size) as groups:
@@ -101,13 +104,18 @@ def opened_checkpoint(
         yield OpenedCheckpoint(path, plan, groups, model, identity_of(path), _engine_facts(plan, name))
 
 
-def _divisor(size: int, world_size: int) -> int:
+def _refuse_split(size: int, world_size: int, plan: StagePlan) -> None:
+    legal = legal_tensor_parallel_sizes(plan.model)
+    if size not in legal:
+        raise UsageError(
+            f"--tensor-model-parallel-size {size}: {plan.model.name} cannot be split so; legal: "
+            f"{', '.join(map(str, legal))}."
+        )
     if world_size % size:
         raise UsageError(
             f"--tensor-model-parallel-size {size}: does not divide the {world_size} processes; start a multiple of it: "
             f"torchrun --nproc-per-node {size} -m megatron_ext evaluate …"
         )
-    return size
 
 
 def identity_of(path: Path) -> CheckpointIdentity:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_tools.errors import TrainingError
 from data_tools.tokenizer import Tokenizer
 from megatron_ext.datasets.open_files import OpenFiles
 from megatron_ext.datasets.shards import open_documents
@@ -58,3 +59,17 @@ def bits_per_byte(nats: float, num_bytes: int, tokens: int, interval: Interval |
     """Cross entropy of a text in bits for each of its bytes: comparable between tokenizers, unlike that of a token."""
     value = nats / math.log(2) / max(1, num_bytes)
     return Metric(name="bits_per_byte", value=value, n=tokens, is_higher_better=False, interval=interval)
+
+
+def require_finite(nats: float, what: str) -> float:
+    """The loss, if it is a number.
+
+    Raises:
+        TrainingError: It is not: the weights are of a run that diverged.
+    """
+    if math.isfinite(nats):
+        return nats
+    raise TrainingError(
+        f"{what}: the loss is {nats}; the checkpoint's weights or logits are not finite. Look at the loss of its run, "
+        "and take an earlier checkpoint."
+    )

@@ -70,6 +70,7 @@ def _run(request: TaskRequest, evaluation: Evaluation) -> TaskResult:
 
     file, stop_ids = prompts_of(request, evaluation.opened.tokenizer_folder)
     rows = file.rows[: request.options.limit]
+    contamination = _contamination(request, file, evaluation.opened.path)  # a running stage may remove its checkpoint
     there = {(line["item"], line["sample"]): line for line in evaluation.items.of(request.name)}
     wanted = [(row, runs_of_missing(row.id, there, request.options.samples)) for row in rows]
     asked = [(row, first, count) for row, runs in wanted for first, count in runs]
@@ -87,7 +88,6 @@ def _run(request: TaskRequest, evaluation: Evaluation) -> TaskResult:
 
     answers = [[there[row.id, sample] for sample in range(request.options.samples)] for row in rows]
     learned_length = evaluation.opened.plan.batch.sequence_length
-    contamination = _contamination(request, file, evaluation.opened.path)
     return result_of(request, file, rows, answers, contamination, learned_length)
 
 

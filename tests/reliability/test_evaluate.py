@@ -253,6 +253,14 @@ def test_a_damaged_checkpoint_is_refused(run: Run, tmp_path: Path, capfd: pytest
     assert "this checkpoint is damaged; nothing was loaded" in said
 
 
+@pytest.mark.parametrize(("size", "said"), [("2", "does not divide the 1 processes"), ("3", "legal: 1, 2")])
+def test_ranks_that_cannot_share_the_model_are_refused(
+    run: Run, capfd: pytest.CaptureFixture[str], size: str, said: str
+) -> None:
+    arguments = (str(run.stage_folder), "--tasks", "held-out", "--set", "rows=1", "--tensor-model-parallel-size", size)
+    assert said in refused(run, capfd, *arguments, code=2)
+
+
 def write_benchmark(project: ToyProject, folder: str, *, reports: tuple[str, ...], is_seen: bool = True) -> str:
     """Two prompts, of which the first stands in source `sums` if it is to, and reports beside them; gives the task."""
     root = project.root / folder
