@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,6 +29,12 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(command: str) -> int:
     return main(shlex.split(command))
+
+
+def report_lines(kind: str) -> list[dict[str, Any]]:
+    """The lines of report.jsonl that hold `kind`: `pair` of what was compared, `side` of a document with a hit."""
+    lines = [json.loads(line) for line in Path("report.jsonl").read_text().splitlines()]
+    return [line for line in lines if kind in line]
 
 
 def help_of(verb: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -125,7 +132,9 @@ def test_overlap_reports_what_a_corpus_shares_with_another_and_with_an_evaluatio
     for name, texts in {"one": [WORDS, "short"], "two": ["no", WORDS.upper()], "test": [f"x {WORDS} y"]}.items():
         Path(f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     assert run("overlap one.jsonl two.jsonl --against test.jsonl --out report.jsonl") == 0
-    lines = [json.loads(line) for line in Path("report.jsonl").read_text().splitlines()]
+    pairs = [[side["name"] for side in line["pair"]] for line in report_lines("pair")]
+    assert pairs == [["one.jsonl", "two.jsonl"], ["one.jsonl", "test.jsonl"], ["two.jsonl", "test.jsonl"]]
+    lines = report_lines("side")
     assert [(line["side"], line["against"], line["row"], line["hits"], line["duplicate"]) for line in lines] == [
         ("one.jsonl", "two.jsonl", 1, 8, True),
         ("two.jsonl", "one.jsonl", 2, 8, True),
@@ -146,7 +155,7 @@ def test_overlap_of_a_source_reads_the_text_that_its_manifest_names(
     manifest["sources"] = [{"path": "text.jsonl", "bytes": 1, "sha256": ""}]
     path.write_text(json.dumps(manifest))
     assert run("overlap a.yaml text.jsonl --out report.jsonl") == 0
-    sides = [json.loads(line)["side"] for line in Path("report.jsonl").read_text().splitlines()]
+    sides = [line["side"] for line in report_lines("side")]
     assert sides == ["a.yaml", "text.jsonl"]
 
 
@@ -177,7 +186,7 @@ def test_a_report_is_written_whole_into_a_folder_that_is_made(
         Path(f"{name}.jsonl").write_text(json.dumps({"text": WORDS}) + "\n")
     assert run("overlap one.jsonl two.jsonl --out new/report.jsonl") == 0
     before = Path("new/report.jsonl").read_bytes()
-    assert before.count(b"\n") == 2
+    assert before.count(b"\n") == 3
     Path("two.jsonl").write_text(json.dumps({"text": WORDS}) + "\n{\n")
     assert run("overlap one.jsonl one.jsonl --against two.jsonl --out new/report.jsonl") == 3
     assert [path.name for path in Path("new").iterdir()] == ["report.jsonl"]
@@ -216,7 +225,7 @@ def test_overlap_of_a_source_passes_over_what_its_dataset_rejects(
     path.write_text(json.dumps(manifest | {"rejected": 1, "rejected_by_reason": {"malformed": 1}}))
     assert run("overlap a.yaml other.jsonl --out report.jsonl") == 0
     assert "WARNING: a.yaml: 1 records of a that its dataset rejects are not compared\n" in capsys.readouterr().err
-    assert [json.loads(line)["row"] for line in Path("report.jsonl").read_text().splitlines()] == [2, 1]
+    assert [line["row"] for line in report_lines("side")] == [2, 1]
 
 
 def test_overlap_of_a_source_reads_its_text_as_its_dataset_did(
@@ -228,5 +237,5 @@ def test_overlap_of_a_source_reads_its_text_as_its_dataset_did(
     manifest = json.loads(path.read_text()) | {"sources": [{"path": "text.jsonl", "bytes": 1, "sha256": ""}]}
     path.write_text(json.dumps(manifest | {"adapter": "prompt-completion", "text_key": "", "hold_out_percent": 2.0}))
     assert run("overlap a.yaml other.jsonl --out report.jsonl") == 0
-    assert [json.loads(line)["hits"] for line in Path("report.jsonl").read_text().splitlines()] == [8, 8]
+    assert [line["hits"] for line in report_lines("side")] == [8, 8]
     assert "WARNING: a.yaml: the 2% of a that its dataset holds out are compared too\n" in capsys.readouterr().err
