@@ -31,7 +31,8 @@ def write_tasks(folder: Path, *, documents: int = 12, until: tuple[str, ...] = (
     train, test = folder / "train.jsonl", folder / "test.jsonl"
     _write(train, [_row(7 * i + 3) for i in range(8)])
     _write(test, [_row(5 * i) for i in range(documents)])
-    data = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"train": str(train), "test": str(test)}}}
+    files = {"data_files": {"train": str(train), "test": str(test)}, "cache_dir": str(folder / "cache")}
+    data = {"dataset_path": "json", "dataset_kwargs": files}
     shared: dict[str, Any] = data | {
         "test_split": "test",
         "fewshot_split": "train",
