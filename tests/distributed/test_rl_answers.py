@@ -71,11 +71,11 @@ def follow(parts: Parts, after: dict[int, Sequence[int]]) -> None:
     parts.optimizer.reload_model_params()
 
 
-def ids_of(parts: Parts) -> tuple[int, list[int], int]:
+def ids_of(parts: Parts, said: str = ANSWER) -> tuple[int, list[int], int]:
     """The last token of every prompt, those of the answer, and the one that ends it."""
     tokenizer = Tokenizer.load(parts.plan.data.tokenizer, special_tokens="parse")
     (end,) = tokenizer.encode("<|im_end|>")
-    answer = [int(token) for token in tokenizer.encode(ANSWER)]
+    answer = [int(token) for token in tokenizer.encode(said)]
     assert isinstance(parts.cursor, RolloutSource)
     last = {row.ids[-1] for source in parts.cursor.prompts.sources for row in source.rows}
     assert len(last) == 1
@@ -83,8 +83,8 @@ def ids_of(parts: Parts) -> tuple[int, list[int], int]:
     return last.pop(), answer, end
 
 
-def say_the_answer(parts: Parts) -> None:
-    first, answer, end = ids_of(parts)
+def say_the_answer(parts: Parts, said: str = ANSWER) -> None:
+    first, answer, end = ids_of(parts, said)
     chain = [first, *answer, end]
     follow(parts, {token: [after] for token, after in itertools.pairwise(chain)})
 
@@ -96,11 +96,11 @@ def toss_a_coin(parts: Parts) -> int:
     return endless
 
 
-def answered(root: Path, keys: Sequence[str], world_size: int, stage: Path) -> dict[str, Any]:
+def answered(root: Path, keys: Sequence[str], world_size: int, stage: Path, said: str = ANSWER) -> dict[str, Any]:
     """The facts of a step whose every completion is the answer."""
     with process_groups(Launch.from_environment()) as groups:
         parts = parts_of(root, groups, keys, world_size, stage)
-        say_the_answer(parts)
+        say_the_answer(parts, said)
         try:
             parts.cursor.next_step()
             return dict(parts.cursor.facts)  # type: ignore[union-attr]
@@ -121,6 +121,21 @@ def test_every_answer_is_judged_by_the_truth_of_its_own_prompt(root: Path, tmp_p
     assert 0 < right < 1
     assert facts["pass_rate"] == right
     assert facts["zero_variance_groups"] == 4
+
+
+def test_thinking_that_the_chat_template_opens_belongs_to_the_answer(tmp_path: Path) -> None:
+    project = make_toy_project(tmp_path)
+    add_rl(project)
+    lines = [prompt_line(n, reward_model={"style": "rule", "ground_truth": "3"}) for n in range(8)]
+    write_prompts(tmp_path / "data" / "sums.prompts.jsonl", lines)
+    template = tmp_path / "data" / "tokenizer" / "chat_template.jinja"
+    begin = r"'<|im_start|>assistant\n"
+    before, _, behind = template.read_text().rpartition(begin)
+    template.write_text(f"{before}{begin}<think>\\n{behind}")
+    run_distributed(answered, 1, tmp_path, (), 1, tmp_path / "stage", "a</think>" + ANSWER)
+    _, records = read_rollouts(tmp_path / "stage", 1)
+    assert {record["text"] for record in records} == {"a</think>" + ANSWER}
+    assert {record["parts"]["accuracy-and-format"] for record in records} == {1.0}
 
 
 def stopped(root: Path, keys: Sequence[str], world_size: int, broken_rank: int) -> str:
