@@ -89,8 +89,14 @@ def _evaluate(args: argparse.Namespace, launch: Launch) -> int:
 
     quiet_known_warnings()
     # These import torch and Megatron-Core, which `--help` does not need.
-    from megatron_ext.evaluate.evaluation import Question, evaluate, evaluation_folder, finished_results
-    from megatron_ext.evaluate.external_task import taken_up
+    from megatron_ext.evaluate.evaluation import (
+        Question,
+        evaluate,
+        evaluate_by_others,
+        evaluation_folder,
+        finished_results,
+    )
+    from megatron_ext.evaluate.external_task import KINDS_OF_OTHERS, read_all, taken_up
     from megatron_ext.evaluate.loading import opened_checkpoint
     from megatron_ext.evaluate.results import write_results
     from megatron_ext.evaluate.table import print_results
@@ -103,6 +109,7 @@ def _evaluate(args: argparse.Namespace, launch: Launch) -> int:
     )
     folder = evaluation_folder(checkpoint, question, root=args.output, name=args.name)
     results = finished_results(folder, question, checkpoint)
+    read_all(requests, folder)  # a file that cannot be read is better known now than behind the other tasks
 
     def say(text: str) -> None:
         if launch.is_main:
@@ -115,6 +122,10 @@ def _evaluate(args: argparse.Namespace, launch: Launch) -> int:
             write_results(folder, results)
     elif results is not None:
         say(f"finished before: {folder}. Nothing to do; remove the folder to evaluate again.")
+    elif all(request.kind in KINDS_OF_OTHERS for request in requests):
+        if not launch.is_main:
+            return 0
+        results = evaluate_by_others(checkpoint, question, folder, say=say)
     else:
         with opened_checkpoint(
             checkpoint, launch, tensor_model_parallel_size=args.tensor_model_parallel_size, backend=args.backend

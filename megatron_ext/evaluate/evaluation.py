@@ -19,10 +19,21 @@ import torch.distributed as dist
 
 from data_tools.atomic_files import beside, write_atomically
 from data_tools.errors import SetupError, UsageError, UserError
+from megatron_ext.evaluate.external_task import KINDS_OF_OTHERS, found_so_far
 from megatron_ext.evaluate.kept_items import KeptItems, finish_items, lines_on_disk, remove_parts
-from megatron_ext.evaluate.loading import OpenedCheckpoint, weights_fingerprint
+from megatron_ext.evaluate.kept_results import keep_results, remove_kept_results, results_on_disk
+from megatron_ext.evaluate.loading import OpenedCheckpoint, identity_of, weights_fingerprint
 from megatron_ext.evaluate.options import Options
-from megatron_ext.evaluate.results import RESULTS, Aggregate, Results, TaskResult, read_results, write_results
+from megatron_ext.evaluate.results import (
+    RESULTS,
+    Aggregate,
+    CheckpointIdentity,
+    EngineFacts,
+    Results,
+    TaskResult,
+    read_results,
+    write_results,
+)
 from megatron_ext.evaluate.tasks import TaskRequest, kind_named
 from megatron_ext.runtime.agreement import answer_of_main_rank, raise_on_all_ranks
 
@@ -155,26 +166,71 @@ def evaluate(opened: OpenedCheckpoint, question: Question, folder: Path, *, say:
         error = caught
     raise_on_all_ranks(error)
     lines, cut = answer_of_main_rank(lines_on_disk(folder) if is_main else None)
+    known = answer_of_main_rank(results_on_disk(folder) if is_main else None)
     if lines or cut:
         say(f"goes on from {len(lines):,} items in {folder}" + (f"; {cut} cut lines are done again" if cut else ""))
     results: list[TaskResult] = []
     with closing(KeptItems(folder, rank=dist.get_rank(), lines=lines)) as items:
         evaluation = Evaluation(opened, folder, items, say)
-        by_kind: dict[str, list[TaskRequest]] = {}
-        for request in question.tasks:
-            by_kind.setdefault(request.kind, []).append(request)
-        for kind, requests in by_kind.items():
-            results += kind_named(kind).run(requests, evaluation)
+        for kind, requests in _by_kind(question.tasks).items():
+            if kind in KINDS_OF_OTHERS:
+                results += kind_named(kind).run(requests, evaluation)
+                continue
+            for request in requests:
+                if request.name not in known:
+                    known[request.name] = kind_named(kind).run([request], evaluation)
+                    if is_main:
+                        keep_results(folder, request.name, known[request.name])
+                results += known[request.name]
     dist.barrier()
-    found = _results(opened, question, folder, results, seconds=time.monotonic() - began)
+    found = _results(opened.identity, opened.engine, question, folder, results, seconds=time.monotonic() - began)
     if is_main:
-        finish_items(folder)
-        write_results(folder, found)
-        remove_parts(folder)
+        _finish(folder, found)
     if lock is not None:
         lock.close()
     dist.barrier()
     return found
+
+
+def evaluate_by_others(checkpoint: Path, question: Question, folder: Path, *, say: Callable[[str], None]) -> Results:
+    """The results of tasks that are all judged by other programs; no model is built. Only the main rank may call this.
+
+    Args:
+        checkpoint: A `step_N` folder.
+        question: What is asked.
+        folder: Of the evaluation.
+        say: Writes a line for people.
+    """
+    results: list[TaskResult] = []
+    with _taken(folder, question, checkpoint):
+        for requests in _by_kind(question.tasks).values():
+            results += found_so_far(requests, checkpoint, folder, say=say)
+        none = EngineFacts(
+            name="other programs",
+            backend="",
+            dtype="",
+            device="",
+            world_size=0,
+            tensor_model_parallel_size=0,
+            versions={},
+        )
+        found = _results(identity_of(checkpoint), none, question, folder, results, seconds=0.0)
+        _finish(folder, found)
+    return found
+
+
+def _by_kind(tasks: Sequence[TaskRequest]) -> dict[str, list[TaskRequest]]:
+    found: dict[str, list[TaskRequest]] = {}
+    for request in tasks:
+        found.setdefault(request.kind, []).append(request)
+    return found
+
+
+def _finish(folder: Path, results: Results) -> None:
+    finish_items(folder)
+    write_results(folder, results)
+    remove_parts(folder)
+    remove_kept_results(folder)
 
 
 def _taken(folder: Path, question: Question, checkpoint: Path) -> Any:
@@ -193,7 +249,13 @@ def _taken(folder: Path, question: Question, checkpoint: Path) -> Any:
 
 
 def _results(
-    opened: OpenedCheckpoint, question: Question, folder: Path, tasks: Sequence[TaskResult], *, seconds: float
+    identity: CheckpointIdentity,
+    engine: EngineFacts,
+    question: Question,
+    folder: Path,
+    tasks: Sequence[TaskResult],
+    *,
+    seconds: float,
 ) -> Results:
     options: Mapping[str, Any] = question.options.model_dump()
     return Results(
@@ -201,8 +263,8 @@ def _results(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=shlex.join(["megatron-ext", *sys.argv[1:]]),
         seconds=round(seconds, 3),
-        checkpoint=opened.identity,
-        engine=opened.engine,
+        checkpoint=identity,
+        engine=engine,
         seed=question.options.seed,
         options=dict(options),
         suite=question.suite,

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from megatron_ext.evaluate.evaluation import Evaluation, Question
 
 EVALPLUS, NEMO_SKILLS, EXTERNAL = "evalplus", "nemo-skills", "external"
+KINDS_OF_OTHERS = frozenset({EVALPLUS, NEMO_SKILLS, EXTERNAL})
 _DATASETS = ("humaneval", "mbpp")
 _EXTRA = ("metric", "arguments")
 _NEMO_METRICS = ("symbolic_correct", "accuracy", "average_score", "prompt_strict_accuracy")
@@ -47,12 +48,30 @@ def check(requests: Sequence[TaskRequest], checkpoint: Path) -> None:
 
 def run(requests: Sequence[TaskRequest], evaluation: Evaluation) -> list[TaskResult]:
     """What has been judged so far; the commands for the rest go to a file. All ranks may call this."""
-    folder = external_folder(evaluation.folder)
+    say = evaluation.say if evaluation.is_main else None
+    return found_so_far(requests, evaluation.opened.path, evaluation.folder, say=say)
+
+
+def found_so_far(
+    requests: Sequence[TaskRequest], checkpoint: Path, evaluation_folder: Path, *, say: Callable[[str], None] | None
+) -> list[TaskResult]:
+    """What has been judged so far of tasks of one kind.
+
+    Args:
+        requests: Of the kind.
+        checkpoint: That is exported for its program.
+        evaluation_folder: Of the evaluation.
+        say: Writes a line for people; where it is given, the commands for the rest go to a file.
+
+    Raises:
+        DataError: As `read_result`.
+    """
+    folder = external_folder(evaluation_folder)
     found = [result for request in requests if (result := read_result(request, folder)) is not None]
     names = {result.name for result in found}
     missing = [request for request in requests if request.name not in names]
-    if missing and evaluation.is_main:
-        evaluation.say(_how_to_get(missing, evaluation.opened.path, folder))
+    if missing and say is not None:
+        say(_how_to_get(missing, checkpoint, folder))
     return found
 
 
@@ -69,6 +88,16 @@ def _how_to_get(missing: Sequence[TaskRequest], checkpoint: Path, folder: Path) 
     return f"{names}: judged by {kind} on the exported checkpoint: run {file}, then this command again"
 
 
+def read_all(requests: Sequence[TaskRequest], folder: Path) -> list[TaskResult]:
+    """What other programs have found so far, of tasks of all kinds.
+
+    Raises:
+        DataError: As `read_result`.
+    """
+    asked = [one for one in requests if one.kind in KINDS_OF_OTHERS]
+    return [result for one in asked if (result := read_result(one, external_folder(folder))) is not None]
+
+
 def external_folder(folder: Path) -> Path:
     """Where the programs of others leave what they found, in an evaluation's folder."""
     return folder / "external"
@@ -83,8 +112,7 @@ def taken_up(results: Results, question: Question, folder: Path) -> Results:
         folder: Of the evaluation.
     """
     names = {result.name for result in results.tasks}
-    kinds = (EVALPLUS, NEMO_SKILLS, EXTERNAL)
-    asked = [one for one in question.tasks if one.kind in kinds and one.name not in names]
+    asked = [one for one in question.tasks if one.kind in KINDS_OF_OTHERS and one.name not in names]
     new = [result for one in asked if (result := read_result(one, external_folder(folder))) is not None]
     if not new:
         return results
@@ -146,12 +174,13 @@ def read_result(request: TaskRequest, folder: Path) -> TaskResult | None:
     """What a program has found of a task; None while it has not.
 
     Raises:
-        DataError: Its file is not of the known form.
+        DataError: Its file is not of the known form, or says what no share of items can be.
     """
     for file, read in _places(request, folder):
         if file.is_file():
             try:
                 metric, details = read(request, json.loads(file.read_bytes()))
+                _require_ratio(metric)
             except (ValueError, KeyError, TypeError, StopIteration) as error:
                 raise DataError(f"{file}: not of the form that {request.kind} writes ({error!r}).") from None
             return _result(request, metric, file, details)
@@ -169,6 +198,13 @@ def _places(request: TaskRequest, folder: Path) -> list[tuple[Path, Any]]:
 def _read_own(request: TaskRequest, found: Mapping[str, Any]) -> tuple[Metric, dict[str, Any]]:
     name = str(found.get("metric", request.extra.get("metric", "pass@1")))
     return Metric(name=name, value=found["value"], n=found["items"]), dict(found)
+
+
+def _require_ratio(metric: Metric) -> None:
+    if not 0 <= metric.value <= 1:
+        raise ValueError(f"value {metric.value:g}: must be a share in [0, 1], not a percentage")
+    if metric.n < 1:
+        raise ValueError(f"items {metric.n}: must be at least 1")
 
 
 def _read_evalplus(request: TaskRequest, found: Mapping[str, Any]) -> tuple[Metric, dict[str, Any]]:

@@ -11,8 +11,11 @@
 
 A kind is a module of this package with two functions; who adds one adds it to `KINDS`:
 
-    check(requests, checkpoint, options)   refuses what could not run, before torch is imported
-    run(requests, evaluation)              a `TaskResult` for each request, or several; all ranks call it
+    check(requests, checkpoint)   refuses what could not run, before torch is imported
+    run(requests, evaluation)     a `TaskResult` for each request, or several; all ranks call it
+
+`run` gets one request at a time, and its results are kept before the next one begins; tasks of other programs come all
+at once, so that one script serves them.
 """
 
 from __future__ import annotations

@@ -158,34 +158,66 @@ def test_results_are_the_same_on_two_ranks(run: Run, alone: Results, layout: str
     assert mine == theirs
 
 
-def test_a_killed_evaluation_goes_on_without_sampling_again(run: Run, alone: Results, project: ToyProject) -> None:
-    arguments = command(run, "killed", QUESTIONS, sets=(*SAMPLING, "slots=1"))
+def test_a_killed_evaluation_goes_on_without_doing_anything_again(
+    run: Run, alone: Results, project: ToyProject
+) -> None:
+    sets = (*SAMPLING, "slots=1")
     folder = run.stage_folder / "evaluations" / "killed"
-    kept = folder / "samples.rank_0.jsonl"
+    kept, finished = folder / "samples.rank_0.jsonl", folder / "results.part.jsonl"
     process = subprocess.Popen(
-        [sys.executable, "-m", "megatron_ext", *arguments],
+        [sys.executable, "-m", "megatron_ext", *command(run, "killed", WORDS, QUESTIONS, sets=sets)],
         cwd=project.root,
         env=environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 120
-    while not kept.is_file() or kept.read_bytes().count(b"\n") < 4:
+    while not kept.is_file() or kept.read_bytes().count(b'"task": "questions"') < 4:
         assert process.poll() is None, "ended before it was killed"
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     before = kept.read_bytes()
-    whole = before[: before.rindex(b"\n") + 1]
-    marked = [json.loads(line) | {"score": 1.0} for line in whole.splitlines()]  # none is right: seen where they count
+    lines = [json.loads(line) for line in before[: before.rindex(b"\n") + 1].splitlines()]
+    answered = sum(line["task"] == "questions" for line in lines)
+    marked = [line | ({"score": 1.0} if line["task"] == "questions" else {}) for line in lines]  # none is right
     kept.write_text("".join(json.dumps(line) + "\n" for line in marked))
-    results = evaluate(run, "killed", QUESTIONS, sets=(*SAMPLING, "slots=1"))
-    assert 4 <= len(marked) < 18
-    assert results.tasks[0].metric("avg@3").value == pytest.approx(len(marked) / 18)  # taken, not sampled again
+    (words,) = map(json.loads, finished.read_text().splitlines())
+    words["results"][0]["metrics"][0]["value"] = 1.25
+    finished.write_text(json.dumps(words) + "\n" + '{"request": "questi')  # of another line only this was written
+    results = evaluate(run, "killed", WORDS, QUESTIONS, sets=sets)
+    assert 4 <= answered < 18
+    assert results.tasks[0].metric("loss").value == 1.25  # taken, not computed again
+    assert results.tasks[1].metric("avg@3").value == pytest.approx(answered / 18)  # taken, not sampled again
     answers, whole_run = ([line | {"score": 0.0} for line in answers_of(run, name)] for name in ("killed", "alone"))
-    assert answers == [line for line in whole_run if line["task"] == "questions"]
+    assert answers == [line for line in whole_run if line["task"] in ("questions", "words.validation")]
     assert not kept.exists()
+    assert not finished.exists()
+
+
+def test_tasks_of_other_programs_alone_need_no_model(run: Run, tmp_path: Path) -> None:
+    copy = run.copied(tmp_path / "runs")
+    for weights in (copy.stage_folder / "checkpoints" / "step_10").glob("*.distcp"):
+        weights.unlink()
+    assert main(command(copy, "others", "external:code")) == 0
+    results = read_results(copy.stage_folder / "evaluations" / "others")
+    assert (results.tasks, results.engine.name) == ((), "other programs")
+    number = copy.stage_folder / "evaluations" / "others" / "external" / "code.json"
+    number.write_text('{"value": 0.41, "items": 500}')
+    assert main(command(copy, "others", "external:code")) == 0
+    (task,) = read_results(copy.stage_folder / "evaluations" / "others").tasks
+    assert (task.name, task.metric().value) == ("code", 0.41)
+
+
+def test_a_percentage_brought_as_a_share_is_refused_before_the_model_is_loaded(
+    run: Run, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = run.stage_folder / "evaluations" / "percent" / "external"
+    folder.mkdir(parents=True)
+    for value, said in (("41", "value 41: must be a share in [0, 1]"), ("NaN", "value nan: must be a share")):
+        (folder / "code.json").write_text(f'{{"value": {value}, "items": 500}}')
+        assert said in refused(run, capfd, *command(run, "percent", WORDS, "external:code")[1:], code=3)
 
 
 def test_a_finished_evaluation_is_not_done_again(run: Run, alone: Results, capfd: pytest.CaptureFixture[str]) -> None:
