@@ -15,6 +15,10 @@ Scores = dict[str, tuple[float, float]]
 """Of each item the mean score of its answers, or the sum over its windows, and the weight that goes with it."""
 
 
+_CHANGE_NOTHING = {"slots", "batch_tokens", "scoring_timeout_s", "seed", "contaminated", "overlap", "include_path"}
+_CHANGE_NOTHING |= {"contamination_share", "contamination_items", "contamination_ngram"}
+
+
 @dataclass(frozen=True)
 class Difference:
     """Of one metric.
@@ -65,7 +69,8 @@ def compare(first: Results, second: Results, folder: Path, other: Path) -> list[
             if metric.name in names:
                 interval = ends if metric.name == task.headline == same.headline else (None, None)
                 value = same.metric(metric.name).value
-                found.append(Difference(task.name, metric.name, metric.value, value, *interval, note))
+                alike = note or ("" if ends != (None, None) or metric.name != task.headline else "all items alike")
+                found.append(Difference(task.name, metric.name, metric.value, value, *interval, alike))
     return found
 
 
@@ -93,4 +98,16 @@ def _paired(
         return None, None
     items = sorted(weights)
     differences = [second[item][0] - first[item][0] for item in items]
+    if len({difference / weights[item] for item, difference in zip(items, differences, strict=True)}) < 2:
+        return None, None  # all differ alike: resampling them would say that nothing else can be
     return bootstrap_interval(differences, weights=[weights[item] for item in items], seed=seed)
+
+
+def other_options(first: Results, second: Results) -> list[str]:
+    """What two evaluations were asked otherwise, beside what changes no number: key, and both values."""
+    keys = sorted((first.options.keys() | second.options.keys()) - _CHANGE_NOTHING)
+    return [
+        f"{key}: {first.options.get(key)} and {second.options.get(key)}"
+        for key in keys
+        if first.options.get(key) != second.options.get(key)
+    ]

@@ -64,6 +64,7 @@ class _Pair:
     """Two corpora that a report has compared."""
 
     report: str
+    ngram: int
     sides: tuple[dict[str, Any], dict[str, Any]]
     hits: list[dict[str, Any]] = field(default_factory=list)
 
@@ -92,16 +93,26 @@ def contamination_of(benchmark: Benchmark, checkpoint: Path, options: Options) -
             overlapping |= benchmark.ids
             found.append(SourceOverlap(source=source.name, data_id=source.data_id, items=len(benchmark.ids)))
             continue
-        fitting = [(pair, other) for pair in pairs if (other := _side_against(pair, benchmark)) is not None]
-        covering = [(pair, other) for pair, other in fitting if not source.files.isdisjoint(_hashes(other))]
-        covered = {sha256 for _, other in covering for sha256 in _hashes(other)}
+        fitting = [(pair, *sides) for pair in pairs if (sides := _sides(pair, benchmark, options)) is not None]
+        covering = [one for one in fitting if not source.files.isdisjoint(_hashes(one[2]))]
+        covered = {sha256 for _, _, other in covering for sha256 in _hashes(other)}
         if not source.files or not source.files <= covered:
             found.append(SourceOverlap(source=source.name, data_id=source.data_id))
             continue
-        items = {hit for pair, other in covering for hit in _hits(pair, other, benchmark, options.contamination_share)}
+        items = {
+            hit for pair, _, other in covering for hit in _hits(pair, other, benchmark, options.contamination_share)
+        }
         overlapping |= items
-        report = ", ".join(dict.fromkeys(pair.report for pair, _ in covering))
-        found.append(SourceOverlap(source=source.name, data_id=source.data_id, report=report, items=len(items)))
+        found.append(
+            SourceOverlap(
+                source=source.name,
+                data_id=source.data_id,
+                report=", ".join(dict.fromkeys(pair.report for pair, _, _ in covering)),
+                items=len(items),
+                ngram=max(pair.ngram for pair, _, _ in covering),
+                too_short=max(ours["too_short"] for _, ours, _ in covering),
+            )
+        )
     return _judged(benchmark, found, overlapping, options)
 
 
@@ -164,7 +175,7 @@ def _read_report(path: Path) -> tuple[_Pair, ...]:
     try:
         for line in map(json.loads, path.read_bytes().splitlines()):
             if "pair" in line:
-                pairs.append(_Pair(str(path), tuple(line["pair"])))
+                pairs.append(_Pair(str(path), int(line["n"]), tuple(line["pair"])))
             else:
                 pairs[-1].hits.append(line)
     except OSError as error:
@@ -174,11 +185,13 @@ def _read_report(path: Path) -> tuple[_Pair, ...]:
     return tuple(pairs)
 
 
-def _side_against(pair: _Pair, benchmark: Benchmark) -> dict[str, Any] | None:
-    """The side that was compared with the benchmark; None where the pair has another one, or other ids."""
+def _sides(pair: _Pair, benchmark: Benchmark, options: Options) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """The benchmark's side and the other; None where the pair has another benchmark, other ids, or too long n-grams."""
+    if pair.ngram > options.contamination_ngram:
+        return None
     for ours, other in (pair.sides, tuple(reversed(pair.sides))):
         if any(file["sha256"] == benchmark.sha256 and file["adapter"] == benchmark.adapter for file in ours["files"]):
-            return other
+            return ours, other
     return None
 
 
@@ -215,8 +228,15 @@ def _judged(
             f"no overlap report compares {benchmark.file} with {', '.join(unknown)}"
             + ("" if benchmark.file.is_dir() else made)
         )
+    short = max((source.too_short for source in sources), default=0)
+    if short:
+        ngram = max(source.ngram or 0 for source in sources)
+        said.append(
+            f"{short:,} documents of {benchmark.file} have fewer than {ngram} words, so only copies of them as a whole "
+            "were looked for: data-tools overlap --ngram N with a smaller N finds more"
+        )
     return Contamination(
-        status="overlaps" if overlapping else "unknown" if unknown else "clean",
+        status="overlaps" if overlapping else "unknown" if unknown or short else "clean",
         threshold=options.contamination_share,
         items=None if unknown and not overlapping else len(overlapping),
         sources=tuple(sources),

@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 
 from data_tools.dataset import StoredDataset, read_dataset
-from data_tools.errors import UserError
+from data_tools.errors import DataError, UserError
 from data_tools.progress import shown
 from data_tools.tokenizer import Tokenizer
 from megatron_ext.datasets.batch import Batch
@@ -105,6 +105,8 @@ def evaluate_documents(request: TaskRequest, evaluation: Evaluation, contaminati
         documents.lengths_of_block(block).tolist() for block in range(len(documents.block_tokens))
     )
     windows = windows_of(itertools.islice(lengths, request.options.limit), most=plan.batch.sequence_length)
+    if not windows:
+        raise DataError(f"{request.task}: its first {request.options.limit:,} documents hold no token; raise limit.")
     there = {(line["item"], line["sample"]): line for line in evaluation.items.of(request.name)}
     error: UserError | None = None
     mine: list[dict[str, Any]] = []
@@ -216,20 +218,18 @@ def _result(
     )
     total, count, num_bytes = math.fsum(nats), round(math.fsum(tokens)), round(math.fsum(sizes))
     seed = request.options.seed
-    low, high = bootstrap_interval(nats, weights=tokens, seed=seed)
     metrics = [
         Metric(
             name="loss",
             value=total / count,
             n=count,
             is_higher_better=False,
-            interval=Interval(low=low, high=high, method=_BOOTSTRAP),
+            interval=_interval(nats, tokens, seed=seed),
         )
     ]
     if num_bytes:
         pairs = [(value / math.log(2), size) for value, size in zip(nats, sizes, strict=True) if size]
-        low, high = bootstrap_interval([bits for bits, _ in pairs], weights=[size for _, size in pairs], seed=seed)
-        interval = Interval(low=low, high=high, method=_BOOTSTRAP)
+        interval = _interval([bits for bits, _ in pairs], [size for _, size in pairs], seed=seed)
         metrics.append(bits_per_byte(total, num_bytes, count, interval=interval))
     read = len(by_document)
     return TaskResult(
@@ -253,3 +253,11 @@ def _result(
             "documents_in_windows": sum(len(group) > 1 for group in by_document),
         },
     )
+
+
+def _interval(values: Sequence[float], weights: Sequence[float], *, seed: int) -> Interval | None:
+    """Of a sum over a sum; None where no two documents differ: resampling them would say that nothing else can be."""
+    if len({value / weight for value, weight in zip(values, weights, strict=True)}) < 2:
+        return None
+    low, high = bootstrap_interval(values, weights=weights, seed=seed)
+    return Interval(low=low, high=high, method=_BOOTSTRAP)

@@ -59,6 +59,9 @@ class Options(BaseModel):
     contamination_share: float = Field(
         0.5, gt=0, le=1, description="Share of an item's n-grams in a source from which on it counts as overlapping."
     )
+    contamination_ngram: int = Field(
+        13, ge=1, description="Words of an n-gram at most in an overlap report that counts."
+    )
     contamination_items: float = Field(
         0.0, ge=0, le=1, description="Ratio of a benchmark's items that may overlap before it is refused."
     )

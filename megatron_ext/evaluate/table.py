@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from megatron_ext.evaluate.compare import compare
+from megatron_ext.evaluate.compare import compare, other_options
 from megatron_ext.evaluate.results import Metric, Results
 from megatron_ext.plan.render import terminal
 from megatron_ext.plan.render_table import frame
@@ -90,3 +90,5 @@ def print_comparison(first: Results, second: Results, folder: Path, other: Path,
             ends = f"{form.format(scale * one.low)} to {form.format(scale * one.high)}"
         table.add_row(one.task, one.metric, *values, form.format(scale * (one.second - one.first)), ends)
     console.print(table)
+    for line in other_options(first, second):
+        console.print(f"asked otherwise: {line}", soft_wrap=True)

@@ -146,6 +146,11 @@ def test_a_document_is_predicted_alone_in_windows_each_token_once(
     assert task.metric("bits_per_byte").value == pytest.approx(bits, rel=1e-12)
 
 
+def test_one_document_gives_no_interval(run: Run) -> None:
+    (task,) = evaluate(run, "one", WORDS, sets=("limit=1",)).tasks
+    assert [metric.interval for metric in task.metrics] == [None, None]
+
+
 @pytest.mark.parametrize(("layout", "tensors"), [("dp2", 1), ("tp2", 2)])
 def test_results_are_the_same_on_two_ranks(run: Run, alone: Results, layout: str, tensors: int) -> None:
     results = evaluate_on_two(run, layout, "held-out", WORDS, QUESTIONS, tensors=tensors, sets=SAMPLING)
@@ -293,7 +298,9 @@ def test_ranks_that_cannot_share_the_model_are_refused(
     assert said in refused(run, capfd, *arguments, code=2)
 
 
-def write_benchmark(project: ToyProject, folder: str, *, reports: tuple[str, ...], is_seen: bool = True) -> str:
+def write_benchmark(
+    project: ToyProject, folder: str, *, reports: tuple[str, ...], is_seen: bool = True, n: int = 5
+) -> str:
     """Two prompts, of which the first stands in source `sums` if it is to, and reports beside them; gives the task."""
     root = project.root / folder
     seen = "7 plus 0 is 7. 7 plus 1 is 8. 7 plus 2 is" if is_seen else "How many legs have two beetles and a spider?"
@@ -302,7 +309,7 @@ def write_benchmark(project: ToyProject, folder: str, *, reports: tuple[str, ...
     write_prompts(root / "test.jsonl", lines)
     benchmark = Corpus("test.jsonl", (([root / "test.jsonl"], adapter_named("nemotron-crossthink")),))
     for name in reports:
-        found = find_overlap(Corpus(name, (([project.root / f"{name}.jsonl"], adapter_named("text")),)), benchmark, n=5)
+        found = find_overlap(Corpus(name, (([project.root / f"{name}.jsonl"], adapter_named("text")),)), benchmark, n=n)
         report: list[bytes] = []
         write_pair(found, report.append)
         write_report(found, report.append)
@@ -345,6 +352,18 @@ def test_a_source_that_no_report_covers_is_unknown_not_clean(run: Run, project: 
     assert (found.status, found.items) == ("unknown", None)
     assert {source.source: source.items for source in found.sources} == {"sums": None, "words": 0}
     assert "no overlap report compares unknown/test.jsonl with sums:" in found.note
+
+
+@pytest.mark.parametrize(
+    ("n", "said"),
+    [(13, "2 documents of"), (50, "no overlap report compares")],
+    ids=["items-too-short", "ngrams-too-long"],
+)
+def test_what_a_report_could_not_find_is_unknown_not_clean(run: Run, project: ToyProject, n: int, said: str) -> None:
+    task = write_benchmark(project, f"ngram{n}", reports=("sums", "words"), is_seen=False, n=n)  # of 9 and 12 words
+    found = contamination_of(run, f"ngram{n}", task)
+    assert found.status == "unknown"
+    assert said in found.note
 
 
 def test_reports_of_another_benchmark_say_nothing_of_this_one(run: Run, project: ToyProject) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from data_tools.errors import DataError
-from megatron_ext.evaluate.compare import compare
+from megatron_ext.evaluate.compare import compare, other_options
 from megatron_ext.evaluate.kept_items import KeptItems, finish_items
 from megatron_ext.evaluate.results import Contamination, Metric, TaskResult, read_results, write_results
 from tests.support.evaluation_results import results_of
@@ -37,10 +37,10 @@ def keep(folder: Path, scores: list[int]) -> Path:
     return folder
 
 
-def test_a_difference_is_paired_by_item(tmp_path: Path) -> None:
+def test_items_that_all_differ_alike_give_no_interval_without_width(tmp_path: Path) -> None:
     a, b = keep(tmp_path / "a", SCORES), keep(tmp_path / "b", SCORES)
     same, form = compare(results_of(task()), results_of(task()), a, b)
-    assert (same.first, same.second, same.low, same.high) == (0.5, 0.5, 0.0, 0.0)  # no item differs: nothing is drawn
+    assert (same.first, same.second, same.low, same.note) == (0.5, 0.5, None, "all items alike")
     assert (form.metric, form.low) == ("well_formed", None)
 
 
@@ -51,6 +51,12 @@ def test_one_item_more_right_moves_the_interval_by_that_item_alone(tmp_path: Pat
     assert found.low == 0.0
     assert found.high is not None
     assert 0.25 <= found.high <= 0.5  # of 8 draws of one item in 8 two or three are it, rarely four
+
+
+def test_what_was_asked_otherwise_is_named_but_for_what_changes_no_number() -> None:
+    first = results_of(task()).model_copy(update={"options": {"temperature": 0.5, "slots": 8, "top_p": 1.0}})
+    second = results_of(task()).model_copy(update={"options": {"temperature": 1.5, "slots": 32, "top_p": 1.0}})
+    assert other_options(first, second) == ["temperature: 0.5 and 1.5"]
 
 
 def test_other_items_are_not_paired(tmp_path: Path) -> None:

@@ -73,9 +73,9 @@ def test_an_aggregate_that_misses_a_task_says_so(capsys: pytest.CaptureFixture[s
 def test_a_comparison_shows_both_values_and_their_difference(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folders = keep(tmp_path / "a", [0.25, 0.75]), keep(tmp_path / "b", [0.5, 1.0])
+    folders = keep(tmp_path / "a", [0.25, 0.75]), keep(tmp_path / "b", [0.5, 0.5])
     print_comparison(results_of(task("sums", accuracy(0.5))), results_of(task("sums", accuracy(0.75))), *folders)
-    assert ["sums", "avg@4", "50.00", "%", "75.00", "%", "25.00", "25.00", "to", "25.00"] in words_of(capsys)
+    assert ["sums", "avg@4", "50.00", "%", "75.00", "%", "25.00", "-25.00", "to", "25.00"] in words_of(capsys)
 
 
 def test_items_are_shown_with_question_answer_and_truth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
