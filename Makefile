@@ -138,6 +138,12 @@ demo: $(STAMP) ## from raw text to a hybrid that is pretrained, fine-tuned and t
 	@echo; echo "== 10/10 what it answered in the first step and in the last"
 	@stage=runs/stages/$$($(PY) -m megatron_ext plan $(RL_RECIPE) --json | $(PY) -c 'import json, sys; print(json.load(sys.stdin)["stage_id"])'); \
 	  for step in 1 80; do $(PY) -m megatron_ext rollouts $$stage --step $$step --best 1 --worst 1; done
+	@echo; echo "== right answers to 128 held-out numbers, before rewards (A) and after (B)"
+	@form=runs/stages/$$($(PY) -m megatron_ext plan $(FORM_RECIPE) --json | $(PY) -c 'import json, sys; print(json.load(sys.stdin)["stage_id"])'); \
+	  rl=runs/stages/$$($(PY) -m megatron_ext plan $(RL_RECIPE) --json | $(PY) -c 'import json, sys; print(json.load(sys.stdin)["stage_id"])'); \
+	  for stage in $$form $$rl; do $(PY) -m megatron_ext evaluate $$stage --tasks verifiable:$$rl --name $${rl##*/} \
+	    --set samples=4 --set temperature=1 --set max_new_tokens=6 > /dev/null || exit 1; done; \
+	  $(PY) -m megatron_ext evaluate --show $$form/evaluations/$${rl##*/} $$rl/evaluations/$${rl##*/}
 	@echo; echo "What to try next:"
 	@echo "  $(PY) -m megatron_ext show $(RECIPE) --explain data.blend"
 	@echo "  $(PY) -m megatron_ext plan $(RECIPE) --set budget.tokens=2M"

@@ -65,10 +65,18 @@ def plan_json(plan: StagePlan, time: GpuTime | None) -> str:
     return json.dumps(plan.model_dump(mode="json") | {"gpu_time": time._asdict()}, indent=2)
 
 
+class _Console(Console):
+    """A console that leaves a closed pipe to the command, as `print` does; rich would end it with code 1."""
+
+    def on_broken_pipe(self) -> None:
+        """Raises the error that is being handled."""
+        raise
+
+
 def terminal() -> Console:
     """Standard output: as wide as the terminal, or as the text where there is none."""
     width = None if sys.stdout.isatty() else _PIPE_WIDTH
-    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False, width=width)
+    return _Console(file=sys.stdout, highlight=False, markup=False, emoji=False, width=width)
 
 
 def counted(number: int, one: str, many: str | None = None) -> str:

@@ -354,6 +354,21 @@ def test_a_source_that_no_report_covers_is_unknown_not_clean(run: Run, project: 
     assert "no overlap report compares unknown/test.jsonl with sums:" in found.note
 
 
+def test_a_source_of_which_a_report_covers_some_files_only_is_unknown(run: Run, project: ToyProject) -> None:
+    file = project.root / "data" / "sums.manifest.json"
+    one_file = file.read_text()
+    manifest = json.loads(one_file)
+    manifest["sources"].append(manifest["sources"][0] | {"path": "more.jsonl", "sha256": "0" * 64})
+    try:
+        file.write_text(json.dumps(manifest))
+        task = write_benchmark(project, "parts", reports=("sums", "words"), is_seen=False)
+        found = contamination_of(run, "parts", task)
+    finally:
+        file.write_text(one_file)
+    assert found.status == "unknown"
+    assert {source.source: source.items for source in found.sources} == {"sums": None, "words": 0}
+
+
 @pytest.mark.parametrize(
     ("n", "said"),
     [(13, "2 documents of"), (50, "no overlap report compares")],
