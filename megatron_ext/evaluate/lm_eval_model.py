@@ -26,7 +26,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, has_bos_prefix, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from data_tools.errors import UsageError
+from data_tools.errors import DataError, UsageError
 from megatron_ext.evaluate.continuations import Continuation, ContinuationScorer, Score
 from megatron_ext.rollout.protocol import Completion, Prompt, Sampling
 
@@ -178,6 +178,7 @@ class EngineLM(TemplateLM):
 
     def _score(self, continuations: list[Continuation]) -> list[Score]:
         """Scores on the data-parallel ranks: texts that are alike on one of them, each with its share of tokens."""
+        self._require_same(continuations)
         ranks, rank = self.dp_group.size(), self.dp_group.rank()
         texts: dict[tuple[int, ...], list[int]] = {}
         for index, one in enumerate(continuations):
@@ -202,6 +203,7 @@ class EngineLM(TemplateLM):
 
     def _generate(self, contexts: list[str], kwargs: Mapping[str, Any]) -> list[str]:
         """Answers to contexts of one way of sampling; a context that comes k times is read once and sampled k times."""
+        self._require_same([contexts, sorted(kwargs.items())])
         sampling, until = self._sampling(kwargs)
         room = self.max_length - sampling.max_new_tokens
         if room < 1:
@@ -261,6 +263,16 @@ class EngineLM(TemplateLM):
     def _seed_of(self, context: str) -> int:
         """Another one for each context, whatever stands beside it."""
         return int.from_bytes(hashlib.sha256(f"{self.seed}\n{context}".encode()).digest()[:7], "big")
+
+    def _require_same(self, asked: Any) -> None:
+        """Refuses ranks that were asked otherwise: each would answer its share of another list."""
+        digests: list[str] = [""] * dist.get_world_size()
+        dist.all_gather_object(digests, hashlib.sha256(repr(asked).encode()).hexdigest())
+        if len(set(digests)) > 1:
+            raise DataError(
+                "the ranks made different questions of the same task: its files or its data differ between the "
+                "machines, or its code draws random numbers of its own; evaluate on one rank, or make them the same."
+            )
 
     def _gathered(self, mine: dict[Any, Any]) -> dict[Any, Any]:
         """What all data-parallel ranks have, on each of them."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_tools.chat_template_files import template_source
 from data_tools.errors import DataError, UsageError
-from megatron_ext.evaluate.lm_eval_tasks import LoadedTasks, load_tasks, require_known
+from megatron_ext.evaluate.lm_eval_tasks import LoadedTasks, load_tasks, require_known, seed_as_harness
 from megatron_ext.evaluate.tasks import TaskRequest
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ def _run_one(request: TaskRequest, evaluation: Evaluation) -> list[TaskResult]:
 
     options, loaded = request.options, loaded_tasks(request)
     notes = _prepare(request, loaded)
-    random.seed(options.seed)
+    seed_as_harness()
     evaluation.say(f"{request.task}: {_documents(loaded, options.limit):,} documents in {len(loaded.tasks):,} tasks")
     with engine_lm(evaluation.opened, options, label=request.name, requests=_requests(loaded, options.limit)) as lm:
         found = evaluate(

@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import importlib.util
 import os
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +20,16 @@ from typing import Any
 from data_tools.errors import DataError, SetupError, UsageError
 
 _NUM_SUGGESTIONS = 5
+_SEED_OF_RANDOM, _SEED_OF_NUMPY = 0, 1234
+"""The harness's defaults."""
+
+
+def seed_as_harness() -> None:
+    """Seeds what tasks draw from where they shuffle choices, as the harness does before it loads them."""
+    import numpy as np
+
+    random.seed(_SEED_OF_RANDOM)
+    np.random.seed(_SEED_OF_NUMPY)
 
 
 @dataclass(frozen=True)
@@ -82,6 +93,8 @@ def require_known(names: Sequence[str], include_path: Path | None) -> None:
 def load_tasks(name: str, include_path: Path | None, *, asked_as: str) -> LoadedTasks:
     """Loads the data of what a name stands for; the second time it is there already.
 
+    Each name is loaded from the same seeds, so its documents are the same on every rank, whatever was loaded before.
+
     Args:
         name: That `require_known` has let pass.
         include_path: As there.
@@ -129,6 +142,7 @@ def _unknown(name: str, manager: Any, include_path: Path | None) -> str:
 
 
 def _load(name: str, manager: Any) -> LoadedTasks:
+    seed_as_harness()
     try:
         loaded = manager.load([name])
     except (ImportError, ModuleNotFoundError) as error:

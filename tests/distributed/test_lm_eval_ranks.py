@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lm_eval.api.instance import Instance
 
+from data_tools.errors import DataError
 from megatron_ext.evaluate.lm_eval_engine import engine_lm
 from megatron_ext.evaluate.lm_eval_tasks import load_tasks
 from megatron_ext.evaluate.loading import opened_checkpoint
@@ -63,3 +65,21 @@ def test_two_ranks_find_what_one_finds(
         assert [one[0] for one in mine] == pytest.approx([one[0] for one in other], abs=1e-4)
         assert [one[1] for one in mine] == [one[1] for one in other]
         assert found["add_choice cuts"] == alone["add_choice cuts"]
+
+
+def refusal_of_ranks(checkpoint: Path) -> str:
+    launch = Launch.from_environment()
+    with (
+        opened_checkpoint(checkpoint, launch) as opened,
+        engine_lm(opened, Options(), label="other", requests=1) as lm,
+    ):
+        asked = Instance(request_type="loglikelihood", doc={}, arguments=(f"of rank {launch.rank}", " A"), idx=0)
+        with pytest.raises(DataError) as caught:
+            lm.loglikelihood([asked])
+    return str(caught.value)
+
+
+@pytest.mark.slow
+def test_ranks_that_were_asked_otherwise_are_refused(checkpoint: Path) -> None:
+    for said in run_distributed(refusal_of_ranks, 2, checkpoint):
+        assert said.startswith("the ranks made different questions of the same task: ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -106,3 +107,27 @@ def test_changed_data_or_definitions_are_another_question(tmp_path: Path) -> Non
     with (tmp_path / "train.jsonl").open("a") as file:
         file.write((tmp_path / "test.jsonl").read_text())
     assert len({first, second, load_tasks("add", folder, asked_as="data").content_id}) == 3
+
+
+def test_a_task_that_shuffles_its_documents_loads_alike_every_time(tmp_path: Path) -> None:
+    folder = write_tasks(tmp_path)
+    (folder / "shuffling.py").write_text(SHUFFLING)
+    definition = folder / "add_choice.yaml"
+    definition.write_text(definition.read_text() + "process_docs: !function shuffling.shuffled\n")
+    orders = []
+    for other in ("add_words", "add_prose"):
+        load_tasks(other, folder, asked_as=f"before {other}")
+        random.random()  # what else has drawn before does not matter
+        task = load_tasks("add_choice", folder, asked_as=f"behind {other}").tasks["add_choice"]
+        orders.append([document["question"] for document in task.eval_docs])
+    assert orders[0] == orders[1]
+
+
+SHUFFLING = """\
+import random
+
+def shuffled(documents):
+    order = list(range(len(documents)))
+    random.shuffle(order)
+    return documents.select(order)
+"""
