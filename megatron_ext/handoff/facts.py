@@ -52,6 +52,13 @@ class StageFacts:
         return max(1, -(-ranks // GPUS_PER_NODE)), min(ranks, GPUS_PER_NODE)
 
     @property
+    def when_saved(self) -> str:
+        """When an engine saves; both do it behind the last step too (verl 0.9.0, NeMo-RL 0.6.0)."""
+        batch, interval = self.plan.batch, self.plan.cadence.checkpoint_interval_steps
+        alone = "; longer than the stage: nothing is saved before its end" if interval > batch.total_steps else ""
+        return f"steps; the last one is saved too{alone}"
+
+    @property
     def longest(self) -> int:
         """Tokens of a prompt and its completion at most."""
         return self.rl.max_prompt_tokens + self.rl.max_new_tokens

@@ -197,7 +197,12 @@ def _run(facts: StageFacts) -> list[Setting]:
         Setting("checkpointing.enabled", True, "checkpoint.interval_tokens"),
         Setting("checkpointing.metric_name", None, "checkpoint.keep_last", "the newest are kept"),
         Setting("checkpointing.keep_top_k", plan.cadence.checkpoint_keep_last, "checkpoint.keep_last"),
-        Setting("checkpointing.save_period", plan.cadence.checkpoint_interval_steps, "checkpoint.interval_tokens"),
+        Setting(
+            "checkpointing.save_period",
+            plan.cadence.checkpoint_interval_steps,
+            "checkpoint.interval_tokens",
+            facts.when_saved,
+        ),
         Setting("logger.log_dir", str(facts.folder / "logs"), "logging"),
         Setting("cluster.num_nodes", nodes, "", "the planned number of processes: --world-size"),
         Setting("cluster.gpus_per_node", gpus, "", "the same"),

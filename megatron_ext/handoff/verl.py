@@ -197,7 +197,12 @@ def _run(facts: StageFacts) -> list[Setting]:
             "training.validation_interval_tokens",
             "steps",
         ),
-        Setting("trainer.save_freq", plan.cadence.checkpoint_interval_steps, "checkpoint.interval_tokens", "steps"),
+        Setting(
+            "trainer.save_freq",
+            plan.cadence.checkpoint_interval_steps,
+            "checkpoint.interval_tokens",
+            facts.when_saved,
+        ),
         Setting("trainer.max_actor_ckpt_to_keep", plan.cadence.checkpoint_keep_last, "checkpoint.keep_last"),
         Setting("trainer.default_local_dir", str(facts.folder / "checkpoints"), "", "ours"),
     ]

@@ -159,6 +159,18 @@ def test_numbers_of_the_stage_are_in_nemo_rls_units(project: ToyProject) -> None
     assert {key: values[key] for key in expected} == expected
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_interval_longer_than_the_stage_is_said_to_save_only_its_end(project: ToyProject, engine: str) -> None:
+    notes = [
+        setting.note
+        for interval in (960, 9_600)  # 3 and 30 of 6 steps
+        for setting in settings_of(facts_of(project, f"checkpoint.interval_tokens={interval}"), engine)
+        if setting.recipe_key == "checkpoint.interval_tokens" and setting.value in (3, 30)
+    ]
+    usual = "steps; the last one is saved too"
+    assert notes == [usual, f"{usual}; longer than the stage: nothing is saved before its end"]
+
+
 @pytest.mark.parametrize(
     ("ours", "verl", "nemo_rl"),
     [
