@@ -482,7 +482,7 @@ VERBS = (
         "Say what a checkpoint has read, and how often, by source and phase and over its chain of stages.",
         _ledger,
         _ledger_arguments,
-        "ledger runs/stages/sft-*",
+        "ledger runs/stages/rl-*",
     ),
     Verb(
         "trace",
@@ -491,7 +491,7 @@ VERBS = (
         "Imports torch, as Megatron-Core's index reader does: it takes seconds to begin.",
         _trace,
         _trace_arguments,
-        "trace runs/stages/sft-* --step 1 --text",
+        "trace runs/stages/sft-ID --step 1 --text",
     ),
     Verb(
         "rollouts",
@@ -514,7 +514,7 @@ VERBS = (
         "Let a checkpoint go on from a prompt.",
         _generate,
         _generate_arguments,
-        "generate runs/stages/sft-* --chat --prompt 'What is 12 + 30?'",
+        "generate runs/stages/rl-* --chat --prompt 'What is 12 + 30?'",
     ),
     Verb(
         "evaluate",
@@ -530,7 +530,7 @@ VERBS = (
         "Write a checkpoint of any layout as a Hugging Face model, with tokenizer and model card.",
         _export,
         _export_arguments,
-        "export runs/stages/sft-* --to exported/sft --dtype bf16 --verify",
+        "export runs/stages/rl-* --to exported/rl --dtype bf16 --verify",
     ),
     Verb(
         "import",

@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.convert_memory FOLDER [--layers 300]
 
-Writes a Hugging Face model of random weights below FOLDER (0.6 GB with 300 layers, 2 GB in all), imports it, exports it again, and
-compares the bytes. Each of both runs in a process of its own, in which a model of some KB has gone both ways before, so
-that what Python loads at first use is not counted. The peak of resident memory is the kernel's.
+Writes a Hugging Face model of random weights below FOLDER (0.6 GB with 300 layers, 2 GB in all), imports it, exports it
+again, and compares the bytes. Each of both runs in a process of its own, in which a model of some KB has gone
+both ways before, so that what Python loads at first use is not counted. The peak of resident memory is the kernel's.
 Prints JSON: bytes of the model, peak above imports in bytes, and the first divided by the second.
 """
 
