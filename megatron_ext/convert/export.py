@@ -33,6 +33,7 @@ from megatron_ext.convert.tokenizer_files import (
     chat_template,
     copy_tokenizer,
     generation_config,
+    pad_on_the_left,
     token_ids,
     write_json,
 )
@@ -97,6 +98,7 @@ def export_checkpoint(
     with folder_in_writing(to) as writing:
         parameters = _write_weights(giver, writing, DTYPES[dtype], shard_bytes)
         copy_tokenizer(giver.tokenizer, writing)
+        pad_on_the_left(writing)
         ids = token_ids(giver.tokenizer, giver.facts)
         length = giver.plan.batch.sequence_length if giver.plan is not None else None
         config = hf_config(
@@ -104,7 +106,7 @@ def export_checkpoint(
         )
         write_json(writing / "config.json", config)
         write_json(writing / "generation_config.json", generation_config(giver.tokenizer, ids))
-        (writing / "README.md").write_text(model_card(giver, name=to.name, dtype=dtype), encoding="utf-8")
+        (writing / "README.md").write_text(model_card(giver, dtype=dtype), encoding="utf-8")
         difference = None
         if verify:
             from megatron_ext.convert.verify import verify_export

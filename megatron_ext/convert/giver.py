@@ -81,8 +81,13 @@ def open_giver(path: Path, *, model: ModelRecipe | None = None, tokenizer: Path 
 def _iteration(path: Path) -> Path:
     if (path / ".metadata").is_file():
         return path
-    latest = (path / LATEST).read_text().strip()
-    return path / ("release" if latest == "release" else f"iter_{int(latest):07}")
+    latest = (path / LATEST).read_text(errors="replace").strip()
+    if latest != "release" and not latest.isdecimal():
+        raise DataError(
+            f"{path / LATEST}: damaged: it says {latest[:40]!r}, and no number; name one of the iter_… folders beside "
+            "it."
+        )
+    return path / (latest if latest == "release" else f"iter_{int(latest):07}")
 
 
 def _checked(

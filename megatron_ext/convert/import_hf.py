@@ -4,8 +4,9 @@
                              model.yaml                 for recipes: `model: …/model.yaml`
                              checkpoints/step_0/        weights, tokenizer, ledger; no optimizer
 
-ID is a hash of the model's shapes, the tokenizer and the weights, so the same model imported twice is one stage.
-Weights go through a tensor at a time; the folder is written under another name and renamed when it is whole.
+ID is a hash of the model's shapes, the tokenizer, its chat template and the weights, so the same model imported twice
+is one stage. Weights go through a tensor at a time; the folder is written under another name and renamed when it is
+whole.
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ def import_checkpoint(
         say: Takes what the verification has found.
 
     Raises:
-        DataError: The folder is damaged, or its model cannot be expressed here, or the logits differ.
+        DataError: The folder is damaged, or holds numbers that are not finite, or its model cannot be expressed here,
+            or the logits differ.
     """
     config = _read_config(source)
     model = model_of(config, source / "config.json")
@@ -94,7 +96,10 @@ def import_checkpoint(
             difference = verify_export(giver, source, dtype=dtype, say=say, has_floor=False)
         folder = run_root / "stages" / plan.stage_id
         if folder.exists():
-            notes = (*notes, f"{folder}: was there already, with the same weights; it was left as it is")
+            notes = (
+                *notes,
+                f"{folder}: was there already, with the same weights and chat template; it was left as it is",
+            )
         else:
             writing.rename(folder)
             sync_folder(folder.parent)
@@ -128,11 +133,17 @@ class _Reader:
         The mean, as for the rows of new tokens (`models/new_rows.py`): neither likelier nor rarer than others.
         """
         whole, filled = core_tensor(
-            self._pieces[name], self._files.read, dtype=self.tensors[name].dtype, rows=self._shapes[name][0]
+            self._pieces[name], self._read_finite, dtype=self.tensors[name].dtype, rows=self._shapes[name][0]
         )
         if filled < len(whole):
             whole[filled:] = (_sum_of_rows(whole[:known]) / known).to(whole.dtype)
         return whole
+
+    def _read_finite(self, name: str, begin: int, end: int) -> Tensor:
+        rows = self._files.read(name, begin, end)
+        if not all(block.isfinite().all() for block in rows.split(_BLOCK)):
+            raise DataError(f"{self._files.folder}: {name} holds NaN or infinite numbers: take another checkpoint.")
+        return rows
 
     def _stored(self, name: str) -> str:
         return name.replace("backbone.", self._prefix, 1) if name.startswith("backbone.") else name
@@ -164,8 +175,8 @@ class _Reader:
 
 def _prefix_of(files: SafetensorsFolder, model: ModelRecipe) -> str:
     """How names begin: transformers' own `model.`, in memory, is written by some who convert."""
-    is_short = any(name.startswith("model.") for name in files.tensors)
-    return "model." if architecture_of(model) == NEMOTRON_H and is_short else "backbone."
+    short, long = (sum(name.startswith(prefix) for name in files.tensors) for prefix in ("model.", "backbone."))
+    return "model." if architecture_of(model) == NEMOTRON_H and short > long else "backbone."
 
 
 def _sum_of_rows(rows: Tensor) -> Tensor:
@@ -223,6 +234,7 @@ def _write(writing: Path, reader: _Reader, source: Path, facts: TokenizerFacts, 
         precision="bf16" if reader.tensors["embedding.word_embeddings.weight"].dtype == torch.bfloat16 else "fp32",
         origin=str(source),
         weights_sha256=digest,
+        chat_template=chat_template(source),
     )
     state = TrainState().to_json()
     ledger = [LedgerRow(phase=0, source=f"imported from {model.name}", domain="unknown", data_id=digest)]

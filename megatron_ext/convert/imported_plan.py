@@ -34,6 +34,7 @@ def plan_of(
     precision: Precision = "fp32",
     origin: str = "",
     weights_sha256: str = "",
+    chat_template: str | None = None,
 ) -> StagePlan:
     """Plans a stage that holds a model and does nothing.
 
@@ -46,12 +47,13 @@ def plan_of(
         precision: Of the weights.
         origin: Where they come from, in the place of a recipe.
         weights_sha256: Their identity.
+        chat_template: Of the tokenizer; stages that begin with this one are taught in it.
     """
     meaning = {
         "stage": "import",
         "semantics_version": SEMANTICS_VERSION,
         "model": model_meaning(model),
-        "data": {"tokenizer_fingerprint": facts.fingerprint},
+        "data": {"tokenizer_fingerprint": facts.fingerprint, "chat_template": chat_template},
         "precision": precision,
         "weights_sha256": weights_sha256,
     }

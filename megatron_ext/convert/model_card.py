@@ -14,37 +14,44 @@ from megatron_ext.datasets.ledger import PADDING, LedgerRow, read_ledger, sum_by
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.recipe.schema import ModelRecipe
 
+_OLDER = "not recorded: the stage's plan is older than this field"
 
-def model_card(giver: Giver, *, name: str, dtype: str) -> str:
+
+def model_card(giver: Giver, *, dtype: str) -> str:
     """The card's text.
 
     Args:
         giver: What is exported.
-        name: Of the exported folder.
         dtype: Of the exported weights.
     """
-    parts = [_front_matter(), f"# {name}", _what(giver, dtype), _use(giver)]
+    stage = f", stage `{giver.plan.stage_id}`" if giver.plan is not None else ""
+    parts = [_front_matter(), f"# {giver.model.name}{stage}", _what(giver, dtype), _use(giver)]
     if giver.plan is None:
         parts.append(
             "## Where it comes from\n\nA checkpoint of Megatron-LM, which records no lineage that can be read."
         )
     else:
         plans = plans_of_chain(giver.plan, giver.path)
-        rows = sum_by_source([row for row in read_ledger(giver.path) if row.data_id != PADDING])
-        parts += [_lineage(giver, plans), _ledger(rows), _licences(rows, plans)]
+        known = read_ledger(giver.path)
+        rows = sum_by_source([row for row in known if row.data_id != PADDING])
+        padding = sum(row.read for row in known if row.data_id == PADDING)
+        parts += [_lineage(giver, plans), _ledger(rows, padding), _licences(rows, plans)]
     return "\n\n".join(parts) + "\n"
 
 
 def plans_of_chain(plan: StagePlan, checkpoint: Path) -> dict[str, StagePlan]:
-    """The plans of a stage and of those behind it that lie in the same run root, by id; others are left out."""
-    found = {}
-    for stage in plan.behind.chain if plan.behind is not None else ():
-        file = checkpoint.parents[2] / stage.stage_id / "plan.json"
+    """The plans of a stage and of those behind it that lie in the same run root, by id; others are left out.
+
+    Of a stage that was planned again behind its last checkpoint, the plan in its folder is the newer one.
+    """
+    found = {plan.stage_id: plan}
+    for stage in (*(plan.behind.chain if plan.behind is not None else ()), plan):
+        file = checkpoint.resolve().parents[2] / stage.stage_id / "plan.json"
         try:
             found[stage.stage_id] = StagePlan.model_validate_json(file.read_bytes())
         except (OSError, ValidationError):
             continue
-    return found | {plan.stage_id: plan}
+    return found
 
 
 def _front_matter() -> str:
@@ -103,7 +110,7 @@ def _shown(recipe: str) -> str:
     return Path(recipe).name if Path(recipe).is_absolute() else recipe
 
 
-def _ledger(rows: Sequence[LedgerRow]) -> str:
+def _ledger(rows: Sequence[LedgerRow], padding: int) -> str:
     lines = ["## What it has read", "", "| source | domain | tokens | trained on | passes |", "|---|---|---|---|---|"]
     lines += [f"| {r.source} | {r.domain} | {r.read:,} | {r.trained:,} | {r.epochs:.3g} |" for r in rows]
     total, trained = sum(row.read for row in rows), sum(row.trained for row in rows)
@@ -112,11 +119,17 @@ def _ledger(rows: Sequence[LedgerRow]) -> str:
     lines += ["", "Over all stages above; tokens that were trained on carried loss."]
     if sampled:
         lines[-1] += f" {sampled:,} tokens were sampled from the model itself."
+    if padding:
+        lines[-1] += f" {padding:,} more positions of the stages' tokens held padding, which is of no source."
     return "\n".join(lines)
 
 
 def _licences(rows: Sequence[LedgerRow], plans: dict[str, StagePlan]) -> str:
-    known = {source.data_id: source.licence for plan in plans.values() for source in plan.data.sources}
+    known: dict[str, str] = {}
+    for source in (source for plan in plans.values() for source in plan.data.sources):
+        terms = source.licence if "licence" in source.model_fields_set else _OLDER
+        if known.get(source.data_id) in (None, "", _OLDER):
+            known[source.data_id] = terms
     lines = ["## Licences", "", "| source | terms of its data, as its source file states them |", "|---|---|"]
     lines += [f"| {row.source} | {known.get(row.data_id) or 'not stated'} |" for row in rows]
     lines += ["", "Nobody has checked what these terms mean for the weights. Do that before you share them."]

@@ -41,6 +41,18 @@ def copy_tokenizer(source: Path, target: Path) -> None:
         (target / TEMPLATE).write_text(template, encoding="utf-8")
 
 
+def pad_on_the_left(folder: Path) -> None:
+    """Has `tokenizer_config.json` say `padding_side: left`.
+
+    A decoder goes on behind the last position of its row: behind padding on the right, which is transformers' default,
+    the shorter prompts of a batch get answers of no meaning.
+    """
+    file = folder / "tokenizer_config.json"
+    if file.is_file():
+        config = json.loads(file.read_bytes()) | {"padding_side": "left"}
+        file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def chat_template(folder: Path) -> str | None:
     """The chat template of a tokenizer's folder; None where it has none."""
     try:
@@ -71,16 +83,14 @@ def generation_config(folder: Path, ids: TokenIds) -> dict[str, Any]:
 
 
 def _end_of_turn(folder: Path) -> int | None:
-    """The control token behind an answer; None without a template, or where it ends with none."""
+    """The control token behind an answer; None without a template, or where it writes none."""
     source = chat_template(folder)
     if source is None:
         return None
     tokens = added_tokens(Tokenizer.load(folder, special_tokens="parse"))
     template = ChatTemplate(source, control_tokens=tokens.control, variables=named_tokens(folder))
-    rendered = template.render([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], None)
-    begin, end = rendered.spans[-1]
-    said = rendered.text[begin:end].rstrip()
-    return next((tokens.ids[token] for token in tokens.control if said.endswith(token)), None)
+    end = template.end_of_turn()
+    return tokens.ids[end] if end is not None else None
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

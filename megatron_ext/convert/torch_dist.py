@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 import re
 import warnings
 from collections.abc import Callable, Mapping
@@ -20,9 +19,10 @@ import torch
 from torch import Tensor
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
 from data_tools.errors import DataError
+from megatron_ext.convert.metadata_file import read_metadata_file
 from megatron_ext.convert.safetensors_files import TensorFacts
 
 _COMMON_STATE = "common_state/shard_0_1"
@@ -40,13 +40,17 @@ those of this project, write it as the projection's `layer_norm_weight`."""
 
 
 class _Reader(dcp.FileSystemReader):
-    """Reads `.metadata` once: it is asked for at every tensor, and has millions of entries for a large run."""
+    """Reads `.metadata` once, and runs nothing that it asks for: torch's own reader would.
+
+    It is asked for at every tensor, and has millions of entries for a large run.
+    """
 
     _metadata: Metadata | None = None
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         if self._metadata is None:
-            self._metadata = super().read_metadata(*args, **kwargs)
+            self._metadata = read_metadata_file(Path(self.path) / ".metadata")
+            self._metadata.storage_meta = StorageMeta(load_id=self.load_id)
         return self._metadata
 
 
@@ -57,7 +61,7 @@ class TorchDistWeights:
         folder: Holds `.metadata`.
 
     Raises:
-        DataError: It is no `torch_dist` checkpoint, or has one weight under two names.
+        DataError: It is no `torch_dist` checkpoint, or a damaged one, or has one weight under two names.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -65,10 +69,7 @@ class TorchDistWeights:
         if not (folder / ".metadata").is_file():
             raise DataError(f"{folder}: no torch_dist checkpoint: it has no .metadata.")
         self._reader = _Reader(folder)
-        try:
-            found = self._reader.read_metadata().state_dict_metadata
-        except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError, ValueError) as error:
-            raise DataError(f"{folder}/.metadata: damaged ({error}); take a whole checkpoint.") from None
+        found = self._reader.read_metadata().state_dict_metadata
         self._stored: dict[str, str] = {}
         self.tensors: dict[str, TensorFacts] = {}
         for key, facts in found.items():
@@ -112,6 +113,9 @@ def write_torch_dist(folder: Path, tensors: Mapping[str, TensorFacts], read: Cal
 
     Returns:
         Sha256 over names and contents, whatever the order of writing was.
+
+    Raises:
+        DataError: What `read` raises.
     """
     digests: dict[str, str] = {}
 
@@ -130,9 +134,17 @@ def write_torch_dist(folder: Path, tensors: Mapping[str, TensorFacts], read: Cal
     with warnings.catch_warnings(action="ignore"):
         # A file a tensor: torch 2.13 keeps all tensors of a file until it is complete. Nothing is copied ahead.
         writer = dcp.FileSystemWriter(folder, single_file_per_rank=False, per_thread_copy_ahead=0)
-        dcp.save(state, storage_writer=writer, planner=_plain(_Planner), no_dist=True)
+        try:
+            dcp.save(state, storage_writer=writer, planner=_plain(_Planner), no_dist=True)
+        except CheckpointException as error:
+            raise _what_failed(error) from None
     (folder / "metadata.json").write_text(json.dumps({"sharded_backend": "torch_dist", "sharded_backend_version": 1}))
     return hashlib.sha256("".join(f"{name} {digests[name]}\n" for name in sorted(digests)).encode()).hexdigest()
+
+
+def _what_failed(error: CheckpointException) -> BaseException:
+    """The error for people that torch has wrapped, as it wraps all; itself where it is another."""
+    return next((cause for cause, _ in error.failures.values() if isinstance(cause, DataError)), error)
 
 
 def _plain(planner: Any) -> Any:

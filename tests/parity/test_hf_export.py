@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_ext.convert.export import export_checkpoint
 from megatron_ext.convert.import_hf import import_checkpoint
@@ -113,6 +114,23 @@ def test_an_export_from_two_ranks_has_the_logits_of_its_checkpoint(
     batches = [random_tokens(2, length, vocab_size=400) for length in LENGTHS]
     for tokens, theirs in zip(batches, transformers_logits(tmp_path / "hf", batches), strict=True):
         torch.testing.assert_close(logits_of(ours, tokens), theirs, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[8]], ids=name_of)
+def test_prompts_of_one_batch_are_answered_as_each_alone(
+    shape: dict[str, object], groups: ProcessGroupCollection, tokenizer: Path, tmp_path: Path
+) -> None:
+    plan = make_hf_plan(**shape)
+    stock = save_as_stock(strong_model(plan, groups), groups, tmp_path / "iter_0000001")
+    export_checkpoint(stock, tmp_path / "hf", model=plan.model, tokenizer=tokenizer)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32).eval()
+    exported = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    texts = ["17 plus 24 plus 3 is", "4 is", "1"]
+    answers = [
+        model.generate(**exported(batch, padding=True, return_tensors="pt"), max_new_tokens=8, min_new_tokens=8)[:, -8:]
+        for batch in (texts, *([text] for text in texts))
+    ]
+    assert answers[0].tolist() == torch.cat(answers[1:]).tolist()
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -88,6 +89,21 @@ def test_an_additional_tensor(folder: Path, tmp_path: Path) -> None:
     assert "backbone.layers.1.mixer.bias: 3; the model of config.json has no such tensor" in text
 
 
+def test_an_additional_tensor_under_the_other_prefix_is_named_alone(folder: Path, tmp_path: Path) -> None:
+    change_weights(folder, lambda tensors: tensors.update({"model.layers.0.bogus": torch.zeros(3)}))
+    text = refusal(folder, tmp_path / "runs")
+    assert text.splitlines()[1:] == ["  model.layers.0.bogus: 3; the model of config.json has no such tensor"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_weight_that_is_no_number(folder: Path, tmp_path: Path, value: float) -> None:
+    name = "backbone.layers.0.mixer.dt_bias"
+    change_weights(folder, lambda tensors: tensors[name].view(-1)[-1:].fill_(value))
+    assert refusal(folder, tmp_path / "runs") == (
+        f"{folder}: {name} holds NaN or infinite numbers: take another checkpoint."
+    )
+
+
 def test_a_tensor_of_another_dtype(folder: Path, tmp_path: Path) -> None:
     change_weights(folder, lambda tensors: tensors.update({OUTPUT: tensors[OUTPUT].half()}))
     assert f"{OUTPUT} is stored as F16; F32 and BF16 can be read" in refusal(folder, tmp_path / "runs")
@@ -148,6 +164,16 @@ def test_a_tokenizer_without_chat_template_is_named_and_taken(folder: Path, tmp_
     assert done.notes == ("the tokenizer has no chat template; an sft stage needs one (chat_template.jinja beside it)",)
 
 
+def test_a_chat_template_that_came_later_makes_another_stage(folder: Path, tmp_path: Path) -> None:
+    without = import_checkpoint(folder, tmp_path / "runs")
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    taught = import_checkpoint(folder, tmp_path / "runs")
+    assert taught.notes == ()
+    assert taught.folder != without.folder
+    step = taught.folder / "checkpoints" / "step_0"
+    assert (step / "tokenizer" / "chat_template.jinja").read_text() == (folder / "chat_template.jinja").read_text()
+
+
 def export_refusal(checkpoint: Path, tokenizer: Path, to: Path, *, model: ModelRecipe = PLAN.model) -> str:
     """What an export is refused with; it must leave nothing."""
     with pytest.raises(UserError) as caught:
@@ -168,6 +194,51 @@ def test_a_damaged_file_of_megatron_lm_is_not_exported(stock: Path, tokenizer: P
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     text = export_refusal(damaged, tokenizer, tmp_path / "out" / "hf")
     assert "a .distcp file is missing or damaged" in text
+
+
+class Hostile:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return open, (str(self.file), "w")
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x04.", b"\x80\x04}.", b"\x80\x04K\x01K\x02K\x03\x87s."], ids=repr)
+def test_damaged_metadata_of_megatron_lm_is_named(stock: Path, tokenizer: Path, tmp_path: Path, content: bytes) -> None:
+    damaged = shutil.copytree(stock, tmp_path / "damaged")
+    (damaged / ".metadata").write_bytes(content)
+    text = export_refusal(damaged, tokenizer, tmp_path / "out" / "hf")
+    assert text.startswith(f"{damaged / '.metadata'}: damaged (")
+
+
+def test_nothing_that_a_checkpoint_asks_for_is_run(stock: Path, tokenizer: Path, tmp_path: Path) -> None:
+    hostile = shutil.copytree(stock, tmp_path / "hostile")
+    (hostile / ".metadata").write_bytes(pickle.dumps(Hostile(tmp_path / "run")))
+    text = export_refusal(hostile, tokenizer, tmp_path / "out" / "hf")
+    assert text.startswith(f"{hostile / '.metadata'}: it asks for _io.open, which no metadata of weights is made of")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_path_through_a_permitted_module_is_not_followed(stock: Path, tokenizer: Path, tmp_path: Path) -> None:
+    hostile = shutil.copytree(stock, tmp_path / "hostile")
+    module, name, file = b"torch.serialization", b"os.mkdir", str(tmp_path / "run").encode()
+    texts = [b"\x8c" + bytes([len(text)]) + text for text in (module, name, file)]
+    (hostile / ".metadata").write_bytes(b"\x80\x04" + texts[0] + texts[1] + b"\x93" + texts[2] + b"\x85R.")
+    text = export_refusal(hostile, tokenizer, tmp_path / "out" / "hf")
+    assert "it asks for torch.serialization.os.mkdir" in text
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_latest_iteration_that_is_no_number_is_named(stock: Path, tokenizer: Path, tmp_path: Path) -> None:
+    several = tmp_path / "several"
+    shutil.copytree(stock, several / stock.name)
+    latest = several / "latest_checkpointed_iteration.txt"
+    latest.write_text("twelve\n")
+    text = export_refusal(several, tokenizer, tmp_path / "out" / "hf")
+    assert text == f"{latest}: damaged: it says 'twelve', and no number; name one of the iter_… folders beside it."
 
 
 def test_a_norm_under_two_names_is_not_exported(stock: Path, tokenizer: Path, tmp_path: Path) -> None:
