@@ -23,20 +23,16 @@ from typing import Any
 import torch.distributed as dist
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
-from lm_eval.models.utils import handle_stop_sequences, has_bos_prefix, normalize_gen_kwargs, postprocess_generated_text
+from lm_eval.models.utils import handle_stop_sequences, has_bos_prefix, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from data_tools.errors import DataError, UsageError
 from megatron_ext.evaluate.continuations import Continuation, ContinuationScorer, Score
+from megatron_ext.evaluate.lm_eval_checks import require_room, sampling_asked
 from megatron_ext.rollout.protocol import Completion, Prompt, Sampling
-
-MAX_GEN_TOKS = 256
-"""New tokens of an answer where neither task nor caller says; the harness's own default."""
 
 Generate = Callable[[Sequence[Prompt], Sampling], Sequence[Completion]]
 """Samples prompts on this rank's share of them; all ranks call it."""
-
-_SAMPLING_KEYS = {"until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p"}
 
 
 @dataclass
@@ -205,13 +201,8 @@ class EngineLM(TemplateLM):
         """Answers to contexts of one way of sampling; a context that comes k times is read once and sampled k times."""
         self._require_same([contexts, sorted(kwargs.items())])
         sampling, until = self._sampling(kwargs)
+        require_room(sampling.max_new_tokens, self.max_length)
         room = self.max_length - sampling.max_new_tokens
-        if room < 1:
-            raise UsageError(
-                f"max_gen_toks: {sampling.max_new_tokens:,}: leaves no room for a question among the model's "
-                f"{self.max_length:,} tokens; lower it in the task, or raise --set max_length=N if the model may read "
-                "longer texts than it was trained on."
-            )
         counts = Counter(contexts)
         prompts = []
         for context, count in counts.items():
@@ -237,22 +228,11 @@ class EngineLM(TemplateLM):
 
     def _sampling(self, kwargs: Mapping[str, Any]) -> tuple[Sampling, list[str]]:
         """How a task wants its answers, and the strings that they are cut at."""
-        asked: dict[str, Any] = dict(normalize_gen_kwargs(dict(kwargs), MAX_GEN_TOKS))
-        unknown = sorted(key for key in asked if key not in _SAMPLING_KEYS)
-        if unknown:
-            raise UsageError(
-                f"generation_kwargs: {', '.join(unknown)}: this engine knows {', '.join(sorted(_SAMPLING_KEYS))}; take "
-                "the others out of the task."
-            )
-        temperature = float(asked.get("temperature", 0.0))
-        if asked["do_sample"] and temperature == 0:
-            raise UsageError(
-                "generation_kwargs: do_sample: true: needs a temperature above 0; set one, or do_sample: false."
-            )
+        asked = sampling_asked(kwargs)
         until = handle_stop_sequences(asked["until"], eos=self.tokenizer.decode([self.eot_token_id]))
         sampling = Sampling(
             asked["max_gen_toks"],
-            temperature=temperature,
+            temperature=float(asked.get("temperature", 0.0)),
             top_k=int(asked.get("top_k") or 0),
             top_p=float(asked.get("top_p", 1.0)),
             stop_ids=self.stop_ids,

@@ -9,20 +9,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from data_tools.errors import UsageError
+from data_tools.errors import DataError
 from megatron_ext.evaluate.kept_items import KeptItems
 from megatron_ext.evaluate.lm_eval_tasks import LoadedTasks
 from megatron_ext.evaluate.results import Contamination, Interval, Metric, TaskResult
 from megatron_ext.evaluate.tasks import TaskRequest
-
-_NORMAL_95 = 1.959964
-"""Half the width of 95 % of a normal distribution, in standard deviations."""
+from megatron_ext.training.intervals import NORMAL_95, wilson_interval
 
 
 def task_results(
     request: TaskRequest, loaded: LoadedTasks, found: Mapping[str, Any], *, notes: Sequence[str], max_length: int
 ) -> list[TaskResult]:
-    """One result for a task or a group; one for each task of a tag.
+    """One result for a task or a group; one for each task of a tag, or of a group that makes no numbers of them.
 
     Args:
         request: What was asked.
@@ -45,17 +43,17 @@ def task_results(
             method=f"lm-eval {version('lm-eval')} on this engine, texts of at most {max_length:,} tokens",
             seed=request.options.seed,
             contamination=Contamination(status="unknown", note="not compared with what was trained on"),
-            notes=tuple(notes),
+            notes=(*notes, *_not_finite(found["results"][name])),
             details=_details(found, name, members, loaded),
         )
-        for name, members in _parts(request, loaded)
+        for name, members in loaded.parts(request.argument)
         for metrics in [list(_metrics(found, name))]
     ]
 
 
 def keep_samples(request: TaskRequest, loaded: LoadedTasks, found: Mapping[str, Any], items: KeptItems) -> None:
     """Keeps a line for each document: its prompt, what was answered, and what each filter made of it. Of one rank."""
-    for name, members in _parts(request, loaded):
+    for name, members in loaded.parts(request.argument):
         for member in members:
             documents: dict[int, dict[str, Any]] = {}
             for sample in found["samples"][member]:
@@ -83,13 +81,6 @@ def name_of(request: TaskRequest, name: str) -> str:
     return request.name if name == request.argument else name
 
 
-def _parts(request: TaskRequest, loaded: LoadedTasks) -> list[tuple[str, list[str]]]:
-    """What gets a result of its own, and the tasks in it: the group, or each task."""
-    if request.argument in loaded.groups:
-        return [(request.argument, list(loaded.tasks))]
-    return [(name, [name]) for name in loaded.tasks]
-
-
 def _metrics(found: Mapping[str, Any], name: str) -> Iterator[Metric]:
     """The harness's `METRIC,FILTER` with its standard error as an interval; a filter of no name is left out."""
     numbers = found["results"][name]
@@ -98,18 +89,34 @@ def _metrics(found: Mapping[str, Any], name: str) -> Iterator[Metric]:
         metric, comma, used = key.partition(",")
         if not comma or metric.endswith("_stderr") or not _is_number(value):
             continue
-        error = numbers.get(f"{metric}_stderr,{used}")
-        interval = None
-        if _is_number(error):
-            half = _NORMAL_95 * error
-            interval = Interval(low=value - half, high=value + half, method="normal, of lm-eval's standard error")
+        count = int(numbers.get("sample_len") or 0)
         yield Metric(
             name=metric if used == "none" else key,
             value=value,
-            n=int(numbers.get("sample_len") or 0),
-            interval=interval,
+            n=count,
+            interval=_interval(value, numbers.get(f"{metric}_stderr,{used}"), count),
             is_higher_better=better.get(metric) is not False,
         )
+
+
+def _interval(value: float, error: Any, count: int) -> Interval | None:
+    """Wilson's where all items are 0 or 1, or where they are alike, which says nothing of others; else by the error."""
+    if not _is_number(error):
+        return None
+    of_ones_and_zeros = math.sqrt(value * (1 - value) / max(count - 1, 1)) if 0 <= value <= 1 else -1.0
+    if count and math.isclose(error, of_ones_and_zeros, rel_tol=1e-6, abs_tol=1e-9):
+        low, high = wilson_interval(value, count)
+        return Interval(low=low, high=high, method="Wilson, over items")
+    if error == 0:
+        return None
+    half = NORMAL_95 * error
+    return Interval(low=value - half, high=value + half, method="normal, of lm-eval's standard error")
+
+
+def _not_finite(numbers: Mapping[str, Any]) -> list[str]:
+    """A sentence for each number that is left out."""
+    lost = {key: value for key, value in numbers.items() if isinstance(value, float) and not math.isfinite(value)}
+    return [f"{key} is {value}, so it is left out" for key, value in lost.items() if "_stderr," not in key]
 
 
 def _is_number(value: Any) -> bool:
@@ -118,9 +125,12 @@ def _is_number(value: Any) -> bool:
 
 def _headline(request: TaskRequest, metrics: Sequence[Metric]) -> str:
     names = [metric.name for metric in metrics]
-    wanted = request.extra.get("metric", names[0])
+    wanted = request.extra.get("metric", names[0] if names else "any")
     if wanted not in names:
-        raise UsageError(f"task {request.task}: metric: {wanted}: it has {', '.join(names)}.")
+        raise DataError(
+            f"task {request.task}: metric: {wanted}: found no finite number; it has {', '.join(names) or 'none'}. "
+            "Look at its documents, or take it out."
+        )
     return str(wanted)
 
 

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 from data_tools.chat_template_files import template_source
 from data_tools.errors import DataError, UsageError
+from megatron_ext.evaluate.lm_eval_checks import require_possible
 from megatron_ext.evaluate.lm_eval_tasks import LoadedTasks, load_tasks, require_known, seed_as_harness
 from megatron_ext.evaluate.tasks import TaskRequest
+from megatron_ext.plan.stage_plan import StagePlan
 
 if TYPE_CHECKING:
     from megatron_ext.evaluate.evaluation import Evaluation
@@ -27,7 +29,7 @@ def check(requests: Sequence[TaskRequest], checkpoint: Path) -> None:
     """Refuses what could not run, and loads the data of the rest; without torch.
 
     Raises:
-        UserError: As `lm_eval_tasks` does; or the checkpoint has no chat template.
+        UserError: As `lm_eval_tasks` and `lm_eval_checks` do; or the checkpoint has no chat template.
     """
     for request in requests:
         unknown = sorted(set(request.extra) - set(_EXTRA))
@@ -44,9 +46,10 @@ def check(requests: Sequence[TaskRequest], checkpoint: Path) -> None:
     for folder, names in by_folder.items():
         require_known(names, folder)
     problems: list[DataError] = []
+    trained = StagePlan.model_validate_json((checkpoint / "plan.json").read_bytes()).batch.sequence_length
     for request in requests:
         try:
-            loaded_tasks(request)
+            require_possible(request, loaded_tasks(request), request.options.max_length or trained)
         except DataError as error:
             problems.append(error)
     if problems:

@@ -9,11 +9,14 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib.util
+import json
 import os
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -40,22 +43,19 @@ class LoadedTasks:
         tasks: The harness's task objects by name, their data loaded.
         groups: Its groups by name, the outermost included, where the name is a group.
         sources: Where each task's definition stands.
+        content_id: Identity of definitions and data: another file, or a changed one, is another question.
     """
 
     tasks: Mapping[str, Any]
     groups: Mapping[str, Any]
     sources: Mapping[str, str]
+    content_id: str
 
-    @property
-    def content_id(self) -> str:
-        """Identity of definitions and data: another file, or a changed one, is another question."""
-        digest = hashlib.sha256()
-        for name, task in sorted(self.tasks.items()):
-            source = Path(self.sources[name])
-            digest.update(f"{name}\0".encode() + (source.read_bytes() if source.is_file() else b""))
-            splits = task.dataset.items() if hasattr(task.dataset, "items") else ()
-            digest.update(repr(sorted((split, rows._fingerprint) for split, rows in splits)).encode())
-        return digest.hexdigest()
+    def parts(self, name: str) -> list[tuple[str, list[str]]]:
+        """What gets a result of its own, and the tasks in it: a group that makes numbers of them, or each task."""
+        if name in self.groups and self.groups[name].has_aggregation:
+            return [(name, list(self.tasks))]
+        return [(one, [one]) for one in self.tasks]
 
 
 def require_lm_eval() -> None:
@@ -151,7 +151,29 @@ def _load(name: str, manager: Any) -> LoadedTasks:
         raise DataError(_not_loaded(name, manager, error)) from None
     tasks, groups = dict(loaded["tasks"]), dict(loaded.get("groups", {}))
     sources = {one: str(task.config.metadata.get("config_source", "")) for one, task in tasks.items()}
-    return LoadedTasks(tasks, groups, sources)
+    return LoadedTasks(tasks, groups, sources, _content_id(tasks, groups, sources))
+
+
+def _content_id(tasks: Mapping[str, Any], groups: Mapping[str, Any], sources: Mapping[str, str]) -> str:
+    """Hash of the harness's version, of groups, tasks with all that they include, the code beside them, and data."""
+    digest = hashlib.sha256(version("lm-eval").encode())
+    for name, group in sorted(groups.items()):
+        digest.update(_without_addresses([name, group.aggregate_metric_list, group.child_names]))
+    for name, task in sorted(tasks.items()):
+        config = task.dump_config()
+        config["metadata"] = {**(config.get("metadata") or {}), "config_source": None}
+        digest.update(_without_addresses([name, config]))
+        splits = task.dataset.items() if hasattr(task.dataset, "items") else ()
+        digest.update(repr(sorted((split, rows._fingerprint) for split, rows in splits)).encode())
+    for folder in sorted({Path(source).parent for source in sources.values() if source}):
+        for file in sorted(folder.glob("*.py")):
+            digest.update(f"{file.name}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _without_addresses(value: Any) -> bytes:
+    """A value's text, the same in every process: functions without source are named by their place in memory."""
+    return re.sub(r" at 0x[0-9a-f]+", "", json.dumps(value, sort_keys=True, default=str)).encode()
 
 
 def _not_loaded(name: str, manager: Any, error: Exception) -> str:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 LEVEL = 0.95
-_Z = 1.959964
+NORMAL_95 = 1.959964
+"""Half the width of 95 % of a normal distribution, in standard deviations."""
 _RESAMPLES = 2_000
 _MOST_DRAWN = 1 << 22
 """Indices drawn at once: 34 MB."""
@@ -27,8 +28,9 @@ def wilson_interval(rate: float, count: int) -> tuple[float, float]:
     >>> [round(end, 3) for end in wilson_interval(0.25, 4)]
     [0.046, 0.699]
     """
-    centre = (rate + _Z * _Z / (2 * count)) / (1 + _Z * _Z / count)
-    half = _Z * math.sqrt(rate * (1 - rate) / count + _Z * _Z / (4 * count * count)) / (1 + _Z * _Z / count)
+    z = NORMAL_95
+    centre = (rate + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count * count)) / (1 + z * z / count)
     return max(0.0, centre - half), min(1.0, centre + half)
 
 

@@ -131,3 +131,33 @@ def shuffled(documents):
     random.shuffle(order)
     return documents.select(order)
 """
+
+
+def test_a_changed_file_that_a_definition_includes_or_calls_is_another_question(tmp_path: Path) -> None:
+    folder = write_tasks(tmp_path)
+    definition = folder / "add_prose.yaml"
+    definition.rename(folder / "shared_part")
+    definition.write_text("include: shared_part\ntask: add_prose\nprocess_docs: !function shuffling.shuffled\n")
+    (folder / "shuffling.py").write_text(SHUFFLING)
+    first = load_tasks("add_prose", folder, asked_as="first").content_id
+    assert load_tasks("add_prose", folder, asked_as="again").content_id == first
+    (folder / "shuffling.py").write_text(SHUFFLING + "# another rule\n")
+    second = load_tasks("add_prose", folder, asked_as="code").content_id
+    part = folder / "shared_part"
+    part.write_text(part.read_text() + "description: 'Read this.'\n")
+    assert len({first, second, load_tasks("add_prose", folder, asked_as="included").content_id}) == 3
+
+
+def test_an_identity_does_not_depend_on_the_process(tmp_path: Path) -> None:
+    folder = write_tasks(tmp_path)
+    definition = folder / "add_prose.yaml"
+    definition.write_text(definition.read_text() + "process_docs: !function partly.shuffled\n")
+    (folder / "partly.py").write_text(f"import functools\n{SHUFFLING}\nshuffled = functools.partial(shuffled)\n")
+    code = (
+        "import sys; from pathlib import Path; from megatron_ext.evaluate.lm_eval_tasks import load_tasks\n"
+        "print(load_tasks('add_prose', Path(sys.argv[1]), asked_as='x').content_id)"
+    )
+    command = [sys.executable, "-c", code, str(folder)]
+    environment = {"PATH": "/usr/bin", "PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=120)
+    assert done.stdout.strip() == load_tasks("add_prose", folder, asked_as="here").content_id
