@@ -79,7 +79,7 @@ def export_checkpoint(
     Args:
         checkpoint: A `step_N` folder; or a `torch_dist` checkpoint of Megatron-LM, with `model` and `tokenizer`.
         to: Folder to be made; it must not exist.
-        dtype: Of the written weights; None keeps that of the checkpoint.
+        dtype: Of the written weights; None takes that of the stage, or of the widest tensor of Megatron-LM.
         verify: Whether logits of the two models are compared before the folder gets its name.
         model: Of a checkpoint of Megatron-LM.
         tokenizer: Likewise.
@@ -93,8 +93,8 @@ def export_checkpoint(
     """
     giver = open_giver(checkpoint, model=model, tokenizer=tokenizer)
     require_architecture(giver.model)
-    notes = _notes(giver)
     dtype = dtype or _stored_dtype(giver)
+    notes = _notes(giver, dtype)
     with folder_in_writing(to) as writing:
         parameters = _write_weights(giver, writing, DTYPES[dtype], shard_bytes)
         copy_tokenizer(giver.tokenizer, writing)
@@ -136,14 +136,22 @@ def folder_in_writing(to: Path) -> Iterator[Path]:
     sync_folder(to.parent)
 
 
-def _notes(giver: Giver) -> tuple[str, ...]:
-    if chat_template(giver.tokenizer) is not None:
-        return ()
-    return (f"{giver.tokenizer} holds no chat template: the exported model goes on with texts, and answers no chats",)
+def _notes(giver: Giver, dtype: Dtype) -> tuple[str, ...]:
+    notes = []
+    if chat_template(giver.tokenizer) is None:
+        without = "holds no chat template: the exported model goes on with texts, and answers no chats"
+        notes.append(f"{giver.tokenizer} {without}")
+    wide, count = giver.weights.num_float32, len(giver.weights.tensors)
+    if dtype == "bf16" and 0 < wide < count:
+        notes.append(f"{wide} of {count} tensors are stored in fp32 and were rounded to bf16; --dtype fp32 keeps them")
+    return tuple(notes)
 
 
 def _stored_dtype(giver: Giver) -> Dtype:
-    return "bf16" if all(facts.dtype == torch.bfloat16 for facts in giver.weights.tensors.values()) else "fp32"
+    """Of the stage; of a checkpoint without a plan, of its widest tensor."""
+    if giver.plan is not None:
+        return giver.plan.precision
+    return "fp32" if giver.weights.num_float32 else "bf16"
 
 
 def _write_weights(giver: Giver, folder: Path, dtype: torch.dtype, shard_bytes: int) -> int:

@@ -82,7 +82,7 @@ def import_checkpoint(
     model = model_of(config, source / "config.json")
     facts = _tokenizer_of(source, model)
     reader = _Reader(source, model)
-    notes = _notes(source, config, facts)
+    notes = (*_notes(source, config, facts), *_mixed(reader))
     writing = run_root / "stages" / f".importing_{model.name}"
     shutil.rmtree(writing, ignore_errors=True)  # of a killed run
     try:
@@ -216,6 +216,14 @@ def _notes(source: Path, config: dict[str, Any], facts: TokenizerFacts) -> tuple
     if chat_template(source) is None:
         notes.append("the tokenizer has no chat template; an sft stage needs one (chat_template.jinja beside it)")
     return tuple(notes)
+
+
+def _mixed(reader: _Reader) -> tuple[str, ...]:
+    dtypes = [facts.dtype for facts in reader.tensors.values()]
+    wide = dtypes.count(torch.float32)
+    if not 0 < wide < len(dtypes):
+        return ()
+    return (f"{wide} of {len(dtypes)} tensors are float32, the others bfloat16; each is kept as it is",)
 
 
 def _write(writing: Path, reader: _Reader, source: Path, facts: TokenizerFacts, *, sequence_length: int) -> StagePlan:

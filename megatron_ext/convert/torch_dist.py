@@ -76,6 +76,11 @@ class TorchDistWeights:
             if isinstance(facts, TensorStorageMetadata) and not _NOT_WEIGHTS.match(key):
                 self._add(key, TensorFacts(tuple(facts.size), facts.properties.dtype))
 
+    @property
+    def num_float32(self) -> int:
+        """Tensors that are stored in another precision than bfloat16."""
+        return sum(facts.dtype != torch.bfloat16 for facts in self.tensors.values())
+
     def _add(self, key: str, facts: TensorFacts) -> None:
         name = key
         for pattern, fused in _SEPARATE_NORMS:

@@ -174,6 +174,21 @@ def test_a_chat_template_that_came_later_makes_another_stage(folder: Path, tmp_p
     assert (step / "tokenizer" / "chat_template.jinja").read_text() == (folder / "chat_template.jinja").read_text()
 
 
+def test_weights_of_two_precisions_are_said_and_go_out_in_that_of_the_stage(folder: Path, tmp_path: Path) -> None:
+    kept = "backbone.layers.0.mixer.A_log"
+    change_weights(folder, lambda all: all.update({key: all[key].bfloat16() for key in all if key != kept}))
+    done = import_checkpoint(folder, tmp_path / "runs")
+    count = len(load_file(folder / WEIGHTS))
+    core = len(TorchDistWeights(done.folder / "checkpoints" / "step_0").tensors)
+    assert f"1 of {core} tensors are float32, the others bfloat16; each is kept as it is" in done.notes
+    step = done.folder / "checkpoints" / "step_0"
+    out = export_checkpoint(step, tmp_path / "again")
+    rounded = f"1 of {core} tensors are stored in fp32 and were rounded to bf16; --dtype fp32 keeps them"
+    assert (out.dtype, rounded in out.notes) == ("bf16", True)
+    assert [tensor.dtype for tensor in load_file(tmp_path / "again" / WEIGHTS).values()] == [torch.bfloat16] * count
+    assert rounded not in export_checkpoint(step, tmp_path / "wide", dtype="fp32").notes
+
+
 def export_refusal(checkpoint: Path, tokenizer: Path, to: Path, *, model: ModelRecipe = PLAN.model) -> str:
     """What an export is refused with; it must leave nothing."""
     with pytest.raises(UserError) as caught:
