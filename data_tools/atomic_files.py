@@ -56,6 +56,12 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def sync_tree(folder: Path) -> None:
+    """Makes everything in `folder` survive a power cut, before a rename says that it is whole."""
+    for path in (folder, *folder.rglob("*")):
+        sync_folder(path)
+
+
 @contextmanager
 def only_writer(prefix: str | Path) -> Iterator[None]:
     """Holds `PREFIX.lock` so that two commands never write the same dataset at once.

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from data_tools.atomic_files import sync_folder
+from data_tools.atomic_files import sync_folder, sync_tree
 from data_tools.errors import UsageError
 from megatron_ext.convert.giver import Giver, open_giver
 from megatron_ext.convert.hf_config import Dtype, hf_config, require_architecture
@@ -37,6 +37,7 @@ from megatron_ext.convert.tokenizer_files import (
     token_ids,
     write_json,
 )
+from megatron_ext.recipe.layer_pattern import MAMBA
 from megatron_ext.recipe.schema import ModelRecipe
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -129,6 +130,7 @@ def folder_in_writing(to: Path) -> Iterator[Path]:
     writing.mkdir(parents=True)
     try:
         yield writing
+        sync_tree(writing)
         writing.rename(to)
     except BaseException:
         shutil.rmtree(writing, ignore_errors=True)
@@ -142,6 +144,11 @@ def _notes(giver: Giver, dtype: Dtype) -> tuple[str, ...]:
         without = "holds no chat template: the exported model goes on with texts, and answers no chats"
         notes.append(f"{giver.tokenizer} {without}")
     wide, count = giver.weights.num_float32, len(giver.weights.tensors)
+    if giver.plan is None and MAMBA in giver.model.hybrid_layer_pattern and giver.model.layernorm_epsilon != 1e-5:
+        notes.append(
+            f"layernorm_epsilon {giver.model.layernorm_epsilon:g}: the gated norm of Megatron-LM's Mamba layers has "
+            "1e-5 whatever it was told, and no class of transformers can have two; logits will differ from Megatron-LM's"
+        )
     if dtype == "bf16" and 0 < wide < count:
         notes.append(f"{wide} of {count} tensors are stored in fp32 and were rounded to bf16; --dtype fp32 keeps them")
     return tuple(notes)

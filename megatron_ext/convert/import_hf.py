@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_tools.atomic_files import sync_folder
+from data_tools.atomic_files import sync_folder, sync_tree
 from data_tools.errors import DataError
 from data_tools.tokenizer import TokenizerFacts, describe
 from megatron_ext.convert.giver import open_giver, refuse_others
@@ -101,6 +101,7 @@ def import_checkpoint(
                 f"{folder}: was there already, with the same weights and chat template; it was left as it is",
             )
         else:
+            sync_tree(writing)
             writing.rename(folder)
             sync_folder(folder.parent)
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -221,7 +222,7 @@ class Hostile:
         return open, (str(self.file), "w")
 
 
-@pytest.mark.parametrize("content", [b"", b"\x80\x04.", b"\x80\x04}.", b"\x80\x04K\x01K\x02K\x03\x87s."], ids=repr)
+@pytest.mark.parametrize("content", [b"", b"\x80\x04.", b"\x80\x04}.", b"\x80\x04})R."], ids=repr)
 def test_damaged_metadata_of_megatron_lm_is_named(stock: Path, tokenizer: Path, tmp_path: Path, content: bytes) -> None:
     damaged = shutil.copytree(stock, tmp_path / "damaged")
     (damaged / ".metadata").write_bytes(content)
@@ -265,6 +266,27 @@ def test_a_norm_under_two_names_is_not_exported(stock: Path, tokenizer: Path, tm
     )
     text = export_refusal(tmp_path / "both", tokenizer, tmp_path / "out" / "hf")
     assert "decoder.layers.0.mixer.in_proj.layer_norm_weight are the same weight, and both are there" in text
+
+
+def test_every_file_is_on_the_disk_before_its_folder_has_its_name(
+    stock: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(os, "fsync", lambda number: synced.append(Path(os.readlink(f"/proc/self/fd/{number}"))))
+    export_checkpoint(stock, tmp_path / "hf", model=PLAN.model, tokenizer=tokenizer)
+    stage = import_checkpoint(tmp_path / "hf", tmp_path / "runs").folder
+    for folder, writing in ((tmp_path / "hf", ".writing_hf"), (stage, ".importing_hf")):
+        files = [folder.with_name(writing) / path.relative_to(folder) for path in folder.rglob("*")]
+        assert set(files) <= set(synced)
+
+
+def test_a_hybrid_of_megatron_lm_with_another_epsilon_is_said_to_differ(
+    stock: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    model = PLAN.model.model_copy(update={"layernorm_epsilon": 1e-6})
+    (note,) = export_checkpoint(stock, tmp_path / "hf", model=model, tokenizer=tokenizer).notes[-1:]
+    assert note.startswith("layernorm_epsilon 1e-06: the gated norm of Megatron-LM's Mamba layers has 1e-5")
+    assert "layernorm" not in str(export_checkpoint(stock, tmp_path / "b", model=PLAN.model, tokenizer=tokenizer).notes)
 
 
 def test_an_export_into_a_folder_that_is_there_changes_nothing(exported: Path, stock: Path, tokenizer: Path) -> None:
