@@ -147,7 +147,7 @@ def _notes(giver: Giver, dtype: Dtype) -> tuple[str, ...]:
     if giver.plan is None and MAMBA in giver.model.hybrid_layer_pattern and giver.model.layernorm_epsilon != 1e-5:
         notes.append(
             f"layernorm_epsilon {giver.model.layernorm_epsilon:g}: the gated norm of Megatron-LM's Mamba layers has "
-            "1e-5 whatever it was told, and no class of transformers can have two; logits will differ from Megatron-LM's"
+            "1e-5 whatever it was told, and no class of transformers can have two; logits will differ from its"
         )
     if dtype == "bf16" and 0 < wide < count:
         notes.append(f"{wide} of {count} tensors are stored in fp32 and were rounded to bf16; --dtype fp32 keeps them")
