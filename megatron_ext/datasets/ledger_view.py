@@ -60,7 +60,8 @@ def print_ledger(rows: Sequence[LedgerRow], path: Path) -> None:
     )
     if whole.sampled:
         print(f"{whole.sampled:,} tokens sampled, {whole.trained:,} trained")
-    _print_packed(rows, sum_rows([row for row in rows if row.phase]))
+    if here := [row for row in rows if row.phase]:  # an import has read nothing itself
+        _print_packed(rows, sum_rows(here))
 
 
 def _heading(path: Path, checkpoint: Path, plan: Mapping[str, Any]) -> str:
