@@ -56,11 +56,11 @@ data: {tokenizer: larger, blend: null, document_isolation: full}
 budget: {tokens: 0, steps: 1}
 rl:
   prompts: [{source: sums, file: prompts.jsonl, validation_prompts: 4, scorer: number}]
-  samples_per_prompt: 2
+  samples_per_prompt: 8
   max_prompt_tokens: 32
-  max_new_tokens: 8
-  overlong: soft-penalty                      # a model this raw is never right
-  overlong_penalty_tokens: 8
+  max_new_tokens: 64
+  overlong: soft-penalty                      # a model this raw is never right, but some of its answers end early
+  overlong_penalty_tokens: 64
 training: {sequence_length: 96, global_batch_size: 4, micro_batch_size: 1, validation_tokens: 0}
 schedule: {style: constant, warmup_tokens: 0}
 """
