@@ -53,7 +53,7 @@ class StageFacts:
 
     @property
     def when_saved(self) -> str:
-        """When an engine saves; both do it behind the last step too (verl 0.9.0, NeMo-RL 0.6.0)."""
+        """When an engine saves; both do it behind the last step too."""
         batch, interval = self.plan.batch, self.plan.cadence.checkpoint_interval_steps
         alone = "; longer than the stage: nothing is saved before its end" if interval > batch.total_steps else ""
         return f"steps; the last one is saved too{alone}"
