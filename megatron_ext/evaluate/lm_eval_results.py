@@ -10,15 +10,23 @@ from importlib.metadata import version
 from typing import Any
 
 from data_tools.errors import DataError
+from megatron_ext.evaluate.contamination import TrainedSource
 from megatron_ext.evaluate.kept_items import KeptItems
+from megatron_ext.evaluate.lm_eval_contamination import contamination_of_tasks
 from megatron_ext.evaluate.lm_eval_tasks import LoadedTasks
-from megatron_ext.evaluate.results import Contamination, Interval, Metric, TaskResult
+from megatron_ext.evaluate.results import Interval, Metric, TaskResult
 from megatron_ext.evaluate.tasks import TaskRequest
 from megatron_ext.training.intervals import NORMAL_95, wilson_interval
 
 
 def task_results(
-    request: TaskRequest, loaded: LoadedTasks, found: Mapping[str, Any], *, notes: Sequence[str], max_length: int
+    request: TaskRequest,
+    loaded: LoadedTasks,
+    found: Mapping[str, Any],
+    *,
+    notes: Sequence[str],
+    max_length: int,
+    sources: Sequence[TrainedSource] = (),
 ) -> list[TaskResult]:
     """One result for a task or a group; one for each task of a tag, or of a group that makes no numbers of them.
 
@@ -28,6 +36,7 @@ def task_results(
         found: What the harness's `evaluate` returns.
         notes: What a reader must know.
         max_length: Tokens of a text at most.
+        sources: That the checkpoint was trained on.
     """
     return [
         TaskResult(
@@ -42,7 +51,7 @@ def task_results(
             data_id=_data_id(found["samples"], members),
             method=f"lm-eval {version('lm-eval')} on this engine, texts of at most {max_length:,} tokens",
             seed=request.options.seed,
-            contamination=Contamination(status="unknown", note="not compared with what was trained on"),
+            contamination=contamination_of_tasks([loaded.tasks[one] for one in members], sources, request.options),
             notes=(*notes, *_not_finite(found["results"][name])),
             details=_details(found, name, members, loaded),
         )

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 from data_tools.chat_template_files import template_source
 from data_tools.errors import DataError, UsageError
+from megatron_ext.evaluate.contamination import require_clean, trained_sources
 from megatron_ext.evaluate.lm_eval_checks import require_possible
+from megatron_ext.evaluate.lm_eval_contamination import contamination_of_tasks
 from megatron_ext.evaluate.lm_eval_tasks import LoadedTasks, load_tasks, require_known, seed_as_harness
 from megatron_ext.evaluate.tasks import TaskRequest
 from megatron_ext.plan.stage_plan import StagePlan
@@ -47,9 +49,13 @@ def check(requests: Sequence[TaskRequest], checkpoint: Path) -> None:
         require_known(names, folder)
     problems: list[DataError] = []
     trained = StagePlan.model_validate_json((checkpoint / "plan.json").read_bytes()).batch.sequence_length
+    sources = trained_sources(checkpoint)
     for request in requests:
         try:
-            require_possible(request, loaded_tasks(request), request.options.max_length or trained)
+            loaded = loaded_tasks(request)
+            require_possible(request, loaded, request.options.max_length or trained)
+            known = contamination_of_tasks(list(loaded.tasks.values()), sources, request.options)
+            require_clean(request, known, _documents(loaded, None))
         except DataError as error:
             problems.append(error)
     if problems:
@@ -93,7 +99,14 @@ def _run_one(request: TaskRequest, evaluation: Evaluation) -> list[TaskResult]:
         )
     if evaluation.is_main:
         keep_samples(request, loaded, found, evaluation.items)
-    return task_results(request, loaded, found, notes=[*notes, *lm.cuts.notes(lm.max_length)], max_length=lm.max_length)
+    return task_results(
+        request,
+        loaded,
+        found,
+        notes=[*notes, *lm.cuts.notes(lm.max_length)],
+        max_length=lm.max_length,
+        sources=trained_sources(evaluation.opened.path),
+    )
 
 
 def _prepare(request: TaskRequest, loaded: LoadedTasks) -> list[str]:

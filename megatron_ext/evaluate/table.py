@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -35,17 +36,26 @@ def print_results(results: Results, folder: Path, *, as_json: bool = False) -> N
         for number, metric in enumerate(task.metrics):
             table.add_row("" if number else task.name, metric.name, *_cells(metric), f"{metric.n:,}")
     for aggregate in results.aggregates:
-        said = (
-            "missing " + ", ".join(aggregate.missing) if aggregate.value is None else f"{100 * aggregate.value:.2f} %"
-        )
+        said = f"{100 * aggregate.value:.2f} %" if aggregate.value is not None else _missing(aggregate.missing)
         table.add_row(aggregate.name, aggregate.rule, said, "", f"{len(aggregate.of):,}")
     console.print(table)
+    for aggregate in results.aggregates:
+        if aggregate.value is None and len(aggregate.missing) > 1:
+            console.print(f"{aggregate.name}: missing {', '.join(aggregate.missing)}")
     for task in results.tasks:
         if task.contamination.status in ("overlaps", "unknown"):
             console.print(f"{task.name}: contamination {task.contamination.status}: {task.contamination.note}")
         for note in task.notes:
             console.print(f"{task.name}: {note}")
-    console.print(f"{folder}/{results.items_file}: every item; results.json: all of this", soft_wrap=True)
+    if results.tasks:
+        console.print(f"{folder}/{results.items_file}: every item; results.json: all of this", soft_wrap=True)
+    else:
+        console.print("no task has a result yet", soft_wrap=True)
+
+
+def _missing(names: Sequence[str]) -> str:
+    """Short enough for a column; several are named below the table."""
+    return f"missing {names[0]}" if len(names) == 1 else f"missing {len(names):,}"
 
 
 def _form(name: str) -> tuple[float, str, str]:

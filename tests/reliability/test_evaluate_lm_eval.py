@@ -24,7 +24,7 @@ from megatron_ext.evaluate.results import Results, read_results
 from megatron_ext.rollout.cli import find_checkpoint
 from tests.support.distributed import run_distributed
 from tests.support.harness_tasks import write_tasks
-from tests.support.toy_project import Run
+from tests.support.toy_project import Run, ToyProject
 
 LIMIT = 5
 MAX_LENGTH = 512
@@ -179,3 +179,22 @@ def test_a_finished_task_is_kept_where_a_later_one_fails(run: Run, tmp_path: Pat
     assert line["results"][0]["items"] == LIMIT
     kept = [json.loads(one) for one in (folder / "samples.rank_0.jsonl").read_text().splitlines()]
     assert [one["task"] for one in kept] == ["add_choice"] * LIMIT
+
+
+def test_a_file_that_was_trained_on_is_refused(
+    run: Run,
+    toy_project: ToyProject,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(toy_project.root)  # a plan's paths are relative to where it was made
+    folder = write_tasks(tmp_path)
+    definition = folder / "add_prose.yaml"
+    trained = str(toy_project.root / "sums.jsonl")
+    of_its_own = definition.read_text().replace(str(tmp_path / "test.jsonl"), trained)
+    definition.write_text(of_its_own.replace(str(tmp_path / "train.jsonl"), trained))
+    assert main(command(run, folder, "trained", "lm-eval:add_choice", "lm-eval:add_prose")) == 3
+    said = capsys.readouterr().err
+    assert "lm-eval:add_prose: the data of add_prose are files that sums was made of." in said
+    assert not (run.stage_folder / "evaluations" / "trained").exists()

@@ -90,3 +90,13 @@ def test_items_go_through_a_pipe_as_json(tmp_path: Path, capsys: pytest.CaptureF
     print_items(keep(tmp_path / "a", [0.0, 1.0]), most=1, as_json=True)
     (line,) = map(json.loads, capsys.readouterr().out.splitlines())
     assert (line["item"], line["score"], line["truth"]) == ("0", 0.0, "one more")
+
+
+def test_several_missing_tasks_are_named_below_a_narrow_table(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("gsm8k", "math_500", "aime24")
+    part = Aggregate(name="math", value=None, rule="mean", of=names, missing=names)
+    print_results(results_of().model_copy(update={"aggregates": (part,)}), Path("evaluations/one"))
+    words = words_of(capsys)
+    assert ["math", "mean", "missing", "3", "3"] in words
+    assert ["math:", "missing", "gsm8k,", "math_500,", "aime24"] in words
+    assert words[-1] == ["no", "task", "has", "a", "result", "yet"]
