@@ -98,10 +98,10 @@ def test_kill_minus_nine_while_writing_leaves_whole_checkpoints_only_and_no_proc
     )
     wait_for_a_write_behind_step(tmp_path / "killed", 2)
     process.kill()
-    process.communicate(timeout=20)  # returns only when nobody holds the pipe
+    output, _ = process.communicate(timeout=20)  # returns only when nobody holds the pipe
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
-    killed = Run(code=-9, output="", run_root=tmp_path / "killed")
+    killed = Run(code=-9, output=output, run_root=tmp_path / "killed")
     kept = checkpoints_of(killed.stage_folder / "checkpoints")
     assert kept
     assert [line for path in kept for line in damage_of(path)] == []
