@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from megatron_ext.__main__ import VERBS, build_parser, main
+from megatron_ext.cli.verb import Verb
 from megatron_ext.plan.stage_plan import StagePlan
 from tests.support.pencil_project import PencilProject
 
@@ -31,19 +32,38 @@ def started(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("verb", [verb.name for verb in VERBS])
-def test_the_help_of_a_verb_starts_with_a_command(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+LEAVES = [
+    (*above, verb)
+    for above, verbs in [((), VERBS), *(((top,), top.verbs()) for top in VERBS if top.verbs is not None)]
+    for verb in verbs
+    if verb.verbs is None
+]
+"""Every command that does something, with the commands that it stands under."""
+
+
+@pytest.mark.parametrize("path", LEAVES, ids=lambda path: " ".join(verb.name for verb in path))
+def test_the_help_of_a_verb_starts_with_a_command(path: tuple[Verb, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    names = [verb.name for verb in path]
     with pytest.raises(SystemExit) as ended:
-        main([verb, "--help"])
+        main([*names, "--help"])
     lines = capsys.readouterr().out.splitlines()
     examples = lines[: lines.index("")]
     assert ended.value.code == 0
     for words in map(shlex.split, examples):
-        assert words[:4] == ["python", "-m", "megatron_ext", verb]
-        assert build_parser().parse_args(words[3:]).verb == verb
-    assert len(examples) == 1 + (
-        verb in {"validate", "plan", "ledger", "trace", "generate", "evaluate", "export", "rl-handoff"}
-    )
+        assert words[: 3 + len(names)] == ["python", "-m", "megatron_ext", *names]
+        assert build_parser().parse_args(words[3:]).handler == path[-1].handler
+    assert len(examples) == 1 + bool(path[-1].another)
+
+
+def test_a_verb_loads_nothing_of_what_the_others_take(project: PencilProject) -> None:
+    code = """
+import sys
+from megatron_ext.__main__ import main
+assert main(["plan", "pretrain.yaml"]) == 0
+print(sorted({"megatron_ext.evaluate.tasks", "megatron_ext.study.cli"} & set(sys.modules)))
+"""
+    done = started(project.root.absolute(), "-c", code)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
 
 
 def test_run_as_a_verb_names_the_program_that_trains(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,1 @@
+"""What is compared: arms, chains of stages that share their beginnings."""
