@@ -32,9 +32,13 @@ from megatron_ext.plan.sizes import model_size
 from megatron_ext.plan.stage_plan import (
     BatchPlan,
     CadencePlan,
+    CostPlan,
+    DataPlan,
     ExecutionPlan,
     LayoutPlan,
+    ParentPlan,
     SchedulePlan,
+    SourceRead,
     StagePlan,
 )
 from megatron_ext.recipe.load import LoadedRecipe
@@ -151,6 +155,7 @@ def make_stage_plan(
     world_size: int | None = None,
     may_be_provisional: bool = False,
     run_root: Path | None = None,
+    before: StagePlan | None = None,
 ) -> StagePlan:
     """Decides everything about a stage.
 
@@ -160,6 +165,7 @@ def make_stage_plan(
         may_be_provisional: Whether `declared_tokens` may stand for data that is not built yet; if not, the stage is
             about to run, and what it would have to compute again is kept in the store.
         run_root: Where a parent named by its id lies, and what is prepared; None takes the site's.
+        before: The stage that this one begins from, where it is planned already and the recipe names it by its id.
 
     Returns:
         The plan; equal recipes and data give the same `stage_id` whatever the layout is.
@@ -168,63 +174,122 @@ def make_stage_plan(
         RecipeError: What cannot be carried out as written, a source that cannot supply its share included.
         DataError: Data that is missing, damaged, or does not fit.
     """
-    parent: StagePlan | None
-    if loaded.parent is not None:
-        parent = make_stage_plan(loaded.parent, may_be_provisional=may_be_provisional, run_root=run_root)
+    place = Place(run_root or Path(loaded.site.run_root), may_be_provisional)
+    parent, giver = _stages_before(loaded, place, before)
+    behind = chain_behind(parent) if parent is not None else None
+    init_from = chain_behind(giver, gives="weights") if giver is not None else None
+    notes: list[str] = []
+    packed = _plan_packed(loaded, place, notes, giver=giver, behind=(behind, init_from))
+    draft = draft_plan(loaded, world_size=world_size, before=parent, packed=packed)
+    roundings = [*notes, *draft.roundings, *(other_numerics(giver) if giver is not None else ())]
+    data = packed.data if packed is not None else _plan_blend(loaded, place, draft, roundings, (behind, init_from))
+    new_tokens = plan_new_tokens(loaded, data, giver, run_root=place.run_root)
+    if isinstance(packed, PromptStage):
+        data = with_budget(data, prompts=draft.batch.total_samples)
+    plan = _joined(loaded, draft, packed, data=data, parent=behind, init_from=init_from).model_copy(
+        update={"new_tokens": new_tokens, "roundings": tuple(roundings)}
+    )
+    if parent is not None:
+        check_common(loaded, plan, parent)
+    if giver is not None:
+        check_weights(loaded, plan, giver, run_root=place.run_root)
+    if plan.behind is not None:
+        check_permission(loaded, plan, plan.behind)
+    return plan
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where stages and what is prepared lie, and whether declared sizes do."""
+
+    run_root: Path
+    may_be_provisional: bool
+
+
+def _stages_before(
+    loaded: LoadedRecipe, place: Place, before: StagePlan | None
+) -> tuple[StagePlan | None, StagePlan | None]:
+    """The stage that a recipe continues, and the one whose weights it begins with; at most one of them is there.
+
+    Raises:
+        RecipeError: There is no such stage, or it cannot be continued by this one.
+    """
+    recipe, parent, giver = loaded.recipe, None, None
+    if before is not None:
+        assert before.stage_id in (recipe.parent, recipe.init_from), f"{loaded.path} names another stage"
+        parent, giver = (before, None) if recipe.parent is not None else (None, before)
+    elif loaded.parent is not None:
+        parent = make_stage_plan(loaded.parent, may_be_provisional=place.may_be_provisional, run_root=place.run_root)
     else:
-        parent = _parent_by_id(loaded, run_root)
+        parent = _parent_by_id(loaded, place.run_root)
+        giver = _plan_of_giver(loaded, place.run_root, may_be_provisional=place.may_be_provisional)
     if parent is not None:
         check_kind(loaded, parent.stage)
         check_packing(loaded, parent)
-    behind = chain_behind(parent) if parent is not None else None
-    giver = _plan_of_giver(loaded, run_root, may_be_provisional=may_be_provisional)
-    init_from = chain_behind(giver, gives="weights") if giver is not None else None
-    trained_on = [source for before in (behind, init_from) if before is not None for source in before.sources]
-    notes: list[str] = []
-    packed: PackedStage | PromptStage | None = None
+    return parent, giver
+
+
+Behind = tuple[ParentPlan | None, ParentPlan | None]
+
+
+def _trained_on(behind: Behind) -> list[SourceRead]:
+    return [source for before in behind if before is not None for source in before.sources]
+
+
+def _plan_packed(
+    loaded: LoadedRecipe, place: Place, notes: list[str], *, giver: StagePlan | None, behind: Behind
+) -> PackedStage | PromptStage | None:
+    """The rows of an sft stage, or the prompts of an rl stage."""
     if loaded.recipe.stage == "rl":
-        packed = plan_rl(loaded, giver, notes, may_be_provisional=may_be_provisional)
+        return plan_rl(loaded, giver, notes, may_be_provisional=place.may_be_provisional)
     if loaded.recipe.stage == "sft":
-        store = str(run_root or loaded.site.run_root)
-        packed = plan_sft(loaded, notes, store=store, is_kept=not may_be_provisional, trained_on=trained_on)
-    draft = draft_plan(loaded, world_size=world_size, before=parent, packed=packed)
-    roundings = [*notes, *draft.roundings, *(other_numerics(giver) if giver is not None else ())]
-    recipe = loaded.recipe
-    data = (
-        packed.data
-        if packed is not None
-        else plan_data(
-            loaded,
-            draft.batch,
-            draft.cadence,
-            roundings,
-            phase_samples=draft.phase_samples,
-            store=run_root or Path(loaded.site.run_root),
-            parent=behind,
-            trained_on=trained_on,
-            may_be_provisional=may_be_provisional,
-        )
+        is_kept = not place.may_be_provisional
+        return plan_sft(loaded, notes, store=str(place.run_root), is_kept=is_kept, trained_on=_trained_on(behind))
+    return None
+
+
+def _plan_blend(loaded: LoadedRecipe, place: Place, draft: Draft, roundings: list[str], behind: Behind) -> DataPlan:
+    """What a pretrain stage reads."""
+    return plan_data(
+        loaded,
+        draft.batch,
+        draft.cadence,
+        roundings,
+        phase_samples=draft.phase_samples,
+        store=place.run_root,
+        parent=behind[0],
+        trained_on=_trained_on(behind),
+        may_be_provisional=place.may_be_provisional,
     )
-    new_tokens = plan_new_tokens(loaded, data, giver, run_root=run_root or Path(loaded.site.run_root))
-    rl = None
-    if isinstance(packed, PromptStage):
-        data, rl = with_budget(data, prompts=draft.batch.total_samples), packed.rl
+
+
+def _joined(
+    loaded: LoadedRecipe,
+    draft: Draft,
+    packed: PackedStage | PromptStage | None,
+    *,
+    data: DataPlan,
+    parent: ParentPlan | None,
+    init_from: ParentPlan | None,
+) -> StagePlan:
+    """All that was decided, under its id."""
+    recipe = loaded.recipe
+    rl = packed.rl if isinstance(packed, PromptStage) else None
     meaning = stage_meaning(
-        recipe, data=data, batch=draft.batch, schedule=draft.schedule, parent=behind, init_from=init_from, rl=rl
+        recipe, data=data, batch=draft.batch, schedule=draft.schedule, parent=parent, init_from=init_from, rl=rl
     )
     identity = stage_id(meaning)
     is_provisional = (
         data.is_provisional
         or recipe.awaits_weights
-        or any(before.is_provisional for before in (behind, init_from) if before is not None)
+        or any(before.is_provisional for before in (parent, init_from) if before is not None)
     )
-    plan = StagePlan(
+    return StagePlan(
         stage=recipe.stage,
         stage_id=identity.replace("-", "-provisional-", 1) if is_provisional else identity,
         recipe=loaded.path,
-        parent=behind,
+        parent=parent,
         init_from=init_from,
-        new_tokens=new_tokens,
         model=recipe.model,
         model_size=model_size(recipe.model),
         data=data,
@@ -238,23 +303,21 @@ def make_stage_plan(
         layout=draft.layout,
         cadence=draft.cadence,
         execution=draft.execution,
-        cost=plan_cost(
-            recipe.model,
-            draft.layout,
-            draft.batch,
-            draft.cadence,
-            draft.execution,
-            precision=recipe.precision,
-            rl=recipe.rl,
-        ),
+        cost=_cost(loaded, draft),
         logging=recipe.logging,
-        roundings=tuple(roundings),
+        roundings=(),
         meaning=meaning,
     )
-    if parent is not None:
-        check_common(loaded, plan, parent)
-    if giver is not None:
-        check_weights(loaded, plan, giver, run_root=run_root or Path(loaded.site.run_root))
-    if plan.behind is not None:
-        check_permission(loaded, plan, plan.behind)
-    return plan
+
+
+def _cost(loaded: LoadedRecipe, draft: Draft) -> CostPlan:
+    recipe = loaded.recipe
+    return plan_cost(
+        recipe.model,
+        draft.layout,
+        draft.batch,
+        draft.cadence,
+        draft.execution,
+        precision=recipe.precision,
+        rl=recipe.rl,
+    )

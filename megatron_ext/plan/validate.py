@@ -13,6 +13,7 @@ from megatron_ext.plan.sizes import model_size
 from megatron_ext.recipe.load import LoadedRecipe, load_file
 from megatron_ext.recipe.locate import locate
 from megatron_ext.recipe.schema import BlendRecipe, ModelRecipe, SiteRecipe, SourceRecipe
+from megatron_ext.recipe.study_load import LoadedArm, LoadedStudy
 
 
 def validate_file(path: Path) -> str:
@@ -39,6 +40,10 @@ def validate_file(path: Path) -> str:
         facts = f"blend {loaded.blend}, {loaded.weighting}, {num_sources} source{'s' if num_sources > 1 else ''}"
     elif isinstance(loaded, SiteRecipe):
         facts = f"site, data_root {loaded.data_root}, run_root {loaded.run_root}"
+    elif isinstance(loaded, LoadedArm):
+        facts = f"arm {loaded.id}, {format_exact(len(loaded.recipes))} stages"
+    elif isinstance(loaded, LoadedStudy):
+        facts = f"study {loaded.recipe.study}, {format_exact(len(loaded.arms))} arms"
     else:
         facts = _stage_facts(loaded)
     return f"{path}: ok: {facts}"

@@ -16,6 +16,7 @@ from megatron_ext.recipe.compose import PARENT_KEYS, Tree, blends_of, compose, i
 from megatron_ext.recipe.locate import shown
 from megatron_ext.recipe.problems import Origin, Problems, origin_of
 from megatron_ext.recipe.schema import BlendEntry, BlendRecipe, ModelRecipe, Recipe, SiteRecipe, SourceRecipe
+from megatron_ext.recipe.study_load import LoadedArm, LoadedStudy, load_arm, load_study
 
 DEFAULT_SITE = Path("recipes/sites/laptop.yaml")
 
@@ -29,6 +30,9 @@ _SIGNS: tuple[tuple[type[Single], str, str], ...] = (
     (SiteRecipe, "data_root", "sites"),
     (SiteRecipe, "run_root", "sites"),
 )
+
+
+_WITH_ARTICLE = {"study": "a study", "arm": "an arm"}
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,9 @@ def load_recipe(
         RecipeError: Everything that is wrong, in one message, as `file:line: key: …` lines.
     """
     tree = compose(path, overrides=overrides)
+    if chain_file := next((key for key in ("study", "arm") if key in tree.data), None):
+        name = _WITH_ARTICLE[chain_file]
+        raise RecipeError(f"{path}: this is {name} file; name a stage recipe, such as recipes/demo/pretrain.yaml")
     kind = _kind_of(tree)
     if kind is not None and not compose(path).data.keys() & Recipe.model_fields.keys():
         name = kind.__name__.removesuffix("Recipe").lower()
@@ -120,13 +127,17 @@ def load_recipe(
     return LoadedRecipe(str(path), recipe, site_recipe, sources.all, blends, parent, weights_of, origins)
 
 
-def load_file(path: str | Path) -> LoadedRecipe | Single:
+def load_file(path: str | Path) -> LoadedRecipe | Single | LoadedArm | LoadedStudy:
     """Reads and checks any file of the recipes folder; its kind shows in its keys, else in its folder.
 
     Raises:
         RecipeError: Everything that is wrong, in one message.
     """
     tree = compose(path)
+    if "study" in tree.data:
+        return load_study(path)
+    if "arm" in tree.data:
+        return load_arm(path)
     folder = Path(path).absolute().parent.name
     kind = _kind_of(tree)
     if kind is None and not tree.data.keys() & Recipe.model_fields.keys():

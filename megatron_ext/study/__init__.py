@@ -1,1 +1,1 @@
-"""What is compared: arms, chains of stages that share their beginnings."""
+"""What is compared: arms, chains of stages that share their beginnings. Imports no torch."""
