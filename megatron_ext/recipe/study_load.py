@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -9,13 +10,20 @@ from itertools import pairwise, product
 from pathlib import Path
 
 from data_tools.errors import RecipeError
-from data_tools.strict_yaml import KeyPath, load_yaml, nearest
+from data_tools.strict_yaml import KeyPath, load_yaml, nearest, parse_scalar
 from megatron_ext.recipe.checks import checked
 from megatron_ext.recipe.compose import PARENT_KEYS, Tree, compose
-from megatron_ext.recipe.explain import yaml_scalar
 from megatron_ext.recipe.locate import beside, locate
 from megatron_ext.recipe.problems import Origin, Problems, origin_of
-from megatron_ext.recipe.study_schema import STAGE_KINDS, ArmRecipe, MatrixRecipe, StageKind, StageSettings, StudyRecipe
+from megatron_ext.recipe.study_schema import (
+    STAGE_KINDS,
+    ArmRecipe,
+    MatrixRecipe,
+    Scalar,
+    StageKind,
+    StageSettings,
+    StudyRecipe,
+)
 
 Overrides = dict[StageKind, tuple[str, ...]]
 """`key=value` options by kind of stage."""
@@ -184,9 +192,16 @@ def _overrides(
             if name in PARENT_KEYS:
                 problems.add(tree.origin(key), key, f"{value}: the stage before it in the arm is taken; remove the key")
             is_file = name == "model" and isinstance(value, str)
-            own.append(f"{name}={_path(tree, key, value) if is_file else yaml_scalar(value)}")
+            own.append(f"{name}={_path(tree, key, value) if is_file else _scalar(value)}")
         found[kind] = (*(above[kind] if above is not None else ()), *own)
     return found
+
+
+def _scalar(value: Scalar) -> str:
+    """A value as `--set` reads it back."""
+    if isinstance(value, str):
+        return value if parse_scalar(value) == value else f'"{value}"'
+    return json.dumps(value)
 
 
 def _check_names(tree: Tree, study: StudyRecipe, arms: list[LoadedArm], problems: Problems) -> None:
