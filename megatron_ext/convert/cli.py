@@ -20,18 +20,22 @@ def main_export(args: argparse.Namespace) -> None:
     """
     quiet_known_warnings()
     from megatron_ext.convert.export import export_checkpoint
+    from megatron_ext.convert.export_record import record_export
     from megatron_ext.convert.giver import is_stock
 
     path: Path = args.checkpoint
+    if not (is_foreign := is_stock(path)):
+        path = find_checkpoint(path)
     done = export_checkpoint(
-        path if is_stock(path) else find_checkpoint(path),
+        path,
         args.to,
         dtype=args.dtype,
         verify=args.verify,
         model=_model(args.model),
         tokenizer=args.tokenizer,
     )
-    for note in done.notes:
+    unrecorded = None if is_foreign else record_export(path, done)
+    for note in (*done.notes, *([unrecorded] if unrecorded else [])):
         print(f"NOTE: {note}")
     print(f"{done.path}: {done.parameters:,} numbers in {done.dtype}")
     if not args.verify:

@@ -40,6 +40,7 @@ from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.recipe.schema import ModelRecipe
 from megatron_ext.training.checkpoint_facts import layout_of
 from megatron_ext.training.file_list import describe_files, write_file_list
+from megatron_ext.training.run_record import record_run
 from megatron_ext.training.state import TrainState
 
 _OUTPUT = "lm_head.weight"
@@ -268,6 +269,7 @@ def _write(writing: Path, reader: _Reader, source: Path, facts: TokenizerFacts, 
         "validation": None,
         "ledger": [row.to_json() for row in ledger],
     }
+    record_run(writing, plan, begins_at_step=0)
     (writing / STAGE_FILE).write_text(json.dumps(stage, indent=1) + "\n")
     return plan
 

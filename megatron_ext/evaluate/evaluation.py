@@ -22,7 +22,7 @@ from data_tools.errors import SetupError, UsageError, UserError
 from megatron_ext.evaluate.external_task import KINDS_OF_OTHERS, found_so_far
 from megatron_ext.evaluate.kept_items import KeptItems, finish_items, lines_on_disk, remove_parts
 from megatron_ext.evaluate.kept_results import keep_results, remove_kept_results, results_on_disk
-from megatron_ext.evaluate.loading import OpenedCheckpoint, identity_of, weights_fingerprint
+from megatron_ext.evaluate.loading import OpenedCheckpoint, identity_of
 from megatron_ext.evaluate.options import Options
 from megatron_ext.evaluate.results import (
     RESULTS,
@@ -36,6 +36,7 @@ from megatron_ext.evaluate.results import (
 )
 from megatron_ext.evaluate.tasks import TaskRequest, kind_named
 from megatron_ext.runtime.agreement import answer_of_main_rank, raise_on_all_ranks
+from megatron_ext.training.file_list import weights_fingerprint
 
 ASKED = "asked.json"
 FOLDER = "evaluations"

@@ -7,7 +7,6 @@ mode. Tensor-parallel ranks hold it together; each data-parallel rank has it who
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from megatron_ext.runtime.launch import Launch
 from megatron_ext.runtime.parallel import process_groups
 from megatron_ext.training.checkpoint import damage_seen_by_all_ranks, load_weights
 from megatron_ext.training.checkpoint_facts import read_facts, read_plan
-from megatron_ext.training.file_list import FILE_LIST, STAGE_FILE, require_whole
+from megatron_ext.training.file_list import STAGE_FILE, require_whole, weights_fingerprint
 
 _VERSIONS_OF = ("megatron-ext", "megatron-core", "torch")
 
@@ -141,13 +140,6 @@ def identity_of(path: Path) -> CheckpointIdentity:
         sampled_tokens=state.get("sampled_tokens", 0),
         parents=tuple(stage.stage_id for stage in plan.behind.chain) if plan.behind is not None else (),
     )
-
-
-def weights_fingerprint(path: Path) -> str:
-    """Sha256 over the names and hashes of a checkpoint's files of weights, as its file list has them."""
-    listed = json.loads((path / FILE_LIST).read_bytes())
-    lines = [f"{name} {listed[name]['sha256']}\n" for name in sorted(listed) if name.endswith((".distcp", ".metadata"))]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _is_end_of_stage(path: Path) -> bool:

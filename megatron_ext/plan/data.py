@@ -220,6 +220,8 @@ def _plan_source(
         is_declared=dataset is None,
         packed=packed,
         licence=source.licence,
+        revision=source.revision,
+        available_at=source.available_at,
     )
 
 

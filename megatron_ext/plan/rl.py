@@ -229,6 +229,8 @@ def _data_plan(
                 max_epochs=options.max_epochs,
                 is_declared=got is None,
                 licence=asked.licence,
+                revision=asked.revision,
+                available_at=asked.available_at,
             )
         )
     return DataPlan(

@@ -88,6 +88,8 @@ def plan_sources(
             max_epochs=given[source.source].max_epochs,
             is_declared=every[index].is_declared,
             licence=source.licence,
+            revision=source.revision,
+            available_at=source.available_at,
         )
         for index, source in enumerate(loaded.sources)
     )

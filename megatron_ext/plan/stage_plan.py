@@ -154,6 +154,8 @@ class SourcePlan(PlanPart):
     is_declared: bool  # tokens as the source file says; not built yet, so the ids are made up of name and size
     packed: PackedPlan | None = None  # None: samples are cut from the documents laid end to end
     licence: str = ""  # terms of its raw data, as its source file states them
+    revision: str = ""  # of its raw data, likewise
+    available_at: str = ""  # where its raw data is had, likewise
 
     def pass_tokens(self, sequence_length: int) -> int:
         """Processed tokens of one pass over the source: of packed rows their padding too."""

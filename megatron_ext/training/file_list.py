@@ -58,6 +58,18 @@ def write_file_list(folder: Path, described: dict[str, FileFacts]) -> None:
     write_atomically(folder / FILE_LIST, json.dumps(described, indent=1, sort_keys=True).encode())
 
 
+def read_file_list(path: Path) -> dict[str, FileFacts]:
+    """The files of a checkpoint, as its list has them; OSError or ValueError where there is none that can be read."""
+    return dict(json.loads((path / FILE_LIST).read_bytes()))
+
+
+def weights_fingerprint(path: Path) -> str:
+    """Sha256 over the names and hashes of a checkpoint's files of weights, as its file list has them."""
+    listed = read_file_list(path)
+    lines = [f"{name} {listed[name]['sha256']}\n" for name in sorted(listed) if name.endswith((".distcp", ".metadata"))]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
 def damage_of(path: Path, *, rank: int = 0, world_size: int = 1) -> list[str]:
     """Compares a checkpoint with its list; each rank reads its share of the bytes.
 
@@ -70,7 +82,7 @@ def damage_of(path: Path, *, rank: int = 0, world_size: int = 1) -> list[str]:
         One line for each file of this rank's share that is not as written.
     """
     try:
-        listed: dict[str, FileFacts] = dict(json.loads((path / FILE_LIST).read_text()))
+        listed = read_file_list(path)
         by_size = sorted(listed, key=lambda name: (-listed[name]["bytes"], name))
         lines = [_damage_of_file(path / name, listed[name]) for name in by_size[rank::world_size]]
         return [*(line for line in lines if line), *(_left_out(path, listed) if rank == 0 else [])]

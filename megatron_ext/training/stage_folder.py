@@ -2,6 +2,7 @@
 
 - `plan.json`: what is done here; the latest placement
 - `metrics.jsonl`: one line a step; `tensorboard/` holds the same
+- `runs.jsonl`: one line a run: when, from which step, with which code, packages and machine (run_record.py)
 - `checkpoints/step_N/`
 - `exit.json`: how the last run ended
 - `stage.json`: written last, its presence means finished

@@ -32,6 +32,7 @@ from megatron_ext.training.parent_stage import parent_checkpoint
 from megatron_ext.training.parts import make_parts
 from megatron_ext.training.progress import describe_validation
 from megatron_ext.training.rollout_source import RolloutSource
+from megatron_ext.training.run_record import record_run
 from megatron_ext.training.saving import Saver, remove_unfinished
 from megatron_ext.training.stage_folder import StageFolder, write_json
 from megatron_ext.training.state import TrainState
@@ -86,6 +87,8 @@ def walk(plan: StagePlan, folder: StageFolder, groups: ProcessGroupCollection, *
         if isinstance(parts.cursor, RolloutSource):
             _load_reference(parts.cursor, plan, folder, groups)
         watcher = _watcher(folder, plan, state, begins_at) if is_main else None
+        if is_main:
+            record_run(folder.path, plan, begins_at_step=state.step)
         say = (lambda _: None) if watcher is None else watcher.say
         if plan.data.document_isolation == "full" or plan.layout.context_parallel_size > 1:
             say(f"isolation holds: {require_isolation(parts.model, plan, groups)}")

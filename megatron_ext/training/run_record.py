@@ -1,0 +1,64 @@
+"""`runs.jsonl` of a stage: a line for each run that trained it, written as its first step is about to begin.
+
+| field          | holds |
+|----------------|-------|
+| started        | UTC, ISO 8601 |
+| begins_at_step | steps that were trained before it; a later line with fewer trained the steps behind it anew |
+| code           | `runtime/code_version.py`: version, sha256 and number of files, commit, files changed since |
+| versions       | of Python and of packages that numbers may hang on |
+| hardware       | machine, cpu, cores, gpus of the main rank's machine |
+| layout         | parallel sizes, and world_size |
+| backend        | local or te |
+
+None of it is part of a stage's id: the same stage may go on with other code on another machine, and the lines say so.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from megatron_ext.models.backends import choose_backend
+from megatron_ext.plan.stage_plan import StagePlan
+from megatron_ext.runtime.code_version import code_version, versions
+from megatron_ext.runtime.device import describe_gpus
+from megatron_ext.training.checkpoint_facts import layout_of
+
+RUNS = "runs.jsonl"
+
+
+def record_run(folder: Path, plan: StagePlan, *, begins_at_step: int) -> None:
+    """Adds a line to `runs.jsonl`. Only the main rank may call this, with the folder taken.
+
+    Args:
+        folder: Of the stage.
+        plan: As it runs here.
+        begins_at_step: Steps that are behind it.
+    """
+    line: dict[str, Any] = {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "begins_at_step": begins_at_step,
+        "code": code_version().to_json(),
+        "versions": versions(),
+        "hardware": {
+            "machine": platform.machine(),
+            "cpu": _cpu_name(),
+            "cores": os.cpu_count(),
+            "gpus": describe_gpus(),
+        },
+        "layout": layout_of(plan) | {"world_size": plan.layout.world_size},
+        "backend": choose_backend(plan).name,
+    }
+    with (folder / RUNS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def _cpu_name() -> str | None:
+    """As the system calls it; None where it does not tell."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
