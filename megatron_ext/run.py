@@ -1,42 +1,37 @@
-"""The walk of one stage.
+"""The walk of one stage, or of an arm's unfinished stages one after the other.
 
     torchrun --nproc-per-node 2 -m megatron_ext.run recipes/demo/pretrain.yaml
 
 recipe -> plan -> model, optimizer, cursor, objective -> train -> checkpoints -> stage.json. Up to the
 line that joins the process groups nothing has touched torch, a device or the disk: whatever is wrong
-with recipe, data or folder ends the run there.
+with recipe, data or folder of any stage ends the run there.
 """
 
 from __future__ import annotations
 
 import argparse
-import errno
-import resource
 import sys
-import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_tools.errors import SetupError, TrainingError, UserError
+from data_tools.errors import UserError
 from megatron_ext.plan.lineage import STAGE_FILE
 from megatron_ext.plan.make import make_stage_plan
 from megatron_ext.plan.render import print_plan
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.recipe.load import load_recipe
+from megatron_ext.recipe.study_load import is_arm_file
 from megatron_ext.runtime.determinism import be_deterministic
 from megatron_ext.runtime.launch import Launch
+from megatron_ext.training.ending import Ending, StoppedError, environment_error, is_of_environment
 from megatron_ext.training.file_list import checkpoints_of
 from megatron_ext.training.parent_stage import parent_checkpoint
 
 if TYPE_CHECKING:
     from megatron_ext.training.loop import Outcome
     from megatron_ext.training.stage_folder import StageFolder
-
-_OTHER_RANK_WAIT_S = 5.0
-"""Errors are mostly the same on all ranks: the others let the main rank speak, and torchrun end them."""
-
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-_TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,51 +42,63 @@ def main(argv: list[str] | None = None) -> int:
     try:
         _run(arguments, launch, ending)
     except UserError as error:
-        return _fail(error, launch, ending)
+        return ending.fail(error, launch)
     except KeyboardInterrupt:
-        error = TrainingError(
+        at_once = (
             "ended by SIGINT at once. Run again to go on from the newest checkpoint, or to begin where there is none."
         )
-        return _fail(error, launch, ending)
+        return ending.fail(StoppedError(at_once), launch)
     except Exception as bug:
-        if isinstance(bug, OSError) and bug.errno in (*_DISK_ERRORS, *_TOO_MANY_FILES):
-            return _fail(_environment_error(bug), launch, ending)
+        if isinstance(bug, OSError) and is_of_environment(bug):
+            return ending.fail(environment_error(bug), launch)
         if launch.is_main:
             ending.record(code=1, reason="crashed", message=f"{type(bug).__name__}: {bug}")
         raise
     return 0
 
 
-class Ending:
-    """Where the end of this run is recorded, once the folder is this run's."""
+@dataclass(frozen=True)
+class Walk:
+    """What is to be walked.
 
-    folder: StageFolder | None = None
+    Attributes:
+        run_root: Folder that holds `stages/`.
+        plans: Stages, parents first.
+        is_arm: Whether an arm names them.
+    """
 
-    def record(self, *, code: int, reason: str, message: str) -> None:
-        """Writes exit.json: code, reason, message."""
-        if self.folder is None:
-            return
-        from megatron_ext.training.stage_folder import write_json
+    run_root: Path
+    plans: tuple[StagePlan, ...]
+    is_arm: bool = False
 
-        try:
-            write_json(self.folder.exit_file, {"code": code, "reason": reason, "message": message})
-        except OSError as error:  # the disk may be what ended the run; its message must not be lost for this one
-            print(f"WARNING: {self.folder.exit_file}: not written ({error.strerror})", file=sys.stderr)
-
-
-def _environment_error(error: OSError) -> SetupError:
-    remedy = "Make room or mend the disk"
-    if error.errno in _TOO_MANY_FILES:
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        limit = f"A process may have {soft:,} open files here, at most {hard:,}"
-        remedy = f"{limit}. Raise that (ulimit -n {max(2 * soft, 4096)})"
-    return SetupError(
-        f"{error.filename or 'a file of the run'}: {error.strerror}.\n"
-        f"  The checkpoints that are there are untouched. {remedy}, and run again to go on."
-    )
+    def is_finished(self, stage_id: str) -> bool:
+        """Whether a stage has trained to its end."""
+        return (self.run_root / "stages" / stage_id / STAGE_FILE).is_file()
 
 
 def _run(arguments: argparse.Namespace, launch: Launch, ending: Ending) -> None:
+    walk = (_planned_arm if is_arm_file(arguments.recipe) else _planned_stage)(arguments, launch)
+    if arguments.dry_run:
+        for plan in walk.plans if launch.is_main else ():
+            print_plan(plan, run_root=walk.run_root)
+        return
+    if walk.is_arm:
+        for plan in walk.plans:
+            if walk.is_finished(plan.stage_id):
+                _say(launch, f"{plan.stage_id}: finished before ({plan.recipe})")
+        walk = Walk(walk.run_root, tuple(plan for plan in walk.plans if not walk.is_finished(plan.stage_id)), True)
+    for plan in walk.plans:
+        steps = f"{plan.model.name}, {plan.batch.total_steps} steps"
+        _say(launch, f"{plan.stage_id}: {steps} -> {walk.run_root}/stages/{plan.stage_id}")
+        for sentence in plan.roundings:
+            _say(launch, f"WARNING: {sentence}")
+    for index, plan in enumerate(walk.plans):
+        _require_beginning(walk, plan, trained_before=[one.stage_id for one in walk.plans[:index]])
+    if walk.plans:
+        _execute(walk, launch, ending)
+
+
+def _planned_stage(arguments: argparse.Namespace, launch: Launch) -> Walk:
     loaded = load_recipe(arguments.recipe, overrides=arguments.set, site=arguments.site)
     run_root = Path(arguments.run_root or loaded.site.run_root)
     plan = make_stage_plan(
@@ -99,28 +106,47 @@ def _run(arguments: argparse.Namespace, launch: Launch, ending: Ending) -> None:
     )
     if arguments.stage not in (None, plan.stage):
         raise UserError(f"--stage {arguments.stage}: {arguments.recipe} is a {plan.stage} stage. Leave --stage out.")
-    if arguments.dry_run:
-        if launch.is_main:
-            print_plan(plan, run_root=run_root)
-        return
-    _say(
-        launch,
-        f"{plan.stage_id}: {plan.model.name}, {plan.batch.total_steps} steps -> {run_root}/stages/{plan.stage_id}",
+    return Walk(run_root, (plan,))
+
+
+def _planned_arm(arguments: argparse.Namespace, launch: Launch) -> Walk:
+    from megatron_ext.study.make import make_arm_plan
+
+    arm = make_arm_plan(
+        arguments.recipe,
+        site=arguments.site,
+        run_root=arguments.run_root,
+        overrides=arguments.set,
+        world_size=launch.world_size,
+        may_be_provisional=arguments.dry_run,
     )
-    for sentence in plan.roundings:
-        _say(launch, f"WARNING: {sentence}")
-    _require_beginning(plan, run_root)
-    _execute(plan, run_root, launch, ending)
+    run_root = Path(arm.run_root)
+    plans: list[StagePlan] = []
+    for node in arm.stages:
+        loaded = load_recipe(node.recipe, overrides=node.overrides, site=arguments.site)
+        plans.append(
+            make_stage_plan(
+                loaded,
+                world_size=launch.world_size,
+                may_be_provisional=arguments.dry_run,
+                run_root=run_root,
+                before=plans[-1] if plans else None,
+            )
+        )
+    chosen = tuple(plan for plan in plans if arguments.stage in (None, plan.stage))
+    if not chosen:
+        kinds = ", ".join(dict.fromkeys(plan.stage for plan in plans))
+        raise UserError(f"--stage {arguments.stage}: {arguments.recipe} has no such stage; there are: {kinds}")
+    return Walk(run_root, chosen, is_arm=True)
 
 
-def _require_beginning(plan: StagePlan, run_root: Path) -> None:
-    """Refuses a stage that could not train here, or whose parent is not finished.
+def _require_beginning(walk: Walk, plan: StagePlan, *, trained_before: Sequence[str]) -> None:
+    """Refuses a stage that could not train here, or whose parent is neither finished nor trained before it.
 
     Before torch is imported, which takes seconds on every rank, unless te is needed: whoever lacks that should not
     hear first that a parent must be trained.
     """
-    own = run_root / "stages" / plan.stage_id
-    if (own / STAGE_FILE).is_file():
+    if walk.is_finished(plan.stage_id):
         return
     if plan.layout.backend == "te" or plan.layout.context_parallel_size > 1:
         from megatron_ext.runtime.warnings import quiet_known_warnings
@@ -129,39 +155,56 @@ def _require_beginning(plan: StagePlan, run_root: Path) -> None:
         from megatron_ext.models.backends import choose_backend
 
         choose_backend(plan)
+    if plan.behind is not None and plan.behind.stage_id in trained_before:
+        return
     needs_reference = plan.rl is not None and plan.rl.has_reference
-    if needs_reference or not checkpoints_of(own / "checkpoints"):
-        parent_checkpoint(run_root, plan)
+    if needs_reference or not checkpoints_of(walk.run_root / "stages" / plan.stage_id / "checkpoints"):
+        parent_checkpoint(walk.run_root, plan)
 
 
-def _execute(plan: StagePlan, run_root: Path, launch: Launch, ending: Ending) -> None:
+def _execute(walk: Walk, launch: Launch, ending: Ending) -> None:
     """Everything from here on needs torch."""
     from megatron_ext.runtime.warnings import quiet_known_warnings
 
     quiet_known_warnings()
-    if plan.execution.deterministic:
+    if any(plan.execution.deterministic for plan in walk.plans):
         be_deterministic()
     from megatron_ext.datasets.rollout_file import require_zstandard
+    from megatron_ext.runtime.device import release_memory
+    from megatron_ext.training.metrics import check_loggers
+    from megatron_ext.training.stage_folder import StageFolder
+
+    folders = [StageFolder(walk.run_root, plan) for plan in walk.plans]
+    for folder, plan in zip(folders, walk.plans, strict=True):
+        folder.check(plan)
+        check_loggers(plan)
+        if plan.rl is not None:
+            require_zstandard()
+    for number, (folder, plan) in enumerate(zip(folders, walk.plans, strict=True), 1):
+        if folder.is_finished:
+            _say(launch, f"finished before: {folder.stage_file}. Nothing to do.")
+            continue
+        if walk.is_arm:
+            _say(launch, f"stage {number} of {len(folders)}: {plan.stage_id} ({plan.recipe})")
+        outcome = _train(walk.run_root, plan, folder, launch, ending)
+        ending.folder = None
+        release_memory()
+        if outcome.reason == "cut" and number < len(folders):
+            _say(launch, f"WARNING: {len(folders) - number} stages behind it are not begun: they need it finished")
+            return
+
+
+def _train(run_root: Path, plan: StagePlan, folder: StageFolder, launch: Launch, ending: Ending) -> Outcome:
     from megatron_ext.models.kernels import describe_layers
     from megatron_ext.runtime.parallel import process_groups
     from megatron_ext.training import walk
-    from megatron_ext.training.metrics import check_loggers
     from megatron_ext.training.replaced_data import notes_on_replaced_data
-    from megatron_ext.training.stage_folder import StageFolder
 
-    folder = StageFolder(run_root, plan)
-    folder.check(plan)
-    check_loggers(plan)
-    if plan.rl is not None:
-        require_zstandard()
-    if folder.is_finished:
-        _say(launch, f"finished before: {folder.stage_file}. Nothing to do.")
-        return
     for note in notes_on_replaced_data(run_root, plan):
         _say(launch, f"WARNING: {note}")
     _say(launch, describe_layers(plan))
     with walk.taken(folder, plan, is_main=launch.is_main):
-        ending.folder = folder
+        ending.folder = folder.path
         layout = plan.layout
         with process_groups(
             launch,
@@ -171,13 +214,14 @@ def _execute(plan: StagePlan, run_root: Path, launch: Launch, ending: Ending) ->
         ) as groups:
             outcome = walk.walk(plan, folder, groups, is_main=launch.is_main)
         _conclude(plan, folder, outcome, launch, ending)
+    return outcome
 
 
 def _conclude(plan: StagePlan, folder: StageFolder, outcome: Outcome, launch: Launch, ending: Ending) -> None:
     step, total = outcome.state.step, plan.batch.total_steps
     checkpoint = folder.checkpoints / f"step_{step}"
     if outcome.reason == "stopped":
-        raise TrainingError(
+        raise StoppedError(
             f"stopped by {outcome.signal_name} after step {step} of {total}, saved as {checkpoint}. Run again to go on."
         )
     message = {
@@ -189,19 +233,6 @@ def _conclude(plan: StagePlan, folder: StageFolder, outcome: Outcome, launch: La
     _say(launch, message)
 
 
-def _fail(error: UserError, launch: Launch, ending: Ending) -> int:
-    code = error.exit_code
-    if launch.is_main:
-        ending.record(code=code, reason=type(error).__name__, message=str(error))
-    else:
-        time.sleep(_OTHER_RANK_WAIT_S)
-        if isinstance(error, TrainingError):  # all ranks agreed on it, and the main one has said it
-            return code
-    speaker = "" if launch.is_main else f"rank {launch.rank}: "
-    print(f"{speaker}error: {error}\n{speaker}megatron_ext.run: exit code {code}", file=sys.stderr, flush=True)
-    return code
-
-
 def _say(launch: Launch, text: str) -> None:
     if launch.is_main:
         print(text, flush=True)
@@ -210,18 +241,26 @@ def _say(launch: Launch, text: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="megatron_ext.run",
-        description="Runs one stage of a recipe, or goes on where it was stopped.\n\n"
-        "  torchrun --nproc-per-node 2 -m megatron_ext.run recipes/demo/pretrain.yaml",
+        description="Runs one stage of a recipe, or the unfinished stages of an arm, and goes on where it was "
+        "stopped.\n\n"
+        "  torchrun --nproc-per-node 2 -m megatron_ext.run recipes/demo/pretrain.yaml\n"
+        "  torchrun --nproc-per-node 2 -m megatron_ext.run recipes/front_loading/arms/lmq-shq.yaml --stage sft",
         epilog="Exit codes: 0 finished or cut, 2 usage or recipe, 3 data, 4 environment, 5 diverged or stopped. "
         "torchrun itself always returns 1 for a failure; the code stands in the last line and in exit.json.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add: Any = parser.add_argument
-    add("recipe", type=Path, help="a stage recipe, such as recipes/demo/pretrain.yaml")
-    add("--stage", help="the stage to run; must be the recipe's")
+    add("recipe", type=Path, help="a stage recipe, such as recipes/demo/pretrain.yaml, or an arm")
+    add("--stage", help="of an arm: only its stages of this kind (pretrain, sft, rl)")
     add("--site", type=Path, help="paths of this place (default: recipes/sites/laptop.yaml)")
     add("--run-root", type=Path, help="folder that holds stages/ (default: the site's run_root)")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, such as training.max_steps=10")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a key, such as training.max_steps=10; of an arm: in each of its stages",
+    )
     add("--dry-run", action="store_true", help="print the plan and stop")
     return parser
 

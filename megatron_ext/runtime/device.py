@@ -15,6 +15,7 @@ not call core. Code of ours that makes many small calls and none of core's leave
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib.util
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -65,6 +66,13 @@ def restore_device_random_state(state: torch.Tensor | None) -> None:
     """Puts back what `device_random_state` returned."""
     if state is not None:
         torch.cuda.set_rng_state(state)
+
+
+def release_memory() -> None:
+    """Gives back what a finished stage held, before the next one of this process begins."""
+    gc.collect()
+    if has_gpu():
+        torch.cuda.empty_cache()
 
 
 @contextlib.contextmanager

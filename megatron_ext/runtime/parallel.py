@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import os
 from collections.abc import Iterator
 from datetime import timedelta
@@ -73,10 +75,23 @@ def process_groups(
 
 
 def _join(launch: Launch) -> None:
-    if "MASTER_ADDR" in os.environ:
-        dist.init_process_group(communication_backend(), timeout=TIMEOUT)
-        return
-    store = dist.HashStore()
-    dist.init_process_group(
-        communication_backend(), store=store, rank=launch.rank, world_size=launch.world_size, timeout=TIMEOUT
+    backend, number = communication_backend(), next(_JOINS)
+    store, rank, world_size = (
+        _store() if "MASTER_ADDR" in os.environ else (dist.HashStore(), launch.rank, launch.world_size)
     )
+    dist.init_process_group(
+        backend, store=dist.PrefixStore(f"join {number}", store), rank=rank, world_size=world_size, timeout=TIMEOUT
+    )
+
+
+_JOINS = itertools.count()
+"""All ranks join equally often. Each time has keys of its own: in those of the time before, gloo finds addresses of
+connections that are closed, and waits for them."""
+
+
+@functools.cache
+def _store() -> tuple[dist.Store, int, int]:
+    """Where the ranks of this job find each other, this rank and their number; asked once, for its port is one."""
+    store, rank, world_size = next(iter(dist.rendezvous("env://", timeout=TIMEOUT)))
+    store.set_timeout(TIMEOUT)
+    return store, rank, world_size
