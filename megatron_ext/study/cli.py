@@ -3,34 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from data_tools.errors import UsageError
-from megatron_ext.cli.arguments import positive, run_root_argument
 from megatron_ext.cli.verb import Verb
-
-if TYPE_CHECKING:
-    from megatron_ext.study.study_plan import Hardware
-
-
-def study_arguments(add: Any) -> None:
-    """A study, and what of it is meant."""
-    add("study", type=Path, metavar="STUDY", help="a study file, such as recipes/demo/study.yaml")
-    add("--site", type=Path, metavar="FILE", help="paths of this place (default: recipes/sites/laptop.yaml)")
-    add("--seeds", type=positive, metavar="N", help="replicates of every stage (default: the study's seeds)")
-    add("--arms", type=_names, default=(), metavar="A,B", help="these arms alone; '*' stands for any letters")
-    run_root_argument(add)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
+from megatron_ext.study.arguments import study_arguments
+from megatron_ext.study.run_verbs import RUN_VERBS
 
 
 def _plan(arguments: argparse.Namespace) -> None:
-    from megatron_ext.study.graph import write_graph
     from megatron_ext.study.make import make_study_plan
-    from megatron_ext.study.render import print_study_plan
 
     plan = make_study_plan(
         arguments.study,
@@ -38,32 +19,12 @@ def _plan(arguments: argparse.Namespace) -> None:
         run_root=arguments.run_root,
         seeds=arguments.seeds,
         arms=arguments.arms,
-        hardware=_hardware(arguments),
     )
-    if arguments.graph is not None:
-        write_graph(plan, arguments.graph)
-    if arguments.json:
-        print(plan.to_json(), end="")
-    else:
-        print_study_plan(plan)
-
-
-def _hardware(arguments: argparse.Namespace) -> Hardware | None:
-    from megatron_ext.study.study_plan import Hardware
-
-    if arguments.mfu is None and arguments.gpu is None:
-        return None
-    if arguments.mfu is None or arguments.gpu is None:
-        raise UsageError("study plan: --mfu and --gpu belong together; a time without either would be a guess.")
-    return Hardware(gpu=arguments.gpu, mfu=arguments.mfu)
+    print(plan.to_json(), end="")
 
 
 def _plan_arguments(add: Any) -> None:
     study_arguments(add)
-    add("--mfu", type=float, metavar="RATIO", help="say GPU-hours at this share of the peak, such as 0.45; with --gpu")
-    add("--gpu", metavar="GPU", help="h100, h200, a100, or dense bf16 peak in TFLOP/s, such as 989.4; with --mfu")
-    add("--graph", type=Path, metavar="FILE", help="also draw the graph of stages: FILE.svg, or FILE.dot for Graphviz")
-    add("--json", action="store_true", help="print the plan alone, as JSON")
 
 
 VERBS: tuple[Verb, ...] = (
@@ -73,6 +34,6 @@ VERBS: tuple[Verb, ...] = (
         "Show the graph of stages that a study's arms share, what it costs, and how its arms differ.",
         _plan,
         _plan_arguments,
-        "study plan recipes/front_loading/study.yaml --gpu h100 --mfu 0.4 --graph study.svg",
     ),
+    *RUN_VERBS,
 )

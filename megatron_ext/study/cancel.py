@@ -1,0 +1,92 @@
+"""`megatron-ext study cancel`: ends a study, or some of its nodes, and waits until they have ended.
+
+It needs no plan: whatever the study has begun lies below its folder, with how it is found again.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from data_tools.errors import UsageError
+from megatron_ext.study.launcher import Launched, Launcher, Sighting, read_launched, say_asked_to_stop
+from megatron_ext.study.processes import whereabouts
+from megatron_ext.study.study_lock import runner_of
+
+_LOOK_S = 0.5
+
+
+def cancel_study(
+    folder: Path, names: Sequence[str], launchers: Sequence[Launcher], *, now: bool, say: Callable[[str], None]
+) -> None:
+    """Asks what a study has begun to save and end, or ends it at once, and waits for it.
+
+    Args:
+        folder: Of the study.
+        names: Nodes, or beginnings of their names that fit one each; () for all, and the run itself.
+        launchers: Find what runs.
+        now: Whether nothing is saved.
+        say: Writes a line for people.
+
+    Raises:
+        UsageError: A name fits no node that runs, or several.
+    """
+    at_work = _at_work(folder, launchers)
+    chosen = [_named(name, at_work) for name in names] if names else list(at_work)
+    runner = None if names else runner_of(folder)
+    if runner is not None:  # first, so that it begins nothing in the place of what ends
+        say(f"the run of the study is asked to end (process {runner['pid']})")
+        with suppress(ProcessLookupError):
+            os.kill(runner["pid"], signal.SIGTERM)
+    if not chosen and runner is None:
+        say("nothing of it runs")
+        return
+    say_asked_to_stop((folder / "nodes" / name for name in chosen), "study cancel")
+    for launcher in launchers:
+        launcher.cancel({name: at_work[name] for name in chosen if at_work[name].kind == launcher.kind}, now=now)
+    for name in chosen:
+        say(f"{name}: {'ended at once' if now else 'asked to save and end'}")
+    while (left := _left(folder, launchers, chosen if names else None)) or _lives(runner):
+        if now:  # a run that was about to begin one more has begun it
+            for launcher in launchers:
+                launcher.cancel({name: one for name, one in left.items() if one.kind == launcher.kind}, now=True)
+        time.sleep(_LOOK_S)
+    say("ended")
+
+
+def _at_work(folder: Path, launchers: Sequence[Launcher]) -> dict[str, Launched]:
+    """What the study has begun and that runs or is queued."""
+    found: dict[str, Launched] = {}
+    for node in sorted((folder / "nodes").glob("*/")):
+        if (launched := read_launched(node)) is not None:
+            found[node.name] = launched
+    seen: dict[str, Sighting] = {}
+    for launcher in launchers:
+        of_its_kind = {name: one for name, one in found.items() if one.kind == launcher.kind}
+        if of_its_kind:
+            seen |= launcher.look(of_its_kind)
+    return {name: one for name, one in found.items() if name in seen and seen[name].place != "gone"}
+
+
+def _left(folder: Path, launchers: Sequence[Launcher], names: Sequence[str] | None) -> dict[str, Launched]:
+    """What still runs, of these nodes or of all."""
+    return {name: one for name, one in _at_work(folder, launchers).items() if names is None or name in names}
+
+
+def _named(name: str, at_work: Mapping[str, Launched]) -> str:
+    fitting = [one for one in at_work if one.startswith(name)]
+    if name in at_work:
+        return name
+    if len(fitting) != 1:
+        there = ", ".join(at_work) or "none"
+        what = "fits several nodes" if fitting else "is no node that runs"
+        raise UsageError(f"{name}: {what}; running or queued: {there}")
+    return fitting[0]
+
+
+def _lives(runner: Mapping[str, object] | None) -> bool:
+    return runner is not None and whereabouts(runner) == "alive"

@@ -1,0 +1,164 @@
+"""`megatron-ext study run`: what is to be done, what would refuse it, and the run itself."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from data_tools.atomic_files import write_atomically
+from data_tools.errors import DataError
+from megatron_ext.evaluate.suite import read_suite
+from megatron_ext.study.asked import Asked
+from megatron_ext.study.finish import conclude
+from megatron_ext.study.launcher import Task, study_folder
+from megatron_ext.study.launchers import finders
+from megatron_ext.study.local import LocalLauncher, Machine, command_of
+from megatron_ext.study.make import make_study_plan
+from megatron_ext.study.run_display import display
+from megatron_ext.study.runner import Runner
+from megatron_ext.study.state import node_states
+from megatron_ext.study.status_view import counts
+from megatron_ext.study.study_lock import only_runner
+from megatron_ext.study.study_plan import StageNode, StudyPlan
+from megatron_ext.study.tasks import is_finished, make_task, node_name, nodes_of, parent_of
+
+Only = Literal["pretrain", "sft", "rl", "evaluate"]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What of a study is to be run, and where.
+
+    Attributes:
+        study: Its file.
+        site: A site file; None takes the default.
+        run_root: None takes the site's.
+        arms: Ids, `*` for any letters; () takes all.
+        seeds: Replicates of every stage; None takes the study's.
+        only: One kind of node; None takes all.
+    """
+
+    study: Path
+    site: Path | None = None
+    run_root: Path | None = None
+    arms: tuple[str, ...] = ()
+    seeds: int | None = None
+    only: Only | None = None
+
+    def plan(self, *, is_dry: bool = False) -> StudyPlan:
+        """The plan; unless it is a dry run, everything must be there, and what stages share is prepared."""
+        return make_study_plan(
+            self.study,
+            site=self.site,
+            run_root=self.run_root,
+            seeds=self.seeds,
+            arms=self.arms,
+            may_be_provisional=is_dry,
+        )
+
+
+def default_workers() -> int:
+    """A node for each GPU; one where there are none: what several gain there depends on memory too."""
+    return len(Machine.found().gpus) or 1
+
+
+def run_here(wanted: Wanted, *, workers: int) -> None:
+    """Runs what is unfinished on this machine, and waits for the end.
+
+    Args:
+        wanted: What.
+        workers: Nodes at once.
+
+    Raises:
+        TrainingError: Something failed, or the run was asked to stop.
+        UserError: Something is missing; nothing was begun.
+    """
+    plan = wanted.plan()
+    run_root = Path(plan.run_root)
+    launcher = LocalLauncher(workers=workers, machine=Machine.found())
+    tasks = tasks_of(plan, run_root, wanted)
+    launcher.require(list(tasks.values()))
+    require_questions(plan, tasks)
+    folder = study_folder(run_root, plan.name)
+    with only_runner(folder):
+        write_atomically(folder / "study.json", plan.to_json().encode())
+        _say(f"{plan.name}: {len(tasks)} nodes to run in {run_root}; {describe_machine(launcher, tasks)}")
+        _warn_of_missing_parents(plan, run_root, tasks)
+        with Asked() as asked, display(plan) as show:
+            states = Runner(plan, run_root, tasks, launcher, _say, show).run(asked)
+    conclude(plan, tasks, states, stopped_by=asked.to_stop)
+
+
+def print_dry_run(wanted: Wanted, *, workers: int) -> None:
+    """Says what a run would begin, with which commands, and begins nothing."""
+    plan = wanted.plan(is_dry=True)
+    run_root = Path(plan.run_root)
+    launcher = LocalLauncher(workers=workers, machine=Machine.found())
+    tasks = tasks_of(plan, run_root, wanted)
+    states = node_states(plan, run_root, finders())
+    _say(f"{plan.name}: {counts(states)}; {len(tasks)} nodes to run in {run_root}")
+    _say(describe_machine(launcher, tasks))
+    for task in tasks.values():
+        after = f" after {', '.join(task.after)}" if task.after else ""
+        provisional = " (its data are not there yet)" if _is_provisional(task) else ""
+        _say(f"\n{task.name}: {states[task.name].state}{after}{provisional}\n  {shlex.join(command_of(task))}")
+    _warn_of_missing_parents(plan, run_root, tasks)
+
+
+def tasks_of(plan: StudyPlan, run_root: Path, wanted: Wanted) -> dict[str, Task]:
+    """What is to be run: the unfinished nodes of the kind that was asked for, by name, parents first."""
+    return {
+        node_name(node): make_task(plan, node, run_root, site=wanted.site)
+        for node in nodes_of(plan)
+        if not is_finished(run_root, node)
+        and wanted.only in (None, node.stage if isinstance(node, StageNode) else "evaluate")
+    }
+
+
+def require_questions(plan: StudyPlan, tasks: Mapping[str, Task]) -> None:
+    """Refuses suites that ask what is not there, before hours are spent on what they would judge.
+
+    Raises:
+        DataError: With each file that is missing.
+    """
+    suites = dict.fromkeys(one.suite for one in plan.evaluations if node_name(one) in tasks)
+    missing = []
+    for suite in suites:
+        for task in read_suite(Path(suite)).tasks:
+            kind, _, argument = task.task.partition(":")
+            if kind == "verifiable" and not Path(argument).is_file():
+                missing.append(f"{suite}: {task.task}: no such file")
+    if missing:
+        raise DataError("\n".join(missing) + "\n  Make them first, or leave them out of the suite.")
+
+
+def describe_machine(launcher: LocalLauncher, tasks: Mapping[str, Task]) -> str:
+    """How many nodes run at once, and what each gets of the machine."""
+    widths = sorted({task.world_size for task in tasks.values()}) or [1]
+    threads = ", ".join(
+        f"{launcher.threads_of(width)}{'' if widths == [1] else f' with {width} processes'}" for width in widths
+    )
+    workers = f"{launcher.workers} worker{'s' if launcher.workers > 1 else ''}"
+    machine = launcher.machine
+    gpus = f"GPUs {', '.join(machine.gpus)} shared out, one for each process; " if machine.gpus else ""
+    return f"{workers} on {machine.cores} cores; {gpus}OMP_NUM_THREADS {threads}"
+
+
+def _warn_of_missing_parents(plan: StudyPlan, run_root: Path, tasks: Mapping[str, Task]) -> None:
+    """Says which tasks cannot begin in this run, for it leaves out what stands before them."""
+    for name, task in tasks.items():
+        parent = parent_of(task.node)
+        if parent is not None and parent not in tasks and not is_finished(run_root, plan.stage(parent)):
+            _say(f"WARNING: {name} begins from {parent}, which is not finished and is left out of this run")
+
+
+def _is_provisional(task: Task) -> bool:
+    return isinstance(task.node, StageNode) and task.node.is_provisional
+
+
+def _say(text: str) -> None:
+    print(text, flush=True, file=sys.stdout)

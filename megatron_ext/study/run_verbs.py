@@ -1,0 +1,123 @@
+"""`megatron-ext study run`, `status` and `cancel` on the command line."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from megatron_ext.cli.arguments import positive, run_root_argument
+from megatron_ext.cli.verb import Verb
+from megatron_ext.study.arguments import study_arguments
+
+
+def _place_arguments(add: Any) -> None:
+    add("study", type=Path, metavar="STUDY", help="a study file, such as recipes/demo/study.yaml")
+    add("--site", type=Path, metavar="FILE", help="paths of this place (default: recipes/sites/laptop.yaml)")
+    run_root_argument(add)
+
+
+def _run_arguments(add: Any) -> None:
+    study_arguments(add)
+    add(
+        "--workers", type=positive, metavar="N", help="nodes at once (default: 1; one for each GPU where there are any)"
+    )
+    add("--only", choices=("pretrain", "sft", "rl", "evaluate"), help="only nodes of one kind")
+    add("--dry-run", action="store_true", help="print what would begin, with its commands, and stop")
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from megatron_ext.study.run import Wanted, default_workers, print_dry_run, run_here
+
+    wanted = Wanted(
+        study=arguments.study,
+        site=arguments.site,
+        run_root=arguments.run_root,
+        arms=arguments.arms,
+        seeds=arguments.seeds,
+        only=arguments.only,
+    )
+    (print_dry_run if arguments.dry_run else run_here)(wanted, workers=arguments.workers or default_workers())
+
+
+def _status_arguments(add: Any) -> None:
+    _place_arguments(add)
+    add("--watch", action="store_true", help="show it until nothing runs any more, or Ctrl-C")
+    add("--json", action="store_true", help="print it as JSON")
+
+
+def _status(arguments: argparse.Namespace) -> None:
+    from data_tools.errors import UsageError
+    from megatron_ext.study.status import Watched, print_status, watch_status
+
+    if arguments.watch and arguments.json:
+        raise UsageError("study status: --watch is for people, --json for programs; leave one out.")
+    name, run_root = _found(arguments)
+    watched = Watched.open(arguments.study, name, run_root, site=arguments.site)
+    if arguments.watch:
+        watch_status(watched)
+    else:
+        print_status(watched, as_json=arguments.json)
+
+
+def _cancel_arguments(add: Any) -> None:
+    _place_arguments(add)
+    add("nodes", nargs="*", metavar="NODE", help="only these: names as status has them, or beginnings of them")
+    add(
+        "--now",
+        action="store_true",
+        help="end at once, without saving: the next run goes on from the newest checkpoint",
+    )
+
+
+def _cancel(arguments: argparse.Namespace) -> None:
+    from megatron_ext.study.cancel import cancel_study
+    from megatron_ext.study.launcher import study_folder
+    from megatron_ext.study.launchers import finders
+
+    name, run_root = _found(arguments)
+    cancel_study(study_folder(run_root, name), arguments.nodes, finders(), now=arguments.now, say=print)
+
+
+def _found(arguments: argparse.Namespace) -> tuple[str, Path]:
+    """The name of a study and its run root."""
+    from data_tools.errors import UsageError
+    from megatron_ext.recipe.load import DEFAULT_SITE, load_file
+    from megatron_ext.recipe.schema import SiteRecipe
+    from megatron_ext.recipe.study_load import load_study
+
+    name = load_study(arguments.study).recipe.study
+    if arguments.run_root is not None:
+        return name, arguments.run_root
+    site = load_file(arguments.site or DEFAULT_SITE)
+    if not isinstance(site, SiteRecipe):
+        raise UsageError(f"--site {arguments.site}: is no site file, such as {DEFAULT_SITE}")
+    return name, Path(site.run_root)
+
+
+RUN_VERBS = (
+    Verb(
+        "run",
+        "study run recipes/demo/study.yaml --workers 2",
+        "Train and judge what is unfinished of a study on this machine, each stage once, and go on after any end.",
+        _run,
+        _run_arguments,
+        "study run recipes/demo/study.yaml --dry-run",
+    ),
+    Verb(
+        "status",
+        "study status recipes/demo/study.yaml",
+        "Say of each stage and evaluation whether it is finished, runs, waits or has failed, and why.",
+        _status,
+        _status_arguments,
+        "study status recipes/demo/study.yaml --watch",
+    ),
+    Verb(
+        "cancel",
+        "study cancel recipes/demo/study.yaml",
+        "End a running study, or some of its nodes: they save a checkpoint first.",
+        _cancel,
+        _cancel_arguments,
+        "study cancel recipes/demo/study.yaml --now",
+    ),
+)

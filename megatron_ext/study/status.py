@@ -1,0 +1,82 @@
+"""`megatron-ext study status`: what is true of a study now, whoever runs it or has run it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.live import Live
+
+from megatron_ext.plan.render import terminal
+from megatron_ext.study.launcher import study_folder
+from megatron_ext.study.launchers import finders
+from megatron_ext.study.make import make_study_plan
+from megatron_ext.study.state import node_states
+from megatron_ext.study.status_view import States, status_json, status_view
+from megatron_ext.study.study_lock import runner_of
+from megatron_ext.study.study_plan import StudyPlan, read_study_plan
+
+_LOOK_S = 2.0
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A study that is looked at.
+
+    Attributes:
+        plan: As it was run last; as its file says where it never was.
+        run_root: Folder that holds `stages/` and `studies/`.
+    """
+
+    plan: StudyPlan
+    run_root: Path
+
+    @classmethod
+    def open(cls, study: Path, name: str, run_root: Path, *, site: Path | None) -> Watched:
+        """Reads or makes the plan.
+
+        Args:
+            study: Its file.
+            name: Its name.
+            run_root: Folder that holds `studies/`.
+            site: A site file; None takes the default.
+        """
+        file = study_folder(run_root, name) / "study.json"
+        if file.is_file():
+            return cls(read_study_plan(file), run_root)
+        return cls(make_study_plan(study, site=site, run_root=run_root, may_be_provisional=True), run_root)
+
+    @property
+    def folder(self) -> Path:
+        """Of the study."""
+        return study_folder(self.run_root, self.plan.name)
+
+    def states(self) -> States:
+        """Of every node, now."""
+        return node_states(self.plan, self.run_root, finders(), with_progress=True)
+
+    def remark(self) -> str:
+        """Who brings it forward."""
+        runner = runner_of(self.folder)
+        return f"run by process {runner['pid']}" if runner is not None else "no run is at work, so nothing more begins"
+
+
+def print_status(watched: Watched, *, as_json: bool) -> None:
+    """Prints it once."""
+    if as_json:
+        print(status_json(watched.plan, watched.states(), runner=runner_of(watched.folder)))
+        return
+    terminal().print(status_view(watched.plan, watched.states(), remark=watched.remark()))
+
+
+def watch_status(watched: Watched) -> None:
+    """Shows it until Ctrl-C, or until nothing is left to wait for."""
+    with Live(console=terminal(), auto_refresh=False, vertical_overflow="visible") as live:
+        while True:
+            states = watched.states()
+            live.update(status_view(watched.plan, states, remark=watched.remark()), refresh=True)
+            is_moving = any(state.state in ("running", "queued") for state in states.values())
+            if not is_moving and runner_of(watched.folder) is None:
+                return
+            time.sleep(_LOOK_S)
