@@ -50,7 +50,7 @@ def explain(loaded: LoadedRecipe, key: str) -> str:
     section = section_at(Recipe, path)
     if section is not None:
         return _section_text(section, path)
-    values = dict(_values(loaded.recipe))
+    values = dict(values_of(loaded.recipe))
     inside = [known for known in values if known[: len(path)] == path]
     if not inside:
         raise RecipeError(f"--explain {key}: the recipe has no such list element")
@@ -77,7 +77,7 @@ _HASHED = {
 
 def differences(first: LoadedRecipe, second: LoadedRecipe) -> list[Difference]:
     """The keys whose values differ, in the schema's order."""
-    sides = [(dict(_values(loaded.recipe)), loaded.origins) for loaded in (first, second)]
+    sides = [(dict(values_of(loaded.recipe)), loaded.origins) for loaded in (first, second)]
     (before, _), (after, _) = sides
     return [
         Difference(
@@ -115,7 +115,7 @@ def _known_path(key: str) -> KeyPath:
     return path
 
 
-def _values(recipe: Recipe) -> Iterator[tuple[KeyPath, Any]]:
+def values_of(recipe: Recipe) -> Iterator[tuple[KeyPath, Any]]:
     """Every value of a recipe that is no section and no list of sections."""
 
     def walk(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Any]]:

@@ -125,6 +125,11 @@ class FindingRecipe(Section):
     says: str = Field(description="The claim in one sentence.")
     comparisons: tuple[ComparisonRecipe, ...] = Field(min_length=1, description="All of them must hold.")
 
+    @property
+    def arms(self) -> set[str]:
+        """All that it compares."""
+        return {arm for one in self.comparisons for arm in (*one.better, *one.than)}
+
 
 class StudyRecipe(Section):
     """A study, complete."""

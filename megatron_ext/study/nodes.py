@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from megatron_ext.evaluate.suite import read_suite
 from megatron_ext.plan.cost import gpu_time, with_gpu_memory
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.recipe.load import LoadedRecipe
+from megatron_ext.recipe.study_load import LoadedArm
 from megatron_ext.recipe.study_schema import STAGE_KINDS, StageKind
-from megatron_ext.study.study_plan import ArmPlan, EvaluationNode, StageNode, StudyTotals, Takes
-
-if TYPE_CHECKING:
-    from megatron_ext.study.make import Hardware
+from megatron_ext.study.study_plan import ArmPlan, Cost, EvaluationNode, Hardware, StageNode, StudyTotals, Takes
 
 
 @dataclass(frozen=True)
@@ -102,22 +99,38 @@ def _digest(file: str) -> str:
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:8]
 
 
+def cost_of(stages: Iterable[StageNode]) -> Cost:
+    """Sums over stages."""
+    counted = list(stages)
+    seconds = [stage.gpu_seconds for stage in counted if stage.gpu_seconds is not None]
+    return Cost(
+        tokens=sum(stage.tokens for stage in counted),
+        sampled_tokens=sum(stage.sampled_tokens for stage in counted),
+        flops=sum(stage.flops for stage in counted),
+        disk_bytes=sum(stage.disk_bytes for stage in counted),
+        gpu_seconds=sum(seconds) if seconds else None,
+    )
+
+
+def arm_plan(arm: LoadedArm, chains: Sequence[Sequence[PlannedStage]], stages: Mapping[str, StageNode]) -> ArmPlan:
+    """An arm and what it takes alone."""
+    ids = tuple(tuple(stage.plan.stage_id for stage in chain) for chain in chains)
+    own = dict.fromkeys(stage_id for chain in ids for stage_id in chain)
+    cost = cost_of(stages[stage_id] for stage_id in own)
+    return ArmPlan(id=arm.id, chains=ids, recipes=arm.recipes, note=arm.note, cost=cost)
+
+
 def study_totals(
     arms: Sequence[ArmPlan], stages: Sequence[StageNode], evaluations: Sequence[EvaluationNode]
 ) -> StudyTotals:
     """Sums over the graph, and over the arms as if each trained its own stages."""
     by_id = {stage.stage_id: stage for stage in stages}
-    alone = [by_id[stage_id] for arm in arms for stage_id in dict.fromkeys(one for c in arm.chains for one in c)]
-    seconds = [stage.gpu_seconds for stage in stages if stage.gpu_seconds is not None]
+    alone = [by_id[one] for arm in arms for one in dict.fromkeys(one for chain in arm.chains for one in chain)]
     return StudyTotals(
         arms=len(arms),
         chain_stages=len(alone),
         unique_stages=len(stages),
         evaluations=len(evaluations),
-        tokens=sum(stage.tokens for stage in stages),
-        unshared_tokens=sum(stage.tokens for stage in alone),
-        flops=sum(stage.flops for stage in stages),
-        unshared_flops=sum(stage.flops for stage in alone),
-        disk_bytes=sum(stage.disk_bytes for stage in stages),
-        gpu_seconds=sum(seconds) if seconds else None,
+        cost=cost_of(stages),
+        unshared=cost_of(alone),
     )

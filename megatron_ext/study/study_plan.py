@@ -23,6 +23,23 @@ class StudyPart(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Hardware(StudyPart):
+    """What GPU-hours and memory are counted for."""
+
+    gpu: str  # a key of `cost.PEAK_TFLOPS`, or a peak in TFLOP/s
+    mfu: float  # model FLOPs utilisation, in (0, 1]
+
+
+class Cost(StudyPart):
+    """Sums over stages, each counted once."""
+
+    tokens: int
+    sampled_tokens: int  # of rl stages, in tokens, at most
+    flops: int
+    disk_bytes: int  # of the checkpoints that stay
+    gpu_seconds: float | None = None  # None without hardware
+
+
 class StageNode(StudyPart):
     """One stage to be trained once, for all arms that need it."""
 
@@ -70,6 +87,7 @@ class ArmPlan(StudyPart):
     chains: tuple[tuple[str, ...], ...]  # stage ids, first to last
     recipes: tuple[str, ...]  # paths, as long as a chain
     note: str = ""
+    cost: Cost  # of all its stages, shared ones included
 
 
 class ArmsWithValue(StudyPart):
@@ -90,18 +108,14 @@ class ArmDifference(StudyPart):
 
 
 class StudyTotals(StudyPart):
-    """Of the whole study; `unshared` is what its arms would take if each trained all its own stages."""
+    """Of the whole study."""
 
     arms: int
-    chain_stages: int  # stages of all chains, counted for each chain
+    chain_stages: int  # stages of each arm, summed over arms
     unique_stages: int
     evaluations: int
-    tokens: int
-    unshared_tokens: int
-    flops: int
-    unshared_flops: int
-    disk_bytes: int
-    gpu_seconds: float | None = None
+    cost: Cost
+    unshared: Cost  # if each arm trained all its own stages
 
 
 class StudyPlan(StudyPart):
@@ -119,6 +133,7 @@ class StudyPlan(StudyPart):
     differences: tuple[ArmDifference, ...]
     findings: tuple[FindingRecipe, ...]
     totals: StudyTotals
+    hardware: Hardware | None = None
 
     @property
     def is_provisional(self) -> bool:
@@ -136,6 +151,11 @@ class StudyPlan(StudyPart):
     def children(self, stage_id: str) -> tuple[StageNode, ...]:
         """The stages that begin from a stage."""
         return tuple(stage for stage in self.stages if stage.parent == stage_id)
+
+    def roots(self) -> tuple[StageNode, ...]:
+        """The stages that begin from no stage of the study."""
+        known = {stage.stage_id for stage in self.stages}
+        return tuple(stage for stage in self.stages if stage.parent not in known)
 
     def evaluations_of(self, stage_id: str) -> tuple[EvaluationNode, ...]:
         """The evaluations of a stage."""

@@ -1,0 +1,139 @@
+"""What an arm is in one kind of stage, key by key, in a form in which arms can be compared.
+
+A kind may be a chain of stages: the first 600B tokens of pretraining may be a stage that arms share. What has to be
+equal is the chain, not where it is cut: budgets are its sums, and of any other key the values in their order count.
+
+| key             | what is compared |
+|-----------------|------------------|
+| `budget.tokens` | processed tokens of the chain, as planned |
+| `budget.flops`  | operations of training on them |
+| `data.blend`    | its blends, or those of its phases, in order, with their tokens where there are several |
+| `data.repeated` | sources that are read more than once, with their passes |
+| `stages`        | whether an arm that goes on to a later kind has this one |
+| `init_from`     | of an arm's first stage: the stage that its weights come from, which the arm does not train |
+| any other key   | its value in the recipe; keys of the placement are left out |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
+
+from data_tools.blend_files import BlendFile, SourceFile
+from data_tools.quantities import format_count
+from megatron_ext.plan.stage_plan import SourcePlan
+from megatron_ext.recipe.explain import values_of, yaml_scalar
+from megatron_ext.recipe.keys import key_name, role_of
+from megatron_ext.recipe.load import LoadedRecipe
+from megatron_ext.recipe.study_schema import STAGE_KINDS, StageKind
+from megatron_ext.study.nodes import PlannedStage
+
+DERIVED_KEYS = ("budget.flops", "data.repeated", "stages")
+"""Keys of this table that no recipe has."""
+
+_COUNTED = {("continue",), ("init_from",), ("budget", "tokens"), ("data", "blend"), ("data", "phases")}
+
+
+class Fact(NamedTuple):
+    """A value of a key.
+
+    Attributes:
+        value: Equal where the arms are.
+        text: For people.
+    """
+
+    value: Any
+    text: str
+
+
+def arm_facts(chain: Sequence[PlannedStage]) -> dict[StageKind, dict[str, Fact]]:
+    """What an arm is in each kind of stage up to its last one."""
+    last = chain[-1].plan.stage
+    facts: dict[StageKind, dict[str, Fact]] = {}
+    for kind in STAGE_KINDS:
+        stages = [stage for stage in chain if stage.plan.stage == kind]
+        facts[kind] = _facts(stages) if stages else {"stages": Fact(0, "none")}
+        if stages and stages[0] is chain[0]:
+            origin = stages[0].loaded.recipe.init_from
+            facts[kind]["init_from"] = Fact(origin, str(origin or "new weights"))
+        if kind == last:
+            break
+    return facts
+
+
+def _facts(stages: Sequence[PlannedStage]) -> dict[str, Fact]:
+    tokens = sum(stage.plan.batch.total_tokens for stage in stages)
+    flops = sum(stage.plan.cost.total_flops for stage in stages if stage.plan.cost is not None)
+    repeated = _repeated(stages)
+    facts = {
+        "stages": Fact(1, "there"),
+        "budget.tokens": Fact(tokens, f"{format_count(tokens)} tokens"),
+        "budget.flops": Fact(flops, f"{flops:.3e}"),
+        "data.blend": _blends(stages),
+        "data.repeated": Fact(repeated, ", ".join(f"{name} {passes:g} x" for name, passes in repeated) or "none"),
+    }
+    for stage in stages:
+        for key, value in _recipe_values(stage.loaded):
+            before = facts.get(key)
+            if before is None:
+                facts[key] = Fact((value,), yaml_scalar(value))
+            elif before.value[-1] != value:
+                facts[key] = Fact((*before.value, value), f"{before.text}, then {yaml_scalar(value)}")
+    examples = sum(stage.loaded.recipe.budget.examples for stage in stages)
+    facts["budget.examples"] = Fact(examples, f"{format_count(examples)} conversations")
+    return facts
+
+
+def _recipe_values(loaded: LoadedRecipe) -> Iterator[tuple[str, Any]]:
+    """The values of a recipe that are its meaning, and are not counted in another way."""
+    for path, value in values_of(loaded.recipe):
+        if role_of(path) != "placement" and not any(path[: len(counted)] == counted for counted in _COUNTED):
+            yield key_name(path), value
+
+
+def _blends(stages: Sequence[PlannedStage]) -> Fact:
+    """What is read, in order; blends that follow each other and are equal are one."""
+    read = [
+        (tuple((part.path, entry.share, entry.cursor) for entry, part in pairs), _said(pairs), blend.tokens)
+        for stage in stages
+        for blend in stage.loaded.blends
+        for pairs in [tuple(zip(blend.entries, blend.parts, strict=True))]
+    ]
+    merged = [(*key, sum(tokens for *_, tokens in group)) for key, group in groupby(read, lambda one: one[:2])]
+    if len(merged) == 1:
+        return Fact(merged[0][0], merged[0][1])
+    value = tuple((entries, tokens) for entries, _, tokens in merged)
+    return Fact(value, "; ".join(f"{format_count(tokens)} {said}" for _, said, tokens in merged))
+
+
+def _said(pairs: Sequence[tuple[Any, SourceFile | BlendFile]]) -> str:
+    return " + ".join(
+        f"{100 * entry.share:g} % {_name(part)}{f' ({entry.cursor})' if entry.cursor != 'continue' else ''}"
+        for entry, part in pairs
+    )
+
+
+def _name(part: SourceFile | BlendFile) -> str:
+    return part.recipe.blend if isinstance(part, BlendFile) else part.recipe.source
+
+
+def _repeated(stages: Sequence[PlannedStage]) -> tuple[tuple[str, float], ...]:
+    """Sources that have been read more than once when the last of the stages ends, and how often."""
+    passes: dict[str, float] = {}
+    for stage in stages:
+        for source in stage.plan.data.sources:
+            passes[source.source] = _passes(source, stage)
+    return tuple((name, float(f"{number:.3g}")) for name, number in passes.items() if number > 1 + 1e-9)
+
+
+def _passes(source: SourcePlan, stage: PlannedStage) -> float:
+    return source.tokens_before / source.pass_tokens(stage.plan.batch.sequence_length) + source.epochs
+
+
+def groups_of(facts: Mapping[str, Fact]) -> list[tuple[str, list[str]]]:
+    """Arms by value, in the order of arms: the text of each value, and its arms."""
+    found: dict[Any, tuple[str, list[str]]] = {}
+    for arm, fact in facts.items():
+        found.setdefault(fact.value, (fact.text, []))[1].append(arm)
+    return list(found.values())
