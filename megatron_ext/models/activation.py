@@ -14,7 +14,7 @@ from torch import Tensor
 def squared_relu(x: Tensor) -> Tensor:
     """max(x, 0)^2, elementwise (Source: So et al., "Primer", arXiv 2109.08668)."""
     if torch.is_inference_mode_enabled():
-        return x.clamp(min=0).square_()
+        return torch.relu(x).square_()
     return _SquaredReLU.apply(x)
 
 

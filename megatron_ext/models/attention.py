@@ -10,7 +10,7 @@ alone: one product a document, so memory grows with the longest document and nev
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,13 @@ from megatron_ext.models.limits import (
 
 _VARLEN_TAKES_GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters
 """Not yet in torch 2.11."""
+
+
+class Turns(NamedTuple):
+    """Of RoPE's angles at some positions."""
+
+    cos: Tensor
+    sin: Tensor
 
 
 class CausalSelfAttention(SelfAttention):
@@ -66,19 +73,20 @@ class CausalSelfAttention(SelfAttention):
             inference_max_sequence_length, batch_size, groups, dim, dtype=dtype, device=self.linear_qkv.weight.device
         )
 
-    def read_prompts(self, hidden: Tensor, keys: Tensor, values: Tensor, *, angles: Tensor | None) -> Tensor:
+    def read_prompts(self, hidden: Tensor, keys: Tensor, values: Tensor, *, turns: Turns | None) -> Tensor:
         """Whole prompts of one length; sums over the tensor-parallel ranks are left to the caller, as in `decode`.
 
         Args:
             hidden: [s, b, h].
             keys: Filled up to s, [b, groups, tokens, d].
             values: As keys.
-            angles: RoPE's, [s, 1, 1, d]; None without positions.
+            turns: RoPE's, [s, 1, 1, 1, d]; None without positions.
 
         Returns:
             This rank's part of [s, b, h].
         """
-        query, key, value = self._project(hidden, angles)
+        query, key, value = self._project(hidden, turns)
+        query, key, value = query.flatten(-3, -2), key.squeeze(-2), value.squeeze(-2)
         for cached, new in ((keys, key), (values, value)):
             cached[:, :, : len(hidden)] = new.permute(1, 2, 0, 3)
         return F.linear(self.core_attention(query, key, value, None), self.linear_proj.weight)
@@ -89,10 +97,10 @@ class CausalSelfAttention(SelfAttention):
         keys: Tensor,
         values: Tensor,
         *,
-        lengths: Tensor,
+        lengths: Tensor | int,
         used: int,
         bias: Tensor | None,
-        angles: Tensor | None,
+        turns: Turns | None,
     ) -> Tensor:
         """The next token of every row.
 
@@ -100,19 +108,23 @@ class CausalSelfAttention(SelfAttention):
             hidden: [b, h].
             keys: [b, groups, tokens, d]; the new token's are written at `lengths`.
             values: As keys.
-            lengths: Cached tokens of each row, [b].
+            lengths: Cached tokens of each row, [b], or of all.
             used: Tokens of the longest row, the new one counted.
             bias: Of `decode_bias`.
-            angles: RoPE's at `lengths`, [b, 1, d]; None without positions.
+            turns: RoPE's at `lengths`, [b, 1, 1, d]; None without positions.
 
         Returns:
             This rank's part of [b, h].
         """
-        query, key, value = self._project(hidden, angles)
-        rows = torch.arange(len(hidden), device=hidden.device)
-        keys[rows, :, lengths], values[rows, :, lengths] = key, value
+        query, key, value = self._project(hidden, turns)
+        if isinstance(lengths, int):
+            keys.narrow(2, lengths, 1).copy_(key)
+            values.narrow(2, lengths, 1).copy_(value)
+        else:
+            rows = torch.arange(len(hidden), device=hidden.device)
+            keys[rows, :, lengths], values[rows, :, lengths] = key[:, :, 0], value[:, :, 0]
         out = F.scaled_dot_product_attention(  # the queries of a group as rows: no key is repeated for each head
-            query.unflatten(1, (keys.shape[1], -1)),
+            query,
             keys[:, :, :used],
             values[:, :, :used],
             attn_mask=bias,
@@ -120,14 +132,15 @@ class CausalSelfAttention(SelfAttention):
         )
         return F.linear(out.flatten(1), self.linear_proj.weight)
 
-    def _project(self, hidden: Tensor, angles: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """[..., h] to queries [..., heads, d], keys and values [..., groups, d], turned by their positions."""
+    def _project(self, hidden: Tensor, turns: Turns | None) -> tuple[Tensor, Tensor, Tensor]:
+        """[..., h] to a group's queries [..., groups, q, d], key and value [..., groups, 1, d], turned by position."""
         groups, d = self.num_query_groups_per_partition, self.hidden_size_per_attention_head
-        mixed = F.linear(hidden, self.linear_qkv.weight).unflatten(-1, (groups, -1, d))  # queries, key, value a group
-        query, key, value = mixed[..., :-2, :].flatten(-3, -2), mixed[..., -2, :], mixed[..., -1, :]
-        if angles is None:
-            return query, key, value
-        return _turned(query, angles), _turned(key, angles), value
+        mixed = F.linear(hidden, self.linear_qkv.weight).unflatten(-1, (groups, -1, d))
+        num_queries = mixed.shape[-2] - 2
+        if turns is None:
+            return mixed.split_with_sizes([num_queries, 1, 1], -2)
+        turned, value = mixed.split_with_sizes([num_queries + 1, 1], -2)
+        return *_turned(turned, turns).split_with_sizes([num_queries, 1], -2), value
 
 
 def decode_bias(lengths: Tensor, *, shortest: int, longest: int, dtype: torch.dtype) -> Tensor | None:
@@ -149,10 +162,10 @@ def decode_bias(lengths: Tensor, *, shortest: int, longest: int, dtype: torch.dt
     return bias.masked_fill_(is_beyond, float("-inf"))[:, None, None]
 
 
-def _turned(t: Tensor, angles: Tensor) -> Tensor:
+def _turned(t: Tensor, turns: Turns) -> Tensor:
     """RoPE on pairs of channels half a head apart (Source: core 0.19, `rope_utils.py`, not interleaved)."""
     first, second = t.chunk(2, dim=-1)
-    return t * angles.cos().to(t.dtype) + torch.cat((-second, first), dim=-1) * angles.sin().to(t.dtype)
+    return t * turns.cos.to(t.dtype) + torch.cat((-second, first), dim=-1) * turns.sin.to(t.dtype)
 
 
 class ScaledDotProductAttention(MegatronModule):

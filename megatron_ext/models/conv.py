@@ -39,7 +39,8 @@ def causal_conv1d_silu_step(conv_state: Tensor, x: Tensor, weight: Tensor, bias:
     """The same for one new token, for decoding.
 
     Args:
-        conv_state: The last w inputs, [b, d, w]; shifted by one token in place.
+        conv_state: The last w inputs, [b, d, w]; shifted by one token in place. Of any strides, as `weight`; fastest
+            where the channels of a tap lie side by side, as `tap_major` lays them.
         x: The new input, [b, d].
         weight: Kernels, [d, 1, w].
         bias: [d].
@@ -47,8 +48,18 @@ def causal_conv1d_silu_step(conv_state: Tensor, x: Tensor, weight: Tensor, bias:
     Returns:
         [b, d] in x's dtype.
     """
-    conv_state.copy_(torch.cat([conv_state[..., 1:], x[..., None].to(conv_state.dtype)], dim=-1))
-    return F.silu((conv_state.float() * weight[:, 0].float()).sum(-1) + bias.float()).to(x.dtype)
+    inputs, taps = conv_state.unbind(-1), weight[:, 0].unbind(-1)
+    out = torch.addcmul(bias.float(), x.float(), taps[-1].float())
+    for older, newer, tap in zip(inputs, inputs[1:], taps, strict=False):
+        out.addcmul_(newer.float(), tap.float())
+        older.copy_(newer)
+    inputs[-1].copy_(x)
+    return F.silu(out, inplace=True).to(x.dtype)
+
+
+def tap_major(t: Tensor) -> Tensor:
+    """The same numbers, [..., w], laid out with w outermost."""
+    return t.movedim(-1, 0).contiguous().movedim(0, -1)
 
 
 class _CausalConv1dSiLU(torch.autograd.Function):

@@ -14,7 +14,7 @@ Shapes: s tokens, b rows; of this rank: w = heads * head width channels, g group
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ from megatron.core.transformer.spec_utils import build_module
 from torch import Tensor, nn
 
 from megatron_ext.models import kernels
+from megatron_ext.models.conv import tap_major
 from megatron_ext.models.initialise import draw_full, local_part
 from megatron_ext.models.limits import (
     UnsupportedError,
@@ -40,6 +41,18 @@ from megatron_ext.runtime.device import device
 
 CONV_WIDTH = 4
 """Taps of the convolution; core and Mamba-2 have no other."""
+
+
+class DecodeWeights(NamedTuple):
+    """What a token needs of a layer's weights, some of them prepared once for many tokens."""
+
+    in_proj: Tensor
+    conv: Tensor  # [channels, 1, 4]
+    conv_bias: Tensor
+    dt_bias: Tensor  # float32
+    A: Tensor  # [h] float32
+    D: Tensor
+    out_proj: Tensor
 
 
 class LocalMambaMixer(MambaMixer):
@@ -110,6 +123,8 @@ class LocalMambaMixer(MambaMixer):
         assert self.nheads % self.ngroups == 0 == self.ngroups % ranks, f"{sizes}: each must divide the one before"
         self.nheads_local_tp, self.ngroups_local_tp = self.nheads // ranks, self.ngroups // ranks
         self.d_inner_local_tp = self.d_inner // ranks
+        z, *self._conv_sizes, dt = self._in_proj_sizes
+        self._main_sizes = [z, sum(self._conv_sizes), dt]
 
     def _build_projections(self, submodules: MambaMixerSubmodules, name: str | None) -> None:
         shared: dict[str, Any] = {"config": self.config, "bias": False, "is_expert": False, "tp_group": self.tp_group}
@@ -146,7 +161,7 @@ class LocalMambaMixer(MambaMixer):
     def _build_parameters(self) -> None:
         """Convolution, A_log, D and dt_bias; A_log and D are built float32, as in core (Float16Module: bf16)."""
         dtype, heads = self.config.params_dtype, self.nheads_local_tp
-        conv_sizes = self._in_proj_sizes[1:4]
+        conv_sizes = self._conv_sizes
         shapes = {
             "conv1d_weight": ((sum(conv_sizes), 1, self.d_conv), dtype),
             "conv1d_bias": ((sum(conv_sizes),), dtype),
@@ -198,7 +213,7 @@ class LocalMambaMixer(MambaMixer):
 
         `seq_idx` [b, s] numbers the documents of a row; states are zero before the first token of each.
         """
-        z, xBC, dt = self._split(zxBCdt)
+        z, xBC, dt = zxBCdt.split_with_sizes(self._main_sizes, -1)
         tokens, rows = z.shape[:2]
         xBC = xBC.transpose(0, 1)  # [b, s, w + 2 g n]
         if conv_state is not None:
@@ -223,11 +238,15 @@ class LocalMambaMixer(MambaMixer):
         """One token of every row, [1, b, in_proj] to [1, b, w]; advances both states in place."""
         assert batch_indices is None, "batch_indices belong to dynamic batching"
         assert zxBCdt.shape[0] == 1, "decoding takes one token of every cached row"
-        z, xBC, dt = self._split(zxBCdt[0])
-        x, B, C = self._split_conv(kernels.conv_step(conv_state, xBC, self.conv1d_weight, self.conv1d_bias))
-        dt = F.softplus(dt.float() + self.dt_bias.float())
-        y = kernels.ssd_step(ssm_state, x, dt, -torch.exp(self.A_log.float()), B, C, self.D)
-        return self.norm(y.flatten(1), z)[None]
+        return self._step(zxBCdt[0], conv_state, ssm_state, self.decode_weights())[None]
+
+    def _step(self, zxBCdt: Tensor, conv_state: Tensor, ssm_state: Tensor, weights: DecodeWeights) -> Tensor:
+        """One token of every row, [b, in_proj] to [b, w]."""
+        z, xBC, dt = zxBCdt.split_with_sizes(self._main_sizes, -1)
+        x, B, C = self._split_conv(kernels.conv_step(conv_state, xBC, weights.conv, weights.conv_bias))
+        dt = F.softplus(dt.float() + weights.dt_bias)
+        y = kernels.ssd_step(ssm_state, x, dt, weights.A, B, C, weights.D)
+        return self.norm(y.flatten(1), z)
 
     def read_prompts(self, hidden: Tensor, conv_state: Tensor, ssm_state: Tensor) -> Tensor:
         """Whole prompts of one length, [s, b, hidden] to this rank's part of [s, b, hidden]; fills the states.
@@ -238,18 +257,29 @@ class LocalMambaMixer(MambaMixer):
             self._ssm_prefill(F.linear(hidden, self.in_proj.weight), conv_state, ssm_state), self.out_proj.weight
         )
 
-    def decode(self, hidden: Tensor, conv_state: Tensor, ssm_state: Tensor) -> Tensor:
-        """The next token of every row, [b, hidden] to this rank's part of [b, hidden]; advances the states in place."""
-        zxBCdt = F.linear(hidden, self.in_proj.weight)
-        return F.linear(self._ssm_decode(zxBCdt[None], conv_state, ssm_state)[0], self.out_proj.weight)
+    def decode(self, hidden: Tensor, conv_state: Tensor, ssm_state: Tensor, weights: DecodeWeights) -> Tensor:
+        """The next token of every row, [b, hidden] to this rank's part of [b, hidden]; advances the states in place.
 
-    def _split(self, zxBCdt: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        z, x, B, C, dt = self._in_proj_sizes
-        return torch.split(zxBCdt, [z, x + B + C, dt], dim=-1)
+        `weights` are the present ones of `decode_weights`.
+        """
+        return F.linear(self._step(F.linear(hidden, weights.in_proj), conv_state, ssm_state, weights), weights.out_proj)
+
+    def decode_weights(self) -> DecodeWeights:
+        """What `decode` needs of the present weights; to be asked for anew when they have changed."""
+        conv = self.conv1d_weight
+        return DecodeWeights(
+            self.in_proj.weight,
+            conv if kernels.is_half_on_gpu(conv) else tap_major(conv),
+            self.conv1d_bias,
+            self.dt_bias.float(),
+            -torch.exp(self.A_log.float()),
+            self.D,
+            self.out_proj.weight,
+        )
 
     def _split_conv(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Values [..., h, p], B and C [..., g, n]."""
-        x, B, C = torch.split(xBC, self._in_proj_sizes[1:4], dim=-1)
+        x, B, C = xBC.split_with_sizes(self._conv_sizes, -1)
         groups = (self.ngroups_local_tp, self.d_state)
         return x.unflatten(-1, (self.nheads_local_tp, self.headdim)), B.unflatten(-1, groups), C.unflatten(-1, groups)
 

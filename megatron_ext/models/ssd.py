@@ -114,13 +114,14 @@ def ssd_step_(state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Ten
     Returns:
         y [b, h, p] in x's dtype.
     """
-    xs, dts, Bs, Cs = (t.to(state.dtype) for t in (x, dt, B, C))
-    rows, width, n = B.shape[0] * B.shape[1], state.shape[1] // B.shape[1] * state.shape[2], state.shape[3]
-    state.mul_(torch.exp(dts * A.to(state.dtype))[..., None, None])
-    grouped = state.view(rows, width, n)  # heads that share B and C are one matrix
-    grouped.baddbmm_((dts[..., None] * xs).view(rows, width, 1), Bs.reshape(rows, 1, n))
-    y = torch.bmm(grouped, Cs.reshape(rows, n, 1)).view(xs.shape)
-    return y.addcmul_(D.to(state.dtype)[:, None], xs).to(x.dtype)
+    dtype, (batch, heads, p, n) = state.dtype, state.shape
+    rows = batch * B.shape[1]
+    xs, dts = x.to(dtype), dt.to(dtype).view(batch, heads, 1)
+    decay = torch.exp(dts * A.to(dtype).view(heads, 1))
+    grouped = state.mul_(decay.view(batch, heads, 1, 1)).view(rows, -1, n)  # heads that share B and C are one matrix
+    grouped.baddbmm_((dts * xs).view(rows, -1, 1), B.to(dtype).reshape(rows, 1, n))
+    y = torch.bmm(grouped, C.to(dtype).reshape(rows, n, 1)).view(batch, heads, p)
+    return y.addcmul_(D.to(dtype).view(heads, 1), xs).to(x.dtype)
 
 
 def ssd_scan_ref(

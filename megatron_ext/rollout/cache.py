@@ -1,7 +1,7 @@
 """What a model keeps of the texts that it goes on with: one slot a text, allocated once, changed in place.
 
     layer `*`   keys and values   [slots, groups, tokens, width]   each, in the parameters' dtype
-    layer `M`   convolution       [slots, channels, 4]             in the parameters' dtype
+    layer `M`   convolution       [slots, channels, 4]             in the parameters' dtype; on a CPU tap by tap
                 SSM state         [slots, heads, width, state]     float32: it is added to at every token
 
 Slots in use are the first ones, so that a step computes over a prefix and never over holes.
@@ -16,6 +16,7 @@ import torch
 from megatron.core.models.hybrid.hybrid_model import HybridModel
 from torch import Tensor
 
+from megatron_ext.models.conv import tap_major
 from megatron_ext.recipe.layer_pattern import ATTENTION, MAMBA
 from megatron_ext.runtime.device import plain_torch
 
@@ -43,6 +44,12 @@ class RolloutCache:
         ]
         self.lengths = torch.zeros(num_slots, dtype=torch.int64, device=next(model.parameters()).device)
         self._attends = [symbol == ATTENTION for symbol in model.decoder.layer_type_list]
+
+    def layers_of(self, num_slots: int) -> list[LayerState]:
+        """The states of the first slots, which change with the cache's own."""
+        if num_slots == len(self.lengths):
+            return self.layers
+        return [tuple(state[:num_slots] for state in layer) for layer in self.layers]
 
     @property
     def num_bytes(self) -> int:
@@ -83,7 +90,8 @@ def _mamba_state(layer: torch.nn.Module, slots: int, _tokens: int) -> LayerState
     mixer = layer.mixer
     conv_shape, ssm_shape = mixer.mamba_state_shapes_per_request()
     weight = mixer.conv1d_weight
-    return weight.new_zeros(slots, *conv_shape), weight.new_zeros(slots, *ssm_shape, dtype=torch.float32)
+    conv, ssm = weight.new_zeros(slots, *conv_shape), weight.new_zeros(slots, *ssm_shape, dtype=torch.float32)
+    return (tap_major(conv) if weight.device.type == "cpu" else conv), ssm
 
 
 def _attention_state(layer: torch.nn.Module, slots: int, tokens: int) -> LayerState:

@@ -10,16 +10,28 @@ Shapes: s tokens, b texts, n slots in use, v padded vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core.models.hybrid.hybrid_model import HybridModel
 from torch import Tensor
 
-from megatron_ext.models.attention import decode_bias
-from megatron_ext.recipe.layer_pattern import ATTENTION, MAMBA
-from megatron_ext.rollout.cache import RolloutCache
+from megatron_ext.models.attention import Turns, decode_bias
+from megatron_ext.recipe.layer_pattern import ATTENTION, MAMBA, MLP
+from megatron_ext.rollout.cache import LayerState, RolloutCache
 from megatron_ext.runtime.device import plain_torch
+
+
+class _NewTokens(NamedTuple):
+    """Where the new token of each text stands, and what it sees."""
+
+    lengths: Tensor | int  # cached tokens [n], or of each text
+    used: int  # of the longest text, the new token counted
+    bias: Tensor | None
+    turns: Turns | None
 
 
 class CachedForward:
@@ -38,13 +50,25 @@ class CachedForward:
         self.model = model
         self.tp_group = model.pg_collection.tp
         self._layers = list(zip(model.decoder.layer_type_list, model.decoder.layers, strict=True))
-        has_rope = model.position_embedding_type == "rope"
-        self._angles = model.rotary_pos_emb(max_tokens)[:, 0, 0] if has_rope else None  # [max_tokens, width]
+        self._turns: Turns | None = None  # [max_tokens, width] each
+        if model.position_embedding_type == "rope":
+            angles = model.rotary_pos_emb(max_tokens)[:, 0, 0]
+            self._turns = Turns(angles.cos(), angles.sin())
+        self._take_weights()
+
+    @torch.inference_mode()
+    @plain_torch()
+    def _take_weights(self) -> None:
+        """Prepares what every token needs of the present weights; nothing of the size of a matrix is copied."""
+        model = self.model
+        is_tied = model.share_embeddings_and_output_weights
+        self._output_weight = model.shared_embedding_or_output_weight() if is_tied else model.output_layer.weight
+        self._steps = [_STEPS[symbol](layer) for symbol, layer in self._layers]
 
     @torch.inference_mode()
     @plain_torch()
     def read_prompts(self, tokens: Tensor, cache: RolloutCache) -> Tensor:
-        """Reads whole prompts of one length.
+        """Reads whole prompts of one length, with the weights of now, which `decode` goes on with.
 
         Args:
             tokens: [b, s].
@@ -53,15 +77,16 @@ class CachedForward:
         Returns:
             Logits after the last token, [b, v] float32.
         """
+        self._take_weights()
         hidden = self._embed(tokens.t())  # [s, b, h]
-        angles = None if self._angles is None else self._angles[: len(hidden), None, None]
+        turns = self._turns and Turns(*(table[: len(hidden), None, None, None] for table in self._turns))
         for (symbol, layer), state in zip(self._layers, cache.layers, strict=True):
             if symbol == MAMBA:
                 change = layer.mixer.read_prompts(layer.norm(hidden), *state)
             elif symbol == ATTENTION:
-                change = layer.self_attention.read_prompts(layer.input_layernorm(hidden), *state, angles=angles)
+                change = layer.self_attention.read_prompts(layer.input_layernorm(hidden), *state, turns=turns)
             else:
-                change = _mlp(layer, hidden)
+                change = _mlp_step(layer)(hidden)
             hidden = hidden + self._added_up(change)
         cache.lengths.fill_(len(hidden))
         return self._logits(hidden[-1])
@@ -84,18 +109,10 @@ class CachedForward:
         lengths = cache.lengths[:num_rows]
         hidden = self._embed(tokens)  # [n, h]
         bias = decode_bias(lengths, shortest=shortest, longest=longest, dtype=hidden.dtype)
-        angles = None if self._angles is None else self._angles[lengths, None]  # [n, 1, width]
-        for (symbol, layer), states in zip(self._layers, cache.layers, strict=True):
-            state = [part[:num_rows] for part in states]
-            if symbol == MAMBA:
-                change = layer.mixer.decode(layer.norm(hidden), *state)
-            elif symbol == ATTENTION:
-                change = layer.self_attention.decode(
-                    layer.input_layernorm(hidden), *state, lengths=lengths, used=longest + 1, bias=bias, angles=angles
-                )
-            else:
-                change = _mlp(layer, hidden)
-            hidden = hidden + self._added_up(change)
+        turns = self._turns and Turns(*(table[lengths, None, None] for table in self._turns))  # [n, 1, 1, width]
+        new = _NewTokens(lengths if bias is not None else longest, longest + 1, bias, turns)
+        for step, state in zip(self._steps, cache.layers_of(num_rows), strict=True):
+            hidden = hidden + self._added_up(step(hidden, state, new))
         lengths += 1
         return self._logits(hidden)
 
@@ -108,10 +125,7 @@ class CachedForward:
         return self._added_up(F.embedding(local * is_ours, words.weight) * is_ours[..., None])
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        model = self.model
-        is_tied = model.share_embeddings_and_output_weights
-        weight = model.shared_embedding_or_output_weight() if is_tied else model.output_layer.weight
-        logits = F.linear(model.decoder.final_norm(hidden), weight)
+        logits = F.linear(self.model.decoder.final_norm(hidden), self._output_weight)
         if self.tp_group.size() > 1:
             parts = [torch.empty_like(logits) for _ in range(self.tp_group.size())]
             dist.all_gather(parts, logits, group=self.tp_group)
@@ -125,7 +139,24 @@ class CachedForward:
         return part
 
 
-def _mlp(layer: torch.nn.Module, hidden: Tensor) -> Tensor:
-    mlp = layer.mlp
-    wide = mlp.activation_func(F.linear(layer.pre_mlp_layernorm(hidden), mlp.linear_fc1.weight))
-    return F.linear(wide, mlp.linear_fc2.weight)
+_Step = Callable[[Tensor, LayerState, _NewTokens], Tensor]
+"""A layer's change of [n, h] hidden states, with everything looked up that every token would look up."""
+
+
+def _mamba_step(layer: torch.nn.Module) -> _Step:
+    norm, decode, weights = layer.norm.forward, layer.mixer.decode, layer.mixer.decode_weights()
+    return lambda hidden, state, _: decode(norm(hidden), *state, weights)
+
+
+def _attention_step(layer: torch.nn.Module) -> _Step:
+    norm, decode = layer.input_layernorm.forward, layer.self_attention.decode
+    return lambda hidden, state, new: decode(norm(hidden), *state, **new._asdict())
+
+
+def _mlp_step(layer: torch.nn.Module) -> _Step:
+    norm, activation = layer.pre_mlp_layernorm.forward, layer.mlp.activation_func
+    first, second = layer.mlp.linear_fc1.weight, layer.mlp.linear_fc2.weight
+    return lambda hidden, *_: F.linear(activation(F.linear(norm(hidden), first)), second)
+
+
+_STEPS: dict[str, Callable[[torch.nn.Module], _Step]] = {MAMBA: _mamba_step, ATTENTION: _attention_step, MLP: _mlp_step}

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from data_tools.errors import TrainingError
 from megatron_ext.rollout.cache import RolloutCache
-from megatron_ext.rollout.choose import choose_tokens
+from megatron_ext.rollout.choose import Chosen, choose_tokens
 from megatron_ext.rollout.forward import CachedForward
 from megatron_ext.rollout.keyed_random import stream_key, uniforms
 from megatron_ext.rollout.protocol import Completion, Prompt, Sampling
@@ -106,6 +106,7 @@ class SamplingRun:
         self._log_probs = np.zeros((num_slots, most), np.float32)
         self._of_slots = (self._lengths, self._counts, self._limits, self._keys, self._tokens, self._log_probs)
         self._stops = np.isin(np.arange(vocab_size), sorted(sampling.stop_ids))
+        self._has_left = False  # a sample, since the slots were filled
 
     def finish(self) -> list[Completion]:
         """Samples until nothing waits.
@@ -118,8 +119,10 @@ class SamplingRun:
         """
         num_used = 0
         while self._waiting or num_used:
-            self._fill_slots()
-            num_used = self._close_holes()
+            if self._has_left or not num_used:
+                self._fill_slots()
+                num_used = self._close_holes()
+                self._has_left = False
             if num_used:
                 self._advance(num_used)
         return self._completions()
@@ -180,11 +183,11 @@ class SamplingRun:
         steps = self._counts[slots]
         drawn = torch.from_numpy(uniforms(self._keys[slots], steps.astype(np.uint64))).to(self._device)
         chosen = choose_tokens(logits, drawn, self._sampling, vocab_size=self._vocab_size)
-        both = torch.stack([chosen.tokens.double(), chosen.log_probs.double()])
         if self._forward.tp_group.size() > 1:  # ranks that went apart by a rounding would wait for each other
+            both = torch.stack([chosen.tokens.double(), chosen.log_probs.double()])
             dist.broadcast(both, group_src=0, group=self._forward.tp_group)
-        tokens, log_probs = both.cpu().numpy()
-        tokens = tokens.astype(np.int64)
+            chosen = Chosen(both[0].long(), both[1])
+        tokens, log_probs = chosen.tokens.cpu().numpy(), chosen.log_probs.cpu().numpy()
         if not np.isfinite(log_probs).all():
             self._refuse(slots[~np.isfinite(log_probs)][0])
         self._tokens[slots, steps], self._log_probs[slots, steps] = tokens, log_probs
@@ -193,14 +196,13 @@ class SamplingRun:
         stopped = self._stops[tokens]
         if self._stop_strings is not None and self._sampling.stop_strings:
             stopped |= [self._stop_strings.are_in(self._tokens[slot, : self._counts[slot]].tolist()) for slot in slots]
-        for slot, has_stopped in zip(slots, stopped, strict=True):
-            if has_stopped or self._counts[slot] == self._limits[slot]:
-                self._leave(slot, has_stopped=bool(has_stopped))
+        for row in np.flatnonzero(stopped | (self._counts[slots] == self._limits[slots])):
+            self._leave(slots[row], has_stopped=bool(stopped[row]))
 
     def _leave(self, slot: int, *, has_stopped: bool) -> None:
         sample, count = self._samples[slot], self._counts[slot]
         assert sample is not None, f"slot {slot} holds no sample"
-        self._samples[slot] = None
+        self._samples[slot], self._has_left = None, True
         completion = Completion(
             prompt_index=sample.prompt_index,
             sample_index=sample.sample_index,
