@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import time
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
+from megatron_ext.datasets.rollout_file import read_rollouts
+from megatron_ext.rollout.sampling_run import SamplingRun
+from megatron_ext.run import main
 from megatron_ext.runtime import parallel
 from megatron_ext.runtime.launch import Launch
 from tests.support.distributed import RankError, run_distributed
+from tests.support.rl_project import add_rl
+from tests.support.toy_project import ToyProject, make_toy_project
+
+LIMIT_S, LATE_S = 6, 10
 
 
 def waited(is_patient: bool, second_rank_stays: bool) -> float:
@@ -46,3 +56,33 @@ def test_a_rank_that_is_gone_ends_the_wait() -> None:
     with pytest.raises(RankError, match="Connection closed|closed by peer|Connection reset"):
         run_distributed(waited, 2, True, False)
     assert time.monotonic() - began < 30
+
+
+def sampled_late(root: Path, run_root: Path) -> int:
+    """The exit code of one step of an rl stage, where each sampling of the second rank takes `LATE_S` longer."""
+    parallel.TIMEOUT = timedelta(seconds=LIMIT_S)
+    finish = SamplingRun.finish
+
+    def finish_late(self: SamplingRun) -> Any:
+        completions = finish(self)
+        time.sleep(LATE_S)
+        return completions
+
+    if Launch.from_environment().rank == 1:
+        SamplingRun.finish = finish_late  # type: ignore[method-assign]
+    os.chdir(root)
+    command = ToyProject(root).command(run_root, "training.max_steps=1", recipe=root / "rl.yaml")
+    return main(command[command.index("megatron_ext.run") + 1 :])
+
+
+@pytest.mark.slow
+def test_a_stage_goes_on_when_one_rank_samples_longer_than_a_collective_may_take(tmp_path: Path) -> None:
+    project = make_toy_project(tmp_path)
+    add_rl(project)
+    assert project.run(project.root / "runs").code == 0
+    began = time.monotonic()
+    assert run_distributed(sampled_late, 2, tmp_path, project.root / "runs", timeout_s=180) == [0, 0]
+    assert time.monotonic() - began > 2 * LATE_S  # before the first step, and in it
+    (stage,) = project.root.glob("runs/stages/rl-*")
+    assert (stage / "before.json").is_file()
+    assert len(read_rollouts(stage, 1)[1]) == 4 * 2
