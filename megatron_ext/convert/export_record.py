@@ -13,9 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from megatron_ext.convert.export import Exported
+from megatron_ext.plan.lineage import EXPORTS_FILE
 from megatron_ext.training.file_list import weights_fingerprint
-
-EXPORTS = "exports.jsonl"
 
 
 def record_export(checkpoint: Path, done: Exported) -> str | None:
@@ -40,8 +39,8 @@ def record_export(checkpoint: Path, done: Exported) -> str | None:
         "difference": done.difference,
     }
     try:
-        with (stage / EXPORTS).open("a", encoding="utf-8") as file:
+        with (stage / EXPORTS_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
     except OSError as error:
-        return f"{stage / EXPORTS}: {error.strerror}; `megatron-ext lineage` will not know of this export"
+        return f"{stage / EXPORTS_FILE}: {error.strerror}; `megatron-ext lineage` will not know of this export"
     return None

@@ -269,7 +269,7 @@ def _write(writing: Path, reader: _Reader, source: Path, facts: TokenizerFacts, 
         "validation": None,
         "ledger": [row.to_json() for row in ledger],
     }
-    record_run(writing, plan, begins_at_step=0)
+    record_run(writing, plan)
     (writing / STAGE_FILE).write_text(json.dumps(stage, indent=1) + "\n")
     return plan
 

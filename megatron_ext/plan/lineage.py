@@ -18,6 +18,12 @@ CONTINUE: KeyPath = ("continue",)
 STAGE_FILE = "stage.json"
 """Beside `checkpoints`: its presence means that the stage is finished, so while it is there no run trains on."""
 
+RUNS_FILE = "runs.jsonl"
+"""Beside it: a line for each run that trained the stage (training/run_record.py)."""
+
+EXPORTS_FILE = "exports.jsonl"
+"""Beside it: a line for each export of its checkpoints (convert/export_record.py)."""
+
 
 def read_stage_plan(loaded: LoadedRecipe, stage_id: str, run_root: Path, *, key: KeyPath = CONTINUE) -> StagePlan:
     """The plan of a stage that is named by its id.

@@ -4,6 +4,7 @@
 |----------------|-------|
 | started        | UTC, ISO 8601 |
 | begins_at_step | steps that were trained before it; a later line with fewer trained the steps behind it anew |
+| begins_from    | stage, checkpoint, and fingerprint of the weights that it took up; null where they were drawn |
 | code           | `runtime/code_version.py`: version, sha256 and number of files, commit, files changed since |
 | versions       | of Python and of packages that numbers may hang on |
 | hardware       | machine, cpu, cores, gpus of the main rank's machine |
@@ -23,25 +24,27 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ext.models.backends import choose_backend
+from megatron_ext.plan.lineage import RUNS_FILE
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.runtime.code_version import code_version, versions
 from megatron_ext.runtime.device import describe_gpus
 from megatron_ext.training.checkpoint_facts import layout_of
+from megatron_ext.training.file_list import weights_fingerprint
 
-RUNS = "runs.jsonl"
 
-
-def record_run(folder: Path, plan: StagePlan, *, begins_at_step: int) -> None:
+def record_run(folder: Path, plan: StagePlan, *, begins_at_step: int = 0, begins_from: Path | None = None) -> None:
     """Adds a line to `runs.jsonl`. Only the main rank may call this, with the folder taken.
 
     Args:
         folder: Of the stage.
         plan: As it runs here.
         begins_at_step: Steps that are behind it.
+        begins_from: The checkpoint whose weights it takes up; None where it begins with new ones.
     """
     line: dict[str, Any] = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "begins_at_step": begins_at_step,
+        "begins_from": _checkpoint(begins_from),
         "code": code_version().to_json(),
         "versions": versions(),
         "hardware": {
@@ -53,8 +56,14 @@ def record_run(folder: Path, plan: StagePlan, *, begins_at_step: int) -> None:
         "layout": layout_of(plan) | {"world_size": plan.layout.world_size},
         "backend": choose_backend(plan).name,
     }
-    with (folder / RUNS).open("a", encoding="utf-8") as file:
+    with (folder / RUNS_FILE).open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
+
+
+def _checkpoint(path: Path | None) -> dict[str, str] | None:
+    if path is None:
+        return None
+    return {"stage_id": path.parents[1].name, "checkpoint": path.name, "weights": weights_fingerprint(path)}
 
 
 def _cpu_name() -> str | None:

@@ -88,7 +88,7 @@ def walk(plan: StagePlan, folder: StageFolder, groups: ProcessGroupCollection, *
             _load_reference(parts.cursor, plan, folder, groups)
         watcher = _watcher(folder, plan, state, begins_at) if is_main else None
         if is_main:
-            record_run(folder.path, plan, begins_at_step=state.step)
+            record_run(folder.path, plan, begins_at_step=state.step, begins_from=begins_at)
         say = (lambda _: None) if watcher is None else watcher.say
         if plan.data.document_isolation == "full" or plan.layout.context_parallel_size > 1:
             say(f"isolation holds: {require_isolation(parts.model, plan, groups)}")

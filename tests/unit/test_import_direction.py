@@ -41,7 +41,10 @@ ROOMS = {
 """The rooms of megatron_ext that each of them may import, beside itself."""
 
 READERS = {
-    "study": {"evaluate.suite", "evaluate.results", "evaluate.kept_items", "evaluate.estimators", "datasets.ledger"}
+    "study": {
+        *("evaluate.suite", "evaluate.results", "evaluate.kept_items", "evaluate.estimators", "datasets.ledger"),
+        "training.file_list",  # what lists a checkpoint's files, and finds their damage
+    }
 }
 """Modules of rooms above that a room may import beside: they read finished files, and load no torch."""
 

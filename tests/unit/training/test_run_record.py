@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from megatron_ext.runtime.code_version import code_version
+from megatron_ext.training.file_list import weights_fingerprint
 from tests.support.toy_project import Run, make_toy_project
 
 
@@ -29,6 +30,18 @@ def lines(runs: tuple[Run, Run]) -> list[dict]:
 
 def test_a_run_that_goes_on_adds_a_line(lines: list[dict]) -> None:
     assert [line["begins_at_step"] for line in lines] == [0, 2]
+
+
+def test_a_line_names_the_weights_that_the_run_took_up(lines: list[dict], runs: tuple[Run, Run]) -> None:
+    stage = runs[1].stage_folder
+    assert [line["begins_from"] for line in lines] == [
+        None,
+        {
+            "stage_id": stage.name,
+            "checkpoint": "step_2",
+            "weights": weights_fingerprint(stage / "checkpoints" / "step_2"),
+        },
+    ]
 
 
 def test_a_line_names_the_code_by_its_content(lines: list[dict]) -> None:

@@ -1,0 +1,24 @@
+"""Files of one JSON object a line, of which a kill may have cut the last."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+
+def read_lines[Line: BaseModel](file: Path, kind: type[Line], unknown: list[str]) -> tuple[Line, ...]:
+    """The lines of a file, () where there is none.
+
+    Args:
+        file: A `.jsonl` file.
+        kind: What a line holds.
+        unknown: Takes a sentence for each line that cannot be read.
+    """
+    found = []
+    for number, line in enumerate(file.read_bytes().splitlines() if file.is_file() else (), start=1):
+        try:
+            found.append(kind.model_validate_json(line))
+        except ValidationError:
+            unknown.append(f"{file}:{number}: cannot be read: cut by a kill, or of another version")
+    return tuple(found)
