@@ -20,7 +20,9 @@ integers, infinities (`1e999` too) and NaN, which stay strings. Keys are always 
 
 from __future__ import annotations
 
+import copy
 import difflib
+import functools
 import math
 import re
 from collections.abc import Iterable, Iterator
@@ -93,16 +95,23 @@ def load_yaml(path: str | Path) -> YamlDocument:
 
 def parse_yaml(text: str, *, path: str | Path) -> YamlDocument:
     """Reads YAML text; `path` names it in errors. See `load_yaml`."""
-    reader = _Reader(text, Path(path))
+    data, marks = _parsed(text, Path(path))
+    return YamlDocument(path=Path(path), data=copy.deepcopy(data), marks=dict(marks))
+
+
+@functools.lru_cache(maxsize=256)
+def _parsed(text: str, path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
+    """Data and marks of a text; kept, because the recipes of a study lead to the same few files hundreds of times."""
+    reader = _Reader(text, path)
     try:
         data = reader.read()
     except yaml.YAMLError as error:
-        raise RecipeError(_syntax_message(Path(path), text, error)) from None
+        raise RecipeError(_syntax_message(path, text, error)) from None
     if reader.errors:
         raise RecipeError("\n".join(reader.errors))
     if not isinstance(data, dict):
         raise RecipeError(f"{path}:{reader.marks.get((), 1)}: the top level must be a mapping of keys to values")
-    return YamlDocument(path=Path(path), data=data, marks=reader.marks)
+    return data, reader.marks
 
 
 def parse_scalar(text: str) -> str | int | float | bool | None:

@@ -40,11 +40,16 @@ class Fact(NamedTuple):
 
     Attributes:
         value: Equal where the arms are.
-        text: For people.
+        said: It for people; None of a recipe's values, the usual ones, which are put into words where arms differ.
     """
 
     value: Any
-    text: str
+    said: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The value for people."""
+        return self.said if self.said is not None else ", then ".join(map(yaml_scalar, self.value))
 
 
 def arm_facts(chain: Sequence[PlannedStage]) -> dict[StageKind, dict[str, Fact]]:
@@ -75,11 +80,9 @@ def _facts(stages: Sequence[PlannedStage]) -> dict[str, Fact]:
     }
     for stage in stages:
         for key, value in _recipe_values(stage.loaded):
-            before = facts.get(key)
-            if before is None:
-                facts[key] = Fact((value,), yaml_scalar(value))
-            elif before.value[-1] != value:
-                facts[key] = Fact((*before.value, value), f"{before.text}, then {yaml_scalar(value)}")
+            before = facts[key].value if key in facts else ()
+            if not before or before[-1] != value:
+                facts[key] = Fact((*before, value))
     examples = sum(stage.loaded.recipe.budget.examples for stage in stages)
     facts["budget.examples"] = Fact(examples, f"{format_count(examples)} conversations")
     return facts
@@ -133,7 +136,9 @@ def _passes(source: SourcePlan, stage: PlannedStage) -> float:
 
 def groups_of(facts: Mapping[str, Fact]) -> list[tuple[str, list[str]]]:
     """Arms by value, in the order of arms: the text of each value, and its arms."""
-    found: dict[Any, tuple[str, list[str]]] = {}
+    found: dict[Any, tuple[Fact, list[str]]] = {}
     for arm, fact in facts.items():
-        found.setdefault(fact.value, (fact.text, []))[1].append(arm)
-    return list(found.values())
+        found.setdefault(fact.value, (fact, []))[1].append(arm)
+    if len(found) == 1:
+        return [("", arms) for _, arms in found.values()]
+    return [(fact.text, arms) for fact, arms in found.values()]

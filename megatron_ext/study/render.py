@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -24,13 +25,10 @@ def print_study_plan(plan: StudyPlan) -> None:
     console.print(headline(plan), soft_wrap=True)
     if plan.is_provisional:
         console.print(Text.assemble(("note", "yellow"), "  sizes are declared, data is not built yet: ids will change"))
-    for title, table in (
-        ("graph of stages", _graph(plan)),
-        ("arms", _arms(plan)),
-        ("what arms differ in", _differences(plan)),
-    ):
-        if table.row_count:
-            console.print("", Text(title, "bold"), table, sep="\n")
+    console.print("", _graph(plan), "", _arms(plan), sep="\n")
+    if plan.differences:
+        console.print("\nArms differ in")
+        _print_differences(plan, console)
     console.print("", sharing(plan), sep="\n", soft_wrap=True)
     if (hardware := plan.hardware) is not None:
         console.print(f"GPU-hours at {100 * hardware.mfu:g} % MFU of {hardware.gpu}; memory as on GPUs.")
@@ -127,23 +125,19 @@ def _cost_cells(cost: Cost) -> list[str]:
     return [format_count(cost.tokens), _flops(cost.flops), *hours, format_bytes(cost.disk_bytes)]
 
 
-def _differences(plan: StudyPlan) -> Table:
-    table = frame("kind", "key", "value", "arms", "permitted by")
+def _print_differences(plan: StudyPlan, console: Console) -> None:
+    """Each key with who permits it, its values, and their arms."""
     for difference in plan.differences:
-        for position, group in enumerate(difference.values):
-            first = position == 0
-            table.add_row(
-                difference.stage if first else "",
-                difference.key if first else "",
-                group.value,
-                ", ".join(group.arms),
-                _permission(difference) if first else "",
-            )
-    return table
+        head = (f"{difference.stage} {difference.key}", "bold"), f"  {_permission(difference)}"
+        console.print(Text.assemble(*head), soft_wrap=True)
+        table = frame("", "")
+        for group in difference.values:
+            table.add_row(f"  {group.value}", ", ".join(group.arms))
+        console.print(table)
 
 
 def _permission(difference: ArmDifference) -> str:
-    return "varies" if difference.permitted_by == "varies" else f"confounds: {difference.why}"
+    return "in varies" if difference.permitted_by == "varies" else f"confounds: {difference.why}"
 
 
 def _flops(number: int) -> str:

@@ -72,6 +72,11 @@ def result(name: str, value: float) -> TaskResult:
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.yaml")))
+def test_a_shipped_suite_is_read(name: str) -> None:
+    assert read_suite(FOLDER / f"{name}.yaml").tasks
+
+
+@pytest.mark.parametrize("name", sorted(SHIPPED))
 def test_a_shipped_suite_makes_the_averages_of_the_papers_table(name: str) -> None:
     numbers, averages = SHIPPED[name]
     suite = read_suite(FOLDER / f"{name}.yaml")

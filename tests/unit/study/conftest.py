@@ -1,4 +1,4 @@
-"""Two trained arms of a toy study."""
+"""A study of pencils that is planned, and two trained arms of a toy study."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.pencil_project import PencilProject
+from tests.support.study_project import make_study_project
 from tests.support.toy_arms import Arms, copied_arms, train_arms
 from tests.support.toy_project import ToyProject
 
@@ -24,3 +26,10 @@ def arms(trained_arms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     found = copied_arms(trained_arms, tmp_path / "toy")
     monkeypatch.chdir(found.root)
     return found
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PencilProject:
+    """Four arms of five stages, in the working directory; see tests/support/study_project.py."""
+    monkeypatch.chdir(tmp_path)
+    return make_study_project()
