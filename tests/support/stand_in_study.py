@@ -21,7 +21,7 @@ from megatron_ext.study.launcher import Task, study_folder
 from megatron_ext.study.local import LocalLauncher, Machine
 from megatron_ext.study.runner import Runner
 from megatron_ext.study.study_lock import only_runner
-from megatron_ext.study.study_plan import ArmPlan, StageNode, StudyPlan, StudyTotals
+from megatron_ext.study.study_plan import ArmPlan, Cost, StageNode, StudyPlan, StudyTotals
 from megatron_ext.study.tasks import is_finished, make_task, nodes_of
 
 PARENTS = {"a": None, "b": "a", "c": "b", "d": "a", "e": None}
@@ -37,17 +37,15 @@ def stand_in_plan(run_root: Path, parents: Mapping[str, str | None] = PARENTS, *
     """The study as a plan: an arm for each of its last stages."""
     stages = tuple(_stage(letter, parent, steps) for letter, parent in parents.items())
     last = [letter for letter in parents if letter not in parents.values()]
-    arms = tuple(ArmPlan(id=letter, chains=(_chain(letter, parents),), recipes=()) for letter in last)
+    free = Cost(tokens=0, sampled_tokens=0, flops=0, disk_bytes=0)
+    arms = tuple(ArmPlan(id=letter, chains=(_chain(letter, parents),), recipes=(), cost=free) for letter in last)
     totals = StudyTotals(
         arms=len(arms),
         chain_stages=sum(len(arm.chains[0]) for arm in arms),
         unique_stages=len(stages),
         evaluations=0,
-        tokens=0,
-        unshared_tokens=0,
-        flops=0,
-        unshared_flops=0,
-        disk_bytes=0,
+        cost=free,
+        unshared=free,
     )
     return StudyPlan(
         name="stand_in",

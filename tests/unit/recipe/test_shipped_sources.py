@@ -52,6 +52,7 @@ def test_the_domain_shares_of_the_study_are_those_that_its_texts_state() -> None
         "nemotron_sft_general_chat": {"general": 1},
         "nemotron_sft_long": {"math": 0.75, "general": 0.25},
         "nemotron_sft_math": {"math": 1},
+        "nemotron_sft_reduced": {"math": 0.567, "code": 0.174, "general": 0.259},  # ours: of the whole, by tokens
         "openthoughts3": openthoughts,
         "openthoughts3_chat": openthoughts,
     }
