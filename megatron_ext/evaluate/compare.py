@@ -59,7 +59,7 @@ def compare(first: Results, second: Results, folder: Path, other: Path) -> list[
     both = [(task, theirs[task.name]) for task in first.tasks if task.name in theirs]
     if not both:
         raise DataError(f"{folder} and {other}: have no task in common; evaluate the same tasks.")
-    scores = [_scores(read_items(where)) for where in (folder, other)]
+    scores = [scores_by_task(read_items(where)) for where in (folder, other)]
     found = []
     for task, same in both:
         names = {metric.name for metric in same.metrics}
@@ -74,7 +74,7 @@ def compare(first: Results, second: Results, folder: Path, other: Path) -> list[
     return found
 
 
-def _scores(lines: Iterable[Line]) -> dict[str, Scores]:
+def scores_by_task(lines: Iterable[Line]) -> dict[str, Scores]:
     """The items of each task; those without a score, or with several headline metrics, are left out."""
     found: dict[str, dict[str, list[Line]]] = {}
     for line in lines:

@@ -43,14 +43,18 @@ ROOMS = {
 READERS = {
     "study": {
         *("evaluate.suite", "evaluate.results", "evaluate.kept_items", "evaluate.estimators", "datasets.ledger"),
+        *("evaluate.compare", "evaluate.options", "training.intervals"),  # of results' items; how they were asked
+        "runtime.code_version",
         "training.file_list",  # what lists a checkpoint's files, and finds their damage
     }
 }
-"""Modules of rooms above that a room may import beside: they read finished files, and load no torch."""
+"""Modules of rooms above that a room may import beside: they read finished files, or this code's version, and load no
+torch."""
 
 ENTRIES = {Path("megatron_ext/__main__.py"), Path("megatron_ext/run.py"), Path("megatron_ext/rollout/cli.py")}
 ENTRIES |= {Path("megatron_ext", room, "cli.py") for room in ("convert", "evaluate", "study")}
 ENTRIES |= {Path("megatron_ext/study/arguments.py"), Path("megatron_ext/study/run_verbs.py")}
+ENTRIES |= {Path("megatron_ext/study/report_verbs.py")}
 ENTRIES |= {file for file in FILES if file.parts[:2] == ("megatron_ext", "cli")}
 """Commands: they join the rooms, so they may import all, and only other commands may import them."""
 

@@ -1,0 +1,1 @@
+"""What a finished or unfinished study says: numbers here, pages and tables of them in `study/page`."""

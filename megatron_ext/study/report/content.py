@@ -1,0 +1,334 @@
+"""The report as data: what `--format json` writes, and what pages and tables are made of.
+
+docs/reference/study-report.md explains every field. Shares stand as ratios in [0, 1], losses in nats a token; a page
+shows the former as percent and their differences as points. `null` means not known, never zero; what has not run has
+`state` "not run" and a reason.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from megatron_ext.recipe.study_schema import StageKind
+
+SCHEMA_VERSION: Literal[1] = 1
+
+Verdict = Literal["shows", "shows the opposite", "cannot tell", "not run"]
+ContaminationStatus = Literal["clean", "overlaps", "unknown", "not-applicable", "not run"]
+
+
+class ReportPart(BaseModel):
+    """A frozen part of a report."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Estimate(ReportPart):
+    """A number and where it may lie for other items and seeds."""
+
+    value: float
+    low: float | None = None  # None where neither items nor an interval were kept
+    high: float | None = None
+
+
+class MetricInfo(ReportPart):
+    """One column of a table: a task's headline metric, or a mean of tasks."""
+
+    stage: StageKind
+    suite: str
+    name: str
+    role: Literal["aggregate", "task", "domain"]  # domain: our unweighted mean of a domain's tasks, for bars
+    domain: str = ""
+    of: tuple[str, ...] = ()  # names of tasks or aggregates that it is the mean of
+    metric: str = ""  # of a task: acc, avg@4, loss, …
+    is_share: bool  # in [0, 1], shown as percent; else as it is
+    is_higher_better: bool
+    is_main: bool = False  # that the report's headline is about
+    items: int | None = None  # of a task; of means the sum over theirs
+    seed_deviation: float | None = None  # of one replicate around its arm's mean, pooled over arms
+    seed_degrees: int = 0  # degrees of freedom of it
+    notes: tuple[str, ...] = ()
+
+
+class Replicate(ReportPart):
+    """What one seed found."""
+
+    replicate: int
+    seed: int
+    stage_id: str
+    value: float
+
+
+class Cell(ReportPart):
+    """One number of one row."""
+
+    metric: str
+    suite: str
+    role: Literal["aggregate", "task", "domain"]
+    state: Literal["found", "not run"]
+    reason: str = ""  # of not run
+    estimate: Estimate | None = None
+    delta: Estimate | None = None  # to the baseline; None: no baseline here, or it has no number
+    replicates: tuple[Replicate, ...] = ()
+    items: int | None = None
+    is_best: bool = False
+    best_ratio: float | None = None  # of the draws in which this row is the best of all
+    contamination: ContaminationStatus = "unknown"
+    notes: tuple[str, ...] = ()
+
+
+class Row(ReportPart):
+    """What arms have in common up to a kind of stage: one line of a table."""
+
+    stage: StageKind
+    label: str
+    arms: tuple[str, ...]
+    recipes: tuple[str, ...]  # of the chain up to here
+    stage_ids: tuple[str, ...]  # of its last stage, one for each replicate
+    seeds_planned: int
+    seeds_run: int  # of which something was evaluated
+    seeds_by_stage: dict[StageKind, int]  # different stages of each kind behind the replicates
+    is_baseline: bool
+    cells: tuple[Cell, ...]
+
+
+class Headline(ReportPart):
+    """The answer in short, of one kind of stage."""
+
+    stage: StageKind
+    suite: str
+    metric: str
+    best: str | None  # label of a row; None: nothing was evaluated
+    value: Estimate | None = None
+    baseline: str | None = None
+    over_baseline: Estimate | None = None
+    second: str | None = None
+    over_second: Estimate | None = None
+    best_ratio: float | None = None
+    seeds: tuple[int, int] = (0, 0)  # fewest and most of a row that was run
+    items: int | None = None
+    judged: int = 0  # rows with a number
+    rows: int = 0
+
+
+class PaperNumber(ReportPart):
+    """What the paper says of a comparison, in points."""
+
+    better: float | None
+    than: float | None
+    delta: float
+    source: str
+    remark: str
+
+
+class Comparison(ReportPart):
+    """Two groups of arms."""
+
+    better: tuple[str, ...]
+    than: tuple[str, ...]
+    stage: StageKind
+    suite: str
+    metric: str
+    expect: Literal["higher", "equal"]
+    within: float | None  # of expect equal, in points
+    is_share: bool
+    better_value: float | None
+    than_value: float | None
+    delta: Estimate | None  # better - than; of losses than - better, so that more is better
+    seeds: tuple[int, int]  # fewest and most of the arms in it
+    items: int | None
+    verdict: Verdict
+    reason: str  # of the verdict, in words
+    paper: PaperNumber | None
+
+
+class Finding(ReportPart):
+    """A claim, and whether the study shows it."""
+
+    name: str
+    says: str
+    verdict: Verdict
+    comparisons: tuple[Comparison, ...]
+
+
+class Curve(ReportPart):
+    """One quantity over the tokens of a chain, of all seeds of a stage."""
+
+    stage: StageKind
+    quantity: str  # loss, held_out, reward, pass_rate, lr, …
+    source: str = ""  # of held_out
+    label: str  # the recipe's name, or more of the chain
+    node: str  # of the graph
+    arms: tuple[str, ...]
+    stage_ids: tuple[str, ...]
+    tokens: tuple[float, ...]  # processed, from the beginning of the kind of stage in the chain
+    mean: tuple[float, ...]
+    low: tuple[float, ...] = ()  # smallest and largest of the seeds; () of one seed
+    high: tuple[float, ...] = ()
+    lines: int  # of metrics.jsonl that it was made of; more than points: each point is their mean
+
+
+class SourceRead(ReportPart):
+    """What one stage of an arm read of one source."""
+
+    source: str
+    domain: str
+    tokens: int  # processed
+    trained_tokens: int
+    sampled_tokens: int
+    passes: float
+    first_tokens: int | None  # read for the first time in the chain; None: not known
+    repeated_tokens: int | None
+    documents_first: int | None
+    documents_repeated: int | None
+
+
+class StageRead(ReportPart):
+    """What one stage of an arm read."""
+
+    stage: StageKind
+    stage_id: str
+    recipe: str
+    state: str  # finished, or what else
+    planned_tokens: int
+    shared_with: tuple[str, ...]  # other arms
+    padding_tokens: int = 0
+    sources: tuple[SourceRead, ...] = ()
+
+
+class ArmReading(ReportPart):
+    """What one arm read, of its first replicate."""
+
+    arm: str
+    note: str
+    seeds: int
+    stages: tuple[StageRead, ...]
+
+
+class TaskContamination(ReportPart):
+    """Whether one task's items were trained on, for each row."""
+
+    stage: StageKind
+    suite: str
+    task: str
+    statuses: dict[str, ContaminationStatus]  # by label of the row
+    items: dict[str, int]  # that overlap, where that is known and not 0
+    notes: tuple[str, ...]
+
+
+class StageCost(ReportPart):
+    """What one stage took."""
+
+    stage_id: str
+    stage: StageKind
+    label: str
+    replicate: int
+    arms: tuple[str, ...]
+    state: str
+    reason: str = ""
+    planned_tokens: int
+    planned_flops: int
+    planned_gpu_seconds: float | None
+    tokens: int | None = None  # processed; None: not begun
+    sampled_tokens: int | None = None
+    flops: float | None = None  # the plan's, by steps done
+    seconds: float | None = None  # wall time of the steps that stand in metrics.jsonl, and of saving between them
+    processes: int | None = None
+    evaluation_seconds: float | None = None  # of all its evaluations: wall time of their last run
+    evaluation_process_seconds: float | None = None
+
+    @property
+    def process_seconds(self) -> float | None:
+        """Wall time of training times processes, with its evaluations."""
+        parts = [self.seconds * self.processes] if self.seconds is not None and self.processes else []
+        parts += [self.evaluation_process_seconds] if self.evaluation_process_seconds is not None else []
+        return sum(parts) if parts else None
+
+
+class CostSum(ReportPart):
+    """Sums over stages."""
+
+    label: str  # an arm, a kind of stage, or `all`
+    stages: int
+    finished: int
+    planned_tokens: int
+    planned_flops: int
+    planned_gpu_seconds: float | None
+    tokens: int
+    flops: float
+    seconds: float
+    process_seconds: float
+
+
+class Costs(ReportPart):
+    """What the study took, and what it was to take."""
+
+    stages: tuple[StageCost, ...]
+    arms: tuple[CostSum, ...]  # each with all its stages, the shared ones in each
+    kinds: tuple[CostSum, ...]  # each stage once
+    total: CostSum  # each stage once
+    processor: Literal["processor", "GPU", "process"]  # what time is counted of; process: runs did not record it
+
+
+class GraphNode(ReportPart):
+    """A stage with its replicates."""
+
+    node: str  # id of the first replicate's stage
+    parent: str | None
+    stage: StageKind
+    label: str
+    recipe: str
+    tokens: int  # of one seed, as planned
+    seeds: int
+    finished: int
+    arms: tuple[str, ...]
+    evaluations: int
+    evaluated: int
+
+
+class Missing(ReportPart):
+    """Something that has not run, and why."""
+
+    what: str
+    arms: tuple[str, ...]
+    state: str
+    reason: str
+
+
+class Provenance(ReportPart):
+    """Where the report comes from."""
+
+    created: str  # UTC, ISO 8601
+    command: str
+    version: str  # of the code that made the report
+    study_file: str
+    run_root: str
+    stage_dates: dict[str, str]  # UTC, when stage.json was written, by stage id
+    code: dict[str, str]  # versions of the code that trained, by stage id, where runs recorded it
+    hardware: tuple[str, ...]  # that stages were trained on, where runs recorded it
+    evaluations: dict[str, str]  # UTC, when results were written, by node
+    engines: tuple[str, ...]
+
+
+class Report(ReportPart):
+    """All of it."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    study: str
+    note: str
+    baseline: str | None
+    is_provisional: bool
+    headlines: tuple[Headline, ...]  # last kind of stage first
+    findings: tuple[Finding, ...]
+    metrics: tuple[MetricInfo, ...]
+    rows: tuple[Row, ...]
+    curves: tuple[Curve, ...]
+    readings: tuple[ArmReading, ...]
+    contamination: tuple[TaskContamination, ...]
+    costs: Costs
+    graph: tuple[GraphNode, ...]
+    missing: tuple[Missing, ...]
+    differences: tuple[str, ...]  # beside `varies`, knowingly: the study's confounds, in words
+    provenance: Provenance

@@ -1,0 +1,140 @@
+"""What the study took, and what it was to take.
+
+Time is that of the steps which stand in metrics.jsonl and of saving between them, and of each evaluation's last run.
+Start-up, validation, and work that a killed run lost and did again are not in it. A stage that arms share is counted
+once in the sums of the study and in each arm that needs it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from megatron_ext.evaluate.results import RESULTS, Results, read_results
+from megatron_ext.plan.lineage import STAGE_FILE
+from megatron_ext.study.report.content import Costs, CostSum, StageCost
+from megatron_ext.study.report.curves import StageMetrics
+from megatron_ext.study.report.labels import StageGroup
+from megatron_ext.study.report.provenance import Runs, hardware_of
+from megatron_ext.study.study_plan import StageNode, StudyPlan
+
+States = Mapping[str, tuple[str, str]]
+"""Of each stage, by its id: state, and the reason where there is one."""
+
+
+def all_results(plan: StudyPlan) -> dict[str, Results]:
+    """The results of all evaluations that have finished, by node."""
+    found = {}
+    for node in plan.evaluations:
+        folder = Path(plan.run_root) / "stages" / node.stage_id / "evaluations" / node.folder
+        if (folder / RESULTS).is_file():
+            found[node.node_id] = read_results(folder)
+    return found
+
+
+def costs_of(
+    plan: StudyPlan,
+    groups: Sequence[StageGroup],
+    metrics: Mapping[str, StageMetrics],
+    states: States,
+    results: Mapping[str, Results],
+    runs: Runs,
+) -> Costs:
+    """The costs of all stages, and their sums by arm, by kind of stage, and of all."""
+    stages = [
+        _stage_cost(stage, group, metrics[stage.stage_id], states[stage.stage_id], plan, results, runs)
+        for group in groups
+        for stage in group.stages
+    ]
+    arms = [_sum(arm.id, [one for one in stages if arm.id in one.arms]) for arm in plan.arms]
+    kinds = [
+        _sum(kind, [one for one in stages if one.stage == kind]) for kind in dict.fromkeys(one.stage for one in stages)
+    ]
+    return Costs(
+        stages=tuple(stages),
+        arms=tuple(arms),
+        kinds=tuple(kinds),
+        total=_sum("all", stages),
+        processor=_processor(runs),
+    )
+
+
+def _processor(runs: Runs) -> Literal["processor", "GPU", "process"]:
+    """What the processes ran on."""
+    found = hardware_of(runs)
+    if not found:
+        return "process"
+    return "processor" if all(name.startswith("cpu: ") for name in found) else "GPU"
+
+
+def _stage_cost(
+    stage: StageNode,
+    group: StageGroup,
+    metrics: StageMetrics,
+    state: tuple[str, str],
+    plan: StudyPlan,
+    results: Mapping[str, Results],
+    runs: Runs,
+) -> StageCost:
+    folder = Path(plan.run_root) / "stages" / stage.stage_id
+    counters = _counters(folder, metrics)
+    step = counters.get("step")
+    done = [results[node.node_id] for node in plan.evaluations_of(stage.stage_id) if node.node_id in results]
+    return StageCost(
+        stage_id=stage.stage_id,
+        stage=stage.stage,
+        label=group.label,
+        replicate=stage.replicate,
+        arms=stage.arms,
+        state=state[0],
+        reason=state[1],
+        planned_tokens=stage.tokens,
+        planned_flops=stage.flops,
+        planned_gpu_seconds=stage.gpu_seconds,
+        tokens=counters.get("consumed_tokens"),
+        sampled_tokens=counters.get("sampled_tokens"),
+        flops=stage.flops * min(1.0, step / stage.total_steps) if step is not None and stage.total_steps else None,
+        seconds=metrics.seconds if metrics.lines else None,
+        processes=_processes(runs[stage.stage_id], stage) if metrics.lines else None,
+        evaluation_seconds=sum(one.seconds for one in done) if done else None,
+        evaluation_process_seconds=sum(one.seconds * one.engine.world_size for one in done) if done else None,
+    )
+
+
+def _counters(folder: Path, metrics: StageMetrics) -> dict[str, int]:
+    """Steps and tokens: of stage.json, of the last line of metrics.jsonl where the stage is not finished."""
+    counters = _json(folder / STAGE_FILE).get("state") or metrics.last
+    return {key: counters[key] for key in ("step", "consumed_tokens", "sampled_tokens") if key in counters}
+
+
+def _processes(runs: Sequence[Mapping[str, Any]], stage: StageNode) -> int:
+    """Of the last run; of the layout where it did not record them."""
+    layout = runs[-1].get("layout") if runs else None
+    return int((layout or {}).get("world_size") or stage.world_size)
+
+
+def _json(file: Path) -> dict[str, dict[str, int]]:
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _sum(label: str, stages: Iterable[StageCost]) -> CostSum:
+    found = list(stages)
+    times = [one.planned_gpu_seconds for one in found]
+    return CostSum(
+        label=label,
+        stages=len(found),
+        finished=sum(one.state == "finished" for one in found),
+        planned_tokens=sum(one.planned_tokens for one in found),
+        planned_flops=sum(one.planned_flops for one in found),
+        planned_gpu_seconds=None if None in times else sum(time for time in times if time is not None),
+        tokens=sum(one.tokens or 0 for one in found),
+        flops=sum(one.flops or 0.0 for one in found),
+        seconds=sum((one.seconds or 0.0) + (one.evaluation_seconds or 0.0) for one in found),
+        process_seconds=sum(one.process_seconds or 0.0 for one in found),
+    )

@@ -1,0 +1,148 @@
+"""Training curves from metrics.jsonl: few points of many lines, stages of a chain behind each other, seeds as a band.
+
+A stage of 100,000 steps is drawn with 160 points. Each point is the mean of the lines of one 160th of the stage's
+tokens; held-out values are few, and all are kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from megatron_ext.recipe.study_schema import StageKind
+from megatron_ext.study.report.content import Curve
+from megatron_ext.study.report.labels import StageGroup
+
+MOST_POINTS = 160
+"""Of one stage."""
+
+QUANTITIES = ("loss", "reward", "pass_rate", "lr")
+"""Of every line."""
+
+HELD_OUT = "held_out"
+
+Points = dict[tuple[str, str], list[tuple[float, float]]]
+"""By quantity and source (x, y), x in processed tokens of the stage."""
+
+
+@dataclass
+class StageMetrics:
+    """What one stage's metrics.jsonl says.
+
+    Attributes:
+        points: Of each quantity.
+        lines: That were read.
+        seconds: Wall time of all steps, and of saving between them.
+        cut: Lines that could not be read: a run that is writing, or was killed.
+        last: Counters of the last line.
+    """
+
+    points: Points = field(default_factory=dict)
+    lines: int = 0
+    seconds: float = 0.0
+    cut: int = 0
+    last: dict[str, Any] = field(default_factory=dict)
+
+
+def read_metrics(folder: Path, total_tokens: int) -> StageMetrics:
+    """Reads the metrics of a stage's folder; nothing where it has none.
+
+    Args:
+        folder: Of the stage.
+        total_tokens: Processed by the whole stage, as planned.
+    """
+    found = StageMetrics()
+    sums: dict[tuple[str, int], tuple[float, int]] = {}
+    before = 0
+    for key, value in _before(folder):
+        found.points.setdefault((HELD_OUT, key), []).append((0.0, value))
+    for line in _lines(folder / "metrics.jsonl", found):
+        tokens = line["consumed_tokens"]
+        if speed := line.get("tokens_per_s"):
+            found.seconds += (tokens - before) / speed + line.get("save_s", 0.0)
+        before, found.last = tokens, line
+        place = min(MOST_POINTS - 1, (tokens - 1) * MOST_POINTS // max(total_tokens, tokens, 1))
+        for quantity in QUANTITIES:
+            number = line.get(quantity)
+            if number is not None and math.isfinite(number):
+                total, count = sums.get((quantity, place), (0.0, 0))
+                sums[quantity, place] = (total + number, count + 1)
+        for source, value in line["validation"].items():
+            if not source.endswith(("_low", "_high")) and value is not None:
+                found.points.setdefault((HELD_OUT, source), []).append((float(tokens), value))
+    width = max(total_tokens, before, 1) / MOST_POINTS
+    for (quantity, place), (total, count) in sorted(sums.items()):
+        found.points.setdefault((quantity, ""), []).append(((place + 0.5) * width, total / count))
+    return found
+
+
+def _before(folder: Path) -> Iterator[tuple[str, float]]:
+    """Held-out values of the weights that a stage began with, where it measured them."""
+    try:
+        values = orjson.loads((folder / "before.json").read_bytes())
+    except (OSError, ValueError):
+        return
+    values = values.get("validation", values) if isinstance(values, dict) else {}
+    for source, value in values.items():
+        if isinstance(value, float | int) and not source.endswith(("_low", "_high")):
+            yield source, float(value)
+
+
+def _lines(file: Path, found: StageMetrics) -> Iterator[dict[str, Any]]:
+    if not file.is_file():
+        return
+    with file.open("rb") as lines:
+        for line in lines:
+            try:
+                yield orjson.loads(line)
+                found.lines += 1
+            except ValueError:
+                found.cut += 1
+
+
+def curves_of(groups: Sequence[StageGroup], metrics: dict[str, StageMetrics]) -> list[Curve]:
+    """The curves of all stages, each once for all its seeds.
+
+    Args:
+        groups: Stages with their replicates.
+        metrics: By stage id.
+    """
+    found = []
+    for group in groups:
+        seeds = [metrics[stage.stage_id] for stage in group.stages if metrics[stage.stage_id].lines]
+        keys = dict.fromkeys(key for one in seeds for key in one.points)
+        for quantity, source in keys:
+            lines = [one.points[quantity, source] for one in seeds if (quantity, source) in one.points]
+            curve = _curve(group, quantity, source, lines)
+            found.append(curve.model_copy(update={"lines": sum(one.lines for one in seeds)}))
+    return found
+
+
+def _curve(group: StageGroup, quantity: str, source: str, lines: Sequence[Sequence[tuple[float, float]]]) -> Curve:
+    """One curve: at each place the mean of the seeds that have it, and their smallest and largest."""
+    places: dict[float, list[float]] = {}
+    for line in lines:
+        for x, y in line:
+            places.setdefault(x, []).append(y)
+    xs = sorted(places)
+    has_band = len(lines) > 1
+    stage: StageKind = group.stages[0].stage
+    return Curve(
+        stage=stage,
+        quantity=quantity,
+        source=source,
+        label=group.label,
+        node=group.stages[0].stage_id,
+        arms=group.arms,
+        stage_ids=tuple(one.stage_id for one in group.stages),
+        tokens=tuple(group.tokens_before + x for x in xs),
+        mean=tuple(sum(places[x]) / len(places[x]) for x in xs),
+        low=tuple(min(places[x]) for x in xs) if has_band else (),
+        high=tuple(max(places[x]) for x in xs) if has_band else (),
+        lines=0,
+    )

@@ -1,0 +1,240 @@
+"""One metric over all rows of a table: what each replicate found, and draws of what else could have been found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from megatron_ext.evaluate.results import Aggregate, TaskResult
+from megatron_ext.recipe.study_schema import StageKind
+from megatron_ext.study.report.bootstrap import (
+    ITEM_RESAMPLES,
+    Array,
+    draw_both,
+    draw_items,
+    draw_known,
+    draw_seeds,
+    ends,
+    generator_of,
+    spread_of_seeds,
+)
+from megatron_ext.study.report.content import Estimate, MetricInfo
+from megatron_ext.study.report.judged import Judged
+from megatron_ext.training.intervals import NORMAL_95
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A metric.
+
+    Attributes:
+        info: What it is.
+        values: Of each row the value of each replicate, by its number; {} where nothing was found.
+        item_draws: [resamples, rows] of other items; NaN where nothing was found.
+        draws: [draws, rows] of other items and seeds.
+        asked: Of each row what was asked and how it was counted: numbers of rows where this differs are not compared.
+        has_interval: Of each row whether the draws are more than the value itself.
+    """
+
+    info: MetricInfo
+    values: tuple[dict[int, float], ...]
+    item_draws: Array
+    draws: Array
+    asked: tuple[frozenset[tuple[str, str]], ...]
+    has_interval: tuple[bool, ...]
+
+    def value(self, row: int) -> float | None:
+        """The mean over replicates of a row."""
+        found = list(self.values[row].values())
+        return float(np.mean(found)) if found else None
+
+    def estimate(self, row: int) -> Estimate | None:
+        """A row's value with its interval."""
+        value = self.value(row)
+        if value is None:
+            return None
+        if not self.has_interval[row]:
+            return Estimate(value=value)
+        low, high = ends(self.draws[:, row], value)
+        is_clipped = self.info.is_share  # a share beyond 0 or 1 is none; seeds are drawn from t, which knows no end
+        return Estimate(
+            value=value, low=max(low, 0.0) if is_clipped else low, high=min(high, 1.0) if is_clipped else high
+        )
+
+    def difference(self, better: Sequence[int], than: Sequence[int]) -> Estimate | None:
+        """Mean of some rows - mean of others, positive where the first are better; None where one has no number."""
+        values = [[self.value(row) for row in rows] for rows in (better, than)]
+        if any(value is None for rows in values for value in rows) or not self.are_comparable([*better, *than]):
+            return None
+        sign = 1.0 if self.info.is_higher_better else -1.0
+        means = [sum(value for value in rows if value is not None) / len(rows) for rows in values]
+        value = sign * (means[0] - means[1])
+        if not all(self.has_interval[row] for row in (*better, *than)):
+            return Estimate(value=value)
+        draws = sign * (self.draws[:, list(better)].mean(1) - self.draws[:, list(than)].mean(1))
+        low, high = ends(draws, value)
+        return Estimate(value=value, low=low, high=high)
+
+    def are_comparable(self, rows: Sequence[int]) -> bool:
+        """Whether rows were asked the same and counted in the same way."""
+        return len({self.asked[row] for row in rows if self.values[row]}) <= 1
+
+    def best_ratios(self) -> dict[int, float]:
+        """Of each row with a number the share of draws in which it is the best."""
+        rows = [row for row, values in enumerate(self.values) if values]
+        if not rows:
+            return {}
+        signed = self.draws[:, rows] * (1.0 if self.info.is_higher_better else -1.0)
+        wins = np.bincount(signed.argmax(1), minlength=len(rows)) / len(signed)
+        return {row: float(wins[at]) for at, row in enumerate(rows)}
+
+    def best_rows(self) -> list[int]:
+        """The rows with the best value: several where they are equal."""
+        values = {row: value for row in range(len(self.values)) if (value := self.value(row)) is not None}
+        if not values:
+            return []
+        best = (max if self.info.is_higher_better else min)(values.values())
+        return [row for row, value in values.items() if value == best]
+
+
+def measure_task(stage: StageKind, suite: str, name: str, rows: Sequence[Sequence[Judged]]) -> Measured:
+    """A task's headline metric.
+
+    Args:
+        stage: Kind of stage.
+        suite: Name of the suite.
+        name: Of the task; one row at least has it.
+        rows: Of each row its judged replicates.
+    """
+    tasks = [[(one, task) for one in row if (task := one.task(name)) is not None] for row in rows]
+    first = next(task for row in tasks for _, task in row)
+    metric = first.metric()
+    values = tuple({one.stage.replicate: task.metric().value for one, task in row} for row in tasks)
+    found = [value for row in values for value in row.values()]
+    spread = spread_of_seeds([list(row.values()) for row in values])
+    info = MetricInfo(
+        stage=stage,
+        suite=suite,
+        name=name,
+        role="task",
+        domain=first.domain,
+        metric=metric.name,
+        is_share=metric.is_higher_better and all(0 <= value <= 1 for value in found),
+        is_higher_better=metric.is_higher_better,
+        items=max(task.items for row in tasks for _, task in row),
+        seed_deviation=spread.deviation if spread else None,
+        seed_degrees=spread.degrees if spread else 0,
+        notes=tuple(dict.fromkeys(note for row in tasks for _, task in row for note in task.notes)),
+    )
+    item_draws, has_interval = _draws_of_items(tasks, name, generator_of(stage, suite, name, "items"))
+    asked = tuple(frozenset((task.data_id, task.method) for _, task in row) for row in tasks)
+    return Measured(info, values, item_draws, _with_seeds(info, values, item_draws), asked, has_interval)
+
+
+def _draws_of_items(
+    tasks: Sequence[Sequence[tuple[Judged, TaskResult]]], name: str, draw: np.random.Generator
+) -> tuple[Array, tuple[bool, ...]]:
+    """[resamples, rows]; by items where all replicates of a row kept them, else from the interval in their results."""
+    drawn = np.full((ITEM_RESAMPLES, len(tasks)), np.nan)
+    by_items = [row for row, judged in enumerate(tasks) if judged and all(name in one.scores for one, _ in judged)]
+    if by_items:
+        drawn[:, by_items] = draw_items([[one.scores[name] for one, _ in tasks[row]] for row in by_items], draw)
+    has_interval = [row in by_items for row in range(len(tasks))]
+    for row, judged in enumerate(tasks):
+        if not judged or row in by_items:
+            continue
+        metrics = [task.metric() for _, task in judged]
+        intervals = [metric.interval for metric in metrics if metric.interval is not None]
+        has_interval[row] = len(intervals) == len(metrics)
+        widths = [interval.high - interval.low for interval in intervals] if has_interval[row] else [0.0]
+        error = float(np.sqrt(np.square(widths).sum())) / (2 * NORMAL_95 * len(metrics))
+        drawn[:, row] = draw_known([(float(np.mean([metric.value for metric in metrics])), error)], draw)[:, 0]
+    return drawn, tuple(has_interval)
+
+
+def _with_seeds(info: MetricInfo, values: Sequence[dict[int, float]], item_draws: Array) -> Array:
+    draw = generator_of(info.stage, info.suite, info.name, info.role, "seeds")
+    return draw_both(item_draws, draw_seeds([list(row.values()) for row in values], draw))
+
+
+def measure_mean(info: MetricInfo, parts: Sequence[Measured]) -> Measured:
+    """The unweighted mean of metrics; a replicate that misses one of them has no value.
+
+    Args:
+        info: Of the mean; what follows from its parts is filled in.
+        parts: At least one.
+    """
+    rows = range(len(parts[0].values))
+    values = []
+    for row in rows:
+        whole = [number for number in parts[0].values[row] if all(number in part.values[row] for part in parts)]
+        values.append({number: float(np.mean([part.values[row][number] for part in parts])) for number in whole})
+    spread = spread_of_seeds([list(row.values()) for row in values])
+    info = info.model_copy(
+        update={
+            "is_share": all(part.info.is_share for part in parts),
+            "is_higher_better": parts[0].info.is_higher_better,
+            "items": sum(part.info.items or 0 for part in parts),
+            "seed_deviation": spread.deviation if spread else None,
+            "seed_degrees": spread.degrees if spread else 0,
+        }
+    )
+    item_draws = np.mean([part.item_draws for part in parts], 0)
+    asked = tuple(frozenset().union(*(part.asked[row] for part in parts)) for row in rows)
+    has_interval = tuple(all(part.has_interval[row] for part in parts) for row in rows)
+    return Measured(info, tuple(values), item_draws, _with_seeds(info, values, item_draws), asked, has_interval)
+
+
+def measure_suite(stage: StageKind, suite: str, rows: Sequence[Sequence[Judged]], main: str | None) -> list[Measured]:
+    """All of a suite's numbers that some row has: means as the suite makes them, tasks, and means of domains.
+
+    Args:
+        stage: Kind of stage.
+        suite: Its name.
+        rows: Of each row its judged replicates.
+        main: Metric that the headline is about; None: the suite's last mean, or its first task.
+    """
+    results = [one.results for row in rows for one in row]
+    names = dict.fromkeys(task.name for result in results for task in result.tasks)
+    tasks = {name: measure_task(stage, suite, name, rows) for name in names}
+    known = dict(tasks)
+    means: dict[str, Measured] = {}
+    defined: dict[str, Aggregate] = {one.name: one for result in results for one in result.aggregates}
+    for one in defined.values():
+        parts = [known[name] for name in one.of if name in known]
+        if len(parts) == len(one.of) and len({part.info.is_higher_better for part in parts}) == 1:
+            info = _mean_info(stage, suite, one.name, "aggregate", one.of)
+            known[one.name] = means[one.name] = measure_mean(info, parts)
+    domains = dict.fromkeys(task.info.domain for task in tasks.values() if task.info.domain and task.info.is_share)
+    by_domain = {
+        domain: [task for task in tasks.values() if task.info.domain == domain and task.info.is_share]
+        for domain in domains
+    }
+    bars = [
+        measure_mean(_mean_info(stage, suite, domain, "domain", tuple(part.info.name for part in parts)), parts)
+        for domain, parts in by_domain.items()
+    ]
+    chosen = main if main in known else next(reversed(means), None) or next(iter(tasks), None)
+    return [
+        replace(
+            one, info=one.info.model_copy(update={"is_main": one.info.name == chosen and one.info.role != "domain"})
+        )
+        for one in (*reversed(means.values()), *tasks.values(), *bars)
+    ]
+
+
+def _mean_info(stage: StageKind, suite: str, name: str, role: str, of: tuple[str, ...]) -> MetricInfo:
+    return MetricInfo.model_validate(
+        {
+            "stage": stage,
+            "suite": suite,
+            "name": name,
+            "role": role,
+            "domain": name if role == "domain" else "",
+            "of": of,
+            "is_share": True,
+            "is_higher_better": True,
+        }
+    )

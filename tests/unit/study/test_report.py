@@ -1,0 +1,130 @@
+"""A report of a study that has run in part: every number from its files, and what is missing said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_ext.evaluate.results import read_results
+from megatron_ext.study.report.content import Report
+from megatron_ext.study.report.make import make_report
+from tests.support.study_on_disk import FOLDER, study_plan, write_study
+
+MISSING = "rl-grpo-1"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("study")
+
+
+@pytest.fixture(scope="module")
+def report(folder: Path) -> Report:
+    """Two seeds, of which the second was not trained with rewards."""
+    return make_report(write_study(folder, skip=[MISSING]), command="megatron-ext study report toy.yaml")
+
+
+def test_a_cell_is_the_mean_of_the_results_of_its_seeds(report: Report, folder: Path) -> None:
+    row = next(row for row in report.rows if row.label == "ldq-shq")
+    cell = next(cell for cell in row.cells if cell.metric == "average")
+    found = [
+        next(one.value for one in read_results(folder / "runs/stages" / stage / "evaluations" / FOLDER).aggregates[2:])
+        for stage in row.stage_ids
+    ]
+    assert [one.value for one in cell.replicates] == pytest.approx(found)
+    assert cell.estimate is not None
+    assert cell.estimate.value == pytest.approx(sum(value for value in found if value is not None) / 2)
+
+
+def test_the_headlines_begin_with_the_last_kind_of_stage(report: Report) -> None:
+    assert [(one.stage, one.best, one.baseline, one.judged, one.rows) for one in report.headlines] == [
+        ("rl", "lmq-shq-grpo", None, 1, 1),
+        ("sft", "lmq-shq", "base-shq", 3, 3),
+        ("pretrain", "lmq", "base", 3, 3),
+    ]
+    after_sft = report.headlines[1]
+    assert (after_sft.seeds, after_sft.items, after_sft.second) == ((2, 2), 300, "ldq-shq")
+
+
+def test_what_has_not_run_is_named_with_its_reason_and_counted_nowhere(report: Report) -> None:
+    assert [(one.what, one.state, one.reason) for one in report.missing] == [
+        ("rl lmq-shq-grpo, seed 2 of 2", "waiting", "nobody has begun it"),
+        ("evaluation toy of rl lmq-shq-grpo, seed 2 of 2", "not run", "its stage is not finished"),
+    ]
+    cost = next(one for one in report.costs.stages if one.stage_id == MISSING)
+    assert (cost.tokens, cost.flops, cost.seconds, cost.evaluation_seconds) == (None, None, None, None)
+    assert cost.planned_tokens == 1_000
+
+
+def test_a_shared_stage_costs_once_in_the_study_and_in_every_arm(report: Report) -> None:
+    # Each seed: 2,000 shared, three bases and three SFT of 1,000; one seed of rewards.
+    assert report.costs.total.tokens == 2 * (2_000 + 6 * 1_000) + 1_000
+    assert {one.label: one.tokens for one in report.costs.arms} == {
+        "base-shq": 8_000,
+        "ldq-shq": 8_000,
+        "lmq-shq": 8_000,
+        "lmq-shq-grpo": 9_000,
+    }
+    assert report.costs.total.planned_tokens == 18_000
+
+
+def test_time_is_of_steps_and_evaluations_times_processes(report: Report) -> None:
+    stage = next(one for one in report.costs.stages if one.stage_id == "sft-shq_on_ldq-0")
+    assert (stage.seconds, stage.evaluation_seconds, stage.processes) == (10.0, 2.0, 1)  # 1,000 tokens at 100 a second
+    assert report.costs.total.seconds == 2 * (20 + 6 * 10) + 10 + (2 * 6 + 1) * 2.0
+
+
+def test_an_arm_reads_what_its_stages_ledgers_say(report: Report) -> None:
+    reading = next(one for one in report.readings if one.arm == "lmq-shq-grpo")
+    assert [(one.stage, one.state) for one in reading.stages] == [
+        ("pretrain", "finished"),
+        ("pretrain", "finished"),
+        ("sft", "finished"),
+        ("rl", "finished"),
+    ]
+    first = reading.stages[0]
+    assert [(one.source, one.tokens, one.passes, one.first_tokens) for one in first.sources] == [
+        ("web", 1_000, 0.5, 1_000),
+        ("traces", 1_000, 1.5, 1_000),
+    ]
+    assert first.shared_with == ("base-shq", "ldq-shq", "lmq-shq")
+
+
+def test_contamination_is_the_evaluations_own(report: Report) -> None:
+    found = {(one.stage, one.task): set(one.statuses.values()) for one in report.contamination}
+    assert found["sft", "sums"] == {"clean"}
+    assert found["sft", "words"] == {"unknown"}
+    average = next(cell for row in report.rows for cell in row.cells if cell.metric == "average")
+    assert average.contamination == "unknown"  # the worst of its tasks
+
+
+def test_the_graph_has_each_stage_once(report: Report) -> None:
+    found = {one.label: (one.parent, one.finished, one.seeds, one.evaluated) for one in report.graph}
+    assert len(found) == 8
+    assert found["first"] == (None, 2, 2, 0)
+    assert found["lmq-shq-grpo"] == ("sft-shq_on_lmq-0", 1, 2, 1)
+
+
+def test_a_report_of_nothing_says_not_run_everywhere(tmp_path: Path) -> None:
+    plan = study_plan(tmp_path / "runs", seeds=1)
+    report = make_report(plan, command="x")
+    assert {cell.state for row in report.rows for cell in row.cells} == {"not run"}
+    assert {cell.metric for row in report.rows for cell in row.cells} >= {"average", "math", "general", "sums", "words"}
+    assert {one.verdict for one in report.findings} == {"not run"}
+    assert [one.best for one in report.headlines] == [None, None, None]
+    assert all(one.tokens is None for one in report.costs.stages)
+    assert len(report.missing) == len(plan.stages) + len(plan.evaluations)
+
+
+def test_the_report_is_read_back_from_its_json(report: Report) -> None:
+    text = report.model_dump_json()
+    assert Report.model_validate_json(text) == report
+    assert json.loads(text)["schema_version"] == 1
+
+
+def test_a_report_made_twice_has_the_same_numbers(report: Report, folder: Path) -> None:
+    again = make_report(study_plan(folder / "runs", seeds=2), command="megatron-ext study report toy.yaml")
+    assert again.rows == report.rows
+    assert again.findings == report.findings

@@ -1,0 +1,164 @@
+"""A suite's numbers over rows, on answers that a pencil can count."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from megatron_ext.evaluate.results import Aggregate, Contamination, Interval, Metric, TaskResult
+from megatron_ext.study.report.bootstrap import ItemScores
+from megatron_ext.study.report.judged import Judged
+from megatron_ext.study.report.measured import Measured, measure_suite, measure_task
+from tests.support.evaluation_results import results_of
+from tests.support.study_on_disk import stage_node
+
+AGGREGATES = (
+    Aggregate(name="math", value=None, rule="mean", of=("sums", "series")),
+    Aggregate(name="average", value=None, rule="mean", of=("math", "words")),
+)
+
+
+def task_of(
+    name: str, value: float, *, n: int = 10, method: str = "exact", interval: Interval | None = None
+) -> TaskResult:
+    return TaskResult(
+        task=f"verifiable:{name}",
+        kind="verifiable",
+        name=name,
+        domain="general" if name == "words" else "math",
+        headline="acc",
+        metrics=(Metric(name="acc", value=value, n=n, interval=interval),),
+        items=n,
+        data_id=name,
+        method=method,
+        seed=1,
+        contamination=Contamination(status="clean"),
+    )
+
+
+def judged(replicate: int = 0, *, right: dict[str, int], n: int = 10, method: str = "exact") -> Judged:
+    """A replicate that has so many of n items right, the first ones."""
+    tasks = [task_of(name, found / n, n=n, method=method) for name, found in right.items()]
+    results = results_of(*tasks).model_copy(update={"aggregates": AGGREGATES})
+    items = tuple(f"{number:03d}" for number in range(n))
+    scores = {
+        name: ItemScores(items, np.asarray([1.0] * found + [0.0] * (n - found)), np.ones(n))
+        for name, found in right.items()
+    }
+    return Judged(stage_node("sft", "x", parent=None, arms=("x",), replicate=replicate), results, scores)
+
+
+def without_items(task: TaskResult) -> Judged:
+    return Judged(stage_node("sft", "x", parent=None, arms=("x",)), results_of(task), {})
+
+
+def measured(rows: list[list[Judged]], name: str) -> Measured:
+    return next(one for one in measure_suite("sft", "toy", rows, None) if one.info.name == name)
+
+
+def test_a_mean_is_of_means_as_the_suite_makes_it() -> None:
+    found = measured([[judged(right={"sums": 2, "series": 4, "words": 9})]], "average")
+    assert found.value(0) == pytest.approx((0.3 + 0.9) / 2)
+    assert found.info.of == ("math", "words")
+    assert found.info.items == 30
+
+
+def test_replicates_are_averaged_and_their_spread_is_kept() -> None:
+    rows = [[judged(0, right={"sums": 2}), judged(1, right={"sums": 4})]]
+    found = measure_task("sft", "toy", "sums", rows)
+    assert found.values == ({0: 0.2, 1: 0.4},)
+    assert found.value(0) == pytest.approx(0.3)
+    assert found.info.seed_deviation == pytest.approx(0.2 / 2**0.5)
+    assert found.info.seed_degrees == 1
+
+
+def test_a_difference_is_of_paired_items_and_has_its_sign() -> None:
+    rows = [[judged(right={"sums": 60}, n=100)], [judged(right={"sums": 50}, n=100)]]
+    found = measure_task("sft", "toy", "sums", rows)
+    delta = found.difference([0], [1])
+    assert delta is not None
+    assert delta.value == pytest.approx(0.1)
+    assert (delta.low, delta.high) == pytest.approx((0.05, 0.16), abs=0.011)  # binomial(100, 0.1), paired
+    back = found.difference([1], [0])
+    assert back is not None
+    assert (back.value, back.low, back.high) == pytest.approx((-delta.value, -(delta.high or 0), -(delta.low or 0)))
+
+
+def test_a_difference_to_the_mean_of_several_rows() -> None:
+    rows = [[judged(right={"sums": right})] for right in (8, 2, 4)]
+    delta = measure_task("sft", "toy", "sums", rows).difference([0], [1, 2])
+    assert delta is not None
+    assert delta.value == pytest.approx(0.5)
+
+
+def test_a_lower_loss_is_better() -> None:
+    found = measure_task("sft", "toy", "sums", [[judged(right={"sums": 8})], [judged(right={"sums": 2})]])
+    loss = replace(found, info=found.info.model_copy(update={"is_higher_better": False}))
+    delta = loss.difference([1], [0])
+    assert delta is not None
+    assert delta.value == pytest.approx(0.6)
+    assert loss.best_rows() == [1]
+
+
+def test_a_row_without_results_has_no_number_and_moves_no_other() -> None:
+    found = measured([[judged(right={"sums": 2, "series": 2, "words": 2})], []], "average")
+    assert found.value(1) is None
+    assert found.estimate(1) is None
+    assert found.difference([0], [1]) is None
+    assert found.best_rows() == [0]
+    assert found.best_ratios() == {0: 1.0}
+
+
+def test_a_replicate_that_misses_a_task_has_no_mean() -> None:
+    rows = [[judged(0, right={"sums": 2, "series": 4, "words": 9}), judged(1, right={"sums": 8, "series": 8})]]
+    assert measured(rows, "average").values == ({0: pytest.approx(0.6)},)
+
+
+def test_rows_that_were_counted_otherwise_are_not_compared() -> None:
+    rows = [[judged(right={"sums": 2})], [judged(right={"sums": 8}, method="substring")]]
+    found = measure_task("sft", "toy", "sums", rows)
+    assert found.difference([1], [0]) is None
+    assert not found.are_comparable([0, 1])
+
+
+def test_without_items_the_interval_of_the_evaluation_is_taken() -> None:
+    interval = Interval(low=0.3, high=0.7, method="wilson")
+    rows = [[without_items(task_of("sums", 0.5, interval=interval))]]
+    found = measure_task("sft", "toy", "sums", rows).estimate(0)
+    assert found is not None
+    assert (found.low, found.high) == pytest.approx((0.3, 0.7), abs=0.02)
+
+
+def test_without_items_and_interval_there_is_none() -> None:
+    found = measure_task("sft", "toy", "sums", [[without_items(task_of("sums", 0.5))]]).estimate(0)
+    assert found is not None
+    assert (found.value, found.low, found.high) == (0.5, None, None)
+
+
+def test_a_share_is_never_beyond_its_ends() -> None:
+    rows = [[judged(0, right={"sums": 10}), judged(1, right={"sums": 6})]]
+    found = measure_task("sft", "toy", "sums", rows).estimate(0)
+    assert found is not None
+    assert (found.low, found.high) == (0.0, 1.0)  # Student's t with one degree of freedom goes far beyond
+
+
+def test_the_main_number_is_the_asked_one_else_the_last_mean() -> None:
+    rows = [[judged(right={"sums": 2, "series": 4, "words": 9})]]
+    for asked, expected in ((None, "average"), ("math", "math"), ("sums", "sums"), ("nothing", "average")):
+        mains = [one.info.name for one in measure_suite("sft", "toy", rows, asked) if one.info.is_main]
+        assert mains == [expected]
+
+
+def test_domains_are_means_of_their_tasks() -> None:
+    found = measure_suite("sft", "toy", [[judged(right={"sums": 2, "series": 4, "words": 9})]], None)
+    domains = {one.info.name: one.value(0) for one in found if one.info.role == "domain"}
+    assert domains == {"math": pytest.approx(0.3), "general": pytest.approx(0.9)}
+
+
+def test_the_best_is_counted_in_draws() -> None:
+    rows = [[judged(right={"sums": 60}, n=100)], [judged(right={"sums": 50}, n=100)]]
+    ratios = measure_task("sft", "toy", "sums", rows).best_ratios()
+    assert ratios[0] > 0.999  # it is never worse on an item
+    assert sum(ratios.values()) == pytest.approx(1.0)
