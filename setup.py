@@ -10,5 +10,9 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages(include=["megatron_ext*", "data_tools*"]), "megatron_ext._recipes"],
     package_dir={"megatron_ext._recipes": "recipes"},
-    package_data={"megatron_ext._recipes": ["**/*.yaml", "**/*.md"], "data_tools": ["chat_templates/*.jinja"]},
+    package_data={
+        "megatron_ext._recipes": ["**/*.yaml", "**/*.md"],
+        "megatron_ext.study.page": ["templates/*"],
+        "data_tools": ["chat_templates/*.jinja"],
+    },
 )

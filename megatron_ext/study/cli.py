@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from data_tools.errors import UsageError
 from megatron_ext.cli.verb import Verb
 from megatron_ext.study.arguments import study_arguments
+from megatron_ext.study.report_verbs import REPORT_VERBS
 from megatron_ext.study.run_verbs import RUN_VERBS
 
 if TYPE_CHECKING:
@@ -64,4 +65,5 @@ VERBS: tuple[Verb, ...] = (
         "study plan recipes/front_loading/study.yaml --gpu h100 --mfu 0.4 --graph study.svg",
     ),
     *RUN_VERBS,
+    *REPORT_VERBS,
 )

@@ -1,0 +1,192 @@
+"""The five questions of whoever opens a report, answered from it in sentences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_ext.study.page.wording import (
+    STAGE_NAMES,
+    count,
+    duration,
+    interval,
+    plural,
+    points,
+    ratio,
+    seeds,
+    signed,
+    unit,
+    value,
+)
+from megatron_ext.study.report.bootstrap import DRAWS
+from megatron_ext.study.report.content import ArmReading, Estimate, Headline, MetricInfo, Report
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One question.
+
+    Attributes:
+        question: As a reader asks it.
+        short: The answer in a few words.
+        lines: What belongs to it.
+    """
+
+    question: str
+    short: str
+    lines: tuple[str, ...]
+
+
+def main_headline(report: Report) -> Headline | None:
+    """That of the last kind of stage where at least two rows have a number; else of the last with any."""
+    found = [one for one in report.headlines if one.best is not None]
+    return next((one for one in found if one.judged > 1), next(iter(found), None))
+
+
+def answers_of(report: Report) -> list[Answer]:
+    """All five."""
+    head = main_headline(report)
+    if head is None:
+        none = Answer("Which arm is best?", "Not known yet", ("Nothing has been evaluated.",))
+        return [none, _read(report), _cost(report)]
+    info = _info(report, head)
+    others = [one for one in report.headlines if one is not head and one.best is not None]
+    return [
+        _best(head, info, others, report),
+        _by_how_much(head, info),
+        _noise(report, head, info),
+        _read(report),
+        _cost(report),
+    ]
+
+
+def _info(report: Report, head: Headline) -> MetricInfo:
+    return next(
+        one
+        for one in report.metrics
+        if (one.stage, one.suite, one.name) == (head.stage, head.suite, head.metric) and one.role != "domain"
+    )
+
+
+def _best(head: Headline, info: MetricInfo, others: list[Headline], report: Report) -> Answer:
+    share = info.is_share
+    assert head.value is not None, "there is a best row"
+    number = f"{value(head.value.value, is_share=share)}{unit(is_share=share)}"
+    lines = [
+        f"{number} {interval(head.value, is_share=share)} after {STAGE_NAMES[head.stage]}, by {head.metric} of suite "
+        f"{head.suite}; {head.judged} of {plural(head.rows, 'row')} evaluated."
+    ]
+    for other in others:
+        if other.value is None:
+            continue
+        is_share = _info(report, other).is_share
+        shown = f"{value(other.value.value, is_share=is_share)}{unit(is_share=is_share)}"
+        only = "only " if other.judged == 1 else ""
+        lines.append(
+            f"After {STAGE_NAMES[other.stage]}, by {other.metric} of {other.suite}: {only}{other.best}, {shown}."
+        )
+    return Answer("Which arm is best?", head.best or "", tuple(lines))
+
+
+def _by_how_much(head: Headline, info: MetricInfo) -> Answer:
+    question = "By how much?"
+    lines: list[str] = []
+    for name, other, delta in (
+        ("the baseline", head.baseline, head.over_baseline),
+        ("the second", head.second, head.over_second),
+    ):
+        if delta is not None and not (name == "the second" and other == head.baseline and lines):
+            lines.append(f"{_difference(delta, info)} over {name}, {other}.")
+    if head.baseline == head.best:
+        lines.insert(0, "The best is the baseline itself.")
+    if head.baseline is None:
+        lines.append("The baseline has no number here.")
+    shown = head.over_baseline or head.over_second
+    short = (
+        f"{signed(shown.value, is_share=info.is_share)}{points(is_share=info.is_share)}"
+        if shown
+        else "Nothing to compare"
+    )
+    return Answer(question, short, tuple(lines))
+
+
+def _difference(delta: Estimate, info: MetricInfo) -> str:
+    ends = interval(delta, is_share=info.is_share, is_difference=True)
+    return f"{signed(delta.value, is_share=info.is_share)}{points(is_share=info.is_share)}{f' {ends}' if ends else ''}"
+
+
+def _noise(report: Report, head: Headline, info: MetricInfo) -> Answer:
+    against = {"the baseline": head.over_baseline, "the second": head.over_second}
+    found = {name: is_noise(delta) for name, delta in against.items() if delta is not None}
+    lines = [f"{name[0].upper()}{name[1:]}: {text}." for name, (_, text) in found.items()]
+    if head.best_ratio is not None and head.judged > 1:
+        lines.append(f"{head.best} is the best in {ratio(head.best_ratio)} of {DRAWS:,} draws of items and seeds.")
+    lines.append(_about_seeds(report, head, info))
+    verdicts = [verdict for verdict, _ in found.values()]
+    short = "Nothing to compare"
+    if verdicts:
+        short = "No" if set(verdicts) == {"no"} else "Perhaps" if "no" not in verdicts else "In part"
+    return Answer("Is it noise?", short, tuple(lines))
+
+
+def is_noise(delta: Estimate) -> tuple[str, str]:
+    """Whether a difference may be noise (no, perhaps), and that in words."""
+    if delta.low is None or delta.high is None:
+        return "perhaps", "not known, for there is no interval"
+    if delta.low > 0 or delta.high < 0:
+        return "no", "unlikely to be noise, the interval of the difference excludes 0"
+    return "perhaps", "it may be noise, the interval of the difference holds 0"
+
+
+def _about_seeds(report: Report, head: Headline, info: MetricInfo) -> str:
+    items = plural(info.items or 0, "item")
+    if not info.seed_degrees:
+        return f"{seeds(*head.seeds)}, {items}: other items were drawn; another seed may say otherwise."
+    spread = f"{value(info.seed_deviation, is_share=info.is_share)}{points(is_share=info.is_share)}"
+    row = next(row for row in report.rows if (row.stage, row.label) == (head.stage, head.best))
+    single = [kind for kind, number in row.seeds_by_stage.items() if number == 1]
+    note = (
+        f" {STAGE_NAMES[single[0]].capitalize()} has 1 seed: what another would change is not in it." if single else ""
+    )
+    return (
+        f"{seeds(*head.seeds)}, {items}; one seed lies {spread} from its arm's mean (standard deviation, "
+        f"{plural(info.seed_degrees, 'degree')} of freedom).{note}"
+    )
+
+
+def _read(report: Report) -> Answer:
+    """Of the best arm and the baseline; the page shows all."""
+    head = main_headline(report)
+    rows = {(row.stage, row.label): row for row in report.rows}
+    names = [head.best, head.baseline] if head is not None else []
+    arms = [rows[head.stage, name].arms[0] for name in names if head is not None and name is not None]
+    shown = [one for one in report.readings if one.arm in arms] or list(report.readings[:2])
+    lines = [f"{one.arm}: {'; '.join(_of_kinds(one)) or 'nothing yet'}." for one in shown]
+    sources = {source.source for arm in report.readings for stage in arm.stages for source in stage.sources}
+    short = f"{plural(len(sources), 'source')}, {plural(len(report.readings), 'arm')}"
+    return Answer("What did each read?", short, tuple(lines))
+
+
+def _of_kinds(arm: ArmReading) -> list[str]:
+    found = []
+    for kind, name in STAGE_NAMES.items():
+        by_source: dict[str, int] = {}
+        for stage in (stage for stage in arm.stages if stage.stage == kind):
+            for source in stage.sources:
+                by_source[source.source] = by_source.get(source.source, 0) + source.tokens
+        if total := sum(by_source.values()):
+            parts = ", ".join(f"{source} {ratio(tokens / total)}" for source, tokens in by_source.items())
+            found.append(f"{count(total)} tokens in {name} ({parts})")
+    return found
+
+
+def _cost(report: Report) -> Answer:
+    total = report.costs.total
+    lines = [
+        f"{count(total.tokens)} tokens and {count(total.flops)} FLOPs; planned {count(total.planned_tokens)} tokens "
+        f"and {count(total.planned_flops)} FLOPs.",
+        f"{total.finished} of {plural(total.stages, 'stage')} finished; each counted once, whichever arms share it.",
+    ]
+    if total.planned_gpu_seconds is not None:
+        lines.append(f"Planned time on GPUs: {duration(total.planned_gpu_seconds)}.")
+    short = f"{duration(total.process_seconds)} of {report.costs.processor} time" if total.tokens else "Nothing yet"
+    return Answer("What did it cost?", short, tuple(lines))

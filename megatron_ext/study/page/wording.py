@@ -1,0 +1,126 @@
+"""Numbers as people read them: shares as percent, their differences as points, large counts short."""
+
+from __future__ import annotations
+
+from data_tools.quantities import format_count
+from megatron_ext.recipe.study_schema import StageKind
+from megatron_ext.study.report.content import Estimate
+
+NOT_RUN = "not run"
+MINUS = "−"
+
+STAGE_NAMES: dict[StageKind, str] = {"pretrain": "pretraining", "sft": "fine-tuning", "rl": "rewards"}
+"""Kinds of stages in prose."""
+
+
+def part_name(label: str) -> str:
+    """A label in tables of costs: kinds of stages by their name, arms and `all` as they are."""
+    return next((name for kind, name in STAGE_NAMES.items() if kind == label), label)
+
+
+def value(number: float | None, *, is_share: bool) -> str:
+    """A number of a table: a share as percent without the sign.
+
+    >>> value(0.509, is_share=True), value(2.34567, is_share=False), value(None, is_share=True)
+    ('50.9', '2.346', '–')
+    """
+    if number is None:
+        return "–"
+    text = f"{100 * number:.1f}" if is_share else f"{number:.3f}"
+    return text.replace("-", MINUS)
+
+
+def signed(number: float | None, *, is_share: bool) -> str:
+    """A difference, with its sign.
+
+    >>> signed(0.02, is_share=True), signed(-0.0004, is_share=True)
+    ('+2.0', '0.0')
+    """
+    text = value(number, is_share=is_share)
+    if number is None or not any(digit in text for digit in "123456789"):
+        return text.removeprefix(MINUS)
+    return text if text.startswith(MINUS) else f"+{text}"
+
+
+def interval(estimate: Estimate | None, *, is_share: bool, is_difference: bool = False) -> str:
+    """The ends of an interval; "" where it has none.
+
+    >>> interval(Estimate(value=0.5, low=0.4, high=0.612), is_share=True)
+    '[40.0, 61.2]'
+    """
+    if estimate is None or estimate.low is None or estimate.high is None:
+        return ""
+    show = signed if is_difference else value
+    return f"[{show(estimate.low, is_share=is_share)}, {show(estimate.high, is_share=is_share)}]"
+
+
+def unit(*, is_share: bool) -> str:
+    """Of a value."""
+    return " %" if is_share else ""
+
+
+def points(*, is_share: bool) -> str:
+    """Of a difference."""
+    return " points" if is_share else ""
+
+
+def count(number: float | None) -> str:
+    """A count of tokens or operations.
+
+    >>> count(61_234_567), count(None), count(3.2e18)
+    ('61.2M', '–', '3.20e18')
+    """
+    if number is None:
+        return "–"
+    if number >= 1e15:
+        return f"{number:.2e}".replace("e+", "e")
+    return format_count(round(number))
+
+
+def duration(seconds: float | None) -> str:
+    """A time in the two largest units that it has.
+
+    >>> duration(5.25), duration(3_725), duration(200_000), duration(None)
+    ('5.2 s', '1 h 2 min', '2 d 7 h', '–')
+    """
+    if seconds is None:
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    return f"{hours // 24} d {hours % 24} h"
+
+
+def ratio(number: float | None) -> str:
+    """A share as percent, with its sign.
+
+    >>> ratio(0.9985), ratio(1.0), ratio(0.42)
+    ('99.9 %', '100 %', '42 %')
+    """
+    if number is None:
+        return "–"
+    percent = 100 * number
+    return f"{percent:.1f} %" if 99 < percent < 100 or 0 < percent < 1 else f"{percent:.0f} %"
+
+
+def plural(number: int, one: str, many: str | None = None) -> str:
+    """A count with its word.
+
+    >>> plural(1, "seed"), plural(2, "seed"), plural(2, "study", "studies")
+    ('1 seed', '2 seeds', '2 studies')
+    """
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
+
+
+def seeds(fewest: int, most: int) -> str:
+    """How many seeds rows have.
+
+    >>> seeds(2, 2), seeds(1, 2)
+    ('2 seeds', '1 to 2 seeds')
+    """
+    return plural(most, "seed") if fewest == most else f"{fewest} to {most} seeds"

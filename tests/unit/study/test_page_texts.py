@@ -1,0 +1,170 @@
+"""Wording, charts and tables of text, and the examples in their docstrings."""
+
+from __future__ import annotations
+
+import csv
+import doctest
+import importlib
+import io
+import pkgutil
+from pathlib import Path
+
+import pytest
+
+import megatron_ext.study.page
+import megatron_ext.study.report
+from megatron_ext.study.page.answers import answers_of
+from megatron_ext.study.page.charts import MOST_LETTERS, line_chart, stage_graph
+from megatron_ext.study.page.markdown import page_markdown
+from megatron_ext.study.page.tidy import COLUMNS, tidy_csv
+from megatron_ext.study.report.content import Curve, GraphNode, Report
+from megatron_ext.study.report.make import make_report
+from tests.support.study_on_disk import study_plan, write_study
+
+MODULES = sorted(
+    module.name
+    for room in (megatron_ext.study.page, megatron_ext.study.report)
+    for module in pkgutil.iter_modules(room.__path__, f"{room.__name__}.")
+)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_examples_of_a_module_are_true(name: str) -> None:
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    return make_report(write_study(tmp_path_factory.mktemp("study"), skip=["rl-grpo-1"]), command="x")
+
+
+def test_the_five_questions_are_answered(report: Report) -> None:
+    found = {answer.question: answer for answer in answers_of(report)}
+    assert list(found) == [
+        "Which arm is best?",
+        "By how much?",
+        "Is it noise?",
+        "What did each read?",
+        "What did it cost?",
+    ]
+    assert found["Which arm is best?"].short == "lmq-shq"
+    assert found["By how much?"].short.endswith(" points")
+    assert "over the baseline, base-shq." in found["By how much?"].lines[0]
+    assert found["Is it noise?"].short == "No"
+    assert (
+        found["What did each read?"].lines[0].startswith("base-shq: 3K tokens in pretraining (web 50 %, traces 50 %)")
+    )
+    assert found["What did it cost?"].short == "3 min 16 s of process time"  # who ran it was not recorded
+
+
+def test_a_study_that_has_not_run_says_so_and_no_zero(tmp_path: Path) -> None:
+    found = [answer.short for answer in answers_of(make_report(study_plan(tmp_path / "runs"), command="x"))]
+    assert found == ["Not known yet", "0 sources, 4 arms", "Nothing yet"]
+
+
+def test_markdown_has_the_numbers_and_what_is_missing(report: Report) -> None:
+    text = page_markdown(report)
+    row = next(row for row in report.rows if row.label == "lmq-shq")
+    cell = next(cell for cell in row.cells if cell.metric == "average")
+    assert cell.estimate is not None
+    assert f"| lmq-shq | 2 of 2 | **{100 * cell.estimate.value:.1f}**" in text
+    assert "| rl lmq-shq-grpo, seed 2 of 2 | waiting | nobody has begun it | lmq-shq-grpo |" in text
+    assert "39.32 %" in text
+    assert "narrows, from 20.79 to 18.75 points" in text
+
+
+def test_markdown_escapes_what_it_did_not_write(report: Report) -> None:
+    text = page_markdown(report.model_copy(update={"note": "<img src=x> | [a](b) *c*"}))
+    assert r"\<img src=x\> \| \[a\](b) \*c\*" in text
+
+
+def test_the_tidy_table_has_a_line_for_each_number_of_each_arm(report: Report) -> None:
+    lines = list(csv.DictReader(io.StringIO(tidy_csv(report))))
+    assert tuple(lines[0]) == COLUMNS
+
+    def of(arm: str, stage: str, metric: str) -> dict[str, dict[str, str]]:
+        return {
+            line["replicate"]: line
+            for line in lines
+            if (line["arm"], line["stage"], line["metric"]) == (arm, stage, metric)
+        }
+
+    found = of("lmq-shq", "sft", "average")
+    assert list(found) == ["mean", "0", "1", "delta", "best_ratio"]
+    values = [float(found[name]["value"]) for name in ("0", "1")]
+    assert float(found["mean"]["value"]) == pytest.approx(sum(values) / 2)
+    assert float(found["mean"]["low"]) < float(found["mean"]["value"]) < float(found["mean"]["high"])
+    assert found["mean"]["n"] == "300"
+    assert of("lmq-shq-grpo", "sft", "average") == {
+        name: line | {"arm": "lmq-shq-grpo"}
+        for name, line in found.items()  # it shares the row
+    }
+    assert of("all", "", "cost:tokens")["all"]["value"] == "17000"
+
+
+def test_what_has_not_run_has_no_value_in_the_tidy_table(tmp_path: Path) -> None:
+    lines = list(csv.DictReader(io.StringIO(tidy_csv(make_report(study_plan(tmp_path / "runs"), command="x")))))
+    found = [line for line in lines if line["metric"] == "average"]
+    assert {(line["value"], line["state"]) for line in found} == {("", "not run")}
+
+
+def test_a_text_that_a_spreadsheet_would_run_is_quoted(report: Report) -> None:
+    rows = tuple(row.model_copy(update={"arms": ("=1+1",)}) for row in report.rows)
+    text = tidy_csv(report.model_copy(update={"rows": rows}))
+    assert "'=1+1,sft,average" in text
+    assert "\n=1+1" not in text
+
+
+def curve(*ys: float, label: str = "a") -> Curve:
+    return Curve(
+        stage="sft",
+        quantity="loss",
+        label=label,
+        node="n",
+        arms=("a",),
+        stage_ids=("n",),
+        tokens=tuple(100.0 * at for at in range(len(ys))),
+        mean=ys,
+        lines=len(ys),
+    )
+
+
+def test_a_line_goes_through_its_points_between_the_axes() -> None:
+    chart = line_chart("loss", [curve(2.0, 1.0, 0.0)], {"a": 0})
+    points = [tuple(map(float, point.split())) for point in chart.lines[0].path[1:].split("L")]
+    assert [x for x, _ in points] == [chart.left, (chart.left + chart.right) / 2, chart.right]
+    assert points[0][1] < points[1][1] < points[2][1]  # down, as y grows downwards
+    assert chart.top <= points[0][1]
+    assert points[2][1] <= chart.bottom
+
+
+def test_a_flat_line_and_a_single_point_are_drawn() -> None:
+    assert line_chart("lr", [curve(1.0, 1.0)], {"a": 0}).lines[0].path.count("L") == 1
+    assert len(line_chart("lr", [curve(0.0)], {"a": 0}).lines[0].dots) == 1
+
+
+def graph_node(name: str, parent: str | None) -> GraphNode:
+    return GraphNode(
+        node=name,
+        parent=parent,
+        stage="sft",
+        label=f"{name} {'x' * 40}",
+        recipe="r",
+        tokens=1,
+        seeds=1,
+        finished=1,
+        arms=("a",),
+        evaluations=0,
+        evaluated=0,
+    )
+
+
+def test_boxes_of_the_graph_do_not_overlap_and_stand_behind_their_parents() -> None:
+    nodes = [graph_node("root", None), graph_node("a", "root"), graph_node("b", "root"), graph_node("c", "a")]
+    graph = stage_graph(nodes)
+    boxes = {box.node.node: box for box in graph.boxes}
+    assert boxes["root"].x < boxes["a"].x == boxes["b"].x < boxes["c"].x
+    assert boxes["b"].y - boxes["a"].y >= graph.box_height
+    assert boxes["root"].y == (boxes["a"].y + boxes["b"].y) / 2
+    assert max(box.y for box in graph.boxes) + graph.box_height <= graph.height
+    assert {len(box.short) for box in graph.boxes} == {MOST_LETTERS}
