@@ -46,12 +46,12 @@ class Judged:
     """One suite's results of one replicate of a row.
 
     Attributes:
-        stage: The replicate.
+        replicate: Its number.
         results: Of the suite.
         scores: Of the items of each task; a task whose headline is not the mean of its items is not in it.
     """
 
-    stage: StageNode
+    replicate: int
     results: Results
     scores: dict[str, ItemScores]
 
@@ -127,10 +127,21 @@ def judged(stages: Iterable[StageNode], folder: str, run_root: Path) -> list[Jud
     found = []
     for stage in stages:
         place = run_root / "stages" / stage.stage_id / "evaluations" / folder
-        if (place / RESULTS).is_file():
-            results = read_results(place)
-            found.append(Judged(stage, results, _scores(place, results)))
+        if (one := judged_at(place, stage.replicate)) is not None:
+            found.append(one)
     return found
+
+
+def judged_at(folder: Path, replicate: int) -> Judged | None:
+    """What lies in the folder of one evaluation; None where it has not finished.
+
+    Raises:
+        DataError: Results or their items are damaged.
+    """
+    if not (folder / RESULTS).is_file():
+        return None
+    results = read_results(folder)
+    return Judged(replicate, results, _scores(folder, results))
 
 
 def _scores(folder: Path, results: Results) -> dict[str, ItemScores]:

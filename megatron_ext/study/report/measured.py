@@ -111,7 +111,7 @@ def measure_task(stage: StageKind, suite: str, name: str, rows: Sequence[Sequenc
     tasks = [[(one, task) for one in row if (task := one.task(name)) is not None] for row in rows]
     first = next(task for row in tasks for _, task in row)
     metric = first.metric()
-    values = tuple({one.stage.replicate: task.metric().value for one, task in row} for row in tasks)
+    values = tuple({one.replicate: task.metric().value for one, task in row} for row in tasks)
     found = [value for row in values for value in row.values()]
     spread = spread_of_seeds([list(row.values()) for row in values])
     info = MetricInfo(

@@ -12,7 +12,6 @@ from megatron_ext.study.report.bootstrap import ItemScores
 from megatron_ext.study.report.judged import Judged
 from megatron_ext.study.report.measured import Measured, measure_suite, measure_task
 from tests.support.evaluation_results import results_of
-from tests.support.study_on_disk import stage_node
 
 AGGREGATES = (
     Aggregate(name="math", value=None, rule="mean", of=("sums", "series")),
@@ -47,11 +46,11 @@ def judged(replicate: int = 0, *, right: dict[str, int], n: int = 10, method: st
         name: ItemScores(items, np.asarray([1.0] * found + [0.0] * (n - found)), np.ones(n))
         for name, found in right.items()
     }
-    return Judged(stage_node("sft", "x", parent=None, arms=("x",), replicate=replicate), results, scores)
+    return Judged(replicate, results, scores)
 
 
 def without_items(task: TaskResult) -> Judged:
-    return Judged(stage_node("sft", "x", parent=None, arms=("x",)), results_of(task), {})
+    return Judged(0, results_of(task), {})
 
 
 def measured(rows: list[list[Judged]], name: str) -> Measured:
