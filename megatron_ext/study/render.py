@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -15,7 +15,7 @@ from megatron_ext.plan.render_table import align_numbers, frame
 from megatron_ext.study.graph import ending_arms, stage_name
 from megatron_ext.study.study_plan import ArmDifference, Cost, StageNode, StudyPlan
 
-_NUMBERS = ("arms", "tokens", "FLOPs", "memory", "disk", "GPU-hours", "GPUs", "stages", "checkpoints")
+_NUMBERS = ("arms", "tokens", "FLOPs", "memory", "disk", "GPU-hours", "GPUs", "stages", "kept")
 
 
 def print_study_plan(plan: StudyPlan) -> None:
@@ -25,7 +25,7 @@ def print_study_plan(plan: StudyPlan) -> None:
     console.print(headline(plan), soft_wrap=True)
     if plan.is_provisional:
         console.print(Text.assemble(("note", "yellow"), "  sizes are declared, data is not built yet: ids will change"))
-    console.print("", _graph(plan), "", _arms(plan), sep="\n")
+    console.print("", _graph(plan), *_suites(plan), "", _arms(plan), sep="\n")
     if plan.differences:
         console.print("\nArms differ in")
         _print_differences(plan, console)
@@ -64,11 +64,10 @@ def sharing(plan: StudyPlan) -> str:
 
 def _graph(plan: StudyPlan) -> Table:
     """Stages as a tree, what each takes, and the arms that end there."""
-    columns = ("stage", "kind", "id", "tokens", "FLOPs", *_time_columns(plan), "GPUs", "memory", "checkpoints")
-    suites = ("judged by",) if plan.evaluations else ()
-    table = frame(*columns, *suites, "ends")
+    table = frame("stage", "kind", "id", "tokens", "FLOPs", *_time_columns(plan), "GPUs", "memory", "kept", "ends")
+    for name in (0, -1):
+        table.columns[name].no_wrap = True  # a tree whose names are folded is none
     for indent, stage in _tree(plan):
-        number, kept = format_bytes(stage.checkpoint_bytes), stage.kept_checkpoints
         table.add_row(
             f"{indent}{stage_name(stage)}",
             stage.stage,
@@ -78,12 +77,19 @@ def _graph(plan: StudyPlan) -> Table:
             *([_hours(stage.gpu_seconds)] if stage.gpu_seconds is not None else []),
             f"{stage.world_size:,}",
             format_bytes(stage.peak_memory_bytes),
-            f"{kept:,} x {number}",
-            *([", ".join(one.suite_name for one in plan.evaluations_of(stage.stage_id))] if suites else []),
+            f"{stage.kept_checkpoints:,} x {format_bytes(stage.checkpoint_bytes)}",
             ", ".join(ending_arms(plan, stage)),
         )
     align_numbers(table, _NUMBERS)
     return table
+
+
+def _suites(plan: StudyPlan) -> list[str]:
+    """Which suites judge each kind of stage."""
+    found: dict[str, dict[str, None]] = {}
+    for one in plan.evaluations:
+        found.setdefault(plan.stage(one.stage_id).stage, {})[one.suite_name] = None
+    return [f"suites: {'; '.join(f'{kind} {", ".join(names)}' for kind, names in found.items())}"] if found else []
 
 
 def _time_columns(plan: StudyPlan) -> tuple[str, ...]:
@@ -110,19 +116,28 @@ def _short(stage_id: str) -> str:
 
 
 def _arms(plan: StudyPlan) -> Table:
-    table = frame("arm", "stages", "tokens", "FLOPs", *_time_columns(plan), "disk", "note")
+    notes = ("note",) if any(arm.note for arm in plan.arms) else ()
+    table = frame("arm", "stages", "tokens", "FLOPs", *_time_columns(plan), "memory", "kept", "disk", *notes)
     for arm in plan.arms:
-        stages = len(dict.fromkeys(one for chain in arm.chains for one in chain))
+        ids = dict.fromkeys(one for chain in arm.chains for one in chain)
         name = f"{arm.id} (baseline)" if arm.id == plan.baseline else arm.id
-        table.add_row(name, f"{stages:,}", *_cost_cells(arm.cost), arm.note)
-    table.add_row("all, shared", f"{plan.totals.unique_stages:,}", *_cost_cells(plan.totals.cost), "", style="bold")
+        table.add_row(name, *_arm_cells([plan.stage(one) for one in ids], arm.cost), *([arm.note] if notes else []))
+    table.add_row("all, shared", *_arm_cells(plan.stages, plan.totals.cost), style="bold")
     align_numbers(table, _NUMBERS)
     return table
 
 
-def _cost_cells(cost: Cost) -> list[str]:
-    hours = [_hours(cost.gpu_seconds)] if cost.gpu_seconds is not None else []
-    return [format_count(cost.tokens), _flops(cost.flops), *hours, format_bytes(cost.disk_bytes)]
+def _arm_cells(stages: Sequence[StageNode], cost: Cost) -> list[str]:
+    """What stages take together: memory is that of the fullest rank of any of them."""
+    return [
+        f"{len(stages):,}",
+        format_count(cost.tokens),
+        _flops(cost.flops),
+        *([_hours(cost.gpu_seconds)] if cost.gpu_seconds is not None else []),
+        format_bytes(max(stage.peak_memory_bytes for stage in stages)),
+        f"{sum(stage.kept_checkpoints for stage in stages):,}",
+        format_bytes(cost.disk_bytes),
+    ]
 
 
 def _print_differences(plan: StudyPlan, console: Console) -> None:

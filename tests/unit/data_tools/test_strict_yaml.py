@@ -154,3 +154,12 @@ def test_a_file_is_read_with_its_path_in_errors(tmp_path: Path) -> None:
 def test_the_nearest_key_is_found_or_none() -> None:
     assert nearest("sequence_lenght", ["seed", "sequence_length"]) == "sequence_length"
     assert nearest("zzz", ["seed", "sequence_length"]) is None
+
+
+def test_a_text_read_twice_gives_values_of_its_own_each_time() -> None:
+    first = parse_yaml("a: {b: [1]}\n", path="r.yaml")
+    first.data["a"]["b"].append(2)
+    first.marks.clear()
+    again = parse_yaml("a: {b: [1]}\n", path="r.yaml")
+    assert again.data == {"a": {"b": [1]}}
+    assert again.marks["a", "b"] == 1

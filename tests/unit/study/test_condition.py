@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from megatron_ext.plan.make import make_stage_plan
+from megatron_ext.recipe.load import load_recipe
 from megatron_ext.study.make import make_study_plan
 from megatron_ext.study.study_plan import ArmDifference
-from tests.support.pencil_project import PencilProject, refused
+from tests.support.pencil_project import PencilProject, record, refused
 
 CONFOUND = "  - {key: data.repeated, stage: pretrain, arms: [more*], why: b is small}\n"
 PLAIN, MORE = ("plain", "plain-chat"), ("more", "more-chat")
@@ -171,3 +173,15 @@ def test_a_section_in_varies_covers_the_keys_below_it(study: PencilProject) -> N
     study.edit("study.yaml", "varies: [data.blend]", "varies: [data]")
     study.edit("study.yaml", f"confounds:\n{CONFOUND}", "")
     assert {one.permitted_by for one in differences().values()} == {"varies"}
+
+
+def test_arms_that_begin_from_other_finished_stages_differ_in_that(study: PencilProject) -> None:
+    for number, seed in enumerate((1, 2)):
+        giver = record(make_stage_plan(load_recipe("base.yaml", overrides=(f"seed={seed}",))), Path("runs"))
+        Path(f"from_{number}.yaml").write_text(f"extends: chat.yaml\ninit_from: {giver.stage_id}\n")
+    Path("study.yaml").write_text(
+        "study: two\nvaries: [init_from]\nmatrix:\n  - axes: {sft: {one: from_0.yaml, other: from_1.yaml}}\n"
+    )
+    assert [(one.stage, one.key, len(one.values)) for one in make_study_plan("study.yaml").differences] == [
+        ("sft", "init_from", 2)
+    ]
