@@ -58,7 +58,7 @@ def make_study_plan(
     chains = _all_chains(planner, study.arms)
     differences = arm_differences(study, {arm_id: found[0] for arm_id, found in chains.items()})
     chosen_chains = {arm.id: chains[arm.id] for arm in chosen}
-    nodes = _nodes(planner, chosen_chains, hardware)
+    nodes = _nodes(chosen_chains, hardware)
     by_id = {node.stage_id: node for node in nodes}
     arm_plans = tuple(arm_plan(arm, chains[arm.id], by_id) for arm in chosen)
     evaluations = tuple(evaluation_nodes(study.suites, arm_plans, nodes))
@@ -106,7 +106,7 @@ def make_arm_plan(
     arm = replace(arm, overrides={kind: (*arm.overrides[kind], *overrides) for kind in STAGE_KINDS})
     planner = Planner(site, run_root, StageSeeds(), may_be_provisional, world_size)
     chains = planner.chains(arm)
-    nodes = _nodes(planner, {arm.id: chains}, None)
+    nodes = _nodes({arm.id: chains}, None)
     arms = (arm_plan(arm, chains, {node.stage_id: node for node in nodes}),)
     return StudyPlan(
         name=arm.id,
@@ -127,34 +127,35 @@ def make_arm_plan(
 def _all_chains(planner: Planner, arms: Sequence[LoadedArm]) -> dict[str, list[list[PlannedStage]]]:
     """The chains of all arms, or everything that is wrong with them, each once.
 
+    Arms that end alike are planned one after another: rows that were packed for one fine-tuning serve the next, and
+    packing the paper's 4.8M conversations takes seconds.
+
     Raises:
         RecipeError: An arm cannot be carried out as written.
         DataError: Data is missing, and nothing else is wrong.
     """
     chains: dict[str, list[list[PlannedStage]]] = {}
     errors: dict[str, UserError] = {}
-    for arm in arms:
+    for arm in sorted(arms, key=lambda arm: arm.recipes[::-1]):
         try:
             chains[arm.id] = planner.chains(arm)
         except (RecipeError, DataError) as error:
             errors.setdefault(str(error), error)
     if not errors:
-        return chains
+        return {arm.id: chains[arm.id] for arm in arms}
     is_data = all(isinstance(error, DataError) for error in errors.values())
     raise (DataError if is_data else RecipeError)("\n".join(errors))
 
 
-def _nodes(planner: Planner, chains: Chains, hardware: Hardware | None) -> tuple[StageNode, ...]:
-    """The stages that some arms need, each with these arms."""
-    serving: dict[str, list[str]] = {}
+def _nodes(chains: Chains, hardware: Hardware | None) -> tuple[StageNode, ...]:
+    """The stages that some arms need, each with these arms, in the order in which arms come to them."""
+    stages: dict[str, PlannedStage] = {}
+    serving: dict[str, dict[str, None]] = {}
     for arm, of_arm in chains.items():
-        for stage_id in dict.fromkeys(stage.plan.stage_id for chain in of_arm for stage in chain):
-            serving.setdefault(stage_id, []).append(arm)
-    return tuple(
-        stage_node(stage, arms=tuple(serving[stage.plan.stage_id]), hardware=hardware)
-        for stage in planner.stages
-        if stage.plan.stage_id in serving
-    )
+        for stage in (stage for chain in of_arm for stage in chain):
+            stages[stage.plan.stage_id] = stage
+            serving.setdefault(stage.plan.stage_id, {})[arm] = None
+    return tuple(stage_node(stages[one], arms=tuple(arms), hardware=hardware) for one, arms in serving.items())
 
 
 def _chosen(study: LoadedStudy, patterns: Sequence[str]) -> list[LoadedArm]:

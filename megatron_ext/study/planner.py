@@ -40,7 +40,6 @@ class Planner:
     counts: StageSeeds
     may_be_provisional: bool
     world_size: int | None = None
-    stages: list[PlannedStage] = field(default_factory=list)  # parents first
     _by_question: dict[tuple[str, tuple[str, ...], str | None, int], PlannedStage] = field(default_factory=dict)
     _by_id: dict[str, PlannedStage] = field(default_factory=dict)
     _asked: dict[str, _Asked] = field(default_factory=dict)
@@ -49,7 +48,7 @@ class Planner:
     @property
     def place(self) -> str:
         """The run root."""
-        return str(self.run_root or self.stages[0].loaded.site.run_root)
+        return str(self.run_root or next(iter(self._by_id.values())).loaded.site.run_root)
 
     def chains(self, arm: LoadedArm) -> list[list[PlannedStage]]:
         """The stages of an arm, once for each replicate of its last stage."""
@@ -96,7 +95,6 @@ class Planner:
                 takes = "everything" if asked.key == "continue" else "weights"
             parent = before.plan.stage_id if before is not None else None
             self._by_id[plan.stage_id] = PlannedStage(loaded, plan, overrides, parent, takes, replicate)
-            self.stages.append(self._by_id[plan.stage_id])
         return self._by_id[plan.stage_id]
 
     def _read(self, path: str) -> _Asked:

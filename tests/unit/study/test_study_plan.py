@@ -8,6 +8,7 @@ import pytest
 
 from data_tools.errors import DataError, UsageError
 from megatron_ext.plan.make import make_stage_plan
+from megatron_ext.plan.sft_rows import _made
 from megatron_ext.recipe.load import load_recipe
 from megatron_ext.study.make import make_arm_plan, make_study_plan
 from megatron_ext.study.study_plan import Hardware, StageNode, StudyPlan, read_study_plan
@@ -182,3 +183,24 @@ def test_what_is_set_over_a_kind_changes_its_stages_alone(study: PencilProject) 
     kept = {stage.stage_id for stage in before.stages} & {stage.stage_id for stage in after.stages}
     assert {before.stage(one).stage for one in kept} == {"pretrain"}
     assert named(after, "chat.yaml")[0].overrides[0] == "optimizer.lr=0.01"
+
+
+def test_conversations_are_packed_once_whichever_bases_are_tuned_on_them(study: PencilProject) -> None:
+    for number in range(3):
+        share = 0.5 + number / 8
+        Path(f"chat_{number}.yaml").write_text(
+            "extends: chat.yaml\ndata:\n  blend:\n"
+            f"    - {{source: c.yaml, share: {share}, max_epochs: 2}}\n"
+            f"    - {{source: d.yaml, share: {1 - share}, max_epochs: 4}}\n"
+        )
+    study.edit("study.yaml", "chat: chat.yaml", ", ".join(f"chat_{number}: chat_{number}.yaml" for number in range(3)))
+    study.edit("study.yaml", "varies: [data.blend]", "varies: [data.blend, data.repeated, budget]")
+    study.edit(
+        "study.yaml", "confounds:\n  - {key: data.repeated, stage: pretrain, arms: [more*], why: b is small}\n", ""
+    )
+    study.edit("study.yaml", "baseline: plain-chat\n", "")
+    _made.cache_clear()
+    plan = make_study_plan("study.yaml")
+    assert [arm.id for arm in plan.arms][:3] == ["plain", "plain-chat_0", "plain-chat_1"]
+    assert sum(stage.stage == "sft" for stage in plan.stages) == 6
+    assert _made.cache_info().misses == 3
