@@ -7,9 +7,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
-from data_tools.errors import DataError
+from data_tools.errors import DataError, SetupError
 
 
 def beside(prefix: str | Path, suffix: str) -> Path:
@@ -85,6 +85,35 @@ def only_writer(prefix: str | Path) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+def take_folder(folder: Path, *, busy: str) -> IO[str]:
+    """Makes a folder and takes it for this process, by the lock of its file `.lock`.
+
+    Args:
+        folder: That one process at a time may write.
+        busy: What another one is doing with it, and the remedy, for the error.
+
+    Returns:
+        The lock; the folder is free again when it is closed or the process ends.
+
+    Raises:
+        SetupError: Another process has the folder, or the disk has no locks by which that could be told.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = (folder / ".lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise SetupError(f"{folder}: {busy}") from None
+    except OSError as error:
+        lock.close()
+        raise SetupError(
+            f"{lock.name}: {error.strerror}: without locks two processes could write this folder at once. Take one on "
+            "a disk with locks; Lustre is mounted with -o flock."
+        ) from None
+    return lock
 
 
 def is_being_written(prefix: str | Path) -> bool:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from data_tools.atomic_files import sync_folder, sync_tree
+from data_tools.atomic_files import only_writer, sync_folder, sync_tree
 from data_tools.errors import UsageError
 from megatron_ext.convert.giver import Giver, open_giver
 from megatron_ext.convert.hf_config import Dtype, hf_config, require_architecture
@@ -91,6 +91,7 @@ def export_checkpoint(
         DataError: The checkpoint is damaged, its tensors are not its model's, or the logits differ.
         RecipeError: transformers has no class that computes this model.
         UsageError: `to` is there already.
+        DataError: Another process is exporting into `to`.
     """
     giver = open_giver(checkpoint, model=model, tokenizer=tokenizer)
     require_architecture(giver.model)
@@ -122,19 +123,22 @@ def folder_in_writing(to: Path) -> Iterator[Path]:
 
     Raises:
         UsageError: `to` is there already.
+        DataError: Another process is writing it.
     """
-    if to.exists():
-        raise UsageError(f"{to}: is there already; nothing is overwritten. Remove it, or name another folder.")
+    to.parent.mkdir(parents=True, exist_ok=True)
     writing = to.with_name(f".writing_{to.name}")
-    shutil.rmtree(writing, ignore_errors=True)  # of a killed run
-    writing.mkdir(parents=True)
-    try:
-        yield writing
-        sync_tree(writing)
-        writing.rename(to)
-    except BaseException:
-        shutil.rmtree(writing, ignore_errors=True)
-        raise
+    with only_writer(writing):
+        if to.exists():
+            raise UsageError(f"{to}: is there already; nothing is overwritten. Remove it, or name another folder.")
+        shutil.rmtree(writing, ignore_errors=True)  # of a killed run
+        writing.mkdir()
+        try:
+            yield writing
+            sync_tree(writing)
+            writing.rename(to)
+        except BaseException:
+            shutil.rmtree(writing, ignore_errors=True)
+            raise
     sync_folder(to.parent)
 
 

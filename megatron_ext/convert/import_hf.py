@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_tools.atomic_files import sync_folder, sync_tree
+from data_tools.atomic_files import only_writer, sync_folder, sync_tree
 from data_tools.errors import DataError
 from data_tools.tokenizer import TokenizerFacts, describe
 from megatron_ext.convert.giver import open_giver, refuse_others
@@ -77,37 +77,41 @@ def import_checkpoint(
 
     Raises:
         DataError: The folder is damaged, or holds numbers that are not finite, or its model cannot be expressed here,
-            or the logits differ.
+            or the logits differ; or another process is importing a model of that name.
     """
     config = _read_config(source)
-    model = model_of(config, source / "config.json")
+    folder_name = source.resolve().name
+    named = {"name": f"imported-{folder_name}"}  # of a folder "rl" the name alone would read as a kind of stage
+    model = model_of(config, source / "config.json").model_copy(update=named)
     facts = _tokenizer_of(source, model)
     reader = _Reader(source, model)
     notes = (*_notes(source, config, facts), *_mixed(reader))
-    writing = run_root / "stages" / f".importing_{model.name}"
-    shutil.rmtree(writing, ignore_errors=True)  # of a killed run
-    try:
-        plan = _write(writing, reader, source, facts, sequence_length=config.get("max_position_embeddings", 4096))
-        difference = None
-        if verify:
-            from megatron_ext.convert.verify import verify_export
-
-            giver = open_giver(writing / "checkpoints" / "step_0")
-            dtype = torch.bfloat16 if plan.precision == "bf16" else torch.float32
-            difference = verify_export(giver, source, dtype=dtype, say=say, has_floor=False)
-        folder = run_root / "stages" / plan.stage_id
-        if folder.exists():
-            notes = (
-                *notes,
-                f"{folder}: was there already, with the same weights and chat template; it was left as it is",
-            )
-        else:
-            sync_tree(writing)
-            writing.rename(folder)
-            sync_folder(folder.parent)
-    finally:
-        shutil.rmtree(writing, ignore_errors=True)
+    writing = run_root / "stages" / f".importing_{folder_name}"
+    writing.parent.mkdir(parents=True, exist_ok=True)
+    with only_writer(writing):
+        shutil.rmtree(writing, ignore_errors=True)  # of a killed run
+        try:
+            plan = _write(writing, reader, source, facts, sequence_length=config.get("max_position_embeddings", 4096))
+            difference = _difference(writing, source, plan, say=say) if verify else None
+            folder = run_root / "stages" / plan.stage_id
+            if folder.exists():
+                same = "was there already, with the same weights and chat template; it was left as it is"
+                notes = (*notes, f"{folder}: {same}")
+            else:
+                sync_tree(writing)
+                writing.rename(folder)
+                sync_folder(folder.parent)
+        finally:
+            shutil.rmtree(writing, ignore_errors=True)
     return Imported(folder, plan, notes, difference)
+
+
+def _difference(writing: Path, source: Path, plan: StagePlan, *, say: Callable[[str], None]) -> float:
+    from megatron_ext.convert.verify import verify_export
+
+    giver = open_giver(writing / "checkpoints" / "step_0")
+    dtype = torch.bfloat16 if plan.precision == "bf16" else torch.float32
+    return verify_export(giver, source, dtype=dtype, say=say, has_floor=False)
 
 
 class _Reader:
@@ -247,7 +251,7 @@ def _write(writing: Path, reader: _Reader, source: Path, facts: TokenizerFacts, 
         chat_template=chat_template(source),
     )
     state = TrainState().to_json()
-    ledger = [LedgerRow(phase=0, source=f"imported from {model.name}", domain="unknown", data_id=digest)]
+    ledger = [LedgerRow(phase=0, source=f"imported from {source.resolve().name}", domain="unknown", data_id=digest)]
     optimizer = {"format": "fully_reshardable", "updates": 0}
     facts_of_state = {"state": state, "cursor": {}, "layout": layout_of(plan), "backend": "local"}
     (step / "state.json").write_text(json.dumps(facts_of_state | {"optimizer": optimizer}, indent=1))

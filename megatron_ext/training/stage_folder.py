@@ -10,13 +10,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 from pathlib import Path
 from typing import IO, Any
 
-from data_tools.atomic_files import write_atomically
-from data_tools.errors import DataError, RecipeError, SetupError
+from data_tools.atomic_files import take_folder, write_atomically
+from data_tools.errors import DataError, RecipeError
 from megatron_ext.plan.lineage import STAGE_FILE
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.training.checkpoint_facts import differing_meaning
@@ -80,21 +79,8 @@ class StageFolder:
         Raises:
             SetupError: Another process is training this stage, or the disk has no locks by which that could be told.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock = (self.path / ".lock").open("w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            raise SetupError(
-                f"{self.path}: another process is training this stage. Wait for it, or give --run-root another folder."
-            ) from None
-        except OSError as error:
-            lock.close()
-            raise SetupError(
-                f"{lock.name}: {error.strerror}: without locks two runs could train this stage at once. Give "
-                "--run-root a folder on a disk with locks; Lustre is mounted with -o flock."
-            ) from None
+        busy = "another process is training this stage. Wait for it, or give --run-root another folder."
+        lock = take_folder(self.path, busy=busy)
         self.exit_file.unlink(missing_ok=True)
         write_json(self.plan_file, plan.model_dump(mode="json"))
         return lock

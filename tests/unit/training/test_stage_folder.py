@@ -28,7 +28,7 @@ def test_a_disk_without_locks_is_refused_before_anything_is_written(
     with pytest.raises(SetupError) as caught:
         folder.open_for_writing(plan)
     assert str(caught.value) == (
-        f"runs/stages/{plan.stage_id}/.lock: Function not implemented: without locks two runs could train this stage "
-        "at once. Give --run-root a folder on a disk with locks; Lustre is mounted with -o flock."
+        f"runs/stages/{plan.stage_id}/.lock: Function not implemented: without locks two processes could write this "
+        "folder at once. Take one on a disk with locks; Lustre is mounted with -o flock."
     )
     assert [path.name for path in folder.path.iterdir()] == [".lock"]
