@@ -11,8 +11,7 @@ from megatron_ext.convert.mapping import core_shapes, pieces_of
 from megatron_ext.convert.torch_dist import TorchDistWeights
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.recipe.schema import ModelRecipe
-from megatron_ext.training.checkpoint_facts import read_plan
-from megatron_ext.training.file_list import require_whole
+from megatron_ext.training.file_list import read_plan, require_whole
 
 LATEST = "latest_checkpointed_iteration.txt"
 """Megatron-LM writes it beside its `iter_0000100` folders."""

@@ -20,6 +20,7 @@ from megatron_ext.evaluate.contamination import trained_sources
 from megatron_ext.evaluate.results import Contamination
 from megatron_ext.evaluate.tasks import TaskRequest
 from megatron_ext.plan.stage_plan import SourcePlan, StagePlan
+from megatron_ext.training.file_list import read_plan
 
 if TYPE_CHECKING:
     from megatron_ext.evaluate.evaluation import Evaluation
@@ -34,7 +35,7 @@ _ROWS = {
 
 def check(requests: Sequence[TaskRequest], checkpoint: Path) -> None:
     """Refuses held-out sets that are not there, were trained on, or were made by another tokenizer."""
-    plan = StagePlan.model_validate_json((checkpoint / "plan.json").read_bytes())
+    plan = read_plan(checkpoint)
     for request in requests:
         if request.argument:
             _require_fit(request, read_dataset(request.argument), plan, checkpoint)

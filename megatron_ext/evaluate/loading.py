@@ -29,8 +29,8 @@ from megatron_ext.runtime.device import describe_gpus
 from megatron_ext.runtime.launch import Launch
 from megatron_ext.runtime.parallel import process_groups
 from megatron_ext.training.checkpoint import damage_seen_by_all_ranks, load_weights
-from megatron_ext.training.checkpoint_facts import read_facts, read_plan
-from megatron_ext.training.file_list import STAGE_FILE, require_whole, weights_fingerprint
+from megatron_ext.training.checkpoint_facts import read_facts
+from megatron_ext.training.file_list import STAGE_FILE, read_plan, require_whole, weights_fingerprint
 
 _VERSIONS_OF = ("megatron-ext", "megatron-core", "torch")
 

@@ -9,9 +9,8 @@ from pathlib import Path
 from data_tools.chat_template_files import template_source
 from data_tools.errors import DataError
 from data_tools.tokenizer import Tokenizer
-from megatron_ext.plan.placement import placed
 from megatron_ext.runtime.warnings import quiet_known_warnings
-from megatron_ext.training.file_list import checkpoints_of, require_whole
+from megatron_ext.training.file_list import checkpoints_of
 
 
 def main_generate(args: argparse.Namespace) -> int:
@@ -32,26 +31,19 @@ def main_generate(args: argparse.Namespace) -> int:
         _require_chat_template(checkpoint)
     quiet_known_warnings()
     # These import torch and Megatron-Core, which `--help` does not need.
-    from megatron_ext.models.build import build_model
+    from megatron_ext.evaluate.loading import opened_checkpoint
     from megatron_ext.rollout.chat_prompt import chat_prompt
     from megatron_ext.rollout.generate import generate
     from megatron_ext.runtime.launch import Launch
-    from megatron_ext.runtime.parallel import process_groups
-    from megatron_ext.training.checkpoint import load_weights
-    from megatron_ext.training.checkpoint_facts import read_plan
 
-    require_whole(checkpoint)
-    plan = placed(read_plan(checkpoint))
     tokenizer = Tokenizer.load(checkpoint / "tokenizer")
     prompt_ids, stop_ids = tokenizer.encode(args.prompt) or [tokenizer.eod_id], frozenset()  # begins after an end
     if args.chat:
         prompt_ids, stop_ids = chat_prompt(checkpoint / "tokenizer", args.prompt)
-    with process_groups(Launch(rank=0, local_rank=0, world_size=1)) as groups:
-        model = build_model(plan, groups)
-        load_weights(checkpoint, model, groups)
+    with opened_checkpoint(checkpoint, Launch(rank=0, local_rank=0, world_size=1)) as opened:
         new = generate(
-            model,
-            plan,
+            opened.model,
+            opened.plan,
             prompt_ids,
             max_new_tokens=args.max_new_tokens,
             temperature=args.temperature,

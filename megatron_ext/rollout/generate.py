@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
-
-from megatron.core.models.hybrid.hybrid_model import HybridModel
+from typing import Any
 
 from megatron_ext.plan.stage_plan import StagePlan
-from megatron_ext.rollout.inprocess import InProcessEngine
+from megatron_ext.rollout.inprocess import InProcessEngine, unwrapped
 from megatron_ext.rollout.protocol import Prompt, Sampling
 
 
 def generate(
-    model: HybridModel,
+    model: Any,
     plan: StagePlan,
     prompt_ids: Sequence[int],
     *,
@@ -28,7 +27,7 @@ def generate(
     Ids that the tokenizer does not have (the padding of the vocabulary) are never chosen.
 
     Args:
-        model: A whole model: one pipeline stage, any number of tensor-parallel ranks.
+        model: A whole model, wrapped or not: one pipeline stage, any number of tensor-parallel ranks.
         plan: The plan that built it; gives the end-of-document id and the size of the tokenizer.
         prompt_ids: At least one token.
         max_new_tokens: Tokens to append at most, at least 1.
@@ -53,6 +52,6 @@ def generate(
         stop_ids=frozenset({plan.data.eod_id, *stop_ids}),
     )
     engine = InProcessEngine(
-        model, plan, model.pg_collection, num_slots=1, tokens_per_slot=len(prompt.ids) + max_new_tokens
+        model, plan, unwrapped(model).pg_collection, num_slots=1, tokens_per_slot=len(prompt.ids) + max_new_tokens
     )
     return list(engine.generate([prompt], sampling)[0].token_ids)

@@ -55,7 +55,7 @@ class InProcessEngine:
         decode: Decode | None = None,
     ) -> None:
         _check_setting(plan, num_slots=num_slots, tokens_per_slot=tokens_per_slot)
-        self._model = decodable(_unwrapped(model), plan)
+        self._model = decodable(unwrapped(model), plan)
         self._vocab_size = plan.data.tokenizer_vocab_size
         self._groups, self._decode = groups, decode
         self._num_slots, self._tokens_per_slot = num_slots, tokens_per_slot
@@ -120,7 +120,7 @@ class InProcessEngine:
             )
 
 
-def _unwrapped(model: Any) -> HybridModel:
+def unwrapped(model: Any) -> HybridModel:
     """The model inside core's wrappers of data parallelism and half precision."""
     while not isinstance(model, HybridModel):
         model = model.module

@@ -41,8 +41,8 @@ from megatron_ext.models.new_rows import VOCABULARY_WEIGHTS, fill_new_rows
 from megatron_ext.models.weights import put_weights, sharded_weights
 from megatron_ext.plan.stage_plan import NewTokensPlan
 from megatron_ext.runtime.seed import random_state, restore_random_state, seed_everything
-from megatron_ext.training.checkpoint_facts import layout_of, read_facts, read_plan, require_fit
-from megatron_ext.training.file_list import damage_of
+from megatron_ext.training.checkpoint_facts import layout_of, read_facts, require_fit
+from megatron_ext.training.file_list import damage_of, read_plan
 from megatron_ext.training.optimizer_state import ask_as_written, load_optimizer_state
 from megatron_ext.training.parts import Parts
 from megatron_ext.training.state import TrainState

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data_tools.errors import DataError, RecipeError
+from data_tools.errors import RecipeError
 from megatron_ext.models.backends import choose_backend
 from megatron_ext.plan.stage_plan import StagePlan
-from megatron_ext.training.file_list import checkpoints_of, damage_of
+from megatron_ext.training.file_list import checkpoints_of, damage_of, read_plan
 
 LAYOUT_KEYS = (
     "tensor_model_parallel_size",
@@ -45,18 +45,6 @@ def describe_resume(path: Path, plan: StagePlan) -> str:
         f"{begin}, in another layout ({', '.join([*layout, *order])}): "
         "sums are taken in another order, and random states are seeded anew from (seed, step)"
     )
-
-
-def read_plan(path: Path) -> StagePlan:
-    """Reads the plan that wrote a checkpoint.
-
-    Raises:
-        DataError: `path` is not a checkpoint of this project.
-    """
-    file = path / "plan.json"
-    if not file.is_file():
-        raise DataError(f"{path}: not a checkpoint: it has no plan.json. Name a folder …/checkpoints/step_N.")
-    return StagePlan.model_validate_json(file.read_bytes())
 
 
 def read_facts(path: Path) -> dict[str, Any]:

@@ -17,9 +17,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypedDict
 
+from pydantic import ValidationError
+
 from data_tools.atomic_files import write_atomically
 from data_tools.errors import DataError
 from megatron_ext.plan.lineage import STAGE_FILE
+from megatron_ext.plan.stage_plan import StagePlan
 
 FILE_LIST = "files.json"
 
@@ -110,6 +113,26 @@ def require_whole(path: Path, *, look: Callable[[Path], list[str]] = damage_of) 
     more = [f"… and {len(damage) - _SHOWN} files more"] if len(damage) > _SHOWN else []
     lines = "".join(f"  {line}\n" for line in [*damage[:_SHOWN], *more])
     raise DataError(f"{path}: this checkpoint is damaged; nothing was loaded.\n{lines}{_way_out(path, look)}")
+
+
+def read_plan(path: Path) -> StagePlan:
+    """Reads the plan that wrote a checkpoint.
+
+    Raises:
+        DataError: `path` is not a checkpoint of this project, is damaged, or was written by another version.
+    """
+    file = path / "plan.json"
+    if not file.is_file():
+        raise DataError(f"{path}: not a checkpoint: it has no plan.json. Name a folder …/checkpoints/step_N.")
+    try:
+        return StagePlan.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        require_whole(path)
+        first = error.errors()[0]
+        raise DataError(
+            f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}: it was written by another version of this "
+            "project; take the one that wrote it."
+        ) from None
 
 
 def _way_out(path: Path, look: Callable[[Path], list[str]]) -> str:

@@ -20,7 +20,7 @@ from megatron_ext.convert.import_hf import import_checkpoint
 from megatron_ext.models.build import build_model
 from megatron_ext.models.ssd import ssd_scan_ref
 from megatron_ext.training.checkpoint import load_weights
-from megatron_ext.training.checkpoint_facts import read_plan
+from megatron_ext.training.file_list import read_plan
 from tests.support.hf_models import (
     keep_norms_apart,
     make_hf_plan,

@@ -14,8 +14,7 @@ from data_tools.errors import DataError
 from megatron_ext.models.build import build_model
 from megatron_ext.rollout.cli import main_generate
 from megatron_ext.training.checkpoint import load_weights
-from megatron_ext.training.checkpoint_facts import read_plan
-from megatron_ext.training.file_list import damage_of, require_whole
+from megatron_ext.training.file_list import damage_of, read_plan, require_whole
 from tests.support.one_process import one_process
 from tests.support.toy_project import Run, ToyProject
 

@@ -20,8 +20,7 @@ from data_tools.tokenizer import Tokenizer
 from megatron_ext.runtime.launch import Launch
 from megatron_ext.runtime.parallel import process_groups
 from megatron_ext.training.checkpoint import load_checkpoint
-from megatron_ext.training.checkpoint_facts import read_plan
-from megatron_ext.training.file_list import checkpoints_of
+from megatron_ext.training.file_list import checkpoints_of, read_plan
 from megatron_ext.training.parts import Parts, make_parts
 from megatron_ext.training.saving import CheckpointWrite
 from tests.support.distributed import run_distributed
