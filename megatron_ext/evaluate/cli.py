@@ -54,6 +54,12 @@ def add_arguments(add: Any) -> None:
         metavar="REPORT",
         help="reports of data-tools overlap (beside a benchmark, *.overlap.jsonl is found)",
     )
+    add(
+        "--write-items",
+        type=Path,
+        metavar="DIR",
+        help="write questions and answers of lm-eval's tasks for data-tools overlap, and evaluate nothing",
+    )
     add("--tensor-model-parallel-size", type=int, default=1, metavar="N", help="ranks that share a layer (default: 1)")
     add("--backend", choices=("auto", "local", "te"), default="auto", help="whose layers (default: auto)")
     add("--show", nargs="+", type=Path, default=[], metavar="RESULTS", help="print one evaluation, or compare two")
@@ -82,6 +88,8 @@ def _evaluate(args: argparse.Namespace, launch: Launch) -> int:
     if args.items is not None:
         raise UsageError("evaluate: --items shows what was found: --show RESULTS --items N.")
     requests, suite = _requests(args)
+    if args.write_items:
+        return _write_items(requests, args.write_items) if launch.is_main else 0
     checkpoint = find_checkpoint(args.checkpoint)
     for kind in dict.fromkeys(request.kind for request in requests):
         kind_named(kind).check([request for request in requests if request.kind == kind], checkpoint)
@@ -137,8 +145,10 @@ def _evaluate(args: argparse.Namespace, launch: Launch) -> int:
 
 
 def _requests(args: argparse.Namespace) -> tuple[list[TaskRequest], Suite | None]:
-    if args.checkpoint is None:
+    if args.checkpoint is None and args.write_items is None:
         raise UsageError("evaluate: name a checkpoint, or --show RESULTS.")
+    if args.checkpoint is not None and args.write_items is not None:
+        raise UsageError("evaluate: --write-items reads tasks only; leave CHECKPOINT out.")
     suite = read_suite(args.suite) if args.suite else None
     options = _options(args, suite)
     requests = [read_request(text, options) for text in args.tasks]
@@ -148,6 +158,19 @@ def _requests(args: argparse.Namespace) -> tuple[list[TaskRequest], Suite | None
         raise UsageError("evaluate: name tasks: --tasks held-out verifiable:FILE, or --suite FILE.")
     refuse_same_names(requests)
     return requests, suite
+
+
+def _write_items(requests: list[TaskRequest], folder: Path) -> int:
+    from megatron_ext.evaluate.lm_eval_contamination import write_items
+    from megatron_ext.evaluate.lm_eval_task import known_tasks
+
+    of_harness = [request for request in requests if request.kind == "lm-eval"]
+    if not of_harness:
+        raise UsageError("evaluate: --write-items is for tasks of lm-eval; prompt files are compared as they are.")
+    for request, loaded in known_tasks(of_harness):
+        for file in write_items(request, loaded, folder):
+            print(file)
+    return 0
 
 
 def _options(args: argparse.Namespace, suite: Suite | None) -> Options:

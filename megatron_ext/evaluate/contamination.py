@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from megatron_ext.evaluate.options import Options
 from megatron_ext.evaluate.results import Contamination, SourceOverlap
 from megatron_ext.evaluate.tasks import TaskRequest
 from megatron_ext.plan.stage_plan import StagePlan
+from megatron_ext.training.file_list import read_plan
 
 _REPORTS_BESIDE = "*.overlap.jsonl"
 
@@ -30,17 +31,23 @@ class Benchmark:
     """Items that must not have been trained on.
 
     Attributes:
-        file: They stand in it.
-        sha256: Of the file.
+        name: Of their file, for people.
+        sha256: Of the file that a report must have read; "" where none is looked for.
         ids: Of the items, as the adapter gives them.
         adapter: That a report must have read the file with, so that its ids are these.
+        how: The commands that make a report; "" where nothing can.
+        copies: Items that are trained on with a file as it is, by the hash of the file.
+        reports: Folder of the benchmark, where reports may lie; None: only named ones count.
         apart_from: Content of sources that are known to hold none of the items.
     """
 
-    file: Path
+    name: str
     sha256: str
     ids: frozenset[str]
     adapter: str
+    how: str
+    copies: Mapping[str, frozenset[str]]
+    reports: Path | None = None
     apart_from: frozenset[str] = frozenset()
 
 
@@ -81,7 +88,7 @@ def contamination_of(benchmark: Benchmark, checkpoint: Path, options: Options) -
         DataError: A report that was named is no report.
     """
     named = [Path(path) for path in options.overlap]
-    beside = sorted(set(benchmark.file.parent.glob(_REPORTS_BESIDE)) - set(named))
+    beside = sorted(set(benchmark.reports.glob(_REPORTS_BESIDE)) - set(named)) if benchmark.reports is not None else []
     pairs = [pair for path in [*named, *beside] for pair in _read_report(path)]
     overlapping: set[str] = set()
     found = []
@@ -89,31 +96,32 @@ def contamination_of(benchmark: Benchmark, checkpoint: Path, options: Options) -
         if source.data_id in benchmark.apart_from:
             found.append(SourceOverlap(source=source.name, data_id=source.data_id, items=0))
             continue
-        if benchmark.sha256 in source.files:  # trained on as it is
-            overlapping |= benchmark.ids
-            found.append(SourceOverlap(source=source.name, data_id=source.data_id, items=len(benchmark.ids)))
-            continue
-        fitting = [(pair, *sides) for pair in pairs if (sides := _sides(pair, benchmark, options)) is not None]
-        covering = [one for one in fitting if not source.files.isdisjoint(_hashes(one[2]))]
-        covered = {sha256 for _, _, other in covering for sha256 in _hashes(other)}
-        if not source.files or not source.files <= covered:
-            found.append(SourceOverlap(source=source.name, data_id=source.data_id))
-            continue
-        items = {
-            hit for pair, _, other in covering for hit in _hits(pair, other, benchmark, options.contamination_share)
-        }
+        items, known = _overlap_with(source, benchmark, pairs, options)
         overlapping |= items
-        found.append(
-            SourceOverlap(
-                source=source.name,
-                data_id=source.data_id,
-                report=", ".join(dict.fromkeys(pair.report for pair, _, _ in covering)),
-                items=len(items),
-                ngram=max(pair.ngram for pair, _, _ in covering),
-                too_short=max(ours["too_short"] for _, ours, _ in covering),
-            )
-        )
+        found.append(known)
     return _judged(benchmark, found, overlapping, options)
+
+
+def _overlap_with(
+    source: TrainedSource, benchmark: Benchmark, pairs: Sequence[_Pair], options: Options
+) -> tuple[set[str], SourceOverlap]:
+    """The items that a source holds, and what is known of the two."""
+    items = {item for sha256, ids in benchmark.copies.items() if sha256 in source.files for item in ids}
+    fitting = [(pair, *sides) for pair in pairs if (sides := _sides(pair, benchmark, options)) is not None]
+    covering = [one for one in fitting if not source.files.isdisjoint(_hashes(one[2]))]
+    covered = {sha256 for _, _, other in covering for sha256 in _hashes(other)}
+    known = SourceOverlap(source=source.name, data_id=source.data_id, items=len(items) or None)
+    if not source.files or not source.files <= covered:
+        return items, known
+    for pair, _, other in covering:
+        items |= _hits(pair, other, benchmark, options.contamination_share)
+    said = {
+        "report": ", ".join(dict.fromkeys(pair.report for pair, _, _ in covering)),
+        "items": len(items),
+        "ngram": max(pair.ngram for pair, _, _ in covering),
+        "too_short": max(ours["too_short"] for _, ours, _ in covering),
+    }
+    return items, known.model_copy(update=said)
 
 
 def require_clean(request: TaskRequest, found: Contamination, num_items: int) -> None:
@@ -144,7 +152,7 @@ def trained_sources(checkpoint: Path) -> list[TrainedSource]:
 
 def _files_by_data_id(checkpoint: Path) -> dict[str, frozenset[str]]:
     """Hashes of the files behind each source of the chain, where plans and datasets are still there."""
-    plan = StagePlan.model_validate_json((checkpoint / "plan.json").read_bytes())
+    plan = read_plan(checkpoint)
     stages = checkpoint.parents[2]
     behind = [stage.stage_id for stage in plan.behind.chain] if plan.behind is not None else []
     plans = [plan]
@@ -220,19 +228,13 @@ def _judged(
             f"{', '.join(touched)}"
         )
     if unknown:
-        made = (
-            f": data-tools overlap SOURCE.yaml --against {benchmark.file} --adapter {benchmark.adapter} --out "
-            "NAME.overlap.jsonl makes one"
-        )
-        said.append(
-            f"no overlap report compares {benchmark.file} with {', '.join(unknown)}"
-            + ("" if benchmark.file.is_dir() else made)
-        )
+        made = f": {benchmark.how} makes one" if benchmark.how else ""
+        said.append(f"no overlap report compares {benchmark.name} with {', '.join(unknown)}{made}")
     short = max((source.too_short for source in sources), default=0)
     if short:
         ngram = max(source.ngram or 0 for source in sources)
         said.append(
-            f"{short:,} documents of {benchmark.file} have fewer than {ngram} words, so only copies of them as a whole "
+            f"{short:,} documents of {benchmark.name} have fewer than {ngram} words, so only copies of them as a whole "
             "were looked for: data-tools overlap --ngram N with a smaller N finds more"
         )
     return Contamination(

@@ -10,14 +10,14 @@ make every backend's kernels for packed rows part of this.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from megatron.core.models.hybrid.hybrid_model import HybridModel
 from torch import Tensor
 
+from megatron_ext.rollout.inprocess import unwrapped
 from megatron_ext.runtime.device import device, device_scope
 
 LOGIT_TOKENS = 1024
@@ -58,38 +58,32 @@ class ContinuationScorer:
     """
 
     def __init__(self, model: Any, *, batch_tokens: int) -> None:
-        while not isinstance(model, HybridModel):
-            model = model.module
-        self._model: HybridModel = model
+        self._model = unwrapped(model)
         self._batch_tokens = batch_tokens
         self.read_tokens = self.padding_tokens = 0
 
-    def score(
-        self, continuations: Sequence[Continuation], *, on_scored: Callable[[int], None] = lambda _: None
-    ) -> list[Score]:
-        """Scores all of them, in their order.
+    def passes(self, continuations: Sequence[Continuation]) -> list[list[int]]:
+        """Which continuations, by their indices, go through the model together: those of one text, and of like length.
 
-        Tensor-parallel ranks must call this together.
-
-        Args:
-            continuations: What is scored.
-            on_scored: Called after each pass with how many continuations it scored.
+        They hang on what is asked alone, and not on the number of ranks or on what is known already, so that a
+        continuation has the same score to the last bit.
         """
         texts: dict[tuple[int, ...], list[int]] = {}
         for index, one in enumerate(continuations):
             texts.setdefault(one.ids[:-1], []).append(index)
-        scores: dict[int, Score] = {}
-        for batch in _batches(sorted(texts, key=lambda ids: (-len(ids), ids)), self._batch_tokens):
-            asked = [(row, index) for row, ids in enumerate(batch) for index in texts[ids]]
-            found = self._score_batch(batch, [(row, continuations[index]) for row, index in asked])
-            scores.update(zip((index for _, index in asked), found, strict=True))
-            on_scored(len(asked))
-        return [scores[index] for index in range(len(continuations))]
+        of_text = list(texts.values())
+        passes = passes_of(list(map(len, texts)), batch_tokens=self._batch_tokens)
+        return [[index for place in one for index in of_text[place]] for one in passes]
 
     @torch.no_grad()
-    def _score_batch(self, texts: Sequence[tuple[int, ...]], asked: Sequence[tuple[int, Continuation]]) -> list[Score]:
-        """Scores of continuations, each with the row of `texts` that it ends."""
-        length = len(texts[0])
+    def score(self, continuations: Sequence[Continuation]) -> list[Score]:
+        """Scores what goes through the model together.
+
+        Tensor-parallel ranks must call this together.
+        """
+        rows_of: dict[tuple[int, ...], int] = {}
+        asked = [(rows_of.setdefault(one.ids[:-1], len(rows_of)), one) for one in continuations]
+        texts, length = list(rows_of), max(map(len, rows_of))
         padded = torch.tensor([ids + (0,) * (length - len(ids)) for ids in texts], device=device())
         self.read_tokens += padded.numel()
         self.padding_tokens += padded.numel() - sum(map(len, texts))
@@ -144,13 +138,15 @@ class ContinuationScorer:
         return logits[:, 0].float()
 
 
-def _batches(texts: Sequence[tuple[int, ...]], batch_tokens: int) -> Iterator[list[tuple[int, ...]]]:
-    """Texts, longest first, in passes of at most `batch_tokens` with their padding; at least one each."""
-    batch: list[tuple[int, ...]] = []
-    for ids in texts:
-        if batch and (len(batch) + 1) * len(batch[0]) > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(ids)
-    if batch:
-        yield batch
+def passes_of(lengths: Sequence[int], *, batch_tokens: int) -> list[list[int]]:
+    """Texts by their indices, longest first, in passes of at most `batch_tokens` with their padding; at least one each.
+
+    >>> passes_of([3, 1, 2], batch_tokens=6)
+    [[0, 2], [1]]
+    """
+    passes: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        if not passes or (len(passes[-1]) + 1) * lengths[passes[-1][0]] > batch_tokens:
+            passes.append([])
+        passes[-1].append(index)
+    return passes

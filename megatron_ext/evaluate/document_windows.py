@@ -6,8 +6,7 @@ knows no more of the document. Every token is predicted once, its end of documen
 
 Source of the rule: rolling log-likelihoods of the Language Model Evaluation Harness with a context of one token.
 
-Windows go through the model in batches of like length, the same ones whatever the number of ranks; nothing but padding
-stands behind a window, and it is not read.
+Windows go through the model in passes of like length (`continuations.py`), the same ones whatever the number of ranks.
 """
 
 from __future__ import annotations
@@ -15,29 +14,26 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
-import torch
-import torch.distributed as dist
 
 from data_tools.dataset import StoredDataset, read_dataset
-from data_tools.errors import DataError, UserError
+from data_tools.errors import DataError
 from data_tools.progress import shown
 from data_tools.tokenizer import Tokenizer
-from megatron_ext.datasets.batch import Batch
 from megatron_ext.datasets.documents import Documents, Span, first_unknown_id, unknown_id_error
 from megatron_ext.datasets.open_files import OpenFiles
 from megatron_ext.datasets.shards import ShardedDocuments, open_documents
+from megatron_ext.evaluate.continuations import Continuation, ContinuationScorer, passes_of
 from megatron_ext.evaluate.evaluation import Evaluation
+from megatron_ext.evaluate.kept_items import Key, Line
 from megatron_ext.evaluate.results import Contamination, Interval, Metric, TaskResult
+from megatron_ext.evaluate.shared_lines import lines_of_all_ranks
 from megatron_ext.evaluate.tasks import TaskRequest
 from megatron_ext.evaluate.text_bytes import bits_per_byte, bytes_of, require_finite
-from megatron_ext.objectives.pretrain import PretrainObjective
-from megatron_ext.runtime.agreement import raise_on_all_ranks
 from megatron_ext.training.intervals import bootstrap_interval
-from megatron_ext.training.microbatches import run_schedule
 
 _RULE = (
     "each document alone, behind an end-of-document token; longer ones in windows of {length:,} tokens, a later window "
@@ -73,22 +69,6 @@ def windows_of(lengths: Iterable[int], *, most: int) -> list[Window]:
     ]
 
 
-def batches_of(windows: Sequence[Window], *, batch_tokens: int) -> list[list[Window]]:
-    """Windows in batches of like length, longest first, of `batch_tokens` tokens with padding, at least one window.
-
-    >>> windows = windows_of([3, 1, 2], most=4)
-    >>> [[window.document for window in batch] for batch in batches_of(windows, batch_tokens=6)]
-    [[0, 2], [1]]
-    """
-    ordered = sorted(windows, key=lambda window: (-window.length, window))
-    batches: list[list[Window]] = []
-    for window in ordered:
-        if not batches or (len(batches[-1]) + 1) * batches[-1][0].length > batch_tokens:
-            batches.append([])
-        batches[-1].append(window)
-    return batches
-
-
 def evaluate_documents(request: TaskRequest, evaluation: Evaluation, contamination: Contamination) -> TaskResult:
     """Loss and bits per byte of the dataset that a request names.
 
@@ -107,17 +87,9 @@ def evaluate_documents(request: TaskRequest, evaluation: Evaluation, contaminati
     windows = windows_of(itertools.islice(lengths, request.options.limit), most=plan.batch.sequence_length)
     if not windows:
         raise DataError(f"{request.task}: its first {request.options.limit:,} documents hold no token; raise limit.")
-    there = {(line["item"], line["sample"]): line for line in evaluation.items.of(request.name)}
-    error: UserError | None = None
-    mine: list[dict[str, Any]] = []
-    try:
-        mine = _score(request, evaluation, documents, windows, there)
-    except UserError as caught:
-        error = caught
-    raise_on_all_ranks(error)
-    of_ranks: list[list[dict[str, Any]]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(of_ranks, mine)
-    there |= {(line["item"], line["sample"]): line for lines in of_ranks for line in lines}
+    there = lines_of_all_ranks(
+        evaluation.items, request.name, lambda there: _score(request, evaluation, documents, windows, there)
+    )
     lines = [there[_item(window), window.number] for window in windows]
     return _result(request, dataset, lines, contamination, length=plan.batch.sequence_length)
 
@@ -131,17 +103,19 @@ def _score(
     evaluation: Evaluation,
     documents: Documents | ShardedDocuments,
     windows: Sequence[Window],
-    there: dict[tuple[str, int], Any],
-) -> list[dict[str, Any]]:
-    """The lines of this rank's share of the batches that are not there yet; of tensor-parallel ranks, the first's."""
+    there: Mapping[Key, Line],
+) -> list[Line]:
+    """The lines of this rank's share of the passes that are not there yet."""
     groups = evaluation.opened.groups
+    scorer = ContinuationScorer(evaluation.opened.model, batch_tokens=request.options.batch_tokens)
     tokenizer = Tokenizer.load(evaluation.opened.tokenizer_folder, special_tokens="parse")
-    batches = [
-        batch
-        for batch in batches_of(windows, batch_tokens=request.options.batch_tokens)
-        if any((_item(window), window.number) not in there for window in batch)
+    passes = passes_of([window.length for window in windows], batch_tokens=request.options.batch_tokens)
+    missing = [
+        [windows[index] for index in one]
+        for one in passes
+        if any((_item(windows[index]), windows[index].number) not in there for index in one)
     ]
-    mine = batches[groups.dp.rank() :: groups.dp.size()]
+    mine = missing[groups.dp.rank() :: groups.dp.size()]
     sizes: Counter[int] = Counter()
     for window in windows:
         sizes[window.document] += window.length
@@ -150,11 +124,11 @@ def _score(
     with shown(f"{request.name}: tokens", tokens, unit="tokens") as progress:
         for batch in mine:
             rows = [_read(documents, window, tokenizer.eod_id, evaluation) for window in batch]
-            losses = _nats_of(rows, tokenizer.eod_id, evaluation)
-            for window, row, nats in zip(batch, rows, losses, strict=True):
+            scores = scorer.score([Continuation(tuple(row.tolist()), len(row) - 1) for row in rows])
+            for window, row, score in zip(batch, rows, scores, strict=True):
                 key = _item(window), window.number
-                require_finite(nats, f"{request.task}, document {window.document:,}")
-                if groups.tp.rank() or key in there:
+                nats = require_finite(-score.log_prob, f"{request.task}, document {window.document:,}")
+                if key in there:
                     continue
                 whole = _whole(documents, window.document, sizes[window.document]) if window.number == 0 else None
                 size = bytes_of(whole, tokenizer) if whole is not None else 0
@@ -184,30 +158,10 @@ def _whole(documents: Documents | ShardedDocuments, document: int, length: int) 
     return tokens
 
 
-@torch.no_grad()
-def _nats_of(rows: Sequence[np.ndarray], eod_id: int, evaluation: Evaluation) -> list[float]:
-    """Summed cross entropy of each row, in nats."""
-    longest = max(map(len, rows))
-    tokens = np.full((len(rows), longest), eod_id, np.int64)
-    for place, row in enumerate(rows):
-        tokens[place, : len(row)] = row
-    numbers = range(len(rows))
-    batch = Batch.from_rows(
-        tokens,
-        source_index=numbers,  # each row is a source of its own, so that the report has a line for it
-        sample_ids=[""] * len(rows),
-        masked_labels=[range(len(row) - 1, longest - 1) for row in rows],
-    )
-    opened = evaluation.opened
-    objective = PretrainObjective(len(rows))
-    (report,) = run_schedule(opened.model, objective, [batch], groups=opened.groups, forward_only=True)
-    return [float(row[0]) for row in report.cpu()]
-
-
 def _result(
     request: TaskRequest,
     dataset: StoredDataset,
-    lines: Sequence[dict[str, Any]],
+    lines: Sequence[Line],
     contamination: Contamination,
     *,
     length: int,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import hashlib
 import json
 import shlex
@@ -13,14 +13,22 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch.distributed as dist
 
-from data_tools.atomic_files import beside, write_atomically
-from data_tools.errors import SetupError, UsageError, UserError
+from data_tools.atomic_files import beside, take_folder, write_atomically
+from data_tools.errors import UsageError, UserError
 from megatron_ext.evaluate.external_task import KINDS_OF_OTHERS, found_so_far
-from megatron_ext.evaluate.kept_items import KeptItems, finish_items, lines_on_disk, remove_parts
+from megatron_ext.evaluate.kept_items import (
+    REQUESTS,
+    SAMPLES,
+    KeptItems,
+    Line,
+    finish_items,
+    lines_on_disk,
+    remove_parts,
+)
 from megatron_ext.evaluate.kept_results import keep_results, remove_kept_results, results_on_disk
 from megatron_ext.evaluate.loading import OpenedCheckpoint, identity_of
 from megatron_ext.evaluate.options import Options
@@ -40,6 +48,7 @@ from megatron_ext.training.file_list import weights_fingerprint
 
 ASKED = "asked.json"
 FOLDER = "evaluations"
+_KEPT = (SAMPLES, REQUESTS)
 
 
 @dataclass(frozen=True)
@@ -98,12 +107,14 @@ class Evaluation:
         opened: Model, plan and process groups.
         folder: Of this evaluation.
         items: Keeps what is found item by item.
+        requests: Keeps what the engine has answered to the harness, which makes items of it at a task's end.
         say: Writes a line for people; on the main rank only.
     """
 
     opened: OpenedCheckpoint
     folder: Path
     items: KeptItems
+    requests: KeptItems
     say: Callable[[str], None]
 
     @property
@@ -166,13 +177,14 @@ def evaluate(opened: OpenedCheckpoint, question: Question, folder: Path, *, say:
     except UserError as caught:
         error = caught
     raise_on_all_ranks(error)
-    lines, cut = answer_of_main_rank(lines_on_disk(folder) if is_main else None)
+    found = answer_of_main_rank({name: lines_on_disk(folder, name) for name in _KEPT} if is_main else {})
     known = answer_of_main_rank(results_on_disk(folder) if is_main else None)
-    if lines or cut:
-        say(f"goes on from {len(lines):,} items in {folder}" + (f"; {cut} cut lines are done again" if cut else ""))
     results: list[TaskResult] = []
-    with closing(KeptItems(folder, rank=dist.get_rank(), lines=lines)) as items:
-        evaluation = Evaluation(opened, folder, items, say)
+    with contextlib.ExitStack() as stack:
+        items, asked = (
+            stack.enter_context(closing(_kept_items(folder, opened, name, *found[name], say=say))) for name in _KEPT
+        )
+        evaluation = Evaluation(opened, folder, items, asked, say)
         for kind, requests in _by_kind(question.tasks).items():
             if kind in KINDS_OF_OTHERS:
                 results += kind_named(kind).run(requests, evaluation)
@@ -184,13 +196,27 @@ def evaluate(opened: OpenedCheckpoint, question: Question, folder: Path, *, say:
                         keep_results(folder, request.name, known[request.name])
                 results += known[request.name]
     dist.barrier()
-    found = _results(opened.identity, opened.engine, question, folder, results, seconds=time.monotonic() - began)
+    all_of_it = _results(opened.identity, opened.engine, question, folder, results, seconds=time.monotonic() - began)
     if is_main:
-        _finish(folder, found)
+        _finish(folder, all_of_it)
     if lock is not None:
         lock.close()
     dist.barrier()
-    return found
+    return all_of_it
+
+
+def _kept_items(
+    folder: Path, opened: OpenedCheckpoint, name: str, lines: list[Line], cut: int, *, say: Callable[[str], None]
+) -> KeptItems:
+    """What is kept under a name, with what an earlier, killed evaluation has left; says how much that is."""
+    if lines or cut:
+        of_requests = "answers to lm-eval" if name == REQUESTS else "items"
+        say(
+            f"goes on from {len(lines):,} {of_requests} in {folder}"
+            + (f"; {cut} cut lines are done again" if cut else "")
+        )
+    rank, writes = dist.get_rank(), opened.groups.tp.rank() == 0
+    return KeptItems(folder, rank=rank, lines=lines, kept_as=name, writes=writes)
 
 
 def evaluate_by_others(checkpoint: Path, question: Question, folder: Path, *, say: Callable[[str], None]) -> Results:
@@ -234,17 +260,9 @@ def _finish(folder: Path, results: Results) -> None:
     remove_kept_results(folder)
 
 
-def _taken(folder: Path, question: Question, checkpoint: Path) -> Any:
+def _taken(folder: Path, question: Question, checkpoint: Path) -> IO[str]:
     """Takes the folder for this process; it is free again when the file is closed, or the process ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = (folder / ".lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.close()
-        raise SetupError(
-            f"{folder}: another process is evaluating this. Wait for it, or give another --name."
-        ) from None
+    lock = take_folder(folder, busy="another process is evaluating this. Wait for it, or give another --name.")
     write_atomically(folder / ASKED, (json.dumps(question.to_json(checkpoint), indent=1) + "\n").encode())
     return lock
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_tools.atomic_files import write_atomically
 from data_tools.errors import DataError, UsageError
-from megatron_ext.evaluate.results import Contamination, Metric, Results, SamplingUsed, TaskResult
+from megatron_ext.evaluate.results import Contamination, Metric, Results, TaskResult, sampling_used
 from megatron_ext.evaluate.tasks import TaskRequest
 
 if TYPE_CHECKING:
@@ -234,7 +234,6 @@ def _read_nemo_skills(request: TaskRequest, found: Mapping[str, Any]) -> tuple[M
 
 
 def _result(request: TaskRequest, metric: Metric, file: Path, details: Mapping[str, Any]) -> TaskResult:
-    options = request.options
     return TaskResult(
         task=request.task,
         kind=request.kind,
@@ -245,14 +244,8 @@ def _result(request: TaskRequest, metric: Metric, file: Path, details: Mapping[s
         items=metric.n,
         data=request.argument,
         method=f"judged by another program ({request.kind}); read from {file.name}",
-        sampling=SamplingUsed(
-            samples=options.samples,
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            max_new_tokens=options.max_new_tokens,
-        ),
-        seed=options.seed,
+        sampling=sampling_used(request.options),
+        seed=request.options.seed,
         contamination=Contamination(status="unknown", note="not compared with what was trained on"),
         details={"file": str(file), **details},
     )

@@ -1,7 +1,9 @@
 """What has been found item by item, kept while it is found, so that a killed evaluation goes on from it.
 
 While an evaluation runs every rank appends whole lines to `samples.rank_N.jsonl`; a line that a kill has cut is
-dropped and counted. At the end the main rank sorts all lines into `samples.jsonl.zst` and removes those files.
+dropped and counted. At the end the main rank sorts all lines into `samples.jsonl.zst` and removes those files. What
+the harness has asked the engine, of which it makes lines at a task's end only, is kept the same way in
+`requests.rank_N.jsonl` (`item` is a hash of the request) and removed at the end.
 
 | field  | holds |
 |--------|-------|
@@ -15,9 +17,10 @@ dropped and counted. At the end the main rank sorts all lines into `samples.json
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,7 +30,11 @@ from megatron_ext.datasets.rollout_file import zstandard_of_extra
 from megatron_ext.evaluate.results import ITEMS
 
 Line = dict[str, Any]
-_PARTS = "samples.rank_*.jsonl"
+Key = tuple[str, int]
+"""Item and sample."""
+
+SAMPLES, REQUESTS = "samples", "requests"
+"""First parts of the names of files while an evaluation runs."""
 
 
 def read_items(folder: Path) -> Iterator[Line]:
@@ -52,10 +59,19 @@ class KeptItems:
         folder: Of the evaluation.
         rank: Of this process.
         lines: That were there when it began (`lines_on_disk`), of all ranks.
+        kept_as: `SAMPLES` or `REQUESTS`.
+        writes: Whether this rank writes: of tensor-parallel ranks, which find the same, the first.
+
+    Attributes:
+        folder: Of the evaluation.
     """
 
-    def __init__(self, folder: Path, *, rank: int, lines: Iterable[Line]) -> None:
-        self._file = folder / f"samples.rank_{rank}.jsonl"
+    def __init__(
+        self, folder: Path, *, rank: int, lines: Iterable[Line], kept_as: str = SAMPLES, writes: bool = True
+    ) -> None:
+        self.folder = folder
+        self._file = folder / f"{kept_as}.rank_{rank}.jsonl"
+        self._writes = writes
         self._opened: IO[str] | None = None
         self._writing = threading.Lock()  # answers are kept by the threads that have scored them
         self._lines: dict[str, list[Line]] = {}
@@ -69,6 +85,8 @@ class KeptItems:
     def add(self, task: str, item: str, **values: Any) -> Line:
         """Keeps one more line; it is on its way to the disk when this returns. Of one rank for each item and sample."""
         line = {"task": task, "item": item, "sample": 0} | values
+        if not self._writes:
+            return line
         text = json.dumps(line, ensure_ascii=False) + "\n"
         with self._writing:
             if self._opened is None:
@@ -84,14 +102,28 @@ class KeptItems:
             self._opened = None
 
 
-def lines_on_disk(folder: Path) -> tuple[list[Line], int]:
+def runs_of_missing(item: str, there: Container[Key], num_samples: int) -> list[tuple[int, int]]:
+    """The samples of an item that are not there, as runs of (first, count).
+
+    >>> runs_of_missing("a", {("a", 1): {}, ("b", 0): {}}, 4)
+    [(0, 1), (2, 2)]
+    """
+    missing = [sample for sample in range(num_samples) if (item, sample) not in there]
+    runs = []
+    for _, run in itertools.groupby(enumerate(missing), key=lambda pair: pair[1] - pair[0]):
+        samples = [sample for _, sample in run]
+        runs.append((samples[0], len(samples)))
+    return runs
+
+
+def lines_on_disk(folder: Path, kept_as: str = SAMPLES) -> tuple[list[Line], int]:
     """The lines of an unfinished evaluation, each item and sample once, and how many a kill has cut.
 
     A line that was cut is also removed from its file, so that what is appended begins on a line of its own.
     """
     found: dict[tuple[str, str, int], Line] = {}
     cut = 0
-    for file in sorted(folder.glob(_PARTS)):
+    for file in sorted(folder.glob(f"{kept_as}.rank_*.jsonl")):
         content = file.read_bytes()
         whole, newline, rest = content.rpartition(b"\n")
         if rest:
@@ -114,5 +146,6 @@ def finish_items(folder: Path) -> None:
 
 def remove_parts(folder: Path) -> None:
     """Removes the files of the ranks, once results.json is there."""
-    for file in folder.glob(_PARTS):
-        file.unlink()
+    for kept_as in (SAMPLES, REQUESTS):
+        for file in folder.glob(f"{kept_as}.rank_*.jsonl"):
+            file.unlink()

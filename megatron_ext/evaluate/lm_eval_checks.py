@@ -35,6 +35,12 @@ def require_possible(request: TaskRequest, loaded: LoadedTasks, max_length: int)
         if wanted is not None and wanted not in there:
             raise UsageError(f"task {request.task}: metric: {wanted}: {name} has {', '.join(there) or 'none'}.")
     for name, task in loaded.tasks.items():
+        nothing = sorted(metric for metric, aggregate in task.aggregation().items() if aggregate is None)
+        if nothing:
+            raise UsageError(
+                f"task {request.task}: {name}: metric_list: {', '.join(nothing)}: lm-eval knows no aggregation of the "
+                "name given; leave `aggregation` out for its own, or name one that it has, such as mean."
+            )
         if task.OUTPUT_TYPE != "generate_until":
             continue
         own = task.get_config("generation_kwargs") or {}

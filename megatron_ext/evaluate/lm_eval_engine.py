@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from data_tools.progress import shown
 from data_tools.tokenizer import describe
 from megatron_ext.convert.tokenizer_files import generation_config, token_ids
 from megatron_ext.evaluate.continuations import ContinuationScorer
+from megatron_ext.evaluate.kept_items import KeptItems
 from megatron_ext.evaluate.lm_eval_model import EngineLM, read_tokenizer
 from megatron_ext.evaluate.loading import OpenedCheckpoint
 from megatron_ext.evaluate.options import Options
@@ -17,7 +18,9 @@ from megatron_ext.rollout.protocol import Completion, Prompt, Sampling
 
 
 @contextlib.contextmanager
-def engine_lm(opened: OpenedCheckpoint, options: Options, *, label: str, requests: int) -> Iterator[EngineLM]:
+def engine_lm(
+    opened: OpenedCheckpoint, options: Options, *, items: KeptItems, label: str, requests: int
+) -> Iterator[EngineLM]:
     """Our engine as the harness's model, for one task or group.
 
     All ranks must call this.
@@ -25,12 +28,13 @@ def engine_lm(opened: OpenedCheckpoint, options: Options, *, label: str, request
     Args:
         opened: The checkpoint; its tokenizer and training length are taken as an export of it has them.
         options: `batch_tokens`, `slots`, `max_length`, `seed`.
-        label: Of the progress that is shown.
+        items: Where answers are kept.
+        label: Of the task: its answers are kept, and progress is shown, under this name.
         requests: That the task will make on this rank, for the progress; an estimate.
     """
     tokenizer = read_tokenizer(opened.tokenizer_folder)
 
-    def generate(prompts: Sequence[Prompt], sampling: Sampling) -> list[Completion]:
+    def generate(prompts: Sequence[Prompt], sampling: Sampling, keep: Callable[[Completion], None]) -> None:
         room = max(len(prompt.ids) for prompt in prompts) + sampling.max_new_tokens
         engine = InProcessEngine(
             opened.model,
@@ -40,7 +44,7 @@ def engine_lm(opened: OpenedCheckpoint, options: Options, *, label: str, request
             tokens_per_slot=room,
             decode=tokenizer.decode,
         )
-        return engine.generate(prompts, sampling)
+        engine.generate(prompts, sampling, on_finished=keep)
 
     with shown(label, requests, unit="requests") as progress:
         yield EngineLM(
@@ -50,6 +54,8 @@ def engine_lm(opened: OpenedCheckpoint, options: Options, *, label: str, request
             max_length=options.max_length or opened.plan.batch.sequence_length,
             stop_ids=_stop_ids(opened),
             dp_group=opened.groups.dp,
+            items=items,
+            label=label,
             seed=options.seed,
             on_done=progress.advance,
         )

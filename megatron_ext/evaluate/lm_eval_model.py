@@ -8,6 +8,9 @@ agree, tests/parity/test_lm_eval_vs_hf.py. Where that model only warns, or says 
 Towards the harness there is one process with all requests; the data-parallel ranks share them inside. The harness's
 own sharing repeats requests on ranks that have fewer, which would count an answer twice where `repeats` asks for
 several.
+
+Each answer is kept when it is there, so a run that goes on asks only what is missing. The harness's own cache of
+requests keeps them when all of a kind are answered, and none that was sampled.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import functools
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +31,13 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from data_tools.errors import DataError, UsageError
 from megatron_ext.evaluate.continuations import Continuation, ContinuationScorer, Score
+from megatron_ext.evaluate.kept_items import KeptItems, Key, Line, runs_of_missing
 from megatron_ext.evaluate.lm_eval_checks import require_room, sampling_asked
+from megatron_ext.evaluate.shared_lines import lines_of_all_ranks
 from megatron_ext.rollout.protocol import Completion, Prompt, Sampling
 
-Generate = Callable[[Sequence[Prompt], Sampling], Sequence[Completion]]
-"""Samples prompts on this rank's share of them; all ranks call it."""
+Generate = Callable[[Sequence[Prompt], Sampling, Callable[[Completion], None]], Any]
+"""Samples this rank's share of prompts and calls the last argument with each answer; all ranks call it."""
 
 
 @dataclass
@@ -77,6 +82,8 @@ class EngineLM(TemplateLM):
         max_length: Tokens of a text at most.
         stop_ids: Tokens that end an answer, as the exported generation config has them.
         dp_group: Ranks that share the requests.
+        items: Where answers are kept.
+        label: Name of the task that they are kept under.
         seed: Of sampled answers.
         on_done: Called with how many requests were answered.
         cuts: What did not fit.
@@ -88,6 +95,8 @@ class EngineLM(TemplateLM):
     max_length: int
     stop_ids: frozenset[int]
     dp_group: dist.ProcessGroup
+    items: KeptItems
+    label: str
     seed: int = 1234
     on_done: Callable[[int], None] = lambda _: None
     cuts: Cuts = field(default_factory=Cuts)
@@ -173,17 +182,24 @@ class EngineLM(TemplateLM):
             self.cuts.dropped_tokens += tokens
 
     def _score(self, continuations: list[Continuation]) -> list[Score]:
-        """Scores on the data-parallel ranks: texts that are alike on one of them, each with its share of tokens."""
+        """Scores on the data-parallel ranks, each with its share of the passes."""
         self._require_same(continuations)
-        ranks, rank = self.dp_group.size(), self.dp_group.rank()
-        texts: dict[tuple[int, ...], list[int]] = {}
-        for index, one in enumerate(continuations):
-            texts.setdefault(one.ids[:-1], []).append(index)
-        by_length = sorted(texts, key=lambda ids: (-len(ids), ids))
-        mine = [index for ids in by_length[rank::ranks] for index in texts[ids]]
-        found = self.scorer.score([continuations[index] for index in mine], on_scored=self.on_done)
-        scores = self._gathered(dict(zip(mine, found, strict=True)))
-        return [scores[index] for index in range(len(continuations))]
+        keys = [(_hash_of(one), 0) for one in continuations]
+        passes = self.scorer.passes(continuations)
+
+        def find(there: Mapping[Key, Line]) -> list[Line]:
+            missing = [one for one in passes if any(keys[index] not in there for index in one)]
+            self.on_done(sum(map(len, passes)) - sum(map(len, missing)))
+            found = []
+            for one in missing[self.dp_group.rank() :: self.dp_group.size()]:
+                scores = self.scorer.score([continuations[index] for index in one])
+                new = {keys[index]: score for index, score in zip(one, scores, strict=True) if keys[index] not in there}
+                found += [self.items.add(self.label, item, **score._asdict()) for (item, _), score in new.items()]
+                self.on_done(len(one))
+            return found
+
+        lines = lines_of_all_ranks(self.items, self.label, find)
+        return [Score(lines[key]["log_prob"], lines[key]["is_greedy"]) for key in keys]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """Answers to each context, up to a stop string or the limit of new tokens."""
@@ -204,26 +220,41 @@ class EngineLM(TemplateLM):
         require_room(sampling.max_new_tokens, self.max_length)
         room = self.max_length - sampling.max_new_tokens
         counts = Counter(contexts)
-        prompts = []
-        for context, count in counts.items():
+        prompts = {}
+        for context in counts:
             ids = self.tok_encode(context)
             self._count_dropped(len(ids) - room)
-            prompts.append(Prompt(tuple(ids[-room:]), num_samples=count, seed=self._seed_of(context)))
-        answers: dict[tuple[int, int], str] = {}
-        limited = 0
-        for one in self.generate(prompts, sampling):
-            text = self.tokenizer.decode(list(one.token_ids), skip_special_tokens=True)
-            answers[one.prompt_index, one.sample_index] = postprocess_generated_text(text, until, None)
-            limited += one.finish == "length"
-            self.on_done(1)
-        answers = self._gathered(answers)
-        self.cuts.length_limited += sum(self._gathered({self.dp_group.rank(): limited}).values())
-        place = {context: index for index, context in enumerate(counts)}
+            prompts[context] = Prompt(tuple(ids[-room:]), seed=self._seed_of(context))
+        items = {context: _hash_of((context, sorted(kwargs.items()))) for context in counts}
+
+        def find(there: Mapping[Key, Line]) -> list[Line]:
+            runs = {context: runs_of_missing(items[context], there, count) for context, count in counts.items()}
+            asked = [(context, first, count) for context in counts for first, count in runs[context]]
+            self.on_done(len(contexts) - sum(count for _, _, count in asked))
+            found: list[Line] = []
+
+            def keep(one: Completion) -> None:
+                text = self.tokenizer.decode(list(one.token_ids), skip_special_tokens=True)
+                values = {"text": postprocess_generated_text(text, until, None), "finish": one.finish}
+                item = items[asked[one.prompt_index][0]]
+                found.append(self.items.add(self.label, item, sample=one.sample_index, **values))
+                self.on_done(1)
+
+            if asked:
+                wanted = [
+                    replace(prompts[context], first_sample=first, num_samples=count) for context, first, count in asked
+                ]
+                self.generate(wanted, sampling, keep)
+            return found
+
+        lines = lines_of_all_ranks(self.items, self.label, find)
         given: Counter[str] = Counter()
         texts = []
         for context in contexts:
-            texts.append(answers[place[context], given[context]])
+            line = lines[items[context], given[context]]
             given[context] += 1
+            self.cuts.length_limited += line["finish"] == "length"
+            texts.append(line["text"])
         return texts
 
     def _sampling(self, kwargs: Mapping[str, Any]) -> tuple[Sampling, list[str]]:
@@ -254,13 +285,10 @@ class EngineLM(TemplateLM):
                 "machines, or its code draws random numbers of its own; evaluate on one rank, or make them the same."
             )
 
-    def _gathered(self, mine: dict[Any, Any]) -> dict[Any, Any]:
-        """What all data-parallel ranks have, on each of them."""
-        if self.dp_group.size() == 1:
-            return mine
-        found: list[dict[Any, Any]] = [{}] * self.dp_group.size()
-        dist.all_gather_object(found, mine, group=self.dp_group)
-        return {key: value for part in found for key, value in part.items()}
+
+def _hash_of(request: Any) -> str:
+    """Name of a request among those of its task."""
+    return hashlib.sha256(repr(request).encode()).hexdigest()[:32]
 
 
 def read_tokenizer(folder: Path) -> Any:

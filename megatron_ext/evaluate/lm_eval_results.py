@@ -10,11 +10,10 @@ from importlib.metadata import version
 from typing import Any
 
 from data_tools.errors import DataError
-from megatron_ext.evaluate.contamination import TrainedSource
 from megatron_ext.evaluate.kept_items import KeptItems
-from megatron_ext.evaluate.lm_eval_contamination import contamination_of_tasks
+from megatron_ext.evaluate.lm_eval_contamination import item_id
 from megatron_ext.evaluate.lm_eval_tasks import LoadedTasks
-from megatron_ext.evaluate.results import Interval, Metric, TaskResult
+from megatron_ext.evaluate.results import Contamination, Interval, Metric, TaskResult
 from megatron_ext.evaluate.tasks import TaskRequest
 from megatron_ext.training.intervals import NORMAL_95, wilson_interval
 
@@ -26,7 +25,7 @@ def task_results(
     *,
     notes: Sequence[str],
     max_length: int,
-    sources: Sequence[TrainedSource] = (),
+    contamination: Mapping[str, Contamination],
 ) -> list[TaskResult]:
     """One result for a task or a group; one for each task of a tag, or of a group that makes no numbers of them.
 
@@ -36,7 +35,7 @@ def task_results(
         found: What the harness's `evaluate` returns.
         notes: What a reader must know.
         max_length: Tokens of a text at most.
-        sources: That the checkpoint was trained on.
+        contamination: What is known of each result's tasks, by its name.
     """
     return [
         TaskResult(
@@ -51,7 +50,7 @@ def task_results(
             data_id=_data_id(found["samples"], members),
             method=f"lm-eval {version('lm-eval')} on this engine, texts of at most {max_length:,} tokens",
             seed=request.options.seed,
-            contamination=contamination_of_tasks([loaded.tasks[one] for one in members], sources, request.options),
+            contamination=contamination[name],
             notes=(*notes, *_not_finite(found["results"][name])),
             details=_details(found, name, members, loaded),
         )
@@ -74,7 +73,7 @@ def keep_samples(request: TaskRequest, loaded: LoadedTasks, found: Mapping[str, 
                     **{metric: sample[metric] for metric in sample["metrics"]},
                 }
             for number, line in documents.items():
-                item = str(number) if len(members) == 1 else f"{member}/{number}"
+                item = item_id(member, number, members)
                 items.add(name_of(request, name), item, **json.loads(json.dumps(line, default=str)))
 
 
@@ -86,8 +85,8 @@ def _score(request: TaskRequest, sample: Mapping[str, Any]) -> float | None:
 
 
 def name_of(request: TaskRequest, name: str) -> str:
-    """A result's short name: the request's, or of a tag's task its own."""
-    return request.name if name == request.argument else name
+    """A result's short name: the request's, behind which a tag's task has its own; so it is unique as requests are."""
+    return request.name if name == request.argument else f"{request.name}/{name}"
 
 
 def _metrics(found: Mapping[str, Any], name: str) -> Iterator[Metric]:

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_tools.chat_template_files import template_source
 from data_tools.errors import DataError, UsageError
-from megatron_ext.evaluate.contamination import require_clean, trained_sources
+from megatron_ext.evaluate.contamination import require_clean
 from megatron_ext.evaluate.lm_eval_checks import require_possible
 from megatron_ext.evaluate.lm_eval_contamination import contamination_of_tasks
 from megatron_ext.evaluate.lm_eval_tasks import LoadedTasks, load_tasks, require_known, seed_as_harness
 from megatron_ext.evaluate.tasks import TaskRequest
-from megatron_ext.plan.stage_plan import StagePlan
+from megatron_ext.training.file_list import read_plan
 
 if TYPE_CHECKING:
     from megatron_ext.evaluate.evaluation import Evaluation
     from megatron_ext.evaluate.results import TaskResult
 
-_BOOTSTRAPS = 100_000
-"""Of metrics that have no closed form of a standard error; the harness's own default."""
+_BOOTSTRAPS = 1_000
+"""Of metrics that have no closed form of a standard error. The harness's own 100,000 take minutes, while other ranks
+wait, and give the same first digit."""
 
 _EXTRA = ("metric", "generation_kwargs")
 """Keys of a suite's entry beside the options: the headline metric, and how answers are sampled."""
@@ -42,24 +46,40 @@ def check(requests: Sequence[TaskRequest], checkpoint: Path) -> None:
             )
         if request.options.chat:
             template_source(checkpoint / "tokenizer", None)
+    problems = []
+    trained = read_plan(checkpoint).batch.sequence_length
+    for request, loaded in known_tasks(requests):
+        require_possible(request, loaded, request.options.max_length or trained)
+        try:
+            for _, members in loaded.parts(request.argument):
+                known = contamination_of_tasks(request, loaded, members, checkpoint)
+                require_clean(request, known, _documents(loaded, members, request.options.limit))
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        raise DataError("\n".join(problems))
+
+
+def known_tasks(requests: Sequence[TaskRequest]) -> list[tuple[TaskRequest, LoadedTasks]]:
+    """Requests with their tasks, whose data are loaded; all names are looked up first.
+
+    Raises:
+        UserError: As `lm_eval_tasks` does; of all tasks whose data cannot be had at once.
+    """
     by_folder: dict[Path | None, list[str]] = {}
     for request in requests:
         by_folder.setdefault(_folder(request), []).append(request.argument)
     for folder, names in by_folder.items():
         require_known(names, folder)
-    problems: list[DataError] = []
-    trained = StagePlan.model_validate_json((checkpoint / "plan.json").read_bytes()).batch.sequence_length
-    sources = trained_sources(checkpoint)
+    found, problems = [], []
     for request in requests:
         try:
-            loaded = loaded_tasks(request)
-            require_possible(request, loaded, request.options.max_length or trained)
-            known = contamination_of_tasks(list(loaded.tasks.values()), sources, request.options)
-            require_clean(request, known, _documents(loaded, None))
+            found.append((request, loaded_tasks(request)))
         except DataError as error:
-            problems.append(error)
+            problems.append(str(error))
     if problems:
-        raise DataError("\n".join(map(str, problems)))
+        raise DataError("\n".join(problems))
+    return found
 
 
 def run(requests: Sequence[TaskRequest], evaluation: Evaluation) -> list[TaskResult]:
@@ -84,10 +104,20 @@ def _run_one(request: TaskRequest, evaluation: Evaluation) -> list[TaskResult]:
     from megatron_ext.evaluate.lm_eval_results import keep_samples, task_results
 
     options, loaded = request.options, loaded_tasks(request)
+    contamination = {  # before hours are spent; a running stage may remove its checkpoint
+        name: contamination_of_tasks(request, loaded, members, evaluation.opened.path)
+        for name, members in loaded.parts(request.argument)
+    }
     notes = _prepare(request, loaded)
     seed_as_harness()
-    evaluation.say(f"{request.task}: {_documents(loaded, options.limit):,} documents in {len(loaded.tasks):,} tasks")
-    with engine_lm(evaluation.opened, options, label=request.name, requests=_requests(loaded, options.limit)) as lm:
+    documents = _documents(loaded, list(loaded.tasks), options.limit)
+    evaluation.say(f"{request.task}: {documents:,} documents in {len(loaded.tasks):,} tasks")
+    os.environ["DISABLE_MULTIPROC"] = "1"  # a pool forked out of a process that holds a GPU; read at each bootstrap
+    count = _requests(loaded, options.limit)
+    with (
+        engine_lm(evaluation.opened, options, items=evaluation.requests, label=request.name, requests=count) as lm,
+        contextlib.redirect_stdout(sys.stderr),  # the harness speaks where --json prints
+    ):
         found = evaluate(
             lm=lm,
             task_dict={"tasks": dict(loaded.tasks), "groups": dict(loaded.groups)},
@@ -105,7 +135,7 @@ def _run_one(request: TaskRequest, evaluation: Evaluation) -> list[TaskResult]:
         found,
         notes=[*notes, *lm.cuts.notes(lm.max_length)],
         max_length=lm.max_length,
-        sources=trained_sources(evaluation.opened.path),
+        contamination=contamination,
     )
 
 
@@ -125,8 +155,8 @@ def _prepare(request: TaskRequest, loaded: LoadedTasks) -> list[str]:
     return notes
 
 
-def _documents(loaded: LoadedTasks, limit: int | None) -> int:
-    counts = [len(task.eval_docs) for task in loaded.tasks.values()]
+def _documents(loaded: LoadedTasks, members: Sequence[str], limit: int | None) -> int:
+    counts = [len(loaded.tasks[member].eval_docs) for member in members]
     return sum(min(count, limit or count) for count in counts)
 
 

@@ -133,12 +133,26 @@ def _is_whole(name: str, manager: Any) -> bool:
 
 
 def _unknown(name: str, manager: Any, include_path: Path | None) -> str:
-    near = difflib.get_close_matches(name, manager.all_tasks, n=_NUM_SUGGESTIONS)
-    near += [one for one in manager.all_tasks if name in one and one not in near][: _NUM_SUGGESTIONS - len(near)]
+    near = [one for one in manager.all_tasks if _is_short_for(name, one.split("_"))]
+    near += difflib.get_close_matches(name, manager.all_tasks, n=_NUM_SUGGESTIONS)
+    near += [one for one in manager.all_tasks if name in one]
+    near = list(dict.fromkeys(near))[:_NUM_SUGGESTIONS]
     where = f"neither lm-eval nor {include_path} has it" if include_path else "lm-eval has none of this name"
     guess = f"did you mean {', '.join(near)}?" if near else "`lm-eval ls tasks` lists its own."
     own = "" if include_path else " Tasks of your own: --include-path DIR."
     return f"--tasks lm-eval:{name}: unknown task: {where}; {guess}{own}"
+
+
+def _is_short_for(name: str, words: list[str]) -> bool:
+    """Whether a name is made of the first letters of all words of another, in order.
+
+    >>> _is_short_for("arcc", ["arc", "challenge"]), _is_short_for("arcc", ["arc", "easy"])
+    (True, False)
+    """
+    if not name or not words:
+        return not name and not words
+    lengths = range(1, min(len(name), len(words[0])) + 1)
+    return any(name[:length] == words[0][:length] and _is_short_for(name[length:], words[1:]) for length in lengths)
 
 
 def _load(name: str, manager: Any) -> LoadedTasks:
@@ -182,13 +196,18 @@ def _not_loaded(name: str, manager: Any, error: Exception) -> str:
         return f"lm-eval:{name}: its data cannot be read: {type(error).__name__}: {error}"
     offline = [key for key in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE") if os.environ.get(key, "0") not in ("", "0")]
     why = f"{' and '.join(offline)} forbids the network" if offline else f"{type(error).__name__}: {error}"
-    arguments = ", ".join(map(repr, wanted[0]))
+    parts: dict[str, list[str]] = {}
+    for path, *part in wanted:
+        parts.setdefault(path, []).extend(part)
+    sets = [
+        f"{path}, {len(of_it)} parts" if len(of_it) > 1 else " ".join([path, *of_it]) for path, of_it in parts.items()
+    ]
     return (
-        f"lm-eval:{name}: its data are of the Hugging Face hub ({', '.join(' '.join(one) for one in wanted)}), and "
-        f"neither in the local cache nor reachable ({why}).\n"
-        "  Where there is a network, load them once, such as with "
-        f'python -c "import datasets; datasets.load_dataset({arguments})", and bring the cache (HF_HOME) here; '
-        "or write the task over a file of your own and name its folder with --include-path."
+        f"lm-eval:{name}: its data are of the Hugging Face hub ({'; '.join(sets)}), and neither in the local "
+        f"cache nor reachable ({why}).\n"
+        f"  Where there is a network, `megatron-ext evaluate --tasks lm-eval:{name} --write-items DIR` loads all of "
+        "them once; bring the cache (HF_HOME) here. Or write the task over a file of your own and name its folder with "
+        "--include-path."
     )
 
 

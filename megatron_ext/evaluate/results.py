@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data_tools.atomic_files import write_atomically
 from data_tools.errors import DataError
+from megatron_ext.evaluate.options import Options
 
 SCHEMA_VERSION = 1
 RESULTS = "results.json"
@@ -90,6 +91,17 @@ class SamplingUsed(Part):
     top_p: float
     max_new_tokens: int
     stop_strings: tuple[str, ...] = ()
+
+
+def sampling_used(options: Options) -> SamplingUsed:
+    """What was asked of answers."""
+    return SamplingUsed(
+        samples=options.samples,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        max_new_tokens=options.max_new_tokens,
+    )
 
 
 class SourceOverlap(Part):

@@ -8,7 +8,7 @@ from typing import Any
 
 from data_tools.prompts import PromptFile, PromptRow, content_id
 from megatron_ext.evaluate.estimators import answer_metrics, mean_metric
-from megatron_ext.evaluate.results import Contamination, SamplingUsed, TaskResult
+from megatron_ext.evaluate.results import Contamination, TaskResult, sampling_used
 from megatron_ext.evaluate.tasks import TaskRequest
 
 Answer = dict[str, Any]
@@ -49,13 +49,7 @@ def result_of(
         data=request.argument,
         data_id=content_id(rows),
         method="the answer in the last box behind the thinking, judged by the prompt's scorer",
-        sampling=SamplingUsed(
-            samples=options.samples,
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            max_new_tokens=options.max_new_tokens,
-        ),
+        sampling=sampling_used(options),
         seed=options.seed,
         contamination=contamination,
         notes=tuple(_notes(request, file, rows, every, learned_length)),

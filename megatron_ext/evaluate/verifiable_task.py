@@ -9,18 +9,18 @@ scored beside the sampling in processes that may be ended (`objectives/rewards.p
 
 from __future__ import annotations
 
-import itertools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from data_tools.errors import DataError, TrainingError, UserError
+from data_tools.errors import DataError, TrainingError
 from data_tools.prompts import ADAPTER as PROMPT_ADAPTER
 from data_tools.prompts import PromptFile, PromptRow
 from data_tools.scoring import final_answer
 from megatron_ext.evaluate.contamination import Benchmark, contamination_of, require_clean
+from megatron_ext.evaluate.kept_items import Key, Line, runs_of_missing
 from megatron_ext.evaluate.results import Contamination
 from megatron_ext.evaluate.tasks import TaskRequest
 from megatron_ext.evaluate.verifiable_prompts import prompts_of, rl_plan_of
@@ -54,7 +54,17 @@ def _contamination(request: TaskRequest, file: PromptFile, checkpoint: Path) -> 
     rows, path = file.rows[: request.options.limit], Path(request.argument)
     apart = frozenset(source.data_id for source in rl_plan_of(path).data.sources) if path.is_dir() else frozenset()
     ids = frozenset(row.id for row in rows)
-    benchmark = Benchmark(path, file.sha256, ids, PROMPT_ADAPTER, apart_from=apart)
+    how = f"data-tools overlap SOURCE.yaml --against {path} --adapter {PROMPT_ADAPTER} --out NAME.overlap.jsonl"
+    benchmark = Benchmark(
+        str(path),
+        file.sha256,
+        ids,
+        PROMPT_ADAPTER,
+        how="" if path.is_dir() else how,
+        copies={file.sha256: ids},
+        reports=path.parent,
+        apart_from=apart,
+    )
     return contamination_of(benchmark, checkpoint, request.options)
 
 
@@ -64,45 +74,23 @@ def run(requests: Sequence[TaskRequest], evaluation: Evaluation) -> list[TaskRes
 
 
 def _run(request: TaskRequest, evaluation: Evaluation) -> TaskResult:
-    import torch.distributed as dist
-
-    from megatron_ext.runtime.agreement import raise_on_all_ranks
+    from megatron_ext.evaluate.shared_lines import lines_of_all_ranks
+    from megatron_ext.evaluate.verifiable_result import result_of
 
     file, stop_ids = prompts_of(request, evaluation.opened.tokenizer_folder)
     rows = file.rows[: request.options.limit]
     contamination = _contamination(request, file, evaluation.opened.path)  # a running stage may remove its checkpoint
-    there = {(line["item"], line["sample"]): line for line in evaluation.items.of(request.name)}
-    wanted = [(row, runs_of_missing(row.id, there, request.options.samples)) for row in rows]
-    asked = [(row, first, count) for row, runs in wanted for first, count in runs]
-    error: UserError | None = None
-    mine: list[dict[str, Any]] = []
-    try:
-        mine = _sample(request, evaluation, asked, longest=max(len(row.ids) for row in rows), stop_ids=stop_ids)
-    except UserError as caught:
-        error = caught
-    raise_on_all_ranks(error)
-    of_ranks: list[list[dict[str, Any]]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(of_ranks, mine)
-    there |= {(line["item"], line["sample"]): line for lines in of_ranks for line in lines}
-    from megatron_ext.evaluate.verifiable_result import result_of
+    longest = max(len(row.ids) for row in rows)
 
+    def find(there: Mapping[Key, Line]) -> list[Line]:
+        wanted = [(row, runs_of_missing(row.id, there, request.options.samples)) for row in rows]
+        asked = [(row, first, count) for row, runs in wanted for first, count in runs]
+        return _sample(request, evaluation, asked, longest=longest, stop_ids=stop_ids)
+
+    there = lines_of_all_ranks(evaluation.items, request.name, find)
     answers = [[there[row.id, sample] for sample in range(request.options.samples)] for row in rows]
     learned_length = evaluation.opened.plan.batch.sequence_length
     return result_of(request, file, rows, answers, contamination, learned_length)
-
-
-def runs_of_missing(item: str, there: Iterable[tuple[str, int]] | Any, num_samples: int) -> list[tuple[int, int]]:
-    """The samples of an item that are not there, as runs of (first, count).
-
-    >>> runs_of_missing("a", {("a", 1): {}, ("b", 0): {}}, 4)
-    [(0, 1), (2, 2)]
-    """
-    missing = [sample for sample in range(num_samples) if (item, sample) not in there]
-    runs = []
-    for _, run in itertools.groupby(enumerate(missing), key=lambda pair: pair[1] - pair[0]):
-        samples = [sample for _, sample in run]
-        runs.append((samples[0], len(samples)))
-    return runs
 
 
 def _sample(
@@ -112,7 +100,7 @@ def _sample(
     *,
     longest: int,
     stop_ids: frozenset[int],
-) -> list[dict[str, Any]]:
+) -> list[Line]:
     """Samples and scores this rank's share; of tensor-parallel ranks, which have the same answers, the first scores."""
     from data_tools.progress import shown
     from data_tools.tokenizer import Tokenizer
@@ -145,7 +133,7 @@ def _sample(
         tokens_per_slot=longest + options.max_new_tokens,
         decode=tokenizer.decode,
     )
-    kept: list[Future[dict[str, Any]]] = []
+    kept: list[Future[Line]] = []
     workers = max(1, min(4, (os.cpu_count() or 1) // opened.plan.layout.world_size))
     pool = RewardPool(
         RewardOptions(weights={"accuracy": 1.0}, on_error="count"),
@@ -188,9 +176,9 @@ def _kept(
     row: PromptRow,
     completion: Completion,
     text: str,
-) -> Future[dict[str, Any]]:
+) -> Future[Line]:
     """The line of an answer, kept as soon as it has been scored."""
-    line: Future[dict[str, Any]] = Future()
+    line: Future[Line] = Future()
 
     def keep(done: Future[RewardParts]) -> None:
         try:
@@ -202,7 +190,7 @@ def _kept(
     return line
 
 
-def _line(row: PromptRow, completion: Completion, text: str, reward: RewardParts) -> dict[str, Any]:
+def _line(row: PromptRow, completion: Completion, text: str, reward: RewardParts) -> Line:
     record = row.record
     return {
         "sample": completion.sample_index,

@@ -26,6 +26,7 @@ from lm_eval.tasks import TaskManager
 
 from data_tools.tokenizer import train
 from megatron_ext.evaluate.continuations import ContinuationScorer
+from megatron_ext.evaluate.kept_items import KeptItems
 from megatron_ext.evaluate.lm_eval_model import EngineLM, read_tokenizer
 from megatron_ext.models.build import build_model
 from megatron_ext.rollout.inprocess import InProcessEngine
@@ -67,10 +68,10 @@ def main() -> None:
         copy_weights(model, theirs, plan)
         theirs.generation_config.eos_token_id = tokenizer.eos_token_id
 
-        def generate(prompts: Any, sampling: Any) -> Any:
+        def generate(prompts: Any, sampling: Any, keep: Any) -> None:
             room = max(len(prompt.ids) for prompt in prompts) + sampling.max_new_tokens
             engine = InProcessEngine(model, plan, groups, num_slots=32, tokens_per_slot=room, decode=tokenizer.decode)
-            return engine.generate(prompts, sampling)
+            engine.generate(prompts, sampling, on_finished=keep)
 
         ours = EngineLM(
             tokenizer=tokenizer,
@@ -79,6 +80,8 @@ def main() -> None:
             max_length=MAX_LENGTH,
             stop_ids=frozenset({tokenizer.eos_token_id}),
             dp_group=groups.dp,
+            items=KeptItems(Path(folder), rank=0, lines=[]),
+            label="task",
         )
         for name, (kind, num_fewshot, said) in TASKS.items():
             requests = requests_of(tasks, name, num_fewshot)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ import pytest
 from lm_eval.api.instance import Instance
 
 from data_tools.errors import DataError
+from megatron_ext.evaluate.kept_items import KeptItems
 from megatron_ext.evaluate.lm_eval_engine import engine_lm
 from megatron_ext.evaluate.lm_eval_tasks import load_tasks
 from megatron_ext.evaluate.loading import opened_checkpoint
@@ -37,6 +41,13 @@ def alone(checkpoint: Path, tasks: Path) -> dict[str, Any]:
     return run_distributed(answers, 1, checkpoint, tasks, 1)[0]
 
 
+@contextlib.contextmanager
+def kept() -> Iterator[KeptItems]:
+    """Somewhere to keep answers; nobody goes on from them."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield KeptItems(Path(folder), rank=0, lines=[])
+
+
 def answers(checkpoint: Path, folder: Path, tensor_model_parallel_size: int) -> dict[str, Any]:
     launch = Launch.from_environment()
     found: dict[str, Any] = {}
@@ -46,7 +57,7 @@ def answers(checkpoint: Path, folder: Path, tensor_model_parallel_size: int) -> 
             task.set_config(key="num_fewshot", value=1)
             task.set_fewshot_seed(seed=1)
             task.build_all_requests()
-            with engine_lm(opened, Options(), label=name, requests=1) as lm:
+            with kept() as items, engine_lm(opened, Options(), items=items, label=name, requests=1) as lm:
                 found[name] = getattr(lm, kind)(list(task.instances))
                 found[f"{name} cuts"] = lm.cuts
     return found
@@ -71,7 +82,8 @@ def refusal_of_ranks(checkpoint: Path) -> str:
     launch = Launch.from_environment()
     with (
         opened_checkpoint(checkpoint, launch) as opened,
-        engine_lm(opened, Options(), label="other", requests=1) as lm,
+        kept() as items,
+        engine_lm(opened, Options(), items=items, label="other", requests=1) as lm,
     ):
         asked = Instance(request_type="loglikelihood", doc={}, arguments=(f"of rank {launch.rank}", " A"), idx=0)
         with pytest.raises(DataError) as caught:

@@ -14,6 +14,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 
 from megatron_ext.convert.export import export_checkpoint
+from megatron_ext.evaluate.kept_items import KeptItems
 from megatron_ext.evaluate.lm_eval_engine import engine_lm
 from megatron_ext.evaluate.loading import opened_checkpoint
 from megatron_ext.evaluate.options import Options
@@ -39,7 +40,7 @@ def exported(toy_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     torch.set_num_threads(1)
     with (
         opened_checkpoint(checkpoint, Launch(rank=0, local_rank=0, world_size=1)) as opened,
-        engine_lm(opened, Options(), label="toy", requests=1) as ours,
+        engine_lm(opened, Options(), items=KeptItems(folder, rank=0, lines=[]), label="toy", requests=1) as ours,
     ):
         yield ours, HFLM(str(folder), device="cpu", dtype="float32", batch_size=4)
 

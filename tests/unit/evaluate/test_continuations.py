@@ -9,7 +9,7 @@ import torch
 from megatron.core.models.hybrid.hybrid_model import HybridModel
 
 from megatron_ext.evaluate import continuations
-from megatron_ext.evaluate.continuations import Continuation, ContinuationScorer
+from megatron_ext.evaluate.continuations import Continuation, ContinuationScorer, Score, passes_of
 from megatron_ext.models.build import build_model
 from tests.support.one_process import logits_of, one_process, random_tokens, strengthen
 from tests.support.plans import make_plan
@@ -30,6 +30,14 @@ def expected(model: HybridModel, one: Continuation) -> tuple[float, bool]:
     return float(log_probs.sum()), bool((logits.argmax(-1) == ids).all())
 
 
+def score_all(scorer: ContinuationScorer, asked: list[Continuation]) -> list[Score]:
+    """Pass by pass, in the order asked."""
+    found = {}
+    for one in scorer.passes(asked):
+        found.update(zip(one, scorer.score([asked[index] for index in one]), strict=True))
+    return [found[index] for index in range(len(asked))]
+
+
 def texts(model: HybridModel) -> list[Continuation]:
     """Of several lengths, unsorted; the last one goes on with what the model likes best, the one before it half so."""
     rows = [tuple(random_tokens(1, length, seed=length)[0].tolist()) for length in (5, 30, 2, 17, 9)]
@@ -41,7 +49,7 @@ def texts(model: HybridModel) -> list[Continuation]:
 
 def test_a_text_scores_as_it_does_alone(model: HybridModel) -> None:
     asked = texts(model)
-    found = ContinuationScorer(model, batch_tokens=1000).score(asked)
+    found = score_all(ContinuationScorer(model, batch_tokens=1000), asked)
     for score, one in zip(found, asked, strict=True):
         log_prob, is_greedy = expected(model, one)
         assert score.log_prob == pytest.approx(log_prob, abs=1e-4)
@@ -52,16 +60,16 @@ def test_a_text_scores_as_it_does_alone(model: HybridModel) -> None:
 @pytest.mark.parametrize("batch_tokens", [1, 40, 1000])
 def test_scores_do_not_depend_on_the_size_of_a_pass(model: HybridModel, batch_tokens: int) -> None:
     asked = texts(model)
-    one_pass = ContinuationScorer(model, batch_tokens=10_000).score(asked)
-    found = ContinuationScorer(model, batch_tokens=batch_tokens).score(asked)
+    one_pass = score_all(ContinuationScorer(model, batch_tokens=10_000), asked)
+    found = score_all(ContinuationScorer(model, batch_tokens=batch_tokens), asked)
     assert [score.log_prob for score in found] == pytest.approx([score.log_prob for score in one_pass], abs=1e-4)
 
 
 def test_logits_in_parts_give_the_same_scores(model: HybridModel, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = texts(model)
-    whole = ContinuationScorer(model, batch_tokens=1000).score(asked)
+    whole = score_all(ContinuationScorer(model, batch_tokens=1000), asked)
     monkeypatch.setattr(continuations, "LOGIT_TOKENS", 3)
-    parts = ContinuationScorer(model, batch_tokens=1000).score(asked)
+    parts = score_all(ContinuationScorer(model, batch_tokens=1000), asked)
     assert [score.log_prob for score in parts] == pytest.approx([score.log_prob for score in whole], abs=1e-5)
     assert [score.is_greedy for score in parts] == [score.is_greedy for score in whole]
 
@@ -69,7 +77,7 @@ def test_logits_in_parts_give_the_same_scores(model: HybridModel, monkeypatch: p
 def test_answers_of_one_token_to_one_question_are_read_once(model: HybridModel) -> None:
     question = tuple(random_tokens(1, 20, seed=3)[0].tolist())
     scorer = ContinuationScorer(model, batch_tokens=1000)
-    found = scorer.score([Continuation((*question, answer), 1) for answer in range(4)])
+    found = score_all(scorer, [Continuation((*question, answer), 1) for answer in range(4)])
     assert scorer.read_tokens == 20
     for answer, score in enumerate(found):
         assert score.log_prob == pytest.approx(expected(model, Continuation((*question, answer), 1))[0], abs=1e-5)
@@ -79,8 +87,18 @@ def test_passes_hold_texts_of_about_one_length(model: HybridModel) -> None:
     lengths = [3, 50, 4, 49, 5, 48]
     asked = [Continuation(tuple(random_tokens(1, length + 1, seed=length)[0].tolist()), 1) for length in lengths]
     scorer = ContinuationScorer(model, batch_tokens=150)  # 50 + 49 + 48, then 5 + 4 + 3
-    done: list[int] = []
-    scorer.score(asked, on_scored=done.append)
-    assert done == [3, 3]
+    assert scorer.passes(asked) == [[1, 3, 5], [4, 2, 0]]
+    score_all(scorer, asked)
     assert scorer.read_tokens == 3 * 50 + 3 * 5
     assert scorer.padding_tokens == 1 + 2 + 1 + 2
+
+
+def test_every_text_goes_once_through_the_model_in_passes_no_larger_than_asked() -> None:
+    lengths = [5, 2, 8, 3, 3]
+    passes = passes_of(lengths, batch_tokens=10)
+    assert [[lengths[index] for index in one] for one in passes] == [[8], [5, 3], [3, 2]]
+    assert sorted(index for one in passes for index in one) == [0, 1, 2, 3, 4]
+
+
+def test_a_text_longer_than_a_pass_goes_alone() -> None:
+    assert passes_of([9, 9], batch_tokens=4) == [[0], [1]]

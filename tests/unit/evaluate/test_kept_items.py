@@ -3,7 +3,15 @@
 import json
 from pathlib import Path
 
-from megatron_ext.evaluate.kept_items import KeptItems, finish_items, lines_on_disk, read_items, remove_parts
+from megatron_ext.evaluate.kept_items import (
+    REQUESTS,
+    KeptItems,
+    finish_items,
+    lines_on_disk,
+    read_items,
+    remove_parts,
+    runs_of_missing,
+)
 
 
 def test_lines_of_all_ranks_are_found_again_by_task(tmp_path: Path) -> None:
@@ -37,3 +45,28 @@ def test_the_finished_file_is_sorted_and_holds_each_answer_once(tmp_path: Path) 
     remove_parts(tmp_path)
     assert [(line["item"], line["sample"]) for line in read_items(tmp_path)] == [("a", 0), ("a", 1), ("b", 1)]
     assert sorted(file.name for file in tmp_path.iterdir()) == ["samples.jsonl.zst"]
+
+
+def test_requests_are_kept_apart_and_gone_at_the_end(tmp_path: Path) -> None:
+    kept = KeptItems(tmp_path, rank=0, lines=(), kept_as=REQUESTS)
+    kept.add("t", "a", log_prob=-1.5)
+    kept.close()
+    assert lines_on_disk(tmp_path) == ([], 0)
+    assert lines_on_disk(tmp_path, REQUESTS) == ([{"task": "t", "item": "a", "sample": 0, "log_prob": -1.5}], 0)
+    finish_items(tmp_path)
+    remove_parts(tmp_path)
+    assert list(read_items(tmp_path)) == []
+    assert [file.name for file in tmp_path.iterdir()] == ["samples.jsonl.zst"]
+
+
+def test_a_rank_that_does_not_write_gives_the_same_line(tmp_path: Path) -> None:
+    kept = KeptItems(tmp_path, rank=1, lines=(), writes=False)
+    assert kept.add("t", "a", score=1) == {"task": "t", "item": "a", "sample": 0, "score": 1}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_samples_that_are_missing_are_asked_for_again() -> None:
+    there = {("a", 0), ("a", 2), ("b", 1)}
+    assert runs_of_missing("a", there, 5) == [(1, 1), (3, 2)]
+    assert runs_of_missing("c", there, 2) == [(0, 2)]
+    assert runs_of_missing("a", {("a", sample) for sample in range(5)}, 5) == []

@@ -23,6 +23,9 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     filtered = yaml.safe_load((folder / "add_generate.yaml").read_text()) | {"task": "add_filtered"}
     filtered["filter_list"] = [{"name": "strict", "filter": [{"function": "take_first"}]}]
     (folder / "add_filtered.yaml").write_text(yaml.safe_dump(filtered))
+    unknown = yaml.safe_load((folder / "add_choice.yaml").read_text()) | {"task": "add_unknown"}
+    unknown["metric_list"] = [{"metric": "mcc", "aggregation": "mcc", "higher_is_better": True}]
+    (folder / "add_unknown.yaml").write_text(yaml.safe_dump(unknown))
     return folder
 
 
@@ -73,3 +76,8 @@ def test_answers_as_long_as_the_model_are_refused(tasks: Path) -> None:
     assert "max_gen_toks: 12: leaves no room for a question among the model's 12 tokens" in said
     require(tasks, "add_generate", max_length=13)
     require(tasks, "add_generate", max_length=12, generation_kwargs={"max_gen_toks": 11})
+
+
+def test_an_aggregation_that_the_harness_does_not_know_is_refused(tasks: Path) -> None:
+    said = refusal(tasks, "add_unknown")
+    assert said.startswith("task lm-eval:add_unknown: add_unknown: metric_list: mcc: lm-eval knows no aggregation of ")

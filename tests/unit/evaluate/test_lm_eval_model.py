@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from lm_eval.api.instance import Instance
 from data_tools.errors import UsageError
 from data_tools.tokenizer import train
 from megatron_ext.evaluate.continuations import ContinuationScorer
+from megatron_ext.evaluate.kept_items import KeptItems, lines_on_disk
 from megatron_ext.evaluate.lm_eval_model import EngineLM, read_tokenizer
 from megatron_ext.models.build import build_model
 from megatron_ext.rollout.protocol import Completion, Prompt, Sampling
@@ -27,13 +30,11 @@ class Echo:
         self.tokenizer = tokenizer
         self.asked: list[tuple[Sequence[Prompt], Sampling]] = []
 
-    def __call__(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Completion]:
+    def __call__(self, prompts: Sequence[Prompt], sampling: Sampling, keep: Callable[[Completion], None]) -> None:
         self.asked.append((prompts, sampling))
-        return [
-            Completion(index, j, tuple(self.tokenizer.encode(f"{'abc'[j]} stop")), (), "stop", 0)
-            for index, prompt in enumerate(prompts)
-            for j in range(prompt.num_samples)
-        ]
+        for index, prompt in enumerate(prompts):
+            for j in range(prompt.first_sample, prompt.first_sample + prompt.num_samples):
+                keep(Completion(index, j, tuple(self.tokenizer.encode(f"{'abc'[j]} stop")), (), "stop", 0))
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture
-def lm(tokenizer: Any) -> Iterator[EngineLM]:
+def lm(tokenizer: Any, tmp_path: Path) -> Iterator[EngineLM]:
     plan = make_plan(model={"vocab_size": 384}, model_size={"padded_vocab_size": 384})
     with one_process() as groups:
         yield EngineLM(
@@ -56,6 +57,8 @@ def lm(tokenizer: Any) -> Iterator[EngineLM]:
             max_length=MAX_LENGTH,
             stop_ids=frozenset({tokenizer.eos_token_id}),
             dp_group=groups.dp,
+            items=KeptItems(tmp_path, rank=0, lines=[]),
+            label="task",
         )
 
 
@@ -146,3 +149,50 @@ def test_a_text_without_context_stands_behind_the_end_of_a_document(lm: EngineLM
     (found,) = lm.loglikelihood([request("loglikelihood", "", "ab")])
     (same,) = lm.loglikelihood([request("loglikelihood", "<|endoftext|>", "ab")])
     assert found[0] == pytest.approx(same[0])
+
+
+def going_on(lm: EngineLM) -> EngineLM:
+    """The same one in a run that goes on from what the first has kept."""
+    folder = lm.items.folder
+    lm.items.close()
+    return replace(lm, items=KeptItems(folder, rank=0, lines=lines_on_disk(folder)[0]), generate=Echo(lm.tokenizer))
+
+
+def test_answers_that_are_kept_are_not_sampled_again(lm: EngineLM) -> None:
+    how = {"until": [" stop"], "do_sample": True, "temperature": 0.7, "max_gen_toks": 4}
+    generate(lm, ("x", how), ("y", how))
+    again = going_on(lm)
+    assert generate(again, ("x", how), ("z", how), ("x", how), ("y", how)) == ["a", "a", "b", "a"]
+    ((prompts, _),) = again.generate.asked
+    assert [(prompt.first_sample, prompt.num_samples) for prompt in prompts] == [(1, 1), (0, 1)]  # x again, and z
+    assert generate(going_on(again), ("x", how), ("z", how)) == ["a", "a"]
+
+
+def test_another_way_of_sampling_is_another_request(lm: EngineLM) -> None:
+    generate(lm, ("x", {"until": ["a"], "max_gen_toks": 3}))
+    again = going_on(lm)
+    generate(again, ("x", {"until": ["a"], "max_gen_toks": 4}))
+    assert len(again.generate.asked) == 1
+
+
+def test_likelihoods_that_are_kept_are_not_computed_again(lm: EngineLM) -> None:
+    asked = [request("loglikelihood", "x" * n, "ab") for n in (1, 5, 9)]
+    first = lm.loglikelihood(asked)
+    read = lm.scorer.read_tokens
+    assert read > 0
+    again = going_on(lm)
+    assert again.loglikelihood(asked) == first
+    assert lm.scorer.read_tokens == read
+    (rolling,) = again.loglikelihood_rolling([request("loglikelihood_rolling", "x" * 30)])
+    assert going_on(again).loglikelihood_rolling([request("loglikelihood_rolling", "x" * 30)]) == [rolling]
+    assert lm.scorer.read_tokens == read + 2 * 20  # two windows in one pass, once
+
+
+def test_a_pass_of_which_something_is_missing_is_computed_whole_and_gives_the_same_bits(lm: EngineLM) -> None:
+    asked = [request("loglikelihood", "x" * n, "ab") for n in (1, 5, 9)]
+    whole = lm.loglikelihood(asked)
+    lm.items.close()
+    file = next(lm.items.folder.glob("*.jsonl"))
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:1]))  # what a kill has left
+    assert going_on(lm).loglikelihood(asked) == whole
+    assert len(file.read_text().splitlines()) == 3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,10 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 
 from data_tools.errors import DataError
-from megatron_ext.evaluate.contamination import TrainedSource
 from megatron_ext.evaluate.lm_eval_results import task_results
 from megatron_ext.evaluate.lm_eval_tasks import load_tasks
 from megatron_ext.evaluate.options import Options
-from megatron_ext.evaluate.results import TaskResult
+from megatron_ext.evaluate.results import Contamination, TaskResult
 from megatron_ext.evaluate.tasks import read_request
 from tests.support.harness_tasks import write_tasks
 
@@ -42,21 +40,26 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def results(tasks: Path, name: str, **known: Any) -> list[TaskResult]:
+def results(tasks: Path, name: str) -> list[TaskResult]:
     manager = TaskManager(include_path=str(tasks), include_defaults=False)
     found = simple_evaluate(Silent(), tasks=[name], task_manager=manager, bootstrap_iters=10)
     assert found is not None
     request = read_request(f"lm-eval:{name}", Options())
-    return task_results(
-        request, load_tasks(name, tasks, asked_as=name), found, notes=["a note"], max_length=64, **known
-    )
+    loaded = load_tasks(name, tasks, asked_as=name)
+    known = {part: Contamination(status="unknown") for part, _ in loaded.parts(name)}
+    return task_results(request, loaded, found, notes=["a note"], max_length=64, contamination=known)
 
 
 def test_a_group_without_numbers_of_its_own_is_its_tasks(tasks: Path) -> None:
     assert [(one.task, one.name, one.headline) for one in results(tasks, "loose")] == [
-        ("lm-eval:loose/add_choice", "add_choice", "acc"),
-        ("lm-eval:loose/add_words", "add_words", "acc"),
+        ("lm-eval:loose/add_choice", "loose/add_choice", "acc"),
+        ("lm-eval:loose/add_words", "loose/add_words", "acc"),
     ]
+
+
+def test_a_task_asked_alone_and_as_part_of_another_has_two_names(tasks: Path) -> None:
+    names = [one.name for name in ("add_choice", "loose") for one in results(tasks, name)]
+    assert len(set(names)) == 3
 
 
 def test_no_right_answer_of_twelve_has_an_interval_with_a_width(tasks: Path) -> None:
@@ -80,15 +83,3 @@ def test_three_right_answers_of_twelve_have_wilsons_interval(tasks: Path) -> Non
 def test_a_task_without_a_finite_number_is_refused_by_name(tasks: Path) -> None:
     with pytest.raises(DataError, match=r"task lm-eval:add_prose: metric: any: found no finite number; it has none\."):
         results(tasks, "add_prose")
-
-
-def test_a_file_that_was_trained_on_marks_the_task_and_others_stay_unknown(tasks: Path) -> None:
-    def source(file: str) -> TrainedSource:
-        return TrainedSource("sums", "d", frozenset({hashlib.sha256((tasks.parent / file).read_bytes()).hexdigest()}))
-
-    (found,) = results(tasks, "add", sources=[source("test.jsonl")])
-    assert (found.contamination.status, found.contamination.items) == ("overlaps", 24)
-    assert found.contamination.note == "the data of add_choice, add_words are files that sums was made of"
-    assert [(one.source, one.items) for one in found.contamination.sources] == [("sums", 24)]
-    (found,) = results(tasks, "add", sources=[source("train.jsonl")])  # only examples come from it
-    assert (found.contamination.status, found.contamination.items) == ("unknown", None)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from lm_eval.tasks import TaskManager
 
 from data_tools.errors import DataError, UsageError
 from megatron_ext.evaluate.lm_eval_tasks import load_tasks, require_known
@@ -19,8 +20,19 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tasks(tmp_path_factory.mktemp("harness"))
 
 
-def test_a_name_below_the_include_path_is_known(tasks: Path) -> None:
-    require_known(["add_choice", "add"], tasks)
+def test_names_below_the_include_path_are_known_without_the_harness_own_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[bool] = []
+
+    class Recorded(TaskManager):
+        def __init__(self, *, include_path: Path | None, include_defaults: bool) -> None:
+            made.append(include_defaults)
+            super().__init__(include_path=include_path, include_defaults=include_defaults)
+
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", Recorded)
+    require_known(["add_choice", "add"], write_tasks(tmp_path))
+    assert made == [False]
 
 
 def test_a_group_loads_all_its_tasks(tasks: Path) -> None:
@@ -41,11 +53,12 @@ def test_two_requests_of_one_task_do_not_share_its_settings(tasks: Path) -> None
 @pytest.mark.slow  # reads the harness's own index of tasks
 def test_an_unknown_name_is_refused_with_the_nearest(tasks: Path) -> None:
     with pytest.raises(UsageError) as caught:
-        require_known(["add_choise", "hellasvag"], tasks)
-    first, second = str(caught.value).splitlines()
+        require_known(["add_choise", "hellasvag", "arcc"], tasks)
+    first, second, third = str(caught.value).splitlines()
     assert first.startswith("--tasks lm-eval:add_choise: unknown task: neither lm-eval nor ")
     assert "did you mean add_choice" in first
     assert "did you mean hellaswag" in second
+    assert "arc_challenge" in third
 
 
 @pytest.mark.parametrize(("exists", "said"), [(False, "no such folder"), (True, "holds no .yaml file")])
@@ -86,7 +99,7 @@ def test_data_of_the_hub_are_refused_offline_without_torch(tmp_path: Path) -> No
         "DataError lm-eval:of_the_hub: its data are of the Hugging Face hub (nobody/nothing part), and neither in the "
         "local cache nor reachable (HF_HUB_OFFLINE forbids the network)."
     )
-    assert "datasets.load_dataset('nobody/nothing', 'part')" in lines[1]
+    assert "`megatron-ext evaluate --tasks lm-eval:of_the_hub --write-items DIR` loads all of them once" in lines[1]
     assert lines[-1] == "False"
 
 
