@@ -54,7 +54,7 @@ def test_a_stage_begins_with_imported_weights(text: str, toy_project: ToyProject
     stage = run(toy_project, imported, text)
     assert stage.code == 0, stage.output
     assert f"begins with the weights of {imported}/checkpoints/step_0" in stage.output
-    assert ": imported-hf, 1 steps" in stage.output
+    assert ": imported-hf, " in stage.output
     assert stage.losses[0] < toy_run.losses[-1] + 0.3
     assert stage.losses[0] < toy_run.losses[0] - 1  # what new weights have
     ledger = json.loads((stage.stage_folder / "checkpoints" / "step_1" / "ledger.json").read_text())
