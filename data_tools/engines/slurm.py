@@ -8,22 +8,20 @@ by hand.
     PREFIX/slurm/array.sbatch       the script of the last submission
     PREFIX/slurm/<job>_<task>.log   what each task printed; a requeued task appends
 
-Source: sbatch(1), squeue(1) of Slurm 22.05. An array index must be below MaxArraySize, 1001 unless configured.
+Source: sbatch(1) of Slurm 22.05. An array index must be below MaxArraySize, 1001 unless configured.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import re
 import shlex
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from data_tools import slurm
 from data_tools.atomic_files import beside, write_atomically
 from data_tools.errors import SetupError, UsageError
 from data_tools.shards import ShardStatus
@@ -90,15 +88,14 @@ def write_script(array: Array, tasks: Iterable[int]) -> Path:
 
 def _script(array: Array, tasks: Sequence[int]) -> str:
     at_once = f"%{array.max_running}" if array.max_running else ""
-    log = str(array.script.parent.resolve()).replace("%", "%%")
     given = [option.lstrip("-") for option in array.options]
     if not any(option.startswith(("cpus-per-task=", "c=")) for option in given):
         given.insert(0, f"cpus-per-task={array.workers or 1}")
     options = [
         f"job-name={array.name}",
-        f"array={ranges(tasks)}{at_once}",
+        f"array={slurm.ranges(tasks)}{at_once}",
         f"chdir={Path.cwd()}",
-        f"output={log}/%A_%a.log",
+        f"output={slurm.log_folder(array.script.parent)}/%A_%a.log",
         "open-mode=append",
         "requeue",
         *given,
@@ -110,34 +107,12 @@ def _script(array: Array, tasks: Sequence[int]) -> str:
             "#!/bin/bash",
             f"# {array.num_tasks} tasks share the shards of {array.output}; data-tools wrote this.",
             "# A finished shard is not written again, so a task may run any number of times.",
-            *(f"#SBATCH {_dashed(option)}" for option in options),
+            *(slurm.directive(option) for option in options),
             "",
             f'exec {command}{workers} --task "$SLURM_ARRAY_TASK_ID/{array.num_tasks}"',
             "",
         ]
     )
-
-
-def _dashed(option: str) -> str:
-    name, equals, value = option.partition("=")
-    dashes = "-" if len(name) == 1 else "--"
-    quoted = f'"{value}"' if re.search(r"\s", value) else value
-    return f"{dashes}{name}{' ' if len(name) == 1 and equals else equals}{quoted}"
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """Array indices in sbatch's form.
-
-    >>> ranges([0, 1, 2, 7, 9, 10])
-    '0-2,7,9-10'
-    """
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ",".join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs)
 
 
 def submit(script: Path) -> str:
@@ -149,12 +124,10 @@ def submit(script: Path) -> str:
     Raises:
         SetupError: If there is no sbatch, or it refuses.
     """
-    if shutil.which("sbatch") is None:
-        raise SetupError(f"--submit: there is no sbatch on this machine; run it where there is one: sbatch {script}")
-    done = subprocess.run(["sbatch", "--parsable", str(script)], capture_output=True, text=True)
-    if done.returncode:
-        raise SetupError(f"sbatch {script}: {done.stderr.strip()}; give what is missing with --sbatch KEY=VALUE …")
-    return done.stdout.strip().partition(";")[0]
+    try:
+        return str(slurm.submit(script, remedy="give what is missing with --sbatch KEY=VALUE …"))
+    except SetupError as error:
+        raise SetupError(f"--submit: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -180,21 +153,17 @@ def queue(output: Path) -> Queue | None:
     Raises:
         SetupError: If squeue cannot say.
     """
-    if not _script_of(output).exists() or shutil.which("squeue") is None:
+    if not _script_of(output).exists() or not slurm.is_installed():
         return None
-    command = ["squeue", "--noheader", "--array", "--me", "--format=%F %K %T %j"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise SetupError(f"squeue: {done.stderr.strip()}")
-    rows = [line.split() for line in done.stdout.splitlines() if f" {_name(output)}-" in line]
-    if not rows:
+    found = [task for task in slurm.queue(of_me=True) if task.name.startswith(f"{_name(output)}-")]
+    if not found:
         return None
-    sizes = {int(name.rpartition("-")[2]) for *_, name in rows}
+    sizes = {int(task.name.rpartition("-")[2]) for task in found}
     if len(sizes) > 1:
         raise SetupError(f"{output}: arrays of {sorted(sizes)} tasks write it at once; scancel all but one")
-    running = frozenset(int(task) for _, task, state, _ in rows if state in ("RUNNING", "COMPLETING"))
-    everything = frozenset(int(task) for _, task, _, _ in rows)
-    return Queue(max(rows, key=lambda row: int(row[0]))[0], sizes.pop(), running, everything - running)
+    running = frozenset(task.index for task in found if task.index is not None and task.is_running)
+    everything = frozenset(task.index for task in found if task.index is not None)
+    return Queue(str(max(task.job for task in found)), sizes.pop(), running, everything - running)
 
 
 def with_queue(shards: Sequence[ShardStatus], found: Queue | None) -> list[ShardStatus]:
