@@ -43,7 +43,7 @@ def _rows(section: type[BaseModel], prefix: str = "") -> list[Row]:
     rows: list[Row] = []
     for name, field in fields_of(section).items():
         inner = _section_in(field.annotation)
-        if inner is not None:
+        if inner is not None and not issubclass(section, inner):  # keys of its own again need no second explanation
             kinds = (field.annotation, *get_args(field.annotation))
             many = "[]" if any(get_origin(kind) is tuple for kind in kinds) else ""
             rows += _rows(inner, f"{prefix}{name}{many}.")

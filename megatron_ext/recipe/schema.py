@@ -21,6 +21,7 @@ from data_tools.schema import SourceRecipe as SourceRecipe
 from megatron_ext.recipe.layer_pattern import parse_pattern
 from megatron_ext.recipe.rl_schema import PromptSource as PromptSource
 from megatron_ext.recipe.rl_schema import RlRecipe as RlRecipe
+from megatron_ext.recipe.site_schema import SiteRecipe as SiteRecipe
 
 Precision = Literal["fp32", "bf16"]
 
@@ -420,12 +421,3 @@ class Recipe(Section):
         """Whether it begins with weights of a stage that is not named yet; only pretraining begins with new ones."""
         needs_them = self.init_from is None and self.parent is None and self.stage not in ("pretrain",)
         return self.init_from == UNRESOLVED or needs_them
-
-
-class SiteRecipe(Section):
-    """What belongs to one place and to no recipe: paths."""
-
-    data_root: str = Field(
-        default="data", description="Folder of datasets and tokenizers; relative to the working directory."
-    )
-    run_root: str = Field(default="runs", description="Folder of stages; relative to the working directory.")
