@@ -99,7 +99,7 @@ def print_dry_run(wanted: Wanted, *, workers: int) -> None:
     run_root = Path(plan.run_root)
     launcher = LocalLauncher(workers=workers, machine=Machine.found())
     tasks = tasks_of(plan, run_root, wanted)
-    states = node_states(plan, run_root, finders())
+    states = node_states(plan, run_root, finders(run_root))
     _say(f"{plan.name}: {counts(states)}; {len(tasks)} nodes to run in {run_root}")
     _say(describe_machine(launcher, tasks))
     for task in tasks.values():

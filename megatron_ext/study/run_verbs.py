@@ -19,14 +19,14 @@ def _place_arguments(add: Any) -> None:
 
 def _run_arguments(add: Any) -> None:
     study_arguments(add)
-    add(
-        "--workers", type=positive, metavar="N", help="nodes at once (default: 1; one for each GPU where there are any)"
-    )
+    add("--launcher", choices=("local", "slurm"), default="local", help="here, or as jobs of Slurm (default: local)")
+    add("--workers", type=positive, metavar="N", help="local: nodes at once (default: 1, or one for each GPU there is)")
     add("--only", choices=("pretrain", "sft", "rl", "evaluate"), help="only nodes of one kind")
     add("--dry-run", action="store_true", help="print what would begin, with its commands, and stop")
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    from data_tools.errors import UsageError
     from megatron_ext.study.run import Wanted, default_workers, print_dry_run, run_here
 
     wanted = Wanted(
@@ -37,6 +37,13 @@ def _run(arguments: argparse.Namespace) -> None:
         seeds=arguments.seeds,
         only=arguments.only,
     )
+    if arguments.launcher == "slurm":
+        from megatron_ext.study.run_slurm import submit_study
+
+        if arguments.workers is not None:
+            raise UsageError("study run: --workers concerns --launcher local; Slurm begins what it has room for.")
+        submit_study(wanted, is_dry=arguments.dry_run)
+        return
     (print_dry_run if arguments.dry_run else run_here)(wanted, workers=arguments.workers or default_workers())
 
 
@@ -76,7 +83,7 @@ def _cancel(arguments: argparse.Namespace) -> None:
     from megatron_ext.study.launchers import finders
 
     name, run_root = _found(arguments)
-    cancel_study(study_folder(run_root, name), arguments.nodes, finders(), now=arguments.now, say=print)
+    cancel_study(study_folder(run_root, name), arguments.nodes, finders(run_root), now=arguments.now, say=print)
 
 
 def _found(arguments: argparse.Namespace) -> tuple[str, Path]:

@@ -54,7 +54,7 @@ class Watched:
 
     def states(self) -> States:
         """Of every node, now."""
-        return node_states(self.plan, self.run_root, finders(), with_progress=True)
+        return node_states(self.plan, self.run_root, finders(self.run_root), with_progress=True)
 
     def remark(self) -> str:
         """Who brings it forward."""

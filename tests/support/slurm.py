@@ -1,12 +1,13 @@
-"""A private Slurm for tests: munged, slurmctld and slurmd of one node, in one folder, stopped without leftovers.
+"""A private Slurm for tests: munged, slurmctld and slurmd of one node or two, in one folder, stopped without leftovers.
 
     with private_slurm(tmp_path) as slurm:
         job = slurm.run("sbatch", "--parsable", "array.sbatch").strip()
         slurm.wait_for("no job is left", lambda: not slurm.queue())
 
-It needs neither root nor a cluster: configuration, keys, state, logs and sockets lie in the folder, ports are
-free ones, and `slurm.environment` leads every client to it. Debian's slurm-wlm brings all that it needs. No
-cgroups are used, so it runs in containers too; memory is therefore not confined.
+With `nodes=2` it has a second node, localhost, on the same machine; both names lead there, so that ranks on two
+nodes find each other. It needs neither root nor a cluster: configuration, keys, state, logs and sockets lie in the
+folder, ports are free ones, and `slurm.environment` leads every client to it. Debian's slurm-wlm brings all that it
+needs. No cgroups are used, so it runs in containers too; memory is therefore not confined.
 """
 
 from __future__ import annotations
@@ -37,15 +38,14 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmUser={user}
 SlurmdUser={user}
 SlurmctldPort={control_port}
-SlurmdPort={node_port}
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool/%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd.%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/slurmd.%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SlurmdParameters=config_overrides
@@ -55,11 +55,12 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 ReturnToService=2
 KillWait=2
+OverTimeLimit=0
 MinJobAge=300
-SchedulerParameters=sched_min_interval=100000,batch_sched_delay=0,bf_interval=1
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=4096 State=UNKNOWN
-PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
+SchedulerParameters=sched_interval=1,sched_min_interval=100000,batch_sched_delay=0,bf_interval=1
+PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
+NODE = "NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} RealMemory=4096 State=UNKNOWN\n"
 
 
 @dataclass
@@ -83,8 +84,12 @@ class PrivateSlurm:
 
     def queue(self) -> list[tuple[str, str]]:
         """Job, as in 12_3, and state of all that is not over; array tasks one by one."""
-        lines = self.run("squeue", "--noheader", "--array", "--format=%i %T").splitlines()
-        return [(job, state) for job, _, state in (line.partition(" ") for line in lines)]
+        command = ["squeue", "--noheader", "--array", "--format=%i %T"]
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60)
+        if done.returncode == -signal.SIGPIPE:  # slurmctld has closed the connection, as it does when a node goes down
+            return self.queue()
+        assert done.returncode == 0, f"{done.returncode}: {done.stdout}{done.stderr}"
+        return [(job, state) for job, _, state in (line.partition(" ") for line in done.stdout.splitlines())]
 
     def job(self, job: str) -> dict[str, str]:
         """What scontrol says of a job, also for some minutes after its end: JobState, ExitCode, Restarts, …."""
@@ -112,11 +117,12 @@ def skip_without_slurm() -> None:
 
 
 @contextmanager
-def private_slurm(*, cpus: int = 2) -> Iterator[PrivateSlurm]:
-    """Starts a Slurm of one node and stops it, with every job that is left.
+def private_slurm(*, cpus: int = 2, nodes: int = 1) -> Iterator[PrivateSlurm]:
+    """Starts a Slurm and stops it, with every job that is left.
 
     Args:
-        cpus: What the node claims to have; more than the machine has is allowed.
+        cpus: What each node claims to have; more than the machine has is allowed.
+        nodes: 1 or 2.
     """
     skip_without_slurm()
     with ExitStack() as stack:
@@ -126,38 +132,42 @@ def private_slurm(*, cpus: int = 2) -> Iterator[PrivateSlurm]:
         for name in [name for name in slurm.environment if name.startswith(("SLURM_", "SBATCH_", "SQUEUE_"))]:
             if name != "SLURM_CONF":  # of a job that runs the tests
                 del slurm.environment[name]
-        _configure(folder, cpus=cpus)
+        names = [_host(), "localhost"][:nodes]
+        _configure(folder, names, cpus=cpus)
         stack.callback(_stop, slurm)
         _start_munge(slurm)
         _start(slurm, "slurmctld", "-D", "-c")
-        _start(slurm, "slurmd", "-D", "-c")
-        slurm.wait_for("the node is idle", lambda: _node_state(slurm) == "idle", timeout_s=START_S)
+        for name in names:
+            _start(slurm, "slurmd", "-D", "-c", "-N", name)
+        slurm.wait_for("all nodes are idle", lambda: _node_states(slurm) == ["idle"] * nodes, timeout_s=START_S)
         yield slurm
 
 
-def _configure(folder: Path, *, cpus: int) -> None:
-    for name in ("state", "spool"):
-        (folder / name).mkdir(mode=0o755)
+def _host() -> str:
+    return socket.gethostname().split(".")[0]
+
+
+def _configure(folder: Path, nodes: list[str], *, cpus: int) -> None:
+    (folder / "state").mkdir(mode=0o755)
+    for node in nodes:
+        (folder / "spool" / node).mkdir(mode=0o755, parents=True)
     key = folder / "munge.key"
     key.write_bytes(os.urandom(128))
     key.chmod(0o600)
-    control_port, node_port = _free_ports()
-    text = CONFIGURATION.format(
-        host=socket.gethostname().split(".")[0],
-        user=getpass.getuser(),
-        folder=folder,
-        control_port=control_port,
-        node_port=node_port,
-        cpus=cpus,
-    )
+    host = _host()
+    control_port, *node_ports = _free_ports(1 + len(nodes))
+    text = CONFIGURATION.format(host=host, user=getpass.getuser(), folder=folder, control_port=control_port)
+    for node, port in zip(nodes, node_ports, strict=True):
+        text += NODE.format(node=node, host=host, port=port, cpus=cpus)
     (folder / "slurm.conf").write_text(text)
 
 
-def _free_ports() -> tuple[int, int]:
-    with socket.socket() as one, socket.socket() as other:
-        one.bind(("127.0.0.1", 0))
-        other.bind(("127.0.0.1", 0))
-        return one.getsockname()[1], other.getsockname()[1]
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
 
 
 def _start_munge(slurm: PrivateSlurm) -> None:
@@ -172,24 +182,24 @@ def _start_munge(slurm: PrivateSlurm) -> None:
 
 
 def _start(slurm: PrivateSlurm, *command: str) -> None:
-    with (slurm.folder / f"{command[0]}.out.log").open("wb") as log:
+    with (slurm.folder / f"{command[0]}.out.log").open("ab") as log:
         daemon = subprocess.Popen(command, env=slurm.environment, stdout=log, stderr=log, start_new_session=True)
     slurm.daemons.append(daemon)
 
 
-def _node_state(slurm: PrivateSlurm) -> str:
+def _node_states(slurm: PrivateSlurm) -> list[str]:
     dead = [daemon for daemon in slurm.daemons if daemon.poll() is not None]
     assert not dead, f"{dead[0].args}: ended with {dead[0].returncode}\n{slurm.last_words()}"
-    command = ["sinfo", "--noheader", "--format=%T"]
-    return subprocess.run(command, env=slurm.environment, capture_output=True, text=True).stdout.strip()
+    command = ["sinfo", "--noheader", "--Node", "--format=%T"]
+    return subprocess.run(command, env=slurm.environment, capture_output=True, text=True).stdout.split()
 
 
 def _stop(slurm: PrivateSlurm) -> None:
     """Cancels what runs, so that no step outlives its slurmd, then ends the daemons, the last started first."""
-    if len(slurm.daemons) == 3:
+    if len(slurm.daemons) > 2:
         subprocess.run(["scancel", "--user", getpass.getuser()], env=slurm.environment, capture_output=True)
         end = time.monotonic() + STOP_S
-        while time.monotonic() < end and any((slurm.folder / "spool").glob("job*")):
+        while time.monotonic() < end and any((slurm.folder / "spool").glob("*/job*")):
             time.sleep(0.1)
     for daemon in reversed(slurm.daemons):
         daemon.send_signal(signal.SIGTERM)

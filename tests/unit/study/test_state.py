@@ -31,7 +31,7 @@ class Place:
         self.plan = stand_in_plan(run_root)
 
     def states(self) -> dict[str, NodeState]:
-        return node_states(self.plan, self.run_root, finders())
+        return node_states(self.plan, self.run_root, finders(self.run_root))
 
     def state(self, letter: str = "a") -> tuple[str, str]:
         found = self.states()[stage_id(letter)]

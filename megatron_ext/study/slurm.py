@@ -1,0 +1,192 @@
+"""Runs the nodes of a study as jobs of Slurm: all at once, each behind the job of its parent.
+
+What is in the queue is asked of squeue and found by the job's name, which says what the job runs and where (see
+slurm_arrays.py). Whoever put a node there, this study, another one with the same stages, or a hand, it is never
+submitted twice, and nothing has to be remembered. RUN_ROOT/studies/.slurm.lock lets one submit after the other.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_tools import slurm
+from data_tools.errors import SetupError
+from data_tools.slurm import QueuedTask
+from megatron_ext.recipe.site_schema import SlurmRecipe
+from megatron_ext.study.launcher import (
+    STUDIES,
+    Launched,
+    Sighting,
+    Task,
+    next_attempt,
+    read_launched,
+    study_folder,
+    write_launched,
+)
+from megatron_ext.study.slurm_arrays import Array, arrays_of, by_node, job_name
+from megatron_ext.study.slurm_script import write_script
+from megatron_ext.study.study_plan import StudyPlan
+from megatron_ext.study.tasks import is_finished
+
+
+@dataclass
+class SlurmLauncher:
+    """Submits nodes, finds them in the queue and cancels them there.
+
+    Args:
+        run_root: Folder that holds `stages/` and `studies/`.
+        plan: The study; only `launch` needs it and what follows.
+        site: How jobs are submitted here.
+        site_file: Where that stands, for messages.
+        say: Writes a line for people.
+    """
+
+    run_root: Path
+    plan: StudyPlan | None = None
+    site: SlurmRecipe | None = None
+    site_file: str = ""
+    say: Callable[[str], None] = print
+    kind: str = "slurm"
+    takes_unready: bool = True
+
+    def launch(self, tasks: Sequence[Task]) -> int:
+        """Submits those of the tasks that are not in the queue.
+
+        Returns:
+            How many.
+
+        Raises:
+            SetupError: Slurm refuses; what was submitted before stays, and the next run submits the rest.
+        """
+        assert self.plan is not None, "a launcher that only finds again submits nothing"
+        with self._alone():
+            queued = self._queue()
+            for task in tasks:
+                if (found := queued.get(task.name)) is not None:
+                    self._remember(task, found.id, next_attempt(task.folder))
+            fresh = [task for task in tasks if task.name not in queued]
+            submitted: dict[str, QueuedTask] = {}
+            for members in arrays_of(fresh, self.plan):
+                for dependency, part in self._by_dependency(members, queued | submitted).items():
+                    submitted |= self._submit(part, dependency)
+        return len(submitted)
+
+    def write_scripts(self, tasks: Sequence[Task]) -> list[tuple[Path, list[str], list[str]]]:
+        """Writes the scripts of tasks and submits nothing.
+
+        Returns:
+            Script, nodes, and the nodes behind which it comes, of each array.
+        """
+        assert self.plan is not None, "a launcher that only finds again writes nothing"
+        arrays = arrays_of(tasks, self.plan)
+        return [
+            (
+                self._write(array),
+                [task.name for task in array.values()],
+                sorted({p for t in array.values() for p in t.after}),
+            )
+            for array in arrays
+        ]
+
+    def look(self, launched: Mapping[str, Launched]) -> Mapping[str, Sighting]:
+        """What the queue says of nodes that were launched."""
+        queued = self._queue()
+        return {
+            name: _sighting(queued[name]) if name in queued else Sighting("gone", _last_words(one))
+            for name, one in launched.items()
+        }
+
+    def cancel(self, launched: Mapping[str, Launched], *, now: bool) -> None:
+        """Takes waiting nodes out of the queue, then tells those that run to save and end, or ends them.
+
+        Raises:
+            SetupError: Slurm refuses.
+        """
+        queued = self._queue()
+        found = [queued[name] for name in launched if name in queued]
+        waiting = [task.id for task in found if not task.is_running or now]
+        running = [task.id for task in found if task.is_running and not now]
+        for options, ids in (((), waiting), (("--batch", "--signal=USR2"), running)):
+            if ids:
+                _call("scancel", *options, *ids)
+
+    def _queue(self) -> dict[str, QueuedTask]:
+        return by_node(slurm.queue(), self.run_root)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Nobody else submits to this run root meanwhile."""
+        (self.run_root / STUDIES).mkdir(parents=True, exist_ok=True)
+        with (self.run_root / STUDIES / ".slurm.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _by_dependency(self, members: Array, queued: Mapping[str, QueuedTask]) -> dict[str, Array]:
+        """The tasks of an array by what Slurm is told to wait for: their parents' array, one job of it, nothing."""
+        parts: dict[str, Array] = {}
+        for index, task in members.items():
+            waited = [one for one in task.after if not is_finished(self.run_root, self.plan.stage(one))]
+            missing = [parent for parent in waited if parent not in queued]
+            if missing:
+                self.say(f"not submitted  {task.name}: {missing[0]} is neither finished nor in the queue")
+            else:
+                jobs = [queued[parent] for parent in waited]
+                conditions = [f"aftercorr:{job.job}" if job.index == index else f"afterok:{job.id}" for job in jobs]
+                parts.setdefault(",".join(conditions), {})[index] = task
+        return parts
+
+    def _submit(self, members: Array, dependency: str) -> dict[str, QueuedTask]:
+        """Submits one array and remembers it."""
+        script = self._write(members)
+        attempts = {index: next_attempt(task.folder) for index, task in members.items()}  # before a job can begin
+        options = [f"--dependency={dependency}"] if dependency else []
+        job = slurm.submit(script, *options, remedy=f"what it asks for stands in {self.site_file} under slurm")
+        made = {task.name: QueuedTask(job, index, "PENDING", "", "", "", "") for index, task in members.items()}
+        for index, task in members.items():
+            self._remember(task, made[task.name].id, attempts[index])
+            self.say(f"submitted {made[task.name].id:>8}  {task.name}{f'  {dependency}' if dependency else ''}")
+        return made
+
+    def _write(self, members: Array) -> Path:
+        first = next(iter(members.values()))
+        script = study_folder(self.run_root, self.plan.name).resolve() / "slurm" / f"{first.name}.sbatch"
+        script.parent.mkdir(parents=True, exist_ok=True)
+        write_script(script, job_name(members, self.run_root), members, self.site, run_root=self.run_root)
+        return script
+
+    def _remember(self, task: Task, job: str, attempt: int) -> None:
+        """Writes launch.json, as the job does again when it begins."""
+        before = read_launched(task.folder)
+        if before is not None and before.handle.get("job") == job:
+            return
+        task.folder.mkdir(parents=True, exist_ok=True)
+        handle = {"job": job, "log": str(study_folder(self.run_root, self.plan.name) / "slurm" / f"{job}.log")}
+        write_launched(task.folder, Launched(self.kind, attempt, time.time(), ("sbatch",), handle))
+
+
+def _sighting(task: QueuedTask) -> Sighting:
+    if task.is_running:
+        return Sighting("running", f"job {task.id} on {task.nodes}")
+    return Sighting("queued", f"job {task.id}: {task.reason}")
+
+
+def _last_words(launched: Launched) -> str:
+    """The job of a node that is gone, and what Slurm itself wrote at its end."""
+    job, log = (str(launched.handle.get(key, "")) for key in ("job", "log"))
+    try:
+        lines = [line for line in Path(log).read_text(errors="replace").splitlines() if line.startswith("slurmstepd")]
+    except OSError:  # it has not begun
+        return f"job {job}"
+    return f"job {job}: {lines[-1].partition('error: ')[2].strip('* ')}" if lines else f"job {job}"
+
+
+def _call(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SetupError(f"{' '.join(command)}: {done.stderr.strip()}")
