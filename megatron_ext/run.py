@@ -12,11 +12,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_tools.errors import UserError
+from data_tools.errors import RecipeError, UserError
 from megatron_ext.plan.lineage import STAGE_FILE
 from megatron_ext.plan.make import make_stage_plan
 from megatron_ext.plan.render import print_plan
@@ -65,11 +65,13 @@ class Walk:
         run_root: Folder that holds `stages/`.
         plans: Stages, parents first.
         is_arm: Whether an arm names them.
+        leaves_out: Whether --stage leaves out others of the arm.
     """
 
     run_root: Path
     plans: tuple[StagePlan, ...]
     is_arm: bool = False
+    leaves_out: bool = False
 
     def is_finished(self, stage_id: str) -> bool:
         """Whether a stage has trained to its end."""
@@ -86,7 +88,7 @@ def _run(arguments: argparse.Namespace, launch: Launch, ending: Ending) -> None:
         for plan in walk.plans:
             if walk.is_finished(plan.stage_id):
                 _say(launch, f"{plan.stage_id}: finished before ({plan.recipe})")
-        walk = Walk(walk.run_root, tuple(plan for plan in walk.plans if not walk.is_finished(plan.stage_id)), True)
+        walk = replace(walk, plans=tuple(plan for plan in walk.plans if not walk.is_finished(plan.stage_id)))
     for plan in walk.plans:
         steps = f"{plan.model.name}, {plan.batch.total_steps} steps"
         _say(launch, f"{plan.stage_id}: {steps} -> {walk.run_root}/stages/{plan.stage_id}")
@@ -137,7 +139,7 @@ def _planned_arm(arguments: argparse.Namespace, launch: Launch) -> Walk:
     if not chosen:
         kinds = ", ".join(dict.fromkeys(plan.stage for plan in plans))
         raise UserError(f"--stage {arguments.stage}: {arguments.recipe} has no such stage; there are: {kinds}")
-    return Walk(run_root, chosen, is_arm=True)
+    return Walk(run_root, chosen, is_arm=True, leaves_out=len(chosen) < len(plans))
 
 
 def _require_beginning(walk: Walk, plan: StagePlan, *, trained_before: Sequence[str]) -> None:
@@ -159,7 +161,12 @@ def _require_beginning(walk: Walk, plan: StagePlan, *, trained_before: Sequence[
         return
     needs_reference = plan.rl is not None and plan.rl.has_reference
     if needs_reference or not checkpoints_of(walk.run_root / "stages" / plan.stage_id / "checkpoints"):
-        parent_checkpoint(walk.run_root, plan)
+        try:
+            parent_checkpoint(walk.run_root, plan)
+        except RecipeError as error:
+            if not walk.leaves_out:
+                raise
+            raise RecipeError(f"{error}\n  Or leave --stage out, and the arm trains it first.") from None
 
 
 def _execute(walk: Walk, launch: Launch, ending: Ending) -> None:

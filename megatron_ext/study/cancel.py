@@ -45,17 +45,22 @@ def cancel_study(
     if not chosen and runner is None:
         say("nothing of it runs")
         return
-    say_asked_to_stop((folder / "nodes" / name for name in chosen), "study cancel")
-    for launcher in launchers:
-        launcher.cancel({name: at_work[name] for name in chosen if at_work[name].kind == launcher.kind}, now=now)
-    for name in chosen:
-        say(f"{name}: {'ended at once' if now else 'asked to save and end'}")
+    asked: set[str] = set()
     while (left := _left(folder, launchers, chosen if names else None)) or _lives(runner):
-        if now:  # a run that was about to begin one more has begun it
-            for launcher in launchers:
-                launcher.cancel({name: one for name, one in left.items() if one.kind == launcher.kind}, now=True)
+        # Not of the first look alone: a run that was ended as it began a node leaves it behind.
+        new = {name: one for name, one in left.items() if now or name not in asked}
+        _end(folder, new, launchers, now=now)
+        for name in new.keys() - asked:
+            say(f"{name}: {'ended at once' if now else 'asked to save and end'}")
+        asked |= new.keys()
         time.sleep(_LOOK_S)
     say("ended")
+
+
+def _end(folder: Path, launched: Mapping[str, Launched], launchers: Sequence[Launcher], *, now: bool) -> None:
+    say_asked_to_stop((folder / "nodes" / name for name in launched), "study cancel")
+    for launcher in launchers:
+        launcher.cancel({name: one for name, one in launched.items() if one.kind == launcher.kind}, now=now)
 
 
 def _at_work(folder: Path, launchers: Sequence[Launcher]) -> dict[str, Launched]:

@@ -29,6 +29,7 @@ from megatron_ext.study.launcher import (
     next_attempt,
     read_launched,
 )
+from megatron_ext.study.log_lines import last_lines
 from megatron_ext.study.processes import ask_to_end, end_at_once, whereabouts
 
 GPUS_OF = "CUDA_VISIBLE_DEVICES"
@@ -141,12 +142,15 @@ class LocalLauncher:
                 start_new_session=True,
             )
         self._children[task.name] = child, attempt_log(task.folder, attempt)
-        while child.poll() is None:  # from here on its files say that it runs, to whoever looks
+        has_ended = False
+        while not has_ended:
+            has_ended = child.poll() is not None  # asked first: it may write and end between two looks
             written = read_launched(task.folder)
             if written is not None and written.attempt == attempt:
-                return written
+                return written  # from here on its files say that it runs, to whoever looks
             time.sleep(_LOOK_S)
-        return before
+        said = " ".join(last_lines(attempt_log(task.folder, attempt))[-1:])
+        raise SetupError(f"its process ended with exit code {child.returncode} before it began: {said or 'no word'}")
 
     def _free_gpus(self, running: Mapping[str, Launched]) -> list[str]:
         taken = {gpu for one in running.values() for gpu in one.handle.get("gpus", ())}

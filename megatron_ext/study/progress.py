@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_ext.study.log_lines import last_lines
 from megatron_ext.study.study_plan import StageNode
 
-_TAIL_BYTES = 64 * 1024
 _RECENT_STEPS = 20
 """Steps over which the speed is averaged: of one step alone it jumps."""
 
@@ -59,22 +59,6 @@ def read_progress(folder: Path, node: StageNode) -> Progress | None:
         reward=_finite(last.get("reward")),
         seconds_left=left * node.tokens / node.total_steps / speed if speed else None,
     )
-
-
-def last_lines(file: Path) -> list[str]:
-    """The whole lines at the end of a file that may grow meanwhile; [] where there is none.
-
-    A line is whole with its end; the first of a long file may be cut and is left out.
-    """
-    try:
-        with file.open("rb") as opened:
-            size = opened.seek(0, 2)
-            start = max(0, size - _TAIL_BYTES)
-            opened.seek(start)
-            lines = opened.read().split(b"\n")[:-1]
-    except OSError:
-        return []
-    return [line.decode(errors="replace") for line in lines[1 if start else 0 :]]
 
 
 def _steps(file: Path) -> Iterator[dict[str, Any]]:

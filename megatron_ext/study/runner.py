@@ -19,7 +19,6 @@ from megatron_ext.study.state import NodeState, node_states
 from megatron_ext.study.study_plan import StudyPlan
 from megatron_ext.study.tasks import is_finished
 
-_LOOK_S = 1.0
 _BEGINS = ("waiting", "stopped", "failed")
 """States of a node that a run begins."""
 
@@ -37,6 +36,7 @@ class Runner:
         launcher: Begins it.
         say: Writes a line for people.
         show: Is given the states at every look.
+        look_s: Between two looks.
     """
 
     plan: StudyPlan
@@ -45,6 +45,7 @@ class Runner:
     launcher: LocalLauncher
     say: Callable[[str], None]
     show: Callable[[States], None]
+    look_s: float = 1.0
     _begun: set[str] = field(default_factory=set)
     _full: str = ""
 
@@ -78,7 +79,7 @@ class Runner:
                 continue
             if not self._is_to_wait(states, is_asked=bool(asked.to_stop)):
                 break
-            time.sleep(_LOOK_S)
+            time.sleep(self.look_s)
         if self._full:
             raise SetupError(self._full)
         return states

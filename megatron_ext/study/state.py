@@ -33,7 +33,8 @@ from megatron_ext.study.launcher import (
     node_folder,
     read_launched,
 )
-from megatron_ext.study.progress import Progress, last_lines, read_progress
+from megatron_ext.study.log_lines import last_lines
+from megatron_ext.study.progress import Progress, read_progress
 from megatron_ext.study.study_plan import StageNode, StudyPlan
 from megatron_ext.study.tasks import Node, is_finished, node_name, nodes_of, parent_of, work_folder
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.live import Live
 
+from data_tools.errors import DataError
 from megatron_ext.plan.render import terminal
 from megatron_ext.study.launcher import study_folder
 from megatron_ext.study.launchers import finders
@@ -44,7 +46,10 @@ class Watched:
         """
         file = study_folder(run_root, name) / "study.json"
         if file.is_file():
-            return cls(read_study_plan(file), run_root)
+            try:
+                return cls(read_study_plan(file), run_root)
+            except DataError as error:
+                print(f"WARNING: {error}: shown is what {study} says now", file=sys.stderr)
         return cls(make_study_plan(study, site=site, run_root=run_root, may_be_provisional=True), run_root)
 
     @property

@@ -1,6 +1,7 @@
 """A program that leaves what a stage leaves, in a tenth of a second: for tests of who starts it, how often, and when.
 
-    python -m tests.support.stand_in_stage FOLDER --steps 6 --step-s 0.02 [--parent FOLDER] [--fails-while FILE]
+    python -m tests.support.stand_in_stage FOLDER --steps 6 --step-s 0.02 [--parent FOLDER]
+        [--fails-while FILE] [--waits-while FILE]
 
 It takes FOLDER/.lock, goes on from FOLDER/saved.json, adds to a number which begins as its parent's, and writes
 metrics.jsonl, exit.json and stage.json as `megatron_ext.run` does. SIGTERM lets it save and end. `diary.txt` beside
@@ -29,7 +30,10 @@ def main() -> int:
     parser.add_argument("--step-s", type=float, default=0.02)
     parser.add_argument("--parent", type=Path)
     parser.add_argument("--fails-while", type=Path)
+    parser.add_argument("--waits-while", type=Path, help="behind each step, so that a test decides when it ends")
     asked = parser.parse_args()
+    stopped: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
     asked.folder.mkdir(parents=True, exist_ok=True)
     with (asked.folder / ".lock").open("w") as lock:
         try:
@@ -39,16 +43,14 @@ def main() -> int:
             print("error: another process is training this stage\nmegatron_ext.run: exit code 4", file=sys.stderr)
             return 4
         note(asked.folder, "begin")
-        code = train(asked)
+        code = train(asked, stopped)
         note(asked.folder, f"end {code}")
         return code
 
 
-def train(asked: argparse.Namespace) -> int:
-    """Adds up step by step."""
+def train(asked: argparse.Namespace, stopped: list[int]) -> int:
+    """Adds up step by step, until a signal is in `stopped`."""
     folder: Path = asked.folder
-    stopped: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
     (folder / "exit.json").unlink(missing_ok=True)
     saved = folder / "saved.json"
     step, number = 0, 0
@@ -63,6 +65,8 @@ def train(asked: argparse.Namespace) -> int:
         step, number = step + 1, (31 * number + step + 1) % 1_000_003
         with (folder / "metrics.jsonl").open("a") as metrics:
             metrics.write(json.dumps({"step": step, "loss": 1 / step, "tokens_per_s": 1000.0}) + "\n")
+        while asked.waits_while is not None and asked.waits_while.exists() and not stopped:
+            time.sleep(0.02)
         if step % 2 == 0 or stopped:
             put(saved, [step, number])
         if stopped and step < asked.steps:

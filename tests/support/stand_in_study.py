@@ -2,7 +2,7 @@
 
     a ─┬─ b ── c        python -m tests.support.stand_in_study RUN_ROOT --workers 2
        └─ d
-    e                   fails while RUN_ROOT/broken is there
+    e                   fails while RUN_ROOT/broken is there; all wait while RUN_ROOT/hold is
 
 The program is the runner of `megatron-ext study run` over this study: the same lock, launcher, loop and ending.
 """
@@ -100,7 +100,8 @@ def stand_in_tasks(plan: StudyPlan, run_root: Path, *, step_s: float) -> dict[st
         folder = run_root / "stages"
         steps = ["--steps", str(plan.stage(node.stage_id).total_steps), "--step-s", str(step_s)]
         parent = plan.stage(node.stage_id).parent
-        more = ["--parent", str(folder / parent)] if parent is not None else []
+        more = ["--waits-while", str(run_root / "hold")]
+        more += ["--parent", str(folder / parent)] if parent is not None else []
         if node.stage_id == stage_id("e"):
             more += ["--fails-while", str(run_root / "broken")]
         arguments = (str(folder / node.stage_id), *steps, *more)
@@ -123,7 +124,7 @@ def run(run_root: Path, *, workers: int, step_s: float) -> None:
     with only_runner(study_folder(run_root, plan.name)), Asked() as asked:
         launcher = LocalLauncher(workers=workers, machine=Machine(cores=workers, gpus=()))
         say = lambda text: print(text, flush=True)  # noqa: E731
-        states = Runner(plan, run_root, tasks, launcher, say, lambda _: None).run(asked)
+        states = Runner(plan, run_root, tasks, launcher, say, lambda _: None, look_s=0.1).run(asked)
     conclude(plan, tasks, states, stopped_by=asked.to_stop)
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ext.study.progress import last_lines, read_progress
+from megatron_ext.study.log_lines import last_lines
+from megatron_ext.study.progress import read_progress
 from tests.support.stand_in_study import stage_id, stand_in_plan
 
 NODE = stand_in_plan(Path("runs"), steps=10).stage(stage_id("a"))  # 10 steps of 100 tokens
