@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from data_tools.errors import UsageError
 from megatron_ext.cli.verb import Verb
 from megatron_ext.study.arguments import study_arguments
+from megatron_ext.study.compare_verbs import COMPARE_VERBS
 from megatron_ext.study.report_verbs import REPORT_VERBS
 from megatron_ext.study.run_verbs import RUN_VERBS
 
@@ -66,4 +67,5 @@ VERBS: tuple[Verb, ...] = (
     ),
     *RUN_VERBS,
     *REPORT_VERBS,
+    *COMPARE_VERBS,
 )

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_tools.errors import DataError, UsageError
+from data_tools.strict_yaml import nearest
 from megatron_ext.datasets.ledger import checkpoint_at
 from megatron_ext.plan.lineage import STAGE_FILE
 from megatron_ext.study.make import make_study_plan
+from megatron_ext.study.study_plan import StudyPlan
 
 
 @dataclass(frozen=True)
@@ -16,38 +18,39 @@ class NamedArm:
     """An arm, or one replicate of it, as it lies on the disk.
 
     Attributes:
+        arm: Its id.
         label: As it was named.
         chains: Of each replicate the folders of its stages, first to last, finished or not.
     """
 
+    arm: str
     label: str
     chains: tuple[tuple[Path, ...], ...]
 
 
-def arm_named(name: str, study: Path, *, site: Path | None = None, run_root: Path | None = None) -> NamedArm:
+def arm_named(name: str, plan: StudyPlan) -> NamedArm:
     """An arm of a study.
 
     Args:
         name: `ARM`, or `ARM#N` for its replicate N, from 0.
-        study: The study file.
-        site: A site file; None takes the default.
-        run_root: Folder that holds `stages/`; None takes the site's.
+        plan: Of the study.
 
     Raises:
         UsageError: There is no such arm or replicate.
-        RecipeError: The study cannot be planned.
     """
     arm_id, mark, number = name.partition("#")
-    plan = make_study_plan(study, site=site, run_root=run_root, arms=(arm_id,))
-    if len(plan.arms) != 1:
-        raise UsageError(f"{name}: names {len(plan.arms)} arms of {study}: {', '.join(arm.id for arm in plan.arms)}")
+    known = [arm.id for arm in plan.arms]
+    if arm_id not in known:
+        near = nearest(arm_id, known)
+        meant = f"did you mean {near}? " if near is not None else ""
+        raise UsageError(f"{name}: no such arm in {plan.path}; {meant}there are: {', '.join(known)}")
     stages = Path(plan.run_root) / "stages"
-    chains = tuple(tuple(stages / stage_id for stage_id in chain) for chain in plan.arms[0].chains)
+    chains = tuple(tuple(stages / stage_id for stage_id in chain) for chain in plan.arm(arm_id).chains)
     if mark:
         if not number.isdecimal() or int(number) >= len(chains):
             raise UsageError(f"{name}: {arm_id} has {len(chains)} replicates: write #0 to #{len(chains) - 1}")
         chains = (chains[int(number)],)
-    return NamedArm(name, chains)
+    return NamedArm(arm_id, name, chains)
 
 
 def checkpoint_named(
@@ -58,8 +61,8 @@ def checkpoint_named(
     Args:
         name: A path; with `study` an arm, of which replicate 0 counts where none is written.
         study: A study file.
-        site: As for `arm_named`.
-        run_root: Likewise.
+        site: A site file; None takes the default.
+        run_root: Folder that holds `stages/`; None takes the site's.
 
     Raises:
         DataError: There is none, or the arm is not trained to its end.
@@ -67,7 +70,7 @@ def checkpoint_named(
     """
     if study is None:
         return checkpoint_at(Path(name))
-    chain = arm_named(name, study, site=site, run_root=run_root).chains[0]
+    chain = arm_named(name, make_study_plan(study, site=site, run_root=run_root)).chains[0]
     finished = [folder for folder in chain if (folder / STAGE_FILE).is_file()]
     if finished != list(chain):
         done = f"finished: {', '.join(map(str, finished))}" if finished else "no stage of it is finished"

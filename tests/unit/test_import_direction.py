@@ -54,7 +54,7 @@ torch."""
 ENTRIES = {Path("megatron_ext/__main__.py"), Path("megatron_ext/run.py"), Path("megatron_ext/rollout/cli.py")}
 ENTRIES |= {Path("megatron_ext", room, "cli.py") for room in ("convert", "evaluate", "study")}
 ENTRIES |= {Path("megatron_ext/study/arguments.py"), Path("megatron_ext/study/run_verbs.py")}
-ENTRIES |= {Path("megatron_ext/study/report_verbs.py")}
+ENTRIES |= {Path("megatron_ext/study/report_verbs.py"), Path("megatron_ext/study/compare_verbs.py")}
 ENTRIES |= {file for file in FILES if file.parts[:2] == ("megatron_ext", "cli")}
 """Commands: they join the rooms, so they may import all, and only other commands may import them."""
 
