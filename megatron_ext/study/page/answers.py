@@ -138,11 +138,12 @@ def is_noise(delta: Estimate) -> tuple[str, str]:
 
 
 def _about_seeds(report: Report, head: Headline, info: MetricInfo) -> str:
-    items = plural(info.items or 0, "item")
-    if not info.seed_degrees:
-        return f"{seeds(*head.seeds)}, {items}: other items were drawn; another seed may say otherwise."
-    spread = f"{value(info.seed_deviation, is_share=info.is_share)}{points(is_share=info.is_share)}"
     row = next(row for row in report.rows if (row.stage, row.label) == (head.stage, head.best))
+    cell = next(cell for cell in row.cells if (cell.suite, cell.metric) == (head.suite, head.metric))
+    items = plural(info.items or 0, "item") if "items" in cell.drawn else "items not kept"
+    if not info.seed_degrees:
+        return f"{seeds(*head.seeds)}, {items}: nothing is known of other seeds, which may say otherwise."
+    spread = f"{value(info.seed_deviation, is_share=info.is_share)}{points(is_share=info.is_share)}"
     single = [kind for kind, number in row.seeds_by_stage.items() if number == 1]
     note = (
         f" {STAGE_NAMES[single[0]].capitalize()} has 1 seed: what another would change is not in it." if single else ""

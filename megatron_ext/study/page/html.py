@@ -55,6 +55,7 @@ def page_html(report: Report) -> str:
         head=main_headline(report),
         tables=tables,
         panels={stage: bar_panels(report, stage) for stage in dict.fromkeys(table.stage for table in tables)},
+        evaluated={one.stage for one in report.headlines if one.best is not None},
         curves=curve_views(report),
         read_bars=bars,
         sources=sources,

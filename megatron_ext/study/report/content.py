@@ -16,6 +16,9 @@ from megatron_ext.recipe.study_schema import StageKind
 SCHEMA_VERSION: Literal[1] = 1
 
 Verdict = Literal["shows", "shows the opposite", "cannot tell", "not run"]
+Drawn = Literal["items and seeds", "items", "seeds", "nothing"]
+"""What an interval was drawn from; nothing: there is none."""
+
 ContaminationStatus = Literal["clean", "overlaps", "unknown", "not-applicable", "not run"]
 
 
@@ -75,6 +78,7 @@ class Cell(ReportPart):
     items: int | None = None
     is_best: bool = False
     best_ratio: float | None = None  # of the draws in which this row is the best of all
+    drawn: Drawn = "nothing"
     contamination: ContaminationStatus = "unknown"
     notes: tuple[str, ...] = ()
 
@@ -139,6 +143,7 @@ class Comparison(ReportPart):
     delta: Estimate | None  # better - than; of losses than - better, so that more is better
     seeds: tuple[int, int]  # fewest and most of the arms in it
     items: int | None
+    drawn: Drawn
     verdict: Verdict
     reason: str  # of the verdict, in words
     paper: PaperNumber | None

@@ -6,13 +6,14 @@ tokens; held-out values are few, and all are kept.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from megatron_ext.recipe.study_schema import StageKind
 from megatron_ext.study.report.content import Curve
@@ -25,6 +26,8 @@ QUANTITIES = ("loss", "reward", "pass_rate", "lr")
 """Of every line."""
 
 HELD_OUT = "held_out"
+
+_NUMBERS = ("consumed_tokens", "tokens_per_s", "save_s", *QUANTITIES)
 
 Points = dict[tuple[str, str], list[tuple[float, float]]]
 """By quantity and source (x, y), x in processed tokens of the stage."""
@@ -57,28 +60,40 @@ def read_metrics(folder: Path, total_tokens: int) -> StageMetrics:
         total_tokens: Processed by the whole stage, as planned.
     """
     found = StageMetrics()
-    sums: dict[tuple[str, int], tuple[float, int]] = {}
-    before = 0
     for key, value in _before(folder):
         found.points.setdefault((HELD_OUT, key), []).append((0.0, value))
+    rows = []
     for line in _lines(folder / "metrics.jsonl", found):
-        tokens = line["consumed_tokens"]
-        if speed := line.get("tokens_per_s"):
-            found.seconds += (tokens - before) / speed + line.get("save_s", 0.0)
-        before, found.last = tokens, line
-        place = min(MOST_POINTS - 1, (tokens - 1) * MOST_POINTS // max(total_tokens, tokens, 1))
-        for quantity in QUANTITIES:
-            number = line.get(quantity)
-            if number is not None and math.isfinite(number):
-                total, count = sums.get((quantity, place), (0.0, 0))
-                sums[quantity, place] = (total + number, count + 1)
-        for source, value in line["validation"].items():
-            if not source.endswith(("_low", "_high")) and value is not None:
-                found.points.setdefault((HELD_OUT, source), []).append((float(tokens), value))
-    width = max(total_tokens, before, 1) / MOST_POINTS
-    for (quantity, place), (total, count) in sorted(sums.items()):
-        found.points.setdefault((quantity, ""), []).append(((place + 0.5) * width, total / count))
+        rows.append([line.get(name) for name in _NUMBERS])
+        found.last = line
+        if line["validation"]:
+            _add_held_out(found, line)
+    if not rows:
+        return found
+    numbers = dict(zip(_NUMBERS, np.asarray(rows, np.float64).T, strict=True))  # null becomes NaN
+    tokens = numbers["consumed_tokens"]
+    seconds = np.diff(tokens, prepend=0.0) / numbers["tokens_per_s"]
+    found.seconds = float(np.nansum(seconds) + np.nansum(numbers["save_s"]))
+    total = max(total_tokens, int(tokens[-1]), 1)
+    places = np.minimum(((tokens - 1) * MOST_POINTS / total).astype(np.int64), MOST_POINTS - 1)
+    for quantity in QUANTITIES:
+        if points := _means(places, numbers[quantity], total / MOST_POINTS):
+            found.points[quantity, ""] = points
     return found
+
+
+def _means(places: NDArray[np.int64], values: NDArray[np.float64], width: float) -> list[tuple[float, float]]:
+    """The mean of the finite values of each place, at its middle."""
+    is_known = np.isfinite(values)
+    counts = np.bincount(places[is_known], minlength=MOST_POINTS)
+    sums = np.bincount(places[is_known], values[is_known], MOST_POINTS)
+    return [((place + 0.5) * width, float(sums[place] / counts[place])) for place in np.flatnonzero(counts)]
+
+
+def _add_held_out(found: StageMetrics, line: Mapping[str, Any]) -> None:
+    for source, value in line["validation"].items():
+        if not source.endswith(("_low", "_high")) and value is not None:
+            found.points.setdefault((HELD_OUT, source), []).append((float(line["consumed_tokens"]), value))
 
 
 def _before(folder: Path) -> Iterator[tuple[str, float]]:

@@ -16,10 +16,15 @@ from collections.abc import Sequence
 from typing import get_args
 
 from megatron_ext.recipe.study_schema import ComparisonRecipe, FindingRecipe
-from megatron_ext.study.report.content import Comparison, Estimate, Finding, PaperNumber, Verdict
+from megatron_ext.study.report.content import Comparison, Drawn, Estimate, Finding, PaperNumber, Verdict
 from megatron_ext.study.report.measured import Measured
 from megatron_ext.study.report.table import JudgedSuite
 from megatron_ext.study.study_plan import StudyPlan
+
+_ALONE: dict[Drawn, str] = {
+    "items": "; of items alone: with one seed nothing is known of others",
+    "seeds": "; of seeds alone: items were not kept",
+}
 
 _POINTS = 100
 """Points of a share of 1: numbers of papers and margins stand in points."""
@@ -66,7 +71,7 @@ def _comparison(asked: ComparisonRecipe, plan: StudyPlan, suites: Sequence[Judge
         ]
         missing = f"no number of {', '.join(dict.fromkeys(without))}" if without else ""
     delta = measured.difference(*groups) if measured is not None and not missing else None
-    verdict, reason = _verdict(asked, measured, missing, delta)
+    verdict, reason = _verdict(asked, measured, groups, missing, delta)
     seeds = [len(measured.values[row]) for rows in groups for row in rows if row >= 0] if measured is not None else [0]
     return Comparison(
         better=asked.better,
@@ -82,6 +87,7 @@ def _comparison(asked: ComparisonRecipe, plan: StudyPlan, suites: Sequence[Judge
         delta=delta,
         seeds=(min(seeds), max(seeds)),
         items=measured.info.items if measured is not None else None,
+        drawn=measured.drawn([*groups[0], *groups[1]]) if measured is not None and delta is not None else "nothing",
         verdict=verdict,
         reason=reason,
         paper=PaperNumber(**asked.paper.model_dump()) if asked.paper is not None else None,
@@ -105,15 +111,19 @@ def _mean(measured: Measured, rows: Sequence[int]) -> float | None:
 
 
 def _verdict(
-    asked: ComparisonRecipe, measured: Measured | None, missing: str, delta: Estimate | None
+    asked: ComparisonRecipe,
+    measured: Measured | None,
+    groups: Sequence[Sequence[int]],
+    missing: str,
+    delta: Estimate | None,
 ) -> tuple[Verdict, str]:
     if missing or measured is None:
         return "not run", missing
     if delta is None:
         return "cannot tell", "the arms were asked other items, or counted otherwise"
     if delta.low is None or delta.high is None:
-        return "cannot tell", "there is no interval: items were not kept"
-    alone = "; of items alone: with one seed nothing is known of others" if not measured.info.seed_degrees else ""
+        return "cannot tell", "there is no interval: items were not kept, and there is one seed"
+    alone = _ALONE.get(measured.drawn([*groups[0], *groups[1]]), "")
     if asked.expect == "equal":
         return _verdict_of_equal(asked, measured, delta.low, delta.high, alone)
     if delta.low > 0:

@@ -20,7 +20,7 @@ from megatron_ext.study.report.bootstrap import (
     generator_of,
     spread_of_seeds,
 )
-from megatron_ext.study.report.content import Estimate, MetricInfo
+from megatron_ext.study.report.content import Drawn, Estimate, MetricInfo
 from megatron_ext.study.report.judged import Judged
 from megatron_ext.training.intervals import NORMAL_95
 
@@ -35,7 +35,7 @@ class Measured:
         item_draws: [resamples, rows] of other items; NaN where nothing was found.
         draws: [draws, rows] of other items and seeds.
         asked: Of each row what was asked and how it was counted: numbers of rows where this differs are not compared.
-        has_interval: Of each row whether the draws are more than the value itself.
+        knows_items: Of each row whether the draws are of other items too.
     """
 
     info: MetricInfo
@@ -43,7 +43,12 @@ class Measured:
     item_draws: Array
     draws: Array
     asked: tuple[frozenset[tuple[str, str]], ...]
-    has_interval: tuple[bool, ...]
+    knows_items: tuple[bool, ...]
+
+    def drawn(self, rows: Sequence[int]) -> Drawn:
+        """What the intervals of some rows, or of their difference, were drawn from."""
+        items, seeds = all(self.knows_items[row] for row in rows), self.info.seed_degrees > 0
+        return "items and seeds" if items and seeds else "items" if items else "seeds" if seeds else "nothing"
 
     def value(self, row: int) -> float | None:
         """The mean over replicates of a row."""
@@ -55,7 +60,7 @@ class Measured:
         value = self.value(row)
         if value is None:
             return None
-        if not self.has_interval[row]:
+        if self.drawn([row]) == "nothing":
             return Estimate(value=value)
         low, high = ends(self.draws[:, row], value)
         is_clipped = self.info.is_share  # a share beyond 0 or 1 is none; seeds are drawn from t, which knows no end
@@ -71,7 +76,7 @@ class Measured:
         sign = 1.0 if self.info.is_higher_better else -1.0
         means = [sum(value for value in rows if value is not None) / len(rows) for rows in values]
         value = sign * (means[0] - means[1])
-        if not all(self.has_interval[row] for row in (*better, *than)):
+        if self.drawn([*better, *than]) == "nothing":
             return Estimate(value=value)
         draws = sign * (self.draws[:, list(better)].mean(1) - self.draws[:, list(than)].mean(1))
         low, high = ends(draws, value)
@@ -128,9 +133,9 @@ def measure_task(stage: StageKind, suite: str, name: str, rows: Sequence[Sequenc
         seed_degrees=spread.degrees if spread else 0,
         notes=tuple(dict.fromkeys(note for row in tasks for _, task in row for note in task.notes)),
     )
-    item_draws, has_interval = _draws_of_items(tasks, name, generator_of(stage, suite, name, "items"))
+    item_draws, knows_items = _draws_of_items(tasks, name, generator_of(stage, suite, name, "items"))
     asked = tuple(frozenset((task.data_id, task.method) for _, task in row) for row in tasks)
-    return Measured(info, values, item_draws, _with_seeds(info, values, item_draws), asked, has_interval)
+    return Measured(info, values, item_draws, _with_seeds(info, values, item_draws), asked, knows_items)
 
 
 def _draws_of_items(
@@ -141,17 +146,17 @@ def _draws_of_items(
     by_items = [row for row, judged in enumerate(tasks) if judged and all(name in one.scores for one, _ in judged)]
     if by_items:
         drawn[:, by_items] = draw_items([[one.scores[name] for one, _ in tasks[row]] for row in by_items], draw)
-    has_interval = [row in by_items for row in range(len(tasks))]
+    knows_items = [row in by_items for row in range(len(tasks))]
     for row, judged in enumerate(tasks):
         if not judged or row in by_items:
             continue
         metrics = [task.metric() for _, task in judged]
         intervals = [metric.interval for metric in metrics if metric.interval is not None]
-        has_interval[row] = len(intervals) == len(metrics)
-        widths = [interval.high - interval.low for interval in intervals] if has_interval[row] else [0.0]
+        knows_items[row] = len(intervals) == len(metrics)
+        widths = [interval.high - interval.low for interval in intervals] if knows_items[row] else [0.0]
         error = float(np.sqrt(np.square(widths).sum())) / (2 * NORMAL_95 * len(metrics))
         drawn[:, row] = draw_known([(float(np.mean([metric.value for metric in metrics])), error)], draw)[:, 0]
-    return drawn, tuple(has_interval)
+    return drawn, tuple(knows_items)
 
 
 def _with_seeds(info: MetricInfo, values: Sequence[dict[int, float]], item_draws: Array) -> Array:
@@ -183,8 +188,8 @@ def measure_mean(info: MetricInfo, parts: Sequence[Measured]) -> Measured:
     )
     item_draws = np.mean([part.item_draws for part in parts], 0)
     asked = tuple(frozenset().union(*(part.asked[row] for part in parts)) for row in rows)
-    has_interval = tuple(all(part.has_interval[row] for part in parts) for row in rows)
-    return Measured(info, tuple(values), item_draws, _with_seeds(info, values, item_draws), asked, has_interval)
+    knows_items = tuple(all(part.knows_items[row] for part in parts) for row in rows)
+    return Measured(info, tuple(values), item_draws, _with_seeds(info, values, item_draws), asked, knows_items)
 
 
 def measure_suite(stage: StageKind, suite: str, rows: Sequence[Sequence[Judged]], main: str | None) -> list[Measured]:

@@ -8,10 +8,15 @@ from pathlib import Path
 from megatron_ext.evaluate.options import options_of
 from megatron_ext.evaluate.suite import read_suite
 from megatron_ext.recipe.study_schema import StageKind
-from megatron_ext.study.report.content import Cell, ContaminationStatus, Headline, MetricInfo, Replicate, Row
+from megatron_ext.study.report.content import Cell, ContaminationStatus, Drawn, Headline, MetricInfo, Replicate, Row
 from megatron_ext.study.report.judged import Judged, PlannedRow, judged, suites_of
 from megatron_ext.study.report.measured import Measured, measure_suite
 from megatron_ext.study.study_plan import EvaluationNode, StudyPlan
+
+_ABOUT: dict[Drawn, str] = {
+    "nothing": "no interval: its items were not kept, and there is one seed",
+    "seeds": "the interval is of seeds alone: its items were not kept",
+}
 
 
 class JudgedSuite:
@@ -142,7 +147,7 @@ def _cell(one: Measured, at: int, baseline: int | None, suite: JudgedSuite) -> C
     best = one.best_rows()
     has_delta = baseline is not None and baseline != at
     notes = [] if baseline is None or one.are_comparable([at, baseline]) else ["asked or counted otherwise"]
-    notes += [] if one.has_interval[at] else ["no interval: its items were not kept"]
+    notes += [_ABOUT[one.drawn([at])]] if one.drawn([at]) in _ABOUT else []
     return Cell(
         metric=one.info.name,
         suite=suite.suite,
@@ -158,6 +163,7 @@ def _cell(one: Measured, at: int, baseline: int | None, suite: JudgedSuite) -> C
         items=one.info.items,
         is_best=at in best and len([values for values in one.values if values]) > 1,
         best_ratio=one.best_ratios().get(at),
+        drawn=one.drawn([at]),
         contamination=_contamination(one, at, suite),
         notes=tuple(notes),
     )

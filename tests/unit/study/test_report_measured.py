@@ -136,6 +136,16 @@ def test_without_items_and_interval_there_is_none() -> None:
     assert (found.value, found.low, found.high) == (0.5, None, None)
 
 
+def test_without_items_two_seeds_give_an_interval_of_seeds_alone() -> None:
+    one, other = without_items(task_of("sums", 0.5)), replace(without_items(task_of("sums", 0.52)), replicate=1)
+    found = measure_task("sft", "toy", "sums", [[one, other]])
+    estimate = found.estimate(0)
+    assert found.drawn([0]) == "seeds"
+    assert estimate is not None
+    half = 12.706 * 0.01  # Student's t with one degree of freedom, times the standard error of the mean
+    assert (estimate.low, estimate.high) == pytest.approx((0.51 - half, 0.51 + half), rel=0.1)
+
+
 def test_a_share_is_never_beyond_its_ends() -> None:
     rows = [[judged(0, right={"sums": 10}), judged(1, right={"sums": 6})]]
     found = measure_task("sft", "toy", "sums", rows).estimate(0)
