@@ -32,7 +32,7 @@ def _report(arguments: argparse.Namespace) -> None:
 
     plan = _plan(arguments)
     form = format_of(arguments.output, arguments.format)
-    report = make_report(plan, finders(), command=shlex.join(["megatron-ext", *sys.argv[1:]]))
+    report = make_report(plan, finders(Path(plan.run_root)), command=shlex.join(["megatron-ext", *sys.argv[1:]]))
     output = arguments.output
     if output is None and form != "html":
         print(FORMATS[form](report), end="")
