@@ -6,8 +6,8 @@ A stage has at most one stage before it, so the graph is a forest: SVG draws it 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from html import escape
 from pathlib import Path
-from xml.sax.saxutils import escape
 
 from data_tools.errors import UsageError
 from data_tools.quantities import format_count
