@@ -10,6 +10,17 @@ from data_tools.errors import DataError
 SHIPPED_TEMPLATE = Path(__file__).parent / "chat_templates" / "chatml.jinja"
 """For tokenizers of `train-tokenizer`, which puts it into their folder."""
 
+
+def shipped_template(name: str) -> Path | None:
+    """The template that comes with this package under a name; None where there is none.
+
+    >>> shipped_template("plain").name, shipped_template("mine.jinja")
+    ('plain.jinja', None)
+    """
+    path = SHIPPED_TEMPLATE.parent / f"{name}.jinja"
+    return path if name.isidentifier() and path.is_file() else None
+
+
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -18,11 +29,12 @@ def template_source(tokenizer: Path, file: Path | None) -> tuple[str, Path]:
 
     Args:
         tokenizer: Tokenizer folder: its chat_template.jinja, else `chat_template` of tokenizer_config.json.
-        file: A template that takes its place.
+        file: A template that takes its place, or the name of one that comes with this package.
 
     Raises:
         DataError: If there is none.
     """
+    file = (shipped_template(str(file)) or file) if file else None
     path = file or tokenizer / "chat_template.jinja"
     if file or path.exists():
         try:

@@ -26,7 +26,12 @@ def add(verbs: Any) -> None:
         "--size", choices=("small", "full"), default="small", help="small for trials (default), full: over 30M tokens"
     )
     parser.add_argument("--seed", type=int, default=0, help="decides the rows (default 0)")
-    parser.add_argument("--only", metavar="NAMES", help="some of base,ldq,shq,eval,rl,digit,form, separated by commas")
+    parser.add_argument(
+        "--only",
+        metavar="NAMES",
+        help="some of base,ldq,shq,eval,rl,digit,form (default: all of these), or of the miniature's "
+        "mini_base,mini_ldq,mini_shq,mini_general,mini_math,mini_code,mini_new,mini_rl; separated by commas",
+    )
     parser.add_argument("--scale", type=float, default=1.0, help="times the rows of the size (default 1)")
     parser.add_argument(
         "--workers", type=int, metavar="N", help="processes (default: all cores for full, 1 for small); same bytes"

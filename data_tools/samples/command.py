@@ -14,7 +14,7 @@ from pathlib import Path
 
 from data_tools.errors import UsageError
 from data_tools.progress import shown
-from data_tools.samples.write import SOURCES, Request, RunParts, WrittenSample, write_sample
+from data_tools.samples.write import DEMO_SOURCES, SOURCES, Request, RunParts, WrittenSample, write_sample
 
 MANY_ROWS = 2_000
 """A guess, for the progress bar, where all rows are taken that there are."""
@@ -26,7 +26,7 @@ def make_samples(out: Path, request: Request, *, only: str | None = None, worker
     Args:
         out: The folder.
         request: What decides them.
-        only: Names separated by commas; all sources when None.
+        only: Names separated by commas; those of the demo when None.
         workers: Processes; they decide nothing but the time it takes.
 
     Raises:
@@ -34,7 +34,7 @@ def make_samples(out: Path, request: Request, *, only: str | None = None, worker
         SetupError: If the machine lacks what a source is made of.
         DataError: If the folder holds another sample.
     """
-    names = list(dict.fromkeys(only.split(","))) if only is not None else list(SOURCES)
+    names = list(dict.fromkeys(only.split(","))) if only is not None else [source.name for source in DEMO_SOURCES]
     unknown = [name for name in names if name not in SOURCES]
     if unknown:
         raise UsageError(f"--only: {unknown[0]!r} is none of {','.join(sorted(SOURCES))}")

@@ -20,6 +20,7 @@ from random import Random
 from typing import Any, Literal
 
 from data_tools.errors import SetupError
+from data_tools.samples.mini_tasks import MINI_FAMILIES
 from data_tools.samples.rows import Tally
 from data_tools.samples.traces.algebra import written_polynomial
 from data_tools.samples.traces.trace import Facts
@@ -218,5 +219,6 @@ OWN_FAMILIES: dict[str, tuple[Callable[[Random], tuple[str, str]], str]] = {
     "last_digit": (_last_digit, "number"),
     "linear_systems": (_linear_system, "exact"),
     "polynomial_products": (_polynomial_product, "polynomial"),
+    **MINI_FAMILIES,
 }
 """Families made here: a question with its answer, and the scorer of answers."""

@@ -36,6 +36,7 @@ from data_tools.readers import hash_file
 from data_tools.samples.base import BASE
 from data_tools.samples.last_digit import DIGIT, FORM
 from data_tools.samples.ldq import LDQ
+from data_tools.samples.mini import MINI
 from data_tools.samples.prompts import EVAL, RL
 from data_tools.samples.rows import Row, SampleSource, Tally
 from data_tools.samples.shq import SHQ
@@ -44,7 +45,9 @@ from data_tools.split import split_of
 SAMPLE_VERSION = "2"
 """Raised when the same seed would give other rows."""
 
-SOURCES: dict[str, SampleSource] = {source.name: source for source in (BASE, LDQ, SHQ, EVAL, RL, DIGIT, FORM)}
+DEMO_SOURCES = (BASE, LDQ, SHQ, EVAL, RL, DIGIT, FORM)
+"""What is made where nothing is named."""
+SOURCES: dict[str, SampleSource] = {source.name: source for source in (*DEMO_SOURCES, *MINI)}
 
 Part = tuple[list[Row], Tally]
 RunParts = Callable[[Callable[[str], Part], Iterable[str]], Iterator[Part]]

@@ -37,7 +37,9 @@ class Options(BaseModel):
     )
     scoring_timeout_s: float = Field(10.0, gt=0, description="Wall seconds that scoring one answer may take.")
     chat_template: str | None = Field(
-        None, description="File of the chat template; null: the one that the checkpoint was taught."
+        None,
+        description="File of the chat template, or plain: question, empty line, answer, for base models; "
+        "null: the one that the checkpoint was taught.",
     )
 
     rows: int | None = Field(None, ge=1, description="Held-out rows of each source at most; null: all.")

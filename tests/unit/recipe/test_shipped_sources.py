@@ -13,7 +13,7 @@ from data_tools.strict_yaml import load_yaml
 
 FOLDER = Path(__file__).parents[3] / "recipes/sources"
 FILES = sorted(FOLDER.glob("*.yaml"))
-STUDY = [file for file in FILES if not file.stem.startswith("demo_")]
+STUDY = [file for file in FILES if not file.stem.startswith(("demo_", "miniature_"))]
 
 
 def _read(file: Path) -> SourceRecipe:
