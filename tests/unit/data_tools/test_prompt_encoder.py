@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.chat_template_files import SHIPPED_TEMPLATE
+from data_tools.chat_template_files import SHIPPED_TEMPLATE, template_source
 from data_tools.prompts import PromptEncoder, read_prompts
+from data_tools.records import Conversation, Turn, as_document
 from data_tools.tokenizer import Tokenizer
 
 CHATML = SHIPPED_TEMPLATE.read_text()
@@ -66,3 +67,12 @@ def test_a_prompt_knows_what_its_template_begins_of_the_answer(
     encoder = PromptEncoder(tiny_tokenizer, template)
     (row,) = read_prompts(tmp_path / "p.jsonl", encoder, domain="math", scorer="number").rows
     assert row.opening == opening
+
+
+def test_the_plain_template_asks_as_pretraining_reads_a_conversation(tiny_tokenizer: Path) -> None:
+    template, file = template_source(tiny_tokenizer, Path("plain"))
+    question, answer = Turn("user", "1 + 1?"), Turn("assistant", "2")
+    prompt = PromptEncoder(tiny_tokenizer, template).render([{"role": "user", "content": question.content}])
+    assert file.name == "plain.jinja"
+    assert prompt + answer.content == as_document(Conversation("a", (question, answer))).text
+    assert stops(tiny_tokenizer, template) == {"<|endoftext|>"}
