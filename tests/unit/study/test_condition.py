@@ -185,3 +185,8 @@ def test_arms_that_begin_from_other_finished_stages_differ_in_that(study: Pencil
     assert [(one.stage, one.key, len(one.values)) for one in make_study_plan("study.yaml").differences] == [
         ("sft", "init_from", 2)
     ]
+
+
+def test_a_permission_for_one_kind_of_stage_does_not_serve_another(study: PencilProject) -> None:
+    study.edit("study.yaml", "stage: pretrain", "stage: sft")
+    assert "  pretrain data.repeated\n" in refusal()
