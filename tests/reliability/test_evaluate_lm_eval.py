@@ -194,7 +194,7 @@ def kill_when_lines_are_there(command: list[str], file: Path, *, least: int) -> 
     """Starts a process, kills it as soon as a file has so many lines, and gives its whole lines."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
-        end = time.monotonic() + 120
+        end = time.monotonic() + 600  # of a busy machine
         while not (file.is_file() and file.read_bytes().count(b"\n") >= least):
             assert process.poll() is None, f"ended before it was killed: {process.stderr and process.stderr.read()}"
             assert time.monotonic() < end, "nothing was kept"
