@@ -57,7 +57,12 @@ def _lineage_arguments(add: Any) -> None:
 
 def study_of_arms(add: Any) -> None:
     """The study whose arms are named."""
-    add("--study", type=Path, metavar="STUDY", help="a study file: an arm of it is meant; ARM#1 is its replicate 1")
+    add(
+        "--study",
+        type=Path,
+        metavar="STUDY",
+        help="a study file or study.json, whose arm is meant; ARM#1 is replicate 1",
+    )
     add("--site", type=Path, metavar="FILE", help="with --study: paths of this place")
     run_root_argument(add)
 

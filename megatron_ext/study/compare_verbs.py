@@ -13,11 +13,11 @@ from megatron_ext.cli.verb import Verb
 def _compare(arguments: argparse.Namespace) -> None:
     from megatron_ext.study.comparison.make import compare_sides
     from megatron_ext.study.comparison.sides import side_named
-    from megatron_ext.study.make import make_study_plan
+    from megatron_ext.study.named import study_named
 
     study = None
     if arguments.study is not None:
-        study = make_study_plan(arguments.study, site=arguments.site, run_root=arguments.run_root)
+        study = study_named(arguments.study, site=arguments.site, run_root=arguments.run_root)
     comparison = compare_sides(side_named(arguments.first, study), side_named(arguments.second, study), study)
     if arguments.output is not None:
         from megatron_ext.study.comparison.picture import write_picture

@@ -10,7 +10,7 @@ from data_tools.strict_yaml import nearest
 from megatron_ext.datasets.ledger import checkpoint_at
 from megatron_ext.plan.lineage import STAGE_FILE
 from megatron_ext.study.make import make_study_plan
-from megatron_ext.study.study_plan import StudyPlan
+from megatron_ext.study.study_plan import StudyPlan, read_study_plan
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,24 @@ def arm_named(name: str, plan: StudyPlan) -> NamedArm:
     return NamedArm(arm_id, name, chains)
 
 
+def study_named(path: Path, *, site: Path | None = None, run_root: Path | None = None) -> StudyPlan:
+    """A study as it is planned now; of a `study.json` as it was run.
+
+    Args:
+        path: A study file, or the `study.json` of a run.
+        site: A site file; None takes the default.
+        run_root: Folder that holds `stages/`; None takes the site's, or that of the run.
+
+    Raises:
+        RecipeError: The study cannot be planned.
+        DataError: The `study.json` cannot be read.
+    """
+    if path.suffix != ".json":
+        return make_study_plan(path, site=site, run_root=run_root)
+    plan = read_study_plan(path)
+    return plan if run_root is None else plan.model_copy(update={"run_root": str(run_root)})
+
+
 def checkpoint_named(
     name: str, *, study: Path | None = None, site: Path | None = None, run_root: Path | None = None
 ) -> Path:
@@ -60,9 +78,9 @@ def checkpoint_named(
 
     Args:
         name: A path; with `study` an arm, of which replicate 0 counts where none is written.
-        study: A study file.
-        site: A site file; None takes the default.
-        run_root: Folder that holds `stages/`; None takes the site's.
+        study: As for `study_named`.
+        site: Likewise.
+        run_root: Likewise.
 
     Raises:
         DataError: There is none, or the arm is not trained to its end.
@@ -70,7 +88,7 @@ def checkpoint_named(
     """
     if study is None:
         return checkpoint_at(Path(name))
-    chain = arm_named(name, make_study_plan(study, site=site, run_root=run_root)).chains[0]
+    chain = arm_named(name, study_named(study, site=site, run_root=run_root)).chains[0]
     finished = [folder for folder in chain if (folder / STAGE_FILE).is_file()]
     if finished != list(chain):
         done = f"finished: {', '.join(map(str, finished))}" if finished else "no stage of it is finished"

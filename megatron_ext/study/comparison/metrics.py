@@ -13,6 +13,14 @@ from megatron_ext.study.report.judged import Judged, judged_at
 from megatron_ext.study.report.measured import Measured, measure_suite
 from megatron_ext.training.file_list import weights_fingerprint
 
+_DRAWN = {
+    "items and seeds": "",
+    "items": "over items alone: one seed each",
+    "seeds": "over seeds alone: its items were not kept",
+    "nothing": "no interval: its items were not kept",
+}
+"""What a reader of an interval must know, by what it was drawn from."""
+
 
 @dataclass(frozen=True)
 class Found:
@@ -119,4 +127,4 @@ def _note(measured: Measured, first: float | None, second: float | None) -> str:
         return "only A has it" if second is None else "only B has it"
     if not measured.are_comparable([0, 1]):
         return "other items or another rule: not compared"
-    return "" if measured.info.seed_degrees else "over items alone: one seed each"
+    return _DRAWN[measured.drawn([0, 1])]

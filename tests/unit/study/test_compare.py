@@ -17,6 +17,7 @@ from megatron_ext.study.comparison.content import Comparison
 from megatron_ext.study.comparison.curves import curve_pairs
 from megatron_ext.study.comparison.make import compare_sides
 from megatron_ext.study.comparison.sides import side_named
+from megatron_ext.study.make import make_study_plan
 from megatron_ext.training.file_list import weights_fingerprint
 from tests.support.evaluation_results import results_of
 from tests.support.toy_arms import Arms
@@ -34,7 +35,9 @@ def by_arm(capsys: pytest.CaptureFixture[str], *words: str) -> Comparison:
     return Comparison.model_validate_json(capsys.readouterr().out)
 
 
-def evaluate(stage: Path, scores: Sequence[float], *, metric: str = "acc", data_id: str = "questions") -> None:
+def evaluate(
+    stage: Path, scores: Sequence[float], *, metric: str = "acc", data_id: str = "questions", keeps_items: bool = True
+) -> None:
     """Leaves an evaluation of as many items as there are scores; of a loss each weighs a token."""
     task = TaskResult(
         task="verifiable:questions.jsonl",
@@ -54,7 +57,7 @@ def evaluate(stage: Path, scores: Sequence[float], *, metric: str = "acc", data_
     folder = stage / "evaluations" / "one"
     folder.mkdir(parents=True)
     kept = KeptItems(folder, rank=0, lines=[])
-    for number, score in enumerate(scores):
+    for number, score in enumerate(scores if keeps_items else ()):
         kept.add("questions", str(number), score=score)
     kept.close()
     finish_items(folder)
@@ -143,6 +146,14 @@ def test_a_lower_loss_is_a_negative_difference(arms: Arms) -> None:
     assert found.low <= -0.75 <= found.high < 0
 
 
+def test_a_difference_without_items_has_no_interval_and_says_why(arms: Arms) -> None:
+    evaluate(arms.sums, [2.0, 3.0], metric="loss", keeps_items=False)
+    evaluate(arms.words, [1.0, 2.5], metric="loss", keeps_items=False)
+    (found,) = by_folder(arms).metrics
+    assert (found.difference, found.low, found.high) == (pytest.approx(-0.75), None, None)
+    assert found.note == "no interval: its items were not kept"
+
+
 def test_other_questions_are_shown_and_not_subtracted(arms: Arms) -> None:
     evaluate(arms.sums, [0.0, 1.0])
     evaluate(arms.words, [1.0, 1.0], data_id="others")
@@ -180,6 +191,14 @@ def test_a_stage_that_has_not_run_stands_as_such(arms: Arms, capsys: pytest.Capt
     found = by_arm(capsys)
     assert [pair.second_state for pair in found.stages] == ["finished", "not run"]
     assert all(row.second_tokens == 0 for row in found.ledger if row.place == "pretrain 2")
+
+
+def test_a_study_json_is_the_study_as_it_was_run(arms: Arms, capsys: pytest.CaptureFixture[str]) -> None:
+    now = by_arm(capsys)
+    (arms.root / "study.json").write_text(make_study_plan(arms.study, site=arms.root / "site.yaml").to_json())
+    arms.study.unlink()
+    assert main(["study", "compare", "more-sums", "more-words", "--study", "study.json", "--json"]) == 0
+    assert Comparison.model_validate_json(capsys.readouterr().out) == now
 
 
 def test_a_misspelled_arm_is_refused_with_the_nearest(arms: Arms, capsys: pytest.CaptureFixture[str]) -> None:
