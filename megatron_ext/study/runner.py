@@ -14,6 +14,7 @@ from pathlib import Path
 from data_tools.errors import SetupError
 from megatron_ext.study.asked import Asked
 from megatron_ext.study.launcher import Launched, Task, node_folder, read_launched, say_asked_to_stop
+from megatron_ext.study.launchers import finders
 from megatron_ext.study.local import LocalLauncher
 from megatron_ext.study.state import NodeState, node_states
 from megatron_ext.study.study_plan import StudyPlan
@@ -61,10 +62,11 @@ class Runner:
         Raises:
             SetupError: A node could not be begun; those that ran have ended.
         """
+        others = [one for one in finders(self.run_root) if one.kind != self.launcher.kind]
         before: States = {}
         has_stopped = has_killed = False
         while True:
-            states = node_states(self.plan, self.run_root, [self.launcher], with_progress=True)
+            states = node_states(self.plan, self.run_root, [self.launcher, *others], with_progress=True)
             self._tell(before, states)
             self.show(states)
             before = states
@@ -112,16 +114,15 @@ class Runner:
     def _is_to_wait(self, states: States, *, is_asked: bool) -> bool:
         """Whether something runs that this run has to see the end of: its own, or what others do of its tasks."""
         needed = {*self.tasks, *(parent for task in self.tasks.values() for parent in task.after)}
-        return any(
-            state.state == "running" and (state.is_ours or (not is_asked and name in needed))
-            for name, state in states.items()
-        )
+        is_others = any(states[name].state in ("running", "queued") for name in needed)
+        return bool(self._launched(states)) or (is_others and not is_asked)
 
     def _launched(self, states: States) -> dict[str, Launched]:
-        """The starts of this study that run now, of earlier runs too."""
+        """The starts on this machine that run now, of earlier runs too."""
         running = [name for name, state in states.items() if state.state == "running" and state.is_ours]
         found = {name: read_launched(node_folder(self.run_root, self.plan.name, name)) for name in running}
-        return {name: launched for name, launched in found.items() if launched is not None}
+        kind = self.launcher.kind
+        return {name: one for name, one in found.items() if one is not None and one.kind == kind}
 
     def _stop(self, states: States, how: str, *, now: bool) -> None:
         launched = self._launched(states)

@@ -117,7 +117,7 @@ class StandIn:
 
     def states(self) -> dict[str, NodeState]:
         """Of each stage, by its letter."""
-        found = node_states(stand_in_plan(self.run_root), self.run_root, finders())
+        found = node_states(stand_in_plan(self.run_root), self.run_root, finders(self.run_root))
         return {letter: found[stage_id(letter)] for letter in PARENTS}
 
     def wait_for(self, letter: str, state: str) -> None:
@@ -324,7 +324,7 @@ def test_cancel_ends_the_run_and_its_stages_after_they_have_saved(place: StandIn
     study = place.start()
     place.wait_until_begun("a")
     said: list[str] = []
-    cancel_study(place.folder, [], finders(), now=False, say=said.append)
+    cancel_study(place.folder, [], finders(place.run_root), now=False, say=said.append)
     assert study.wait(PATIENCE_S) == 5
     assert said[0] == f"the run of the study is asked to end (process {study.pid})"
     assert place.stages_at_work() == set()
@@ -335,7 +335,7 @@ def test_cancel_ends_the_run_and_its_stages_after_they_have_saved(place: StandIn
 def test_cancel_now_ends_what_does_not_listen(place: StandIn) -> None:
     study = place.start(step_s=30)
     place.wait_until_begun("a")
-    cancel_study(place.folder, [], finders(), now=True, say=lambda _: None)
+    cancel_study(place.folder, [], finders(place.run_root), now=True, say=lambda _: None)
     assert study.wait(PATIENCE_S) == 5
     assert place.stages_at_work() == set()
 
@@ -345,7 +345,7 @@ def test_cancel_of_one_node_lets_the_others_go_on_and_this_run_begins_it_no_more
     place.hold.touch()
     study = place.start()
     place.wait_until_begun("e")
-    cancel_study(place.folder, ["pretrain-e"], finders(), now=False, say=lambda _: None)
+    cancel_study(place.folder, ["pretrain-e"], finders(place.run_root), now=False, say=lambda _: None)
     assert place.states()["e"].state == "stopped"
     place.hold.unlink()
     assert study.wait(PATIENCE_S) == 5
@@ -366,14 +366,14 @@ def test_cancel_finds_what_runs_after_the_run_was_killed(place: StandIn) -> None
     place.wait_until_begun("a")
     study.kill()
     study.wait()
-    cancel_study(place.folder, [], finders(), now=False, say=lambda _: None)
+    cancel_study(place.folder, [], finders(place.run_root), now=False, say=lambda _: None)
     assert place.stages_at_work() == set()
     assert place.states()["a"].state == "stopped"
 
 
 def test_cancel_refuses_a_name_that_fits_no_node_at_work(place: StandIn) -> None:
     with pytest.raises(UsageError, match="pretrain-z: is no node that runs; running or queued: none"):
-        cancel_study(place.folder, ["pretrain-z"], finders(), now=False, say=lambda _: None)
+        cancel_study(place.folder, ["pretrain-z"], finders(place.run_root), now=False, say=lambda _: None)
 
 
 def test_on_a_full_disk_nothing_more_is_begun_and_the_next_run_goes_on(

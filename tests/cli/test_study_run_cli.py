@@ -1,0 +1,165 @@
+"""`megatron-ext study run`, `status` and `cancel` from the command line, where nothing is trained."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from megatron_ext.__main__ import main
+from megatron_ext.study.make import make_study_plan
+from tests.support.toy_project import ToyProject
+from tests.support.toy_study import ToyStudy, add_study, make_toy_study
+
+PLACE = ["study.yaml", "--site", "site.yaml"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> ToyStudy:
+    return make_toy_study(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture
+def study(made: ToyStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ToyStudy:
+    """A copy that a test may damage, as working directory."""
+    root = tmp_path / "study"
+    shutil.copytree(made.root, root)
+    (root / "site.yaml").write_text(f"data_root: {root}/data\nrun_root: {root}/runs\n")
+    monkeypatch.chdir(root)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    return add_study(ToyProject(root))
+
+
+def finish(study: ToyStudy, *recipes: str) -> None:
+    """Makes stages of these recipes look finished, and their evaluations."""
+    plan = make_study_plan(study.file, site="site.yaml")
+    for node in plan.stages:
+        if node.recipe in recipes:
+            folder = study.root / "runs" / "stages" / node.stage_id
+            folder.mkdir(parents=True)
+            (folder / "stage.json").write_text("{}")
+            for one in plan.evaluations_of(node.stage_id):
+                (folder / "evaluations" / one.folder).mkdir(parents=True)
+                (folder / "evaluations" / one.folder / "results.json").write_text("{}")
+
+
+def test_data_that_are_not_there_are_refused_before_anything_starts(
+    study: ToyStudy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (study.root / "data" / "words.manifest.json").unlink()  # the first stage of one arm reads no words
+    assert main(["study", "run", *PLACE]) == 3
+    assert "words" in capsys.readouterr().err
+    assert not (study.root / "runs" / "studies").exists()
+
+
+def test_a_suite_that_asks_a_file_that_is_not_there_is_refused_before_anything_starts(
+    study: ToyStudy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite = study.root / "evaluate" / "held.yaml"
+    suite.write_text("suite: held\ntasks: [{task: 'verifiable:nothing.jsonl', name: sums}]\n")
+    assert main(["study", "run", *PLACE]) == 3
+    assert "evaluate/held.yaml: verifiable:nothing.jsonl: no such file" in capsys.readouterr().err
+    assert not (study.root / "runs" / "studies").exists()
+
+
+def test_a_dry_run_says_what_would_begin_and_writes_nothing(
+    study: ToyStudy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finish(study, "common.yaml")
+    before = sorted(study.root.rglob("*"))
+    assert main(["study", "run", *PLACE, "--dry-run", "--workers", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    plan = make_study_plan(study.file, site="site.yaml")
+    common, sums = plan.stages[0].stage_id, plan.stages[1].stage_id
+    assert lines[0] == f"toy: 1 of 7 finished, 6 waiting; 6 nodes to run in {study.root}/runs"
+    assert lines[1].startswith("2 workers on ")
+    assert f"{sums}: waiting" in lines  # its parent is finished
+    place = f"--site site.yaml --run-root {study.root}/runs"
+    assert any(line.endswith(f"-m megatron_ext.run sums_base.yaml --set continue={common} {place}") for line in lines)
+    held = plan.evaluations[0]
+    folder = f"{study.root}/runs/stages/{held.stage_id}"
+    assert f"{held.stage_id}.{held.folder}: waiting after {held.stage_id}" in lines
+    asked = f"-m megatron_ext evaluate {folder} --suite evaluate/held.yaml --name {held.folder}"
+    assert any(line.endswith(asked) for line in lines)
+    assert sorted(study.root.rglob("*")) == before
+
+
+def test_only_takes_one_kind_of_node(study: ToyStudy, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "run", *PLACE, "--dry-run", "--only", "evaluate"]) == 0
+    output = capsys.readouterr().out
+    assert "toy: 0 of 7 finished, 7 waiting; 2 nodes to run in" in output
+    assert "megatron_ext.run" not in output
+    assert output.count("which is not finished and is left out of this run") == 2
+
+
+def test_a_run_whose_nodes_all_need_what_is_left_out_is_refused(
+    study: ToyStudy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["study", "run", *PLACE, "--only", "sft"]) == 2
+    assert "Nothing could begin: the stages before are left out of this run." in capsys.readouterr().err
+
+
+def test_a_study_that_is_finished_begins_nothing(study: ToyStudy, capsys: pytest.CaptureFixture[str]) -> None:
+    finish(study, "common.yaml", "sums_base.yaml", "words_base.yaml", "sft.yaml")
+    assert main(["study", "run", *PLACE]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "toy: 7 of 7 finished"
+    assert not (study.root / "runs" / "studies" / "toy" / "nodes").exists()
+
+
+def test_what_stages_share_is_prepared_before_the_first_begins(study: ToyStudy) -> None:
+    finish(study, "common.yaml", "sums_base.yaml", "words_base.yaml", "sft.yaml")
+    assert main(["study", "run", *PLACE]) == 0
+    prepared = [path.name for path in (study.root / "runs" / "prepared").glob("*-*") if path.is_dir()]
+    assert len(prepared) == len({name.partition("-")[2] for name in prepared}) >= 1
+
+
+def test_status_says_of_each_node_and_arm_how_it_stands(study: ToyStudy, capsys: pytest.CaptureFixture[str]) -> None:
+    finish(study, "common.yaml", "sums_base.yaml")
+    assert main(["study", "status", *PLACE, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    plan = make_study_plan(study.file, site="site.yaml")
+    states = {node["name"]: node["state"] for node in said["nodes"]}
+    assert [states[stage.stage_id] for stage in plan.stages] == [
+        "finished",
+        "finished",
+        "waiting",
+        "waiting",
+        "waiting",
+    ]
+    assert [[stage["state"] for stage in arm["chains"][0]] for arm in said["arms"]] == [
+        ["finished", "finished", "waiting"],
+        ["finished", "waiting", "waiting"],
+    ]
+    assert said["runner"] is None
+
+
+def test_status_for_people_ends_with_the_counts(study: ToyStudy, capsys: pytest.CaptureFixture[str]) -> None:
+    finish(study, "common.yaml")
+    assert main(["study", "status", *PLACE]) == 0
+    output = capsys.readouterr().out
+    assert "common done  >  sums_base -  >  sft -, judged 0/1" in output
+    assert output.rstrip().endswith("toy: 1 of 7 finished, 6 waiting; no run is at work, so nothing more begins")
+
+
+def test_status_of_a_plan_of_another_version_shows_what_the_study_says_now(
+    study: ToyStudy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = study.root / "runs" / "studies" / "toy"
+    folder.mkdir(parents=True)
+    (folder / "study.json").write_text("{}")
+    assert main(["study", "status", *PLACE]) == 0
+    captured = capsys.readouterr()
+    assert "of another version" in captured.err
+    assert "toy: 0 of 7 finished, 7 waiting" in captured.out
+
+
+def test_watching_for_programs_is_refused(study: ToyStudy, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "status", *PLACE, "--watch", "--json"]) == 2
+    assert "--watch is for people, --json for programs" in capsys.readouterr().err
+
+
+def test_cancel_of_a_study_of_which_nothing_runs_says_so(study: ToyStudy, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "cancel", *PLACE]) == 0
+    assert capsys.readouterr().out == "nothing of it runs\n"
