@@ -111,11 +111,15 @@ def _by_how_much(head: Headline, info: MetricInfo) -> Answer:
 
 def _difference(delta: Estimate, info: MetricInfo) -> str:
     ends = interval(delta, is_share=info.is_share, is_difference=True)
+    if not info.is_higher_better:
+        shown = f"{signed(delta.value, is_share=info.is_share)} {ends}".strip()
+        return f"{shown} (a lower {info.metric or 'mean'} is better)"
     return f"{signed(delta.value, is_share=info.is_share)}{points(is_share=info.is_share)}{f' {ends}' if ends else ''}"
 
 
 def _noise(report: Report, head: Headline, info: MetricInfo) -> Answer:
-    against = {"the baseline": head.over_baseline, "the second": head.over_second}
+    against = {"the baseline": head.over_baseline}
+    against |= {"the second": head.over_second} if head.second != head.baseline else {}
     found = {name: is_noise(delta) for name, delta in against.items() if delta is not None}
     lines = [f"{name[0].upper()}{name[1:]}: {text}." for name, (_, text) in found.items()]
     if head.best_ratio is not None and head.judged > 1:

@@ -26,8 +26,8 @@ def value(number: float | None, *, is_share: bool) -> str:
     """
     if number is None:
         return "–"
-    text = f"{100 * number:.1f}" if is_share else f"{number:.3f}"
-    return text.replace("-", MINUS)
+    digits = f"{number:.3f}" if number == 0 or abs(number) >= 0.001 else f"{number:.1g}"
+    return (f"{100 * number:.1f}" if is_share else digits).replace("-", MINUS)
 
 
 def signed(number: float | None, *, is_share: bool) -> str:
@@ -99,13 +99,24 @@ def duration(seconds: float | None) -> str:
 def ratio(number: float | None) -> str:
     """A share as percent, with its sign.
 
-    >>> ratio(0.9985), ratio(1.0), ratio(0.42)
-    ('99.9 %', '100 %', '42 %')
+    >>> ratio(0.9985), ratio(0.9999), ratio(1.0), ratio(0.42)
+    ('99.9 %', 'over 99.9 %', '100 %', '42 %')
     """
     if number is None:
         return "–"
     percent = 100 * number
+    if 99.9 < percent < 100:
+        return "over 99.9 %"
     return f"{percent:.1f} %" if 99 < percent < 100 or 0 < percent < 1 else f"{percent:.0f} %"
+
+
+def moment(time: str) -> str:
+    """A time in UTC to the minute.
+
+    >>> moment("2026-01-31T12:34:56+00:00")
+    '2026-01-31 12:34 UTC'
+    """
+    return f"{time[:16].replace('T', ' ')} UTC"
 
 
 def plural(number: int, one: str, many: str | None = None) -> str:
