@@ -2,8 +2,8 @@
 
     python tests/benchmarks/study_report.py [--bases 12] [--items 1000] [--steps 100000]
 
-With 12 bases a study of 26 stages and 25 evaluations of three tasks, 100,000 lines of metrics each, written to a temporary folder (about
-800 MB).
+With 12 bases a study of 26 stages and 25 evaluations of three tasks, 100,000 lines of metrics each, written to a
+temporary folder (about 800 MB).
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def main() -> None:
         made, made_work = time.perf_counter(), time.process_time()
         size = len(page_html(report).encode())
         shown, shown_work = time.perf_counter(), time.process_time()
-        print(f"{len(plan.stages)} stages, {len(plan.evaluations)} evaluations of {len(TASKS)} tasks x {arguments.items:,}")
+        tasks = f"{len(TASKS)} tasks x {arguments.items:,}"
+        print(f"{len(plan.stages)} stages, {len(plan.evaluations)} evaluations of {tasks}")
         print(f"numbers {made - began:.1f} s ({made_work - worked:.1f} s of processor)")
         print(f"page    {shown - made:.1f} s ({shown_work - made_work:.1f} s of processor), {size / 1e3:,.0f} kB")
 
