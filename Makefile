@@ -73,7 +73,8 @@ test-slow: $(STAMP) ## the tests that take minutes, start whole commands or kill
 .PHONY: test-engines
 test-engines: $(STAMP) ## a real Slurm, a real Ray and a real Chromium, where they are installed (about 8 minutes)
 	$(PYTEST) -m 'system and not gpu' tests/reliability/test_slurm_engine.py tests/reliability/test_ray_engine.py \
-	  tests/reliability/test_study_on_slurm.py tests/reliability/test_report_in_chromium.py
+	  tests/reliability/test_study_queue.py tests/reliability/test_study_on_slurm.py \
+	  tests/reliability/test_report_in_chromium.py
 
 .PHONY: gpu-check
 gpu-check: ## tests/gpu and a training step's speed on this GPU, in 15 minutes; installs nothing

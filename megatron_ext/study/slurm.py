@@ -166,7 +166,8 @@ class SlurmLauncher:
         if before is not None and before.handle.get("job") == job:
             return
         task.folder.mkdir(parents=True, exist_ok=True)
-        handle = {"job": job, "log": str(study_folder(self.run_root, self.plan.name) / "slurm" / f"{job}.log")}
+        log = study_folder(self.run_root, self.plan.name).resolve() / "slurm" / f"{job}.log"
+        handle = {"job": job, "log": str(log)}
         write_launched(task.folder, Launched(self.kind, attempt, time.time(), ("sbatch",), handle))
 
 
@@ -177,13 +178,14 @@ def _sighting(task: QueuedTask) -> Sighting:
 
 
 def _last_words(launched: Launched) -> str:
-    """The job of a node that is gone, and what Slurm itself wrote at its end."""
+    """The job of a node that is gone, and what Slurm itself wrote at its end; its log holds earlier starts too."""
     job, log = (str(launched.handle.get(key, "")) for key in ("job", "log"))
     try:
-        lines = [line for line in Path(log).read_text(errors="replace").splitlines() if line.startswith("slurmstepd")]
+        lines = Path(log).read_text(errors="replace").splitlines()
     except OSError:  # it has not begun
-        return f"job {job}"
-    return f"job {job}: {lines[-1].partition('error: ')[2].strip('* ')}" if lines else f"job {job}"
+        lines = []
+    has_spoken = bool(lines) and lines[-1].startswith("slurmstepd")
+    return f"job {job}: {lines[-1].partition('error: ')[2].strip('* ')}" if has_spoken else f"job {job}"
 
 
 def _call(*command: str) -> None:

@@ -10,6 +10,7 @@ launched=${launched/@ATTEMPT@/$attempt}
 echo "${launched/@AT@/$(date +%s)}" > "$folder/launch.json.partial" &&
     mv "$folder/launch.json.partial" "$folder/launch.json" || exit 4
 log=$folder/attempt_$attempt.log
+echo "study: begins, and writes $log"  # what Slurm says behind this is about this start
 exec > "$log" 2>&1
 echo "study: job $job on $SLURM_JOB_NODELIST"
 

@@ -94,14 +94,13 @@ def test_at_the_time_limit_a_run_on_two_nodes_saves_goes_back_to_the_queue_and_e
         assert len(processes) == 2
         assert slurm.job(job)["NumNodes"] == "2"
         slurm.wait_for("it is told", lambda: "told to save, for the time limit is near" in study.attempt(stage, 1))
-    study.wait_until_over()
+    study.wait_until_over(job)
     steps = study.attempt(stage, 1)
     assert "stopped by SIGTERM after step" in steps
     assert "back to the queue: the time limit is near" in steps
     assert "goes on at step" in study.attempt(stage, 2)
     assert (slurm.job(job)["Restarts"], slurm.job(job)["JobState"]) == ("1", "COMPLETED")
     assert stage_file(study, stage) == (undisturbed.stage_folder / "stage.json").read_bytes()
-    assert set(study.states().values()) == {"finished"}
 
 
 def test_a_killed_rank_sends_the_job_back_to_the_queue(
@@ -111,10 +110,28 @@ def test_a_killed_rank_sends_the_job_back_to_the_queue(
     stage, job = next(iter(study.submit(*LONG_ARM).items()))
     with study.held(stage, after_step=22) as processes:
         os.kill(processes[0], signal.SIGKILL)
-    study.wait_until_over()
+    study.wait_until_over(job)
     assert "back to the queue: a process was killed" in study.attempt(stage, 1)
     assert "goes on at step 20" in study.attempt(stage, 2)
     assert slurm.job(job)["Restarts"] == "1"
+    assert stage_file(study, stage) == (undisturbed.stage_folder / "stage.json").read_bytes()
+
+
+def test_when_its_node_is_lost_a_job_goes_on_on_another_one(
+    slurm: PrivateSlurm, project: ToyStudy, run_root: Path, undisturbed: Run
+) -> None:
+    study = long_study(slurm, project, run_root)
+    stage, job = next(iter(study.submit(*LONG_ARM).items()))
+    with study.held(stage, after_step=22):
+        node = slurm.job(job)["NodeList"]
+        slurm.lose(node)
+    try:
+        study.wait_until_over(job)
+        assert slurm.job(job)["NodeList"] != node
+    finally:
+        slurm.bring_back(node)
+    assert slurm.job(job)["Restarts"] == "1"
+    assert "goes on at step 20" in study.attempt(stage, 2)
     assert stage_file(study, stage) == (undisturbed.stage_folder / "stage.json").read_bytes()
 
 

@@ -21,7 +21,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -102,6 +102,39 @@ class PrivateSlurm:
         while not is_so():
             assert time.monotonic() < end, f"not within {timeout_s:.0f} s: {what}\n{self.queue()}\n{self.last_words()}"
             time.sleep(0.1)
+
+    def lose(self, node: str) -> None:
+        """As if the power of a node went: its slurmd and the processes of all jobs are killed, and it is down.
+
+        Jobs must run on this node alone.
+        """
+        daemon = next(one for one in self.daemons if isinstance(one.args, tuple) and one.args[-2:] == ("-N", node))
+        self.daemons.remove(daemon)
+        daemon.kill()
+        daemon.wait()
+        for process in self._processes_of_jobs():
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        self.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=lost")
+
+    def bring_back(self, node: str) -> None:
+        """Starts the node again."""
+        _start(self, "slurmd", "-D", "-c", "-N", node)
+        self.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
+        state = ("sinfo", "--noheader", f"--nodes={node}", "--format=%T")
+        self.wait_for(f"{node} is idle", lambda: self.run(*state).strip() == "idle", timeout_s=START_S)
+
+    def _processes_of_jobs(self) -> list[int]:
+        """What slurmd has started, and all below it."""
+        mine, of_job = f"SLURM_CONF={self.environment['SLURM_CONF']}".encode(), b"SLURM_JOB_ID="
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                environment = (folder / "environ").read_bytes().split(b"\0")
+                is_step = (folder / "comm").read_text().startswith("slurmstepd")
+                if mine in environment and (is_step or any(one.startswith(of_job) for one in environment)):
+                    found.append(int(folder.name))
+        return found
 
     def last_words(self) -> str:
         """The ends of all logs."""

@@ -7,8 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,9 +136,10 @@ class SlurmStudy:
         log = self.run_root / "studies" / self.file.removesuffix(".yaml") / "nodes" / node / f"attempt_{number}.log"
         return log.read_text() if log.exists() else ""
 
-    def wait_until_over(self) -> None:
-        """Waits until nothing is in the queue."""
-        self.slurm.wait_for("the queue is empty", lambda: not self.slurm.queue(), timeout_s=400)
+    def wait_until_over(self, job: str | None = None) -> None:
+        """Waits until a job, or everything, has left the queue."""
+        is_over = lambda: not (self.slurm.queue() if job is None else job in dict(self.slurm.queue()))  # noqa: E731
+        self.slurm.wait_for(f"{job or 'everything'} is over", is_over, timeout_s=400)
 
     def steps(self, node: str) -> int:
         """Steps that a stage has done."""
@@ -160,9 +162,10 @@ class SlurmStudy:
     @contextmanager
     def held(self, node: str, *, after_step: int) -> Iterator[list[int]]:
         """Stops the processes of a stage behind a step, so that there is time to look; gives them."""
-        self.slurm.wait_for(
-            f"{node} is at step {after_step}", lambda: self.steps(node) >= after_step or self._is_gone(), timeout_s=300
-        )
+        end = time.monotonic() + 600
+        while self.steps(node) < after_step:
+            assert time.monotonic() < end, f"{node} is not at step {after_step}"
+            time.sleep(0.003)  # a step takes some hundredths of a second
         processes = self.trainers()
         assert processes, f"{node} is not running"
         for process in processes:
@@ -171,8 +174,5 @@ class SlurmStudy:
             yield processes
         finally:
             for process in processes:
-                if Path(f"/proc/{process}").exists():
+                with suppress(ProcessLookupError):  # killed meanwhile
                     os.kill(process, signal.SIGCONT)
-
-    def _is_gone(self) -> bool:
-        return not self.slurm.queue()
