@@ -6,6 +6,7 @@ Tolerances as in tests/parity/test_lm_eval_vs_hf.py, which holds the engine itse
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -33,6 +34,7 @@ from tests.support.toy_project import Run, ToyProject
 
 LIMIT = 5
 REQUESTS = "requests.rank_0.jsonl"
+MARKS: dict[str, dict[str, Any]] = {"add_words": {"log_prob": -1000.0}, "add_generate": {"text": "marked"}}
 MAX_LENGTH = 512
 """Tokens of a text at most: no question with its examples is cut."""
 ASKED = ("lm-eval:add", "lm-eval:add_generate")
@@ -181,13 +183,25 @@ def test_a_task_that_was_killed_in_its_middle_goes_on_and_ends_as_if_it_had_not_
     arguments = command(run, tasks, folder.name, f"lm-eval:{task}", sets=sets)
     kept = kill_when_lines_are_there([sys.executable, "-m", "megatron_ext", *arguments], folder / REQUESTS, least=3)
     assert not list(folder.glob("samples*"))
+    other = shutil.copytree(folder, folder.with_name(f"{task}-marked"))
+    (other / REQUESTS).write_text("".join(f"{json.dumps(json.loads(line) | MARKS[task])}\n" for line in kept))
+    lines_of_whole = list(read_items(run.stage_folder / "evaluations" / f"{task}-whole"))
+
     load_tasks.cache_clear()
     capsys.readouterr()
     again = evaluate(run, tasks, folder.name, f"lm-eval:{task}", sets=sets)
     assert f"goes on from {len(kept):,} answers to lm-eval" in capsys.readouterr().err
     assert again.tasks == whole.tasks
-    assert list(read_items(folder)) == list(read_items(run.stage_folder / "evaluations" / f"{task}-whole"))
+    assert list(read_items(folder)) == lines_of_whole
     assert not (folder / REQUESTS).exists()
+
+    load_tasks.cache_clear()  # what was kept is not asked again: marks in it come out, and nothing else changes
+    evaluate(run, tasks, other.name, f"lm-eval:{task}", sets=sets)
+    answers = flat([line["answers"] for line in read_items(other)])
+    pairs = list(zip(answers, flat([line["answers"] for line in lines_of_whole]), strict=True))
+    marked = [one for one, _ in pairs if one in MARKS[task].values()]
+    assert len(kept) <= len(marked) < len(pairs)
+    assert all(one == unmarked for one, unmarked in pairs if one not in MARKS[task].values())
 
 
 def kill_when_lines_are_there(command: list[str], file: Path, *, least: int) -> list[str]:
