@@ -48,7 +48,11 @@ def finish(study: ToyStudy, *recipes: str) -> None:
 def test_data_that_are_not_there_are_refused_before_anything_starts(
     study: ToyStudy, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (study.root / "data" / "words.manifest.json").unlink()  # the first stage of one arm reads no words
+    (study.root / "data" / "words.manifest.json").unlink()
+    source = study.root / "words.yaml"
+    source.write_text(source.read_text() + "declared_tokens: 100K\ndeclared_documents: 400\n")  # so it can be planned
+    assert main(["study", "run", *PLACE, "--dry-run"]) == 0
+    assert "(its data are not there yet)" in capsys.readouterr().out
     assert main(["study", "run", *PLACE]) == 3
     assert "words" in capsys.readouterr().err
     assert not (study.root / "runs" / "studies").exists()
