@@ -167,7 +167,7 @@ def _read(report: Report) -> Answer:
     shown = [one for one in report.readings if one.arm in arms] or list(report.readings[:2])
     lines = [f"{one.arm}: {'; '.join(_of_kinds(one)) or 'nothing yet'}." for one in shown]
     sources = {source.source for arm in report.readings for stage in arm.stages for source in stage.sources}
-    short = f"{plural(len(sources), 'source')}, {plural(len(report.readings), 'arm')}"
+    short = f"{plural(len(sources), 'source')}, {plural(len(report.readings), 'arm')}" if sources else "Nothing yet"
     return Answer("What did each read?", short, tuple(lines))
 
 
@@ -186,9 +186,9 @@ def _of_kinds(arm: ArmReading) -> list[str]:
 
 def _cost(report: Report) -> Answer:
     total = report.costs.total
+    spent = f"{count(total.tokens)} tokens and {count(total.flops)} FLOPs. " if total.tokens else ""
     lines = [
-        f"{count(total.tokens)} tokens and {count(total.flops)} FLOPs; planned {count(total.planned_tokens)} tokens "
-        f"and {count(total.planned_flops)} FLOPs.",
+        f"{spent}Planned: {count(total.planned_tokens)} tokens and {count(total.planned_flops)} FLOPs.",
         f"{total.finished} of {plural(total.stages, 'stage')} finished; each counted once, whichever arms share it.",
     ]
     if total.planned_gpu_seconds is not None:

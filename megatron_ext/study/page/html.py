@@ -24,7 +24,7 @@ from megatron_ext.study.page.views import (
 from megatron_ext.study.report.bootstrap import DRAWS
 from megatron_ext.study.report.content import Report
 
-_FILTERS = ("value", "signed", "interval", "count", "duration", "plural", "part_name", "moment")
+_FILTERS = ("value", "signed", "interval", "count", "duration", "plural", "part_name", "moment", "printed")
 
 TEMPLATES = Path(__file__).parent / "templates"
 

@@ -15,6 +15,7 @@ from megatron_ext.study.page.wording import (
     part_name,
     plural,
     points,
+    printed,
     seeds,
     signed,
     value,
@@ -85,7 +86,7 @@ def _numbers(one: Comparison) -> tuple[str, str]:
         ends = interval(one.delta, is_share=one.is_share, is_difference=True)
         own = f"{signed(one.delta.value, is_share=one.is_share)}{points(is_share=one.is_share)} {ends}".strip()
         own += f" ({seeds(*one.seeds)})"
-    paper = f"{signed(one.paper.delta / 100, is_share=True)} points ({one.paper.source})" if one.paper else "–"
+    paper = f"{printed(one.paper.delta, is_difference=True)} points ({one.paper.source})" if one.paper else "–"
     return plain(own), plain(paper)
 
 

@@ -54,6 +54,15 @@ def interval(estimate: Estimate | None, *, is_share: bool, is_difference: bool =
     return f"[{show(estimate.low, is_share=is_share)}, {show(estimate.high, is_share=is_share)}]"
 
 
+def printed(points_of_paper: float, *, is_difference: bool = False) -> str:
+    """A number of the paper, in points, with the two decimals that it prints.
+
+    >>> printed(52.7), printed(8.35, is_difference=True), printed(-0.02, is_difference=True)
+    ('52.70', '+8.35', '−0.02')
+    """
+    return f"{points_of_paper:{'+' if is_difference else ''}.2f}".replace("-", MINUS)
+
+
 def unit(*, is_share: bool) -> str:
     """Of a value."""
     return " %" if is_share else ""

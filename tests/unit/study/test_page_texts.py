@@ -59,7 +59,7 @@ def test_the_five_questions_are_answered(report: Report) -> None:
 
 def test_a_study_that_has_not_run_says_so_and_no_zero(tmp_path: Path) -> None:
     found = [answer.short for answer in answers_of(make_report(study_plan(tmp_path / "runs"), command="x"))]
-    assert found == ["Not known yet", "0 sources, 4 arms", "Nothing yet"]
+    assert found == ["Not known yet", "Nothing yet", "Nothing yet"]
 
 
 def test_markdown_has_the_numbers_and_what_is_missing(report: Report) -> None:
@@ -69,6 +69,7 @@ def test_markdown_has_the_numbers_and_what_is_missing(report: Report) -> None:
     assert cell.estimate is not None
     assert f"| lmq-shq | 2 of 2 | **{100 * cell.estimate.value:.1f}**" in text
     assert "| rl lmq-shq-grpo, seed 2 of 2 | waiting | nobody has begun it | lmq-shq-grpo |" in text
+    assert r"| +21.03 points (docs/reference/paper.md\#results) | shows |" in text
     assert "39.32 %" in text
     assert "narrows, from 20.79 to 18.75 points" in text
 
