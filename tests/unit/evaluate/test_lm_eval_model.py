@@ -191,8 +191,10 @@ def test_likelihoods_that_are_kept_are_not_computed_again(lm: EngineLM) -> None:
 def test_a_pass_of_which_something_is_missing_is_computed_whole_and_gives_the_same_bits(lm: EngineLM) -> None:
     asked = [request("loglikelihood", "x" * n, "ab") for n in (1, 5, 9)]
     whole = lm.loglikelihood(asked)
+    read = lm.scorer.read_tokens
     lm.items.close()
     file = next(lm.items.folder.glob("*.jsonl"))
     file.write_text("".join(file.read_text().splitlines(keepends=True)[:1]))  # what a kill has left
     assert going_on(lm).loglikelihood(asked) == whole
+    assert lm.scorer.read_tokens == 2 * read
     assert len(file.read_text().splitlines()) == 3
