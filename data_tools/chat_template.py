@@ -139,7 +139,10 @@ class ChatTemplate:
         Raises:
             BadRecord: If the template refuses it.
         """
-        return plain(self._render(messages, None, prompt=True))
+        if any(holds_marks(text) for text in strings_of(messages)):
+            messages = self._protected(messages)
+        text = self._render(messages, None, prompt=True)
+        return plain(_without_edges(text).text if self.marks_generation else text)
 
     def end_of_turn(self) -> str | None:
         """The control token behind an assistant's turn; None where the template writes none.

@@ -76,3 +76,14 @@ def test_the_plain_template_asks_as_pretraining_reads_a_conversation(tiny_tokeni
     assert file.name == "plain.jinja"
     assert prompt + answer.content == as_document(Conversation("a", (question, answer))).text
     assert stops(tiny_tokenizer, template) == {"<|endoftext|>"}
+
+
+@pytest.mark.parametrize("said", ["2", "2\x81 \x8d\ufdd0"])
+def test_an_earlier_answer_of_a_prompt_comes_out_as_it_was(tiny_tokenizer: Path, said: str) -> None:
+    turns = [("user", "1 + 1?"), ("assistant", said), ("user", "And twice that?")]
+    rendered = PromptEncoder(tiny_tokenizer, CHATML).render([{"role": role, "content": text} for role, text in turns])
+    assert rendered == (
+        "<|im_start|>user\n1 + 1?<|im_end|>\n"
+        f"<|im_start|>assistant\n{said}<|im_end|>\n"
+        "<|im_start|>user\nAnd twice that?<|im_end|>\n<|im_start|>assistant\n"
+    )
