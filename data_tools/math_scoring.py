@@ -8,6 +8,7 @@ can be ended (`scoring_server.py`), and math-verify's own alarms are off.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import re
 from functools import cache
@@ -45,6 +46,21 @@ def _read(text: str) -> Any:
 
 
 @cache
+def require_installed() -> None:
+    """Looks for math-verify without importing it.
+
+    Raises:
+        SetupError: It is not installed.
+    """
+    if importlib.util.find_spec("math_verify") is None:
+        raise _unusable("No module named 'math_verify'")
+
+
+def _unusable(why: object) -> SetupError:
+    return SetupError(f"the scorer math-verify cannot be used: {why}; install it with: pip install 'megatron-ext[rl]'")
+
+
+@cache
 def load() -> None:
     """Imports what is needed, and reads a first answer, which takes a second.
 
@@ -54,8 +70,6 @@ def load() -> None:
     try:
         import math_verify  # noqa: F401
     except ImportError as error:
-        raise SetupError(
-            f"the scorer math-verify cannot be used: {error}; install it with: pip install 'megatron-ext[rl]'"
-        ) from None
+        raise _unusable(error) from None
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its alarms are off
     _read("1")  # compiles its patterns and its grammar

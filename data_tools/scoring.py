@@ -194,12 +194,18 @@ def check_truth(truth: str, *, scorer: str, task: Mapping[str, Any] | None = Non
         DataError: If there is no such scorer, or it cannot read the ground truth.
         SetupError: A library is not installed.
     """
+    if scorer == "math-verify":
+        from data_tools.math_scoring import require_installed
+
+        require_installed()
     if scorer not in SCORERS:
         raise DataError(f"scorer: {scorer!r} is none of {', '.join(sorted(SCORERS))}")
     if scorer == "reasoning-gym":
         family = (task or {}).get("family")
         if family not in SAFE_TASKS:
             raise DataError(f"task: {family!r}: its scorer may run an answer as code; known ones: {sorted(SAFE_TASKS)}")
+        prepare(scorer, task=task)
+        _require_whole_task(truth, task or {})
         if _accepts_nonsense(truth, task or {}):
             raise DataError(
                 f"ground truth: {truth!r} is no answer to a task {family}: its scorer would take any for it"
@@ -347,9 +353,19 @@ def _task_accepts(answer: str, truth: str, task: Mapping[str, Any]) -> bool:
     return bool(_task_scorer(str(task.get("family"))).score_answer(answer.strip(), entry) == 1.0)
 
 
+def _require_whole_task(truth: str, task: Mapping[str, Any]) -> None:
+    """Refuses a task whose scorer cannot look even at the truth."""
+    try:
+        _task_accepts(truth, truth, task)
+    except Exception as error:
+        raise DataError(
+            f"task: {task.get('family')}: its scorer raises {type(error).__name__}: {error}, of the ground truth "
+            f"{truth!r} already; give the task the metadata that reasoning-gym made it with"
+        ) from None
+
+
 def _accepts_nonsense(truth: str, task: Mapping[str, Any]) -> bool:
     """Whether a scorer finds nothing in the truth, and so no difference to what says nothing."""
-    prepare("reasoning-gym", task=task)
     try:
         return _task_accepts("?", truth, task)
     except Exception:  # whatever it is, it is raised again where an answer is scored, and counted there

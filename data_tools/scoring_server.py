@@ -16,6 +16,7 @@ its input does, and some seconds after `limit_s` by itself, so a bomb does not o
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -33,7 +34,9 @@ _GRACE_S = 5.0
 
 def main() -> None:
     """Scores until its input ends."""
-    most = int(sys.argv[1]) << 20
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("memory_mib", type=int, metavar="MEMORY_MIB", help="addresses that this process may take")
+    most = parser.parse_args().memory_mib << 20
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")

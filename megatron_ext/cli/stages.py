@@ -56,19 +56,21 @@ def _trace_arguments(add: Any) -> None:
 def _rollouts(arguments: argparse.Namespace) -> None:
     from megatron_ext.datasets.rollout_view import print_rollouts
 
-    print_rollouts(
-        arguments.stage_folder,
-        step=arguments.step,
-        best=arguments.best,
-        worst=arguments.worst,
-        domain=arguments.domain,
-        prompt=arguments.prompt,
-        as_json=arguments.json,
-    )
+    for folder in arguments.stage_folders:
+        print_rollouts(
+            folder,
+            step=arguments.step,
+            best=arguments.best,
+            worst=arguments.worst,
+            domain=arguments.domain,
+            prompt=arguments.prompt,
+            as_json=arguments.json,
+        )
 
 
 def _rollouts_arguments(add: Any) -> None:
-    add("stage_folder", type=Path, metavar="STAGE_FOLDER", help="the folder of an rl stage, finished or not")
+    help_ = "the folder of an rl stage, finished or not; several are shown one after the other"
+    add("stage_folders", type=Path, nargs="+", metavar="STAGE_FOLDER", help=help_)
     add("--step", type=positive, metavar="N", help="which step, from 1 (default: the newest)")
     add("--best", type=positive, metavar="N", help="show the N completions with the highest rewards")
     add("--worst", type=positive, metavar="N", help="show the N completions with the lowest rewards")

@@ -12,6 +12,7 @@
 | tokens, finish | its tokens, that one included; stop or length |
 | reward, parts | the weighted sum, and each part of it |
 | outcome, detail | how the scorer ended; what it raised, where it failed |
+| penalty | for its length, at most 0; advantages are taken of reward and penalty together |
 | advantage | what it is learned with |
 | log_prob | mean log-probability of its tokens when they were sampled, in nats |
 | is_trained | false of a group that dynamic sampling has replaced |

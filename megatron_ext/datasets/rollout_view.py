@@ -130,10 +130,17 @@ def printable(text: str) -> str:
     return text.translate({ord(sign): sign.encode("unicode_escape").decode() for sign in wild})
 
 
+def _penalty(record: Record) -> str:
+    """What its length costs it; older files do not say."""
+    penalty = record.get("penalty", 0.0)
+    return f"  penalty {penalty:.3g}" if penalty else ""
+
+
 def _panel(record: Record, *, width: int) -> Panel:
     parts = "  ".join(f"{name} {value:g}" for name, value in record["parts"].items())
     facts = (
-        f"reward {record['reward']:g}  {parts}  advantage {record['advantage']:+.2f}  {record['tokens']:,} tokens, "
+        f"reward {record['reward']:g}  {parts}{_penalty(record)}  advantage {record['advantage']:+.2f}  "
+        f"{record['tokens']:,} tokens, "
         f"{'cut off' if record['finish'] == 'length' else 'ended'}"
     )
     if record["outcome"] != "scored":

@@ -79,7 +79,7 @@ def hand_off(plan: StagePlan, to: Path, *, run_root: Path, engine: Engine) -> tu
     """Writes everything that an engine needs.
 
     Args:
-        plan: Of the stage, whose data is there.
+        plan: Of the stage, whose data is there and whose weights are named.
         to: Folder to be made.
         run_root: Folder whose stages hold the weights.
         engine: Who will run it.
@@ -88,7 +88,7 @@ def hand_off(plan: StagePlan, to: Path, *, run_root: Path, engine: Engine) -> tu
         What is not carried over.
 
     Raises:
-        RecipeError: It is no rl stage, its weights are not trained yet or not named, or get new tokens in it.
+        RecipeError: It is no rl stage, its weights are not trained yet, or get new tokens in it.
         DataError: Weights or prompts are not what was planned.
         UsageError: `to` is there already.
     """
@@ -111,11 +111,6 @@ def hand_off(plan: StagePlan, to: Path, *, run_root: Path, engine: Engine) -> tu
 def _require_rl(plan: StagePlan) -> None:
     if plan.rl is None:
         raise RecipeError(f"{plan.recipe}: stage: {plan.stage}: rl-handoff hands off rl stages; name one.")
-    if plan.init_from is None:
-        raise RecipeError(
-            f"{plan.recipe}: init_from: unresolved: the weights are handed off, so they must be named; "
-            "write --set init_from=STAGE"
-        )
     if plan.new_tokens is not None:
         raise RecipeError(
             f"{plan.recipe}: resize_vocabulary: true: the handed-off weights would have no rows for the new tokens; "

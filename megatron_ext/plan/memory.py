@@ -22,7 +22,7 @@ import functools
 import math
 
 from megatron_ext.plan.activations import activation_bytes
-from megatron_ext.plan.rollout import rollout_bytes
+from megatron_ext.plan.rollout import rollout_bytes, slots_in_use
 from megatron_ext.plan.sizes import ParameterSize, layer_parameter_sizes, padded_vocab_size
 from megatron_ext.plan.stage_plan import BatchPlan, ExecutionPlan, LayoutPlan
 from megatron_ext.plan.stage_plan import RankMemory as RankMemory  # re-exported beside the function that makes it
@@ -59,21 +59,22 @@ def memory_per_rank(
         RankMemory(
             **_state_bytes(recipe_model, layout, stage, precision),
             **activation_bytes(recipe_model, layout, batch, execution, stage=stage, precision=precision),
-            **_rl_bytes(recipe_model, layout, rl, stage, precision),
+            **_rl_bytes(recipe_model, layout, batch, rl, stage=stage, precision=precision),
         )
         for stage in range(layout.pipeline_model_parallel_size)
     )
 
 
 def _rl_bytes(
-    model: ModelRecipe, layout: LayoutPlan, rl: RlRecipe | None, stage: int, precision: str
+    model: ModelRecipe, layout: LayoutPlan, batch: BatchPlan, rl: RlRecipe | None, *, stage: int, precision: str
 ) -> dict[str, int]:
     """What sampling and the reference hold beside what training does."""
     if rl is None:
         return {}
     numel = sum(size.numel for size in stage_parameter_sizes(model, layout, stage))
     longest = rl.max_prompt_tokens + rl.max_new_tokens
-    caches = rollout_bytes(model, layout, num_slots=rl.slots, tokens_per_slot=longest, precision=precision)
+    slots = slots_in_use(rl, batch)
+    caches = rollout_bytes(model, layout, num_slots=slots, tokens_per_slot=longest, precision=precision)
     width = 2 if precision == "bf16" else 4
     return {"reference": width * numel if rl.kl.coefficient else 0, "caches": caches.total}
 

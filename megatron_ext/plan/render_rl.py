@@ -7,6 +7,7 @@ from rich.table import Table
 from data_tools.quantities import format_exact
 from megatron_ext.plan.render_table import Row, align_numbers, cut_rows, frame
 from megatron_ext.plan.rl_batch import MOST_REFILLS
+from megatron_ext.plan.rollout import slots_in_use
 from megatron_ext.plan.stage_plan import BatchPlan, DataPlan, RlPlan
 
 
@@ -26,6 +27,8 @@ def rl_rows(rl: RlPlan, batch: BatchPlan, data: DataPlan) -> list[Row]:
     }
     top = [f"top-k {options.top_k}"] if options.top_k else []
     kl = f"KL {options.kl.coefficient:g} ({options.kl.estimator})" if rl.has_reference else "no KL, no reference"
+    slots = slots_in_use(options, batch)
+    of_asked = f" of rl.slots {format_exact(options.slots)}" if slots < options.slots else ""
     rows = [
         (
             "prompts",
@@ -41,7 +44,7 @@ def rl_rows(rl: RlPlan, batch: BatchPlan, data: DataPlan) -> list[Row]:
         (
             "sampling",
             ", ".join([f"temperature {options.temperature:g}", f"top-p {options.top_p:g}", *top])
-            + f"; {format_exact(options.slots)} at once on a rank",
+            + f"; {format_exact(slots)}{of_asked} at once on a rank",
         ),
         (
             "steps",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from megatron_ext.plan.sizes import CONV_KERNEL, mamba_inner_size
-from megatron_ext.plan.stage_plan import LayoutPlan
+from megatron_ext.plan.stage_plan import BatchPlan, LayoutPlan
 from megatron_ext.recipe.layer_pattern import ATTENTION, MAMBA, parse_pattern
-from megatron_ext.recipe.schema import ModelRecipe
+from megatron_ext.recipe.schema import ModelRecipe, RlRecipe
 
 PROMPT_TOKENS = 8192
 """Prompts of one length that are read in one pass hold as many tokens at most, a longer prompt goes alone."""
@@ -62,6 +62,13 @@ def rollout_bytes(
         cache=num_slots * (slot.states + tokens_per_slot * slot.per_token),
         prompts=num_slots * slot.states + max(PROMPT_TOKENS, tokens_per_slot) * slot.per_token,
     )
+
+
+def slots_in_use(rl: RlRecipe, batch: BatchPlan) -> int:
+    """Slots of a rank: as many as are asked for, or all completions that a step or a validation samples at once."""
+    of_step = batch.global_batch_size * rl.samples_per_prompt
+    held_out = max(source.validation_prompts for source in rl.prompts)
+    return min(rl.slots, max(of_step, held_out * rl.validation_samples))
 
 
 def rollout_problems(layout: LayoutPlan) -> list[str]:

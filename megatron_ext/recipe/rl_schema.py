@@ -112,7 +112,7 @@ class RlRecipe(Section):
     temperature: Number = Field(default=1.0, gt=0, description="Of sampling, and of all log-probabilities.")
     top_p: Number = Field(default=1.0, gt=0, le=1, description="Sample among the likeliest tokens that hold this sum.")
     top_k: Count = Field(default=0, ge=0, description="Sample among so many likeliest tokens; 0: all.")
-    slots: Count = Field(default=32, gt=0, description="Completions that a rank samples at once; not hashed.")
+    slots: Count = Field(default=32, gt=0, description="Completions that a rank samples at once, at most; not hashed.")
     advantage: Literal["mean-std", "mean", "leave-one-out"] = Field(
         default="mean-std",
         description="Of a completion: its reward less the mean of its group, divided by the group's deviation or not, "

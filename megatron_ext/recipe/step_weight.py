@@ -46,8 +46,11 @@ def heavy_step_rules(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
         per_sample, unit = SAMPLE_WEIGHT, f"weight {SAMPLE_WEIGHT:,} a conversation"
     elif recipe.stage == "sft" and "token" not in sft_losses(sft):
         return
-    if batch * per_sample > MAX_STEP_WEIGHT:
-        yield key, too_heavy(f"{batch:,} x {unit}", weight=batch * per_sample, most=MAX_STEP_WEIGHT // per_sample)
+    weight, most = batch * per_sample, MAX_STEP_WEIGHT // per_sample
+    if weight > MAX_STEP_WEIGHT and not most and recipe.rl is not None:  # one prompt's responses are too many
+        key, most = ("rl", "samples_per_prompt"), MAX_STEP_WEIGHT * recipe.rl.samples_per_prompt // weight
+    if weight > MAX_STEP_WEIGHT:
+        yield key, too_heavy(f"{batch:,} x {unit}", weight=weight, most=most)
 
 
 def too_heavy(what: str, *, weight: int, most: int) -> str:

@@ -54,12 +54,14 @@ class Group:
     Attributes:
         prompt: What was asked.
         samples: By their number.
+        penalties: For the length of each, at most 0: added to its reward before advantages are taken.
         advantages: Of each.
         is_flat: Whether all rewards are equal, penalties of length apart: it teaches nothing.
     """
 
     prompt: DrawnPrompt
     samples: tuple[Scored, ...]
+    penalties: tuple[float, ...]
     advantages: tuple[float, ...]
     is_flat: bool
 
@@ -86,13 +88,14 @@ class Group:
                 "finish": sample.completion.finish,
                 "reward": sample.reward.total,
                 "parts": dict(sample.reward.parts),
+                "penalty": penalty,
                 "outcome": sample.reward.outcome,
                 "detail": sample.reward.detail,
                 "advantage": advantage,
                 "log_prob": sum(sample.completion.log_probs) / sample.length,
                 "is_trained": is_trained,
             }
-            for sample, advantage in zip(self.samples, self.advantages, strict=True)
+            for sample, penalty, advantage in zip(self.samples, self.penalties, self.advantages, strict=True)
         ]
 
 
@@ -111,9 +114,17 @@ def make_groups(prompts: Sequence[DrawnPrompt], scored: Sequence[Sequence[Scored
     advantages = group_advantages(rewards + penalties, options.advantage).tolist()
     flat = zero_variance_groups(rewards).tolist()
     return [
-        Group(prompt, tuple(samples), tuple(of_group), is_flat)
-        for prompt, samples, of_group, is_flat in zip(prompts, scored, advantages, flat, strict=True)
+        Group(prompt, tuple(samples), tuple(penalty), tuple(of_group), is_flat)
+        for prompt, samples, penalty, of_group, is_flat in zip(
+            prompts, scored, penalties.tolist(), advantages, flat, strict=True
+        )
     ]
+
+
+def without_advantages(prompt: DrawnPrompt, samples: Sequence[Scored]) -> Group:
+    """Completions of a step that failed, to be kept."""
+    nothing = (0.0,) * len(samples)
+    return Group(prompt, tuple(samples), nothing, nothing, is_flat=False)
 
 
 def choose_groups(found: Sequence[Group], count: int) -> tuple[list[Group], list[Group]]:
@@ -137,6 +148,7 @@ def facts_of(groups: Sequence[Group]) -> dict[str, Any]:
     outcomes = Counter(sample.reward.outcome for sample in samples)
     return {
         "reward": _mean(samples, lambda sample: sample.reward.total),
+        "length_penalty": sum(penalty for group in groups for penalty in group.penalties) / len(samples),
         "reward_by_part": {name: total / len(samples) for name, total in parts.items()},
         "pass_rate": _mean(samples, lambda sample: sample.is_right),
         "pass_rate_by_domain": pass_rates_by_domain(groups),

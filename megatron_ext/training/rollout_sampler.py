@@ -21,6 +21,7 @@ from megatron_ext.datasets.prompts import DrawnPrompt, sample_seed
 from megatron_ext.datasets.rollout_file import write_rollouts
 from megatron_ext.objectives.rewards import PARTS, RewardParts, RewardPool, prompt_name
 from megatron_ext.plan.rl_prompts import PromptSet
+from megatron_ext.plan.rollout import slots_in_use
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.rollout.inprocess import InProcessEngine
 from megatron_ext.rollout.protocol import Completion, Prompt
@@ -28,7 +29,7 @@ from megatron_ext.rollout.sampling_run import NonFiniteLogitsError
 from megatron_ext.runtime.agreement import answer_of_main_rank, raise_on_all_ranks
 from megatron_ext.runtime.parallel import PatientWait
 from megatron_ext.training.rl_options import reward_options, sampling_of
-from megatron_ext.training.rollout_groups import Group, Scored
+from megatron_ext.training.rollout_groups import Group, Scored, without_advantages
 
 _MOST_SCORERS = 16
 """Of one rank: answers of a large policy are long, and each may take its whole limit of time."""
@@ -70,7 +71,7 @@ class RolloutSampler:
             model,
             plan,
             groups,
-            num_slots=self._rl.slots,
+            num_slots=slots_in_use(self._rl, plan.batch),
             tokens_per_slot=self._rl.max_prompt_tokens + self._rl.max_new_tokens,
             decode=self._tokenizer.decode,
         )
@@ -177,7 +178,7 @@ class RolloutSampler:
             records = [
                 record
                 for prompt, samples in zip(drawn, scored, strict=True)
-                for record in Group(prompt, tuple(samples), (0.0,) * len(samples), is_flat=False).records(
+                for record in without_advantages(prompt, samples).records(
                     self._step + 1, names[prompt.source], is_trained=False
                 )
             ]

@@ -27,6 +27,13 @@ from megatron_ext.training.optimizer import clip_and_step, set_learning_rate
 from megatron_ext.training.parts import Parts
 from megatron_ext.training.state import StepResult
 
+_SAMPLE_IDS = {
+    "pretrain": "source:epoch:sample",
+    "sft": "rows",
+    "rl": "prompts:place of the update's first prompt:row of completions",
+}
+"""What the ids of samples are, by stage."""
+
 _LISTED_SAMPLES, _LISTED_PIECES = 8, 4
 """Of a step that is not finite: samples listed with their documents, and documents of each."""
 
@@ -207,11 +214,12 @@ def _non_finite(
     samples = sorted({sample for fact in facts for sample in fact["samples"]}, key=lambda s: (s not in of_failed, s))
     parameters = sorted({name for fact in facts for name in fact["parameters"]})
     where = ", ".join(parameters[:8]) or "no gradient: the forward pass"
+    weights = f"of step {step - 1}" if parts.plan.rl is None else "before this update"
     return (
-        f"step {step}: {what} is {value}; the weights are those of step {step - 1}.\n"
+        f"step {step}: {what} is {value}; the weights are those {weights}.\n"
         f"  first seen in   {where}{' …' if len(parameters) > 8 else ''}\n"
         f"  learning rate   {parts.optimizer.param_groups[0]['lr']:g}\n"
-        f"  samples read    {' '.join(samples)}  ({'rows' if parts.plan.sft is not None else 'source:epoch:sample'})\n"
+        f"  samples read    {' '.join(samples)}  ({_SAMPLE_IDS[parts.plan.stage]})\n"
         f"{_documents_of(parts, samples, num_failed=len(of_failed))}"
     )
 
@@ -230,7 +238,8 @@ def _documents_of(parts: Parts, samples: Sequence[str], *, num_failed: int) -> s
         more = [f"and {len(pieces) - _LISTED_PIECES:,} more"] if pieces[_LISTED_PIECES:] else []
         lines.append(f"    {sample}: {'; '.join([*listed, *more]) or 'no document'}")
     if samples[_LISTED_SAMPLES:]:
-        lines.append(f"    and {len(samples) - _LISTED_SAMPLES:,} samples more; megatron-ext trace lists all")
+        verb = "rollouts shows their completions" if parts.plan.rl is not None else "trace lists all"
+        lines.append(f"    and {len(samples) - _LISTED_SAMPLES:,} samples more; megatron-ext {verb}")
     return "\n".join([f"  documents{first}", *lines])
 
 

@@ -23,15 +23,18 @@ from megatron_ext.runtime.launch import Launch
 from megatron_ext.runtime.parallel import process_groups
 from megatron_ext.runtime.seed import seed_everything
 from megatron_ext.training.parts import Parts, make_parts
+from megatron_ext.training.rl_step import rl_step
 from megatron_ext.training.rollout_source import RolloutSource
+from megatron_ext.training.step import NonFiniteError
 from tests.support.distributed import run_distributed
 from tests.support.rl_project import add_rl, prompt_line, write_prompts
 from tests.support.toy_project import ToyProject, make_toy_project
 
 TRUTHS = ("3", "4", "3", "5")
 SET = ("rl.prompts[0].validation_prompts=4", "rl.max_new_tokens=12", "rl.kl.coefficient=0", "budget.steps=1")
-BROKEN = {"scorer": "reasoning-gym", "task": {"family": "palindrome_generation", "metadata": {}}}
-"""This scorer looks for letters that are not there."""
+BROKEN = {"scorer": "reasoning-gym", "task": {"family": "palindrome_generation", "metadata": {"letters": ["a", 3]}}}
+"""This scorer cannot put its letters in order, which only answers that are palindromes bring to light."""
+RAISED = "TypeError: '<' not supported between instances of 'int' and 'str'"
 ANSWER = r"\boxed{3}"
 
 
@@ -43,7 +46,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         prompt_line(n, id=f"p{n}", reward_model={"style": "rule", "ground_truth": TRUTHS[n % 4]}) for n in range(8)
     ]
     write_prompts(project.root / "data" / "sums.prompts.jsonl", lines)
-    write_prompts(project.root / "data" / "broken.jsonl", [line | {"meta_data": BROKEN} for line in lines])
+    write_prompts(
+        project.root / "data" / "broken.jsonl",
+        [line | {"meta_data": BROKEN, "reward_model": {"style": "rule", "ground_truth": "ab"}} for line in lines],
+    )
     return project.root
 
 
@@ -162,6 +168,29 @@ def test_logits_that_are_not_finite_on_one_of_two_ranks_end_both_with_the_prompt
     assert "new token 0: the model's logits are not finite" in first
 
 
+def diverged(root: Path) -> str:
+    """What a step says whose gradient is not finite."""
+    with process_groups(Launch.from_environment()) as groups:
+        parts = parts_of(root, groups, ("rl.overlong=soft-penalty", "rl.overlong_penalty_tokens=12"), 1, None)
+        toss_a_coin(parts)
+        parts.model.module.output_layer.weight.register_hook(lambda gradient: gradient * torch.inf)
+        try:
+            rl_step(parts, lr=0.1, step=1)
+        except NonFiniteError as error:
+            return str(error)
+        finally:
+            parts.close()
+    return "nothing was raised"
+
+
+def test_an_update_that_is_not_finite_is_said_in_the_words_of_its_stage(root: Path) -> None:
+    (message,) = run_distributed(diverged, 1, root)
+    assert message.startswith("step 1: gradient norm is nan; the weights are those before this update.\n")
+    samples = next(line for line in message.splitlines() if "samples read" in line)
+    assert samples.endswith("  (prompts:place of the update's first prompt:row of completions)")
+    assert " prompts:0:0 " in samples
+
+
 def raised(root: Path, on_error: str, stage: Path) -> dict[str, Any] | str:
     keys = ("rl.prompts[0].file=broken.jsonl", f"rl.rewards.on_error={on_error}")
     try:
@@ -172,7 +201,7 @@ def raised(root: Path, on_error: str, stage: Path) -> dict[str, Any] | str:
 
 def test_a_scorer_that_raises_ends_the_stage_with_the_prompts_name(root: Path, tmp_path: Path) -> None:
     (message,) = run_distributed(raised, 1, root, "stop", tmp_path)
-    assert "the scorer reasoning-gym raised KeyError: 'letters'" in message
+    assert f"the scorer reasoning-gym raised {RAISED}" in message
     assert message.startswith("prompt p")
     assert "rl.rewards.on_error: count" in message
 
@@ -181,7 +210,7 @@ def test_a_scorer_that_raises_is_counted_and_its_message_kept(root: Path, tmp_pa
     (facts,) = run_distributed(raised, 1, root, "count", tmp_path)
     assert (facts["scorer_failures"], facts["reward"]) == (8, 0.0)
     _, records = read_rollouts(tmp_path, 1)
-    assert {(record["outcome"], record["detail"]) for record in records} == {("failed", "KeyError: 'letters'")}
+    assert {(record["outcome"], record["detail"]) for record in records} == {("failed", RAISED)}
 
 
 def masked(root: Path, stage: Path) -> tuple[float, float, int]:

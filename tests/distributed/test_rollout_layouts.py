@@ -13,7 +13,7 @@ import torch
 
 from megatron_ext.rollout.protocol import Completion
 from tests.support.distributed import run_distributed
-from tests.support.layout_rollouts import TOLERANCE, sample
+from tests.support.layout_rollouts import TOLERANCE, recompute_greedily, sample
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "tp2": {"tensor_model_parallel_size": 2},
@@ -56,3 +56,12 @@ def test_a_layout_samples_what_one_process_samples(name: str, shape: str) -> Non
     assert {c.finish for c in found} == {"stop", "length"}
     for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(torch.tensor(mine.log_probs), torch.tensor(theirs.log_probs), rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_greedy_tokens_and_logits_of_two_tensor_parallel_ranks_are_recomputed_ones(shape: str) -> None:
+    """Ten samples of unequal prompts pass through three slots."""
+    first, second = run_distributed(recompute_greedily, 2, LAYOUTS["tp2"], SHAPES[shape])
+    assert first == second
+    assert len(first) == 10
+    assert len({completion.token_ids for completion in first}) == 5

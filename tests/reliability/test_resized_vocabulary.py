@@ -14,6 +14,7 @@ from torch import Tensor
 
 from data_tools.progress import NoProgress
 from data_tools.tokenize import TokenizeJob, tokenize
+from megatron_ext.__main__ import main
 from megatron_ext.models.new_rows import VOCABULARY_WEIGHTS
 from megatron_ext.plan.make import make_stage_plan
 from megatron_ext.recipe.load import load_recipe
@@ -148,3 +149,12 @@ def test_policy_and_reference_of_an_rl_stage_have_the_new_rows_alike(project: To
     assert line["kl_reference"] == pytest.approx(0, abs=1e-9)
     assert line["mismatch_mean"] < 1e-5
     assert line["grad_norm"] > 0
+
+
+def test_an_rl_stage_that_adds_rows_is_not_handed_off(
+    project: ToyProject, base: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = ["--site", str(project.root / "site.yaml"), "--run-root", str(base.run_root)]
+    assert main(["rl-handoff", str(project.root / "rl.yaml"), "--to", str(tmp_path / "to"), *paths]) == 2
+    assert "resize_vocabulary: true: the handed-off weights would have no rows" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

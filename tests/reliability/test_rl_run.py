@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
 import pytest
@@ -92,6 +93,21 @@ def test_every_reply_is_judged_by_the_answer_of_its_own_prompt(whole: Path) -> N
     assert {(record["truth"], record["parts"]["accuracy"]) for record in records} == {
         *(("3", 0.0), ("3", 1.0), ("4", 0.0), ("4", 1.0))
     }
+
+
+def test_penalties_of_length_are_kept_and_advantages_follow_from_reward_and_penalty(whole: Path) -> None:
+    seen = set()
+    for line in metrics_of(whole):
+        _, records = read_rollouts(stage_of(whole), line["step"])
+        for record in records:  # the last 2 of 12 tokens cost, half a point each
+            assert record["penalty"] == max(0, record["tokens"] - 10) / -2
+            seen.add(record["penalty"])
+        assert line["length_penalty"] == pytest.approx(sum(record["penalty"] for record in records) / 8)
+        for first, second in zip(records[::2], records[1::2], strict=True):
+            values = [one["reward"] + one["penalty"] for one in (first, second)]
+            expected = [(value - sum(values) / 2) / (stdev(values) + 1e-6) for value in values]
+            assert [first["advantage"], second["advantage"]] == pytest.approx(expected)
+    assert len(seen) > 1
 
 
 def test_another_temperature_is_that_of_the_sampler_and_of_every_log_probability(project: ToyProject) -> None:
@@ -319,14 +335,18 @@ def test_a_scorer_that_raises_keeps_what_was_sampled_and_may_be_counted_in_the_s
 ) -> None:
     from megatron_ext.__main__ import main
 
-    broken = {"scorer": "reasoning-gym", "task": {"family": "palindrome_generation", "metadata": {}}}
-    lines = [prompt_line(n, meta_data=broken) for n in range(32)]
+    task = {"family": "palindrome_generation", "metadata": {"letters": ["a", 3]}}  # of which no order is known
+    truth = {"style": "rule", "ground_truth": "ab"}  # is no palindrome: the scorer does not come to the letters
+    lines = [prompt_line(n, meta_data={"scorer": "reasoning-gym", "task": task}, reward_model=truth) for n in range(32)]
     write_prompts(project.root / "data" / "broken.jsonl", lines)
     root = run_root(project, "broken")
     options = ("rl.prompts[0].file=broken.jsonl", "training.max_steps=1")
     done = run(project, root, *options, processes=2)
     assert done.code != 0
-    assert "raised KeyError: 'letters', of the reply '\\\\boxed{" in done.output
+    assert (
+        "raised TypeError: '<' not supported between instances of 'int' and 'str', of the reply '\\\\boxed{"
+        in done.output
+    )
     kept = stage_of(root) / "rollouts" / "failed_step_1.jsonl.zst"
     assert f"Sampled by then: {kept}" in done.output
     step, records = read_rollouts(stage_of(root), None)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 
 import pytest
 
-from data_tools.errors import DataError
-from data_tools.scoring import final_answer, is_right, read_reply
+from data_tools.errors import DataError, SetupError
+from data_tools.math_scoring import require_installed
+from data_tools.scoring import check_truth, final_answer, is_right, read_reply
 
 
 @pytest.mark.parametrize(
@@ -127,6 +130,33 @@ def test_reasoning_gym_scores_tasks_of_many_right_answers() -> None:
 def test_a_task_whose_scorer_evaluates_answers_is_refused() -> None:
     with pytest.raises(DataError, match="'n_queens': its scorer may run an answer as code"):
         is_right("[]", "[]", scorer="reasoning-gym", task={"family": "n_queens"})
+
+
+def test_a_task_whose_scorer_raises_at_the_truth_is_refused() -> None:
+    task = {"family": "palindrome_generation", "metadata": {}}
+    with pytest.raises(DataError, match="palindrome_generation: its scorer raises KeyError: 'letters', .*'abba'"):
+        check_truth("abba", scorer="reasoning-gym", task=task)
+    check_truth("abba", scorer="reasoning-gym", task=task | {"metadata": {"letters": ["a", "b", "b", "a"]}})
+
+
+def test_without_math_verify_its_truths_are_refused_before_anything_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    require_installed.cache_clear()
+    with pytest.raises(SetupError, match=r"scorer math-verify cannot be used: .* pip install 'megatron-ext\[rl\]'"):
+        check_truth("4", scorer="math-verify")
+    monkeypatch.undo()
+    check_truth("4", scorer="math-verify")
+
+
+@pytest.mark.parametrize(
+    ("argument", "code", "said"), [("--help", 0, "MEMORY_MIB"), ("much", 2, "invalid int value: 'much'")]
+)
+def test_the_scoring_program_says_how_it_is_called(argument: str, code: int, said: str) -> None:
+    command = [sys.executable, "-m", "data_tools.scoring_server", argument]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert said in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_truth_that_is_no_answer_to_its_task_is_refused_for_every_answer_would_be_right() -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from data_tools.errors import DataError, UsageError
+from megatron_ext.__main__ import main
 from megatron_ext.datasets.rollout_file import read_rollouts, rollout_file, write_rollouts
 from megatron_ext.datasets.rollout_view import print_rollouts
 
@@ -137,3 +138,18 @@ def test_a_domain_alone_is_shown_with_its_numbers(stage: Path, capsys: pytest.Ca
 def test_a_domain_that_nothing_has_is_refused(stage: Path) -> None:
     with pytest.raises(UsageError, match="no completion of step 3 is left; it has 4, of domains code, math"):
         print_rollouts(stage, domain="science")
+
+
+def test_the_stages_of_a_glob_are_shown_one_after_the_other(stage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = stage / "other"
+    write_rollouts(other, 7, [record(0, 0, 1.0)])
+    assert main(["rollouts", str(stage), str(other), "--best", "1"]) == 0
+    headings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert headings == [f"step 3  {stage}", f"step 7  {other}"]
+
+
+def test_a_penalty_of_length_is_shown_beside_the_reward(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_rollouts(tmp_path, 1, [record(0, 0, 1.0) | {"penalty": -0.5}, record(1, 0, 1.0) | {"penalty": 0.0}])
+    print_rollouts(tmp_path)
+    shown = [line for line in capsys.readouterr().out.splitlines() if "reward 1 " in line]
+    assert ["penalty -0.5" in line for line in shown] == [True, False]

@@ -10,6 +10,8 @@ import pytest
 
 from data_tools.errors import DataError, RecipeError
 from megatron_ext.plan.make import make_stage_plan
+from megatron_ext.plan.render_rl import rl_rows
+from megatron_ext.plan.rollout import slots_in_use
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.plan.suggest import suggest_layouts
 from megatron_ext.recipe.load import load_recipe
@@ -133,6 +135,16 @@ def test_prompts_without_a_verifiable_answer_are_refused_or_counted(shared: ToyP
     assert any("1 the same prompt again" in sentence for sentence in plan.roundings)
 
 
+def test_a_task_without_what_its_scorer_reads_is_refused_with_its_line(shared: ToyProject, prompts: Any) -> None:
+    about = {"scorer": "reasoning-gym", "task": {"family": "palindrome_generation", "metadata": {}}}
+    broken = prompt_line(20, meta_data=about, reward_model={"style": "rule", "ground_truth": "abba"})
+    prompts([*(prompt_line(n) for n in range(20)), broken])
+    with pytest.raises(
+        DataError, match=r"jsonl:21: task: palindrome_generation: its scorer raises KeyError: 'letters'"
+    ):
+        plan_of(shared, "budget.steps=2")
+
+
 def test_each_reason_to_leave_prompts_out_shows_its_own_first_line(shared: ToyProject, prompts: Any) -> None:
     long = [{"role": "user", "content": "What is 1 plus 1? " * 9}]
     wordy = {"reward_model": {"style": "rule", "ground_truth": "about seven"}}
@@ -210,6 +222,20 @@ def test_memory_counts_the_reference_and_the_caches(shared: ToyProject) -> None:
     assert with_both.step_flops * 5 == without.step_flops * 6  # 1 + 3/3 against 1 + 2/3 of a training pass
 
 
+def test_slots_beyond_what_a_step_samples_are_not_made_and_that_is_said(shared: ToyProject) -> None:
+    enough, many = (plan_of(shared, f"rl.slots={slots}", "rl.samples_per_prompt=4") for slots in (16, 1_000_000_000))
+    assert enough.cost is not None
+    assert many.cost is not None
+    assert many.cost.memory[0].caches == enough.cost.memory[0].caches
+    assert many.rl is not None
+    assert slots_in_use(many.rl.options, many.batch) == 16  # 4 prompts of 4 samples
+    rows = dict(rl_rows(many.rl, many.batch, many.data))
+    assert rows["sampling"].endswith("; 16 of rl.slots 1,000,000,000 at once on a rank")
+    validating = plan_of(shared, "rl.slots=100", "rl.validation_samples=3")
+    assert validating.rl is not None
+    assert slots_in_use(validating.rl.options, validating.batch) == 24  # 8 held-out prompts
+
+
 def test_rules_of_the_section_are_said_together(shared: ToyProject) -> None:
     overrides = (
         "rl.max_new_tokens=96",
@@ -278,6 +304,12 @@ def test_an_update_that_weighs_more_than_core_counts_is_refused(
         plan_of(shared, "training.global_batch_size=262144", *overrides)
     assert f"{key}: 262,144 x rl.samples_per_prompt 2 responses of weight 4,096 = 2,147,483,648" in str(caught.value)
     assert "lower it to 262,143 or less" in str(caught.value)
+
+
+def test_too_many_samples_of_one_prompt_are_lowered_to_what_a_step_may_hold(shared: ToyProject) -> None:
+    """4 prompts of 131,071 responses of weight 2^12 are 2^31 less 2^14."""
+    with pytest.raises(RecipeError, match=r"rl\.samples_per_prompt: 4 x .* lower it to 131,071 or less"):
+        plan_of(shared, "rl.samples_per_prompt=3_000_000")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from megatron_ext.training.rollout_groups import Group, choose_groups
 
 
 def group(is_flat: bool) -> Group:
-    return Group(prompt=None, samples=(), advantages=(), is_flat=is_flat)  # type: ignore[arg-type]
+    return Group(prompt=None, samples=(), penalties=(), advantages=(), is_flat=is_flat)  # type: ignore[arg-type]
 
 
 def test_groups_that_teach_are_kept_in_their_order_and_flat_ones_replaced() -> None:
