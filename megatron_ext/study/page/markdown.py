@@ -1,4 +1,4 @@
-"""The report as Markdown: the same numbers, for an issue, a pull request or a terminal."""
+"""The report as Markdown: the same numbers, for a discussion or a terminal."""
 
 from __future__ import annotations
 
