@@ -60,7 +60,9 @@ def cancel_study(
 def _end(folder: Path, launched: Mapping[str, Launched], launchers: Sequence[Launcher], *, now: bool) -> None:
     say_asked_to_stop((folder / "nodes" / name for name in launched), "study cancel")
     for launcher in launchers:
-        launcher.cancel({name: one for name, one in launched.items() if one.kind == launcher.kind}, now=now)
+        of_its_kind = {name: one for name, one in launched.items() if one.kind == launcher.kind}
+        if of_its_kind:  # else it would ask a Slurm that is not there
+            launcher.cancel(of_its_kind, now=now)
 
 
 def _at_work(folder: Path, launchers: Sequence[Launcher]) -> dict[str, Launched]:
