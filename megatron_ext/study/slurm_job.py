@@ -60,7 +60,10 @@ fi
 if [[ -n $again ]]; then
     if [[ $(saved 2> /dev/null) != "$before" || ${SLURM_RESTART_COUNT:-0} -lt 3 ]]; then
         echo "study: back to the queue: $again"
-        scontrol requeue "$job" && sleep 600 && exit 1
+        if scontrol requeue "$job"; then
+            sleep 600  # Slurm ends this script
+            exit 1
+        fi
     else
         echo "error: $again, and neither this start nor the three before it saved anything"
     fi
