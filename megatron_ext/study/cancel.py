@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from data_tools.errors import UsageError
+from data_tools.errors import SetupError, UsageError
 from megatron_ext.study.launcher import Launched, Launcher, Sighting, read_launched, say_asked_to_stop
 from megatron_ext.study.processes import whereabouts
 from megatron_ext.study.study_lock import runner_of
@@ -34,6 +34,7 @@ def cancel_study(
 
     Raises:
         UsageError: A name fits no node that runs, or several.
+        SetupError: What could be reached from here has ended, and something runs that cannot.
     """
     at_work = _at_work(folder, launchers)
     chosen = [_named(name, at_work) for name in names] if names else list(at_work)
@@ -46,27 +47,28 @@ def cancel_study(
         say("nothing of it runs")
         return
     asked: set[str] = set()
-    while (left := _left(folder, launchers, chosen if names else None)) or _lives(runner):
-        # Not of the first look alone: a run that was ended as it began a node leaves it behind.
-        new = {name: one for name, one in left.items() if now or name not in asked}
-        _end(folder, new, launchers, now=now)
-        for name in new.keys() - asked:
+    while (left := _reachable(at_work, chosen if names else None)) or _lives(runner):
+        new = [name for name in left if name not in asked]
+        say_asked_to_stop((folder / "nodes" / name for name in new), "study cancel")
+        _end(left if now else {name: left[name] for name in new}, launchers, now=now)
+        for name in new:
             say(f"{name}: {'ended at once' if now else 'asked to save and end'}")
-        asked |= new.keys()
+        asked.update(new)
         time.sleep(_LOOK_S)
+        at_work = _at_work(folder, launchers)  # again: a run that was ended as it began a node leaves it behind
+    _require_reached(at_work, chosen if names else None)
     say("ended")
 
 
-def _end(folder: Path, launched: Mapping[str, Launched], launchers: Sequence[Launcher], *, now: bool) -> None:
-    say_asked_to_stop((folder / "nodes" / name for name in launched), "study cancel")
+def _end(launched: Mapping[str, Launched], launchers: Sequence[Launcher], *, now: bool) -> None:
     for launcher in launchers:
         of_its_kind = {name: one for name, one in launched.items() if one.kind == launcher.kind}
         if of_its_kind:  # else it would ask a Slurm that is not there
             launcher.cancel(of_its_kind, now=now)
 
 
-def _at_work(folder: Path, launchers: Sequence[Launcher]) -> dict[str, Launched]:
-    """What the study has begun and that runs or is queued."""
+def _at_work(folder: Path, launchers: Sequence[Launcher]) -> dict[str, tuple[Launched, Sighting]]:
+    """What the study has begun and that runs or is queued, wherever."""
     found: dict[str, Launched] = {}
     for node in sorted((folder / "nodes").glob("*/")):
         if (launched := read_launched(node)) is not None:
@@ -76,15 +78,31 @@ def _at_work(folder: Path, launchers: Sequence[Launcher]) -> dict[str, Launched]
         of_its_kind = {name: one for name, one in found.items() if one.kind == launcher.kind}
         if of_its_kind:
             seen |= launcher.look(of_its_kind)
-    return {name: one for name, one in found.items() if name in seen and seen[name].place != "gone"}
+    return {name: (one, seen[name]) for name, one in found.items() if name in seen and seen[name].place != "gone"}
 
 
-def _left(folder: Path, launchers: Sequence[Launcher], names: Sequence[str] | None) -> dict[str, Launched]:
-    """What still runs, of these nodes or of all."""
-    return {name: one for name, one in _at_work(folder, launchers).items() if names is None or name in names}
+def _reachable(at_work: Mapping[str, tuple[Launched, Sighting]], names: Sequence[str] | None) -> dict[str, Launched]:
+    """What this machine can stop, of these nodes or of all."""
+    return {
+        name: launched
+        for name, (launched, sighting) in at_work.items()
+        if sighting.is_reachable and (names is None or name in names)
+    }
 
 
-def _named(name: str, at_work: Mapping[str, Launched]) -> str:
+def _require_reached(at_work: Mapping[str, tuple[Launched, Sighting]], names: Sequence[str] | None) -> None:
+    """Says what was left alone.
+
+    Raises:
+        SetupError: With each node.
+    """
+    alone = [name for name in at_work if names is None or name in names]
+    if alone:
+        lines = "".join(f"\n  {name}: {at_work[name][1].note}" for name in alone)
+        raise SetupError(f"these run on, for they cannot be reached from this machine; cancel there:{lines}")
+
+
+def _named(name: str, at_work: Mapping[str, object]) -> str:
     fitting = [one for one in at_work if one.startswith(name)]
     if name in at_work:
         return name

@@ -83,11 +83,13 @@ class Sighting:
 
     Attributes:
         place: Gone is whatever neither waits nor runs; how it ended, its files say.
-        note: Why it waits, or how the launcher says that it ended.
+        note: Why it waits, where it is, or how the launcher says that it ended.
+        is_reachable: Whether it can be looked at and stopped from this machine; else it is taken to go on.
     """
 
     place: Literal["queued", "running", "gone"]
     note: str = ""
+    is_reachable: bool = True
 
 
 class Launcher(Protocol):

@@ -178,10 +178,9 @@ def command_of(task: Task) -> list[str]:
 def _sighting(launched: Launched) -> Sighting:
     where = whereabouts(launched.handle)
     if where == "elsewhere":
-        host = launched.handle["host"]
-        return Sighting(
-            "running", f"on {host}, into which this machine cannot look; if {host} is gone: rm its launch.json"
-        )
+        host, pid = launched.handle["host"], launched.handle["pid"]
+        note = f"process {pid} on {host}, into which this machine cannot look; if {host} is gone: rm its launch.json"
+        return Sighting("running", note, is_reachable=False)
     return Sighting("running" if where == "alive" else "gone")
 
 

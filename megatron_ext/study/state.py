@@ -58,7 +58,7 @@ class NodeState:
         reason: Why it failed, stopped, waits or is blocked; "" where there is nothing to say.
         log: The newest attempt's; None where this study has not begun it.
         attempts: How often this study has begun it.
-        is_ours: Whether what runs was begun by this study.
+        is_ours: Whether what runs was begun by this study, and can be reached from this machine.
         progress: Of a stage that was begun.
     """
 
@@ -115,7 +115,7 @@ def _state_of(node: Node, run_root: Path, folder: Path, launched: Launched | Non
     if is_finished(run_root, node):
         return replace(state, state="finished")
     if seen is not None and seen.place in ("queued", "running"):
-        return replace(state, state=seen.place, reason=seen.note, is_ours=True)
+        return replace(state, state=seen.place, reason=seen.note, is_ours=seen.is_reachable)
     if is_being_written(f"{work}/"):
         return replace(state, state="running", reason="begun by another command than this study's")
     if is_finished(run_root, node):  # in this moment

@@ -183,3 +183,4 @@ def test_a_start_on_another_machine_is_taken_to_run_and_says_what_to_do(place: P
     state, reason = place.state()
     assert state == "running"
     assert "gpu-7" in reason
+    assert not place.states()[A].is_ours  # it takes no worker and no GPU of this machine

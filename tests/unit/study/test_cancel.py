@@ -1,0 +1,55 @@
+"""What `study cancel` cannot reach it leaves alone, and says so."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_tools.errors import SetupError
+from megatron_ext.study.cancel import cancel_study
+from megatron_ext.study.launcher import Launched, node_folder, write_launched
+from megatron_ext.study.launchers import finders
+from megatron_ext.study.processes import identity_of
+
+ELSEWHERE = {"boot_id": "another", "host": "gpu-7", "pid": 4711}
+
+
+def begin(run_root: Path, node: str, **changed: object) -> Path:
+    """A node of study s that this test's process runs, but for what is changed of its identity; gives its log."""
+    folder = node_folder(run_root, "s", node)
+    folder.mkdir(parents=True)
+    write_launched(folder, Launched("local", 1, 0.0, handle=identity_of(os.getpid()) | changed))
+    log = folder / "attempt_1.log"
+    log.write_text("step 1\n")
+    return log
+
+
+@pytest.mark.parametrize("now", [False, True])
+def test_a_node_on_another_machine_is_left_alone_and_named(tmp_path: Path, now: bool) -> None:
+    log = begin(tmp_path, "pretrain-a", **ELSEWHERE)
+    said: list[str] = []
+    with pytest.raises(SetupError) as error:
+        cancel_study(tmp_path / "studies/s", [], finders(tmp_path), now=now, say=said.append)
+    assert "pretrain-a: process 4711 on gpu-7" in str(error.value)
+    assert said == []
+    assert log.read_text() == "step 1\n"
+
+
+def test_what_can_be_reached_is_ended_beside_what_cannot(tmp_path: Path) -> None:
+    begin(tmp_path, "pretrain-a", **ELSEWHERE)
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+    try:
+        log = begin(tmp_path, "pretrain-b", **identity_of(sleeper.pid))
+        said: list[str] = []
+        with pytest.raises(SetupError, match="pretrain-a"):
+            cancel_study(tmp_path / "studies/s", [], finders(tmp_path), now=False, say=said.append)
+        assert sleeper.wait(10) == -15
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+    assert said == ["pretrain-b: asked to save and end"]
+    assert log.read_text() == "step 1\nstudy: asked to stop: study cancel\n"
