@@ -44,7 +44,13 @@ def _sort_and_replicate(task: Task, plan: StudyPlan) -> tuple[tuple[object, ...]
     node = task.node
     stage = node if isinstance(node, StageNode) else plan.stage(node.stage_id)
     suite = "" if isinstance(node, StageNode) else node.folder
-    return (stage.stage, stage.recipe, stage.arms, suite), stage.replicate
+    return (*_recipes(stage, plan), stage.arms, suite), stage.replicate
+
+
+def _recipes(stage: StageNode, plan: StudyPlan) -> tuple[str, ...]:
+    """Of a stage and all before it: an arm may have one recipe twice."""
+    before = _recipes(plan.stage(stage.parent), plan) if stage.parent is not None else ()
+    return (*before, stage.recipe)
 
 
 def _with_short_names(array: Array) -> Iterator[Array]:

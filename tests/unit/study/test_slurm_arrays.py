@@ -69,6 +69,16 @@ def test_seeds_that_share_a_parent_are_one_array_too(tmp_path: Path) -> None:
     assert names(plan, tasks_of(plan, tmp_path))[:2] == [{0: "pretrain-a0"}, {0: "pretrain-b0", 1: "pretrain-b1"}]
 
 
+def test_one_recipe_twice_in_an_arm_is_two_arrays(tmp_path: Path) -> None:
+    plan = seeded_plan(tmp_path, {})
+    same = tuple(stage.model_copy(update={"recipe": "round.yaml", "arms": ("b",)}) for stage in plan.stages)
+    plan = plan.model_copy(update={"stages": same})
+    assert names(plan, tasks_of(plan, tmp_path))[:2] == [
+        {0: "pretrain-a0", 1: "pretrain-a1"},
+        {0: "pretrain-b0", 1: "pretrain-b1"},
+    ]
+
+
 def test_many_seeds_are_several_arrays_whose_names_are_short_enough(tmp_path: Path) -> None:
     plan = seeded_plan(tmp_path, {}, seeds=40)
     arrays = arrays_of(tasks_of(plan, tmp_path), plan)
