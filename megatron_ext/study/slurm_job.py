@@ -7,8 +7,8 @@ attempt=1
 while [[ -e $folder/attempt_$attempt.log ]]; do attempt=$((attempt + 1)); done
 launched=${launched//@JOB@/$job}
 launched=${launched/@ATTEMPT@/$attempt}
-echo "${launched/@AT@/$(date +%s)}" > "$folder/launch.json.partial" &&
-    mv "$folder/launch.json.partial" "$folder/launch.json" || exit 4
+partial=$folder/launch.json.$job  # a name of its own: who submitted it writes launch.json too, in this moment
+echo "${launched/@AT@/$(date +%s)}" > "$partial" && mv "$partial" "$folder/launch.json" || exit 4
 log=$folder/attempt_$attempt.log
 echo "study: begins, and writes $log"  # what Slurm says behind this is about this start
 exec > "$log" 2>&1

@@ -183,6 +183,25 @@ def test_a_start_is_remembered_as_json_whatever_the_path(tmp_path: Path) -> None
     }
 
 
+def test_a_start_is_remembered_whatever_who_submitted_it_is_writing_in_this_moment(tmp_path: Path) -> None:
+    """Its unfinished file is there when the job begins and gone before the job renames its own."""
+    folder = tmp_path / "studies/stand_in/nodes/pretrain-a"
+    folder.mkdir(parents=True)
+    (folder / "launch.json.partial").write_text("half")
+    text = script(tmp_path, SlurmRecipe(), stage_task(tmp_path))
+    start, _, _ = text.partition("\nlog=")
+    renames = 'mv() { rm "$folder/launch.json.partial"; command mv "$@"; }'
+    done = subprocess.run(
+        ["bash", "-uc", f"{renames}\n{start}"],
+        env={"SLURM_ARRAY_TASK_ID": "0", "SLURM_ARRAY_JOB_ID": "12", "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads((folder / "launch.json").read_text())["handle"]["job"] == "12_0"
+    assert [file.name for file in folder.iterdir()] == ["launch.json"]
+
+
 def test_the_script_is_bash_and_says_what_it_is_for(tmp_path: Path) -> None:
     text = script(tmp_path, SlurmRecipe(ranks_per_node=4), stage_task(tmp_path, world_size=4), stage_task(tmp_path))
     by_hand = f"sbatch {shlex.quote(f'{tmp_path}/a node.sbatch')}"
