@@ -95,8 +95,11 @@ class SlurmLauncher:
         ]
 
     def look(self, launched: Mapping[str, Launched]) -> Mapping[str, Sighting]:
-        """What the queue says of nodes that were launched."""
-        queued = self._queue()
+        """What the queue says of nodes that were launched; where Slurm cannot be asked, they are taken to be in it."""
+        try:
+            queued = self._queue()
+        except SetupError as error:
+            return {name: _not_seen(one, str(error)) for name, one in launched.items()}
         return {
             name: _sighting(queued[name]) if name in queued else Sighting("gone", _last_words(one))
             for name, one in launched.items()
@@ -175,6 +178,12 @@ def _sighting(task: QueuedTask) -> Sighting:
     if task.is_running:
         return Sighting("running", f"job {task.id} on {task.nodes}")
     return Sighting("queued", f"job {task.id}: {task.reason}")
+
+
+def _not_seen(launched: Launched, why: str) -> Sighting:
+    job = launched.handle.get("job", "")
+    note = f"job {job} was submitted, and Slurm cannot be asked about it here: {why.partition(';')[0]}"
+    return Sighting("queued", f"{note}; if it is over: rm its launch.json", is_reachable=False)
 
 
 def _last_words(launched: Launched) -> str:

@@ -39,6 +39,15 @@ def test_a_node_on_another_machine_is_left_alone_and_named(tmp_path: Path, now: 
     assert log.read_text() == "step 1\n"
 
 
+def test_a_job_of_a_slurm_that_is_not_here_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    folder = node_folder(tmp_path, "s", "pretrain-a")
+    folder.mkdir(parents=True)
+    write_launched(folder, Launched("slurm", 1, 0.0, handle={"job": "12_0"}))
+    with pytest.raises(SetupError, match="cannot be reached from this machine.*\n  pretrain-a: job 12_0"):
+        cancel_study(tmp_path / "studies/s", [], finders(tmp_path), now=False, say=lambda _: None)
+
+
 def test_what_can_be_reached_is_ended_beside_what_cannot(tmp_path: Path) -> None:
     begin(tmp_path, "pretrain-a", **ELSEWHERE)
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)

@@ -174,6 +174,24 @@ def test_a_launch_json_that_was_cut_counts_as_none(place: Place) -> None:
     assert place.state() == ("waiting", "")
 
 
+def test_without_squeue_a_job_is_taken_to_be_queued_and_all_else_is_told(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(place.run_root))
+    folder = node_folder(place.run_root, place.plan.name, A)
+    folder.mkdir(parents=True)
+    write_launched(folder, Launched(kind="slurm", attempt=1, at=0.0, handle={"job": "12_0", "log": "12_0.log"}))
+    place.finish("e")
+    state, reason = place.state()
+    assert state == "queued"
+    assert reason == (
+        "job 12_0 was submitted, and Slurm cannot be asked about it here: there is no squeue on this machine; "
+        "if it is over: rm its launch.json"
+    )
+    assert place.state("e") == ("finished", "")
+    assert place.state("b") == ("waiting", "")
+
+
 def test_a_start_on_another_machine_is_taken_to_run_and_says_what_to_do(place: Place, sleeper: int) -> None:
     place.launch(sleeper)
     file = node_folder(place.run_root, place.plan.name, A) / "launch.json"
