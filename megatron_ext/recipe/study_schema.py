@@ -101,7 +101,7 @@ class ComparisonRecipe(Section):
     better: tuple[str, ...] = Field(min_length=1, description="Arms that are expected to score higher; their mean.")
     than: tuple[str, ...] = Field(min_length=1, description="Arms that they are compared with; their mean.")
     stage: StageKind = Field(description="After which kind of stage.")
-    metric: str = Field(description="An aggregate or a task of the suite.")
+    metric: str = Field(description="An aggregate, a task or a domain of the suite.")
     suite: str = Field(default="", description="Name of the suite, where several judge this kind of stage.")
     expect: Literal["higher", "equal"] = Field(default="higher", description="What is claimed of `better`.")
     within: Number | None = Field(
@@ -110,11 +110,13 @@ class ComparisonRecipe(Section):
     paper: PaperNumbers | None = Field(default=None, description="The paper's own numbers.")
 
     @model_validator(mode="after")
-    def _check_within(self) -> Self:
+    def _check_groups(self) -> Self:
         if (self.expect == "equal") != (self.within is not None):
             raise ValueError(
                 f"expect is {self.expect}, and within {self.within}; expect equal needs within, higher none"
             )
+        if both := [arm for arm in self.better if arm in self.than]:
+            raise ValueError(f"better and than both name {', '.join(both)}: no arm is compared with itself")
         return self
 
 

@@ -11,6 +11,7 @@ from data_tools.errors import DataError, RecipeError, UsageError, UserError
 from data_tools.strict_yaml import nearest
 from megatron_ext.recipe.study_load import LoadedArm, LoadedStudy, load_arm, load_study
 from megatron_ext.recipe.study_schema import STAGE_KINDS, StageSeeds
+from megatron_ext.study.claims import require_answerable
 from megatron_ext.study.condition import arm_differences
 from megatron_ext.study.nodes import PlannedStage, arm_plan, evaluation_nodes, stage_node, study_totals
 from megatron_ext.study.planner import Planner
@@ -47,7 +48,8 @@ def make_study_plan(
         The plan.
 
     Raises:
-        RecipeError: What cannot be carried out as written, arms that differ in more than the study says included.
+        RecipeError: What cannot be carried out as written; arms that differ in more than the study says; findings of
+            numbers that it will not have.
         DataError: Data that is missing, damaged, or does not fit.
         UsageError: No arm of such an id.
     """
@@ -56,7 +58,9 @@ def make_study_plan(
     counts = StageSeeds(pretrain=seeds, sft=seeds, rl=seeds) if seeds is not None else study.recipe.seeds
     planner = Planner(site, run_root, counts, may_be_provisional)
     chains = _all_chains(planner, study.arms)
-    differences = arm_differences(study, {arm_id: found[0] for arm_id, found in chains.items()})
+    first = {arm_id: found[0] for arm_id, found in chains.items()}
+    require_answerable(study, first)
+    differences = arm_differences(study, first)
     chosen_chains = {arm.id: chains[arm.id] for arm in chosen}
     nodes = _nodes(chosen_chains, hardware)
     by_id = {node.stage_id: node for node in nodes}

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ext.evaluate.suite import read_suite
 from megatron_ext.recipe.load import load_recipe
 from megatron_ext.recipe.study_load import load_study
 from megatron_ext.recipe.study_schema import ComparisonRecipe
@@ -124,9 +123,7 @@ def comparisons() -> list[tuple[str, ComparisonRecipe]]:
 @pytest.mark.parametrize(
     ("name", "comparison"), comparisons(), ids=lambda value: value if isinstance(value, str) else ""
 )
-def test_a_finding_names_a_number_of_its_suite_and_a_place_of_the_page(name: str, comparison: ComparisonRecipe) -> None:
-    suite = read_suite(load_study(FOLDER / "study.yaml").suites[comparison.stage][0])
-    assert comparison.metric in {one.name for one in suite.aggregates}
+def test_a_finding_names_a_place_of_the_page(name: str, comparison: ComparisonRecipe) -> None:
     if comparison.paper is None:
         return
     page, _, anchor = comparison.paper.source.partition("#")
