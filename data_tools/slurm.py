@@ -20,6 +20,7 @@ from data_tools.errors import SetupError
 _SHOWN = ("%F", "%K", "%T", "%u", "%r", "%N", "%j")  # the name last: it may hold anything
 _PAUSES_S = (1.0, 4.0)
 """Before squeue is asked again: a busy slurmctld does not answer, or closes the connection (squeue: SIGPIPE)."""
+_NEVER = "DependencyNeverSatisfied"
 _RUNNING = ("RUNNING", "COMPLETING", "STOPPED", "SUSPENDED", "SIGNALING", "STAGE_OUT")
 
 
@@ -54,6 +55,16 @@ class QueuedTask:
     def is_running(self) -> bool:
         """Whether it has begun; a job that is to be requeued waits."""
         return self.state in _RUNNING
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether its processes have ended or are about to; it may yet go back to the queue."""
+        return self.state == "COMPLETING"
+
+    @property
+    def never_begins(self) -> bool:
+        """Whether it waits for what has failed; Slurm takes it out of the queue some time later, or leaves it there."""
+        return self.state == "PENDING" and self.reason == _NEVER
 
 
 def is_installed() -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +45,7 @@ class SlurmLauncher:
         site: How jobs are submitted here.
         site_file: Where that stands, for messages.
         say: Writes a line for people.
+        patience_s: How long jobs that just end are waited for.
     """
 
     run_root: Path
@@ -52,6 +53,7 @@ class SlurmLauncher:
     site: SlurmRecipe | None = None
     site_file: str = ""
     say: Callable[[str], None] = print
+    patience_s: float = 30.0
     kind: str = "slurm"
     takes_unready: bool = True
 
@@ -66,7 +68,7 @@ class SlurmLauncher:
         """
         assert self.plan is not None, "a launcher that only finds again submits nothing"
         with self._alone():
-            queued = self._queue()
+            queued = self._settled({task.name for task in tasks})
             for task in tasks:
                 if (found := queued.get(task.name)) is not None:
                     self._remember(task, found.id, next_attempt(task.folder))
@@ -121,6 +123,23 @@ class SlurmLauncher:
 
     def _queue(self) -> dict[str, QueuedTask]:
         return by_node(slurm.queue(), self.run_root)
+
+    def _settled(self, names: Set[str]) -> dict[str, QueuedTask]:
+        """What is in the queue and will run: of a job that just ends it is waited for whether it goes back there."""
+        until = time.monotonic() + self.patience_s
+        while True:
+            queued = self._queue()
+            ending = [queued[name] for name in names if name in queued and queued[name].is_ending]
+            if not ending or time.monotonic() > until:
+                break
+            time.sleep(1.0)
+        for task in ending:
+            self.say(f"WARNING: job {task.id} has been ending for {self.patience_s:.0f} s and counts as queued")
+        for name in sorted(names & queued.keys()):
+            if queued[name].never_begins:
+                _call("scancel", queued[name].id)
+                self.say(f"cancelled {queued[name].id:>8}  {name}: what it waited for has failed")
+        return {name: task for name, task in queued.items() if not task.never_begins}
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

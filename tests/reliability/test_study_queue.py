@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +15,7 @@ from data_tools.errors import SetupError
 from megatron_ext.recipe.site_schema import SlurmRecipe
 from megatron_ext.study.launcher import Launched, read_launched
 from megatron_ext.study.slurm import SlurmLauncher
+from megatron_ext.study.slurm_arrays import job_name
 from megatron_ext.study.study_plan import StudyPlan
 from megatron_ext.study.tasks import make_task, nodes_of
 from tests.support.slurm import PrivateSlurm, private_slurm
@@ -150,6 +153,44 @@ def test_what_another_study_has_queued_is_found_and_waited_for(slurm: PrivateSlu
     record = json.loads((tmp_path / "studies/other/nodes/pretrain-a1/launch.json").read_text())
     assert record["handle"]["job"] == f"{number(slurm, 'pretrain-a0')}_1"
     assert dependencies(slurm, other, tmp_path)["b0"] == f"aftercorr:{number(slurm, 'pretrain-a0')}_*"
+
+
+def test_what_waits_for_a_failed_parent_is_submitted_anew_behind_the_parents_new_job(
+    slurm: PrivateSlurm, tmp_path: Path
+) -> None:
+    """Slurm takes such a job out of the queue some time later; here it is told never to, so that there is time."""
+    plan = two_seeds(tmp_path)
+    failed = slurm.run("sbatch", "--parsable", "--output=/dev/null", "--wrap=exit 5").strip()
+    slurm.wait_for("it has failed", lambda: slurm.job(failed)["JobState"] == "FAILED")
+    [task] = [make_task(plan, node, tmp_path) for node in nodes_of(plan) if node.stage_id == "pretrain-b0"]
+    options = ["--array=0", f"--dependency=afterok:{failed}", "--kill-on-invalid-dep=no", "--output=/dev/null"]
+    named = f"--job-name={job_name({0: task}, tmp_path)}"
+    old = slurm.run("sbatch", "--parsable", named, *options, "--wrap=true").strip()
+    reason = lambda: slurm.run("squeue", "--noheader", "--format=%r", f"--jobs={old}").strip()  # noqa: E731
+    slurm.wait_for("Slurm has seen that", lambda: reason() == "DependencyNeverSatisfied")
+    said = launch(plan, tmp_path, only="ab")
+    assert said[0] == f"cancelled {f'{old}_0':>8}  pretrain-b0: what it waited for has failed"
+    assert len(said) == 5
+    assert dependencies(slurm, plan, tmp_path)["b0"] == f"aftercorr:{number(slurm, 'pretrain-a0')}_*"
+    assert old not in {job.partition("_")[0] for job, _ in slurm.queue()}
+
+
+def test_of_a_job_that_just_ends_it_is_waited_for_whether_it_goes_back_to_the_queue(
+    slurm: PrivateSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """squeue is a program that says COMPLETING once and asks the real one from then on."""
+    plan = two_seeds(tmp_path)
+    [task] = [make_task(plan, node, tmp_path) for node in nodes_of(plan) if node.stage_id == "pretrain-a0"]
+    ending = f"77|0|COMPLETING|me|None|n7|{job_name({0: task}, tmp_path)}"
+    program = tmp_path / "bin" / "squeue"
+    program.parent.mkdir()
+    flag, real = tmp_path / "asked", shutil.which("squeue")
+    once = f"if mkdir {flag} 2> /dev/null; then echo '{ending}'; else exec {real} \"$@\"; fi"
+    program.write_text(f"#!/bin/bash\n{once}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    said = launch(plan, tmp_path, only="a")
+    assert [line.split()[2] for line in said] == ["pretrain-a0", "pretrain-a1"]
 
 
 def test_a_queue_of_another_run_root_is_not_this_ones(slurm: PrivateSlurm, tmp_path: Path) -> None:
