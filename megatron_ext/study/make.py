@@ -26,7 +26,7 @@ def make_study_plan(
     *,
     site: str | Path | None = None,
     run_root: Path | None = None,
-    seeds: int | None = None,
+    seeds: int | StageSeeds | None = None,
     may_be_provisional: bool = True,
     arms: Sequence[str] = (),
     hardware: Hardware | None = None,
@@ -37,7 +37,7 @@ def make_study_plan(
         path: A study file.
         site: A site file; None takes the default.
         run_root: Folder that holds `stages/`; None takes the site's.
-        seeds: Replicates of every stage; None takes the study's.
+        seeds: Replicates of every stage, or by kind of stage; None takes the study's.
         may_be_provisional: Whether declared sizes may stand for data that is not built; if not, stages are about to
             run, and what they would have to compute again is kept in the store.
         arms: Ids of arms, `*` for any letters: only these stand in the plan, and findings of these alone; () takes all.
@@ -55,7 +55,9 @@ def make_study_plan(
     """
     study = load_study(path)
     chosen = _chosen(study, arms)
-    counts = StageSeeds(pretrain=seeds, sft=seeds, rl=seeds) if seeds is not None else study.recipe.seeds
+    if isinstance(seeds, int):
+        seeds = StageSeeds(pretrain=seeds, sft=seeds, rl=seeds)
+    counts = seeds or study.recipe.seeds
     planner = Planner(site, run_root, counts, may_be_provisional)
     chains = _all_chains(planner, study.arms)
     first = {arm_id: found[0] for arm_id, found in chains.items()}

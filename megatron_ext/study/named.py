@@ -9,8 +9,9 @@ from data_tools.errors import DataError, UsageError
 from data_tools.strict_yaml import nearest
 from megatron_ext.datasets.ledger import checkpoint_at
 from megatron_ext.plan.lineage import STAGE_FILE
+from megatron_ext.study.as_run import read_record, seeds_of_run
 from megatron_ext.study.make import make_study_plan
-from megatron_ext.study.study_plan import StudyPlan, read_study_plan
+from megatron_ext.study.study_plan import StudyPlan
 
 
 @dataclass(frozen=True)
@@ -53,22 +54,37 @@ def arm_named(name: str, plan: StudyPlan) -> NamedArm:
     return NamedArm(arm_id, name, chains)
 
 
-def study_named(path: Path, *, site: Path | None = None, run_root: Path | None = None) -> StudyPlan:
-    """A study as it is planned now; of a `study.json` as it was run.
+def study_named(
+    path: Path,
+    *,
+    site: Path | None = None,
+    run_root: Path | None = None,
+    seeds: int | None = None,
+    arms: tuple[str, ...] = (),
+) -> StudyPlan:
+    """A study with all its arms as they are planned now, with the replicates of its last run; of a `study.json` that.
 
     Args:
         path: A study file, or the `study.json` of a run.
         site: A site file; None takes the default.
         run_root: Folder that holds `stages/`; None takes the site's, or that of the run.
+        seeds: Replicates of every stage; None takes those of the last run, or else the study's.
+        arms: Ids of arms, `*` for any letters; () takes all.
 
     Raises:
         RecipeError: The study cannot be planned.
         DataError: The `study.json` cannot be read.
+        UsageError: No arm of such an id, or a choice of what a `study.json` has decided.
     """
-    if path.suffix != ".json":
-        return make_study_plan(path, site=site, run_root=run_root)
-    plan = read_study_plan(path)
-    return plan if run_root is None else plan.model_copy(update={"run_root": str(run_root)})
+    if path.suffix == ".json":
+        if seeds or arms or site:
+            raise UsageError(f"{path} is planned; --seeds, --arms and --site are of a study file.")
+        return read_record(path, run_root)
+    plan = make_study_plan(path, site=site, run_root=run_root, seeds=seeds, arms=arms)
+    of_run = seeds_of_run(plan) if seeds is None else None
+    if of_run is None:
+        return plan
+    return make_study_plan(path, site=site, run_root=run_root, seeds=of_run, arms=arms)
 
 
 def checkpoint_named(

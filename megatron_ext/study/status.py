@@ -9,11 +9,13 @@ from pathlib import Path
 
 from rich.live import Live
 
-from data_tools.errors import DataError
+from data_tools.errors import DataError, UserError
 from megatron_ext.plan.render import terminal
+from megatron_ext.recipe.study_load import load_study
+from megatron_ext.study.as_run import RECORD
 from megatron_ext.study.launcher import study_folder
 from megatron_ext.study.launchers import finders
-from megatron_ext.study.make import make_study_plan
+from megatron_ext.study.named import study_named
 from megatron_ext.study.state import node_states
 from megatron_ext.study.status_view import States, status_json, status_view
 from megatron_ext.study.study_lock import runner_of
@@ -27,7 +29,7 @@ class Watched:
     """A study that is looked at.
 
     Attributes:
-        plan: As it was run last; as its file says where it never was.
+        plan: Of all its arms, as it was run last; as its file says where it never was.
         run_root: Folder that holds `stages/` and `studies/`.
     """
 
@@ -36,7 +38,7 @@ class Watched:
 
     @classmethod
     def open(cls, study: Path, name: str, run_root: Path, *, site: Path | None) -> Watched:
-        """Reads or makes the plan.
+        """Reads or makes the plan: that of the last run if it had all arms, else of all arms, with its replicates.
 
         Args:
             study: Its file.
@@ -44,13 +46,18 @@ class Watched:
             run_root: Folder that holds `studies/`.
             site: A site file; None takes the default.
         """
-        file = study_folder(run_root, name) / "study.json"
-        if file.is_file():
-            try:
-                return cls(read_study_plan(file), run_root)
-            except DataError as error:
-                print(f"WARNING: {error}: shown is what {study} says now", file=sys.stderr)
-        return cls(make_study_plan(study, site=site, run_root=run_root, may_be_provisional=True), run_root)
+        recorded = _recorded(study_folder(run_root, name) / RECORD)
+        all_arms = {arm.id for arm in load_study(study).arms}
+        if recorded is not None and all_arms <= {arm.id for arm in recorded.arms}:
+            return cls(recorded, run_root)
+        try:
+            return cls(study_named(study, site=site, run_root=run_root), run_root)
+        except UserError as error:
+            if recorded is None:
+                raise
+            shown = f"{len(recorded.arms)} of {len(all_arms)} arms are shown, those of the last run"
+            print(f"WARNING: {study} cannot be planned now: {error}\n  {shown}", file=sys.stderr)
+            return cls(recorded, run_root)
 
     @property
     def folder(self) -> Path:
@@ -65,6 +72,14 @@ class Watched:
         """Who brings it forward."""
         runner = runner_of(self.folder)
         return f"run by process {runner['pid']}" if runner is not None else "no run is at work, so nothing more begins"
+
+
+def _recorded(file: Path) -> StudyPlan | None:
+    """The plan of the last run; None where there is none, or none that can be read."""
+    try:
+        return read_study_plan(file) if file.is_file() else None
+    except DataError:
+        return None  # `study_named` says so
 
 
 def print_status(watched: Watched, *, as_json: bool) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from megatron_ext.__main__ import main
+from megatron_ext.study.make import make_study_plan
 from megatron_ext.study.report.content import Report
 from tests.support.study_on_disk import FOLDER, write_study
 from tests.support.study_project import make_study_project
@@ -60,7 +61,7 @@ def test_another_run_root_has_other_results(study: Path, tmp_path: Path, capsys:
 
 def test_arms_and_seeds_of_a_planned_study_cannot_be_chosen(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["study", "report", str(study), "--seeds", "2"]) == 2
-    expected = f"error: study report: {study} is planned; --seeds, --arms and --site are of a study file.\n"
+    expected = f"error: {study} is planned; --seeds, --arms and --site are of a study file.\n"
     assert capsys.readouterr().err == expected
 
 
@@ -86,3 +87,74 @@ def test_a_study_file_is_planned(
     assert len(report.costs.stages) == 5
     assert report.differences[0].startswith("data.repeated (pretrain): ")
     assert report.differences[0].endswith(". b is small")
+
+
+def record(plan_seeds: int | None, *, arms: tuple[str, ...] = ()) -> Path:
+    """What a run of the study of pencils leaves in its run root."""
+    plan = make_study_plan("study.yaml", seeds=plan_seeds, arms=arms)
+    file = Path(plan.run_root) / "studies" / plan.name / "study.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(plan.to_json())
+    return file
+
+
+def test_a_study_file_is_reported_with_the_replicates_and_all_the_arms_of_its_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_study_project()
+    file = record(3, arms=("plain",))
+    assert main(["study", "report", "study.yaml", "--format", "json"]) == 0
+    said = capsys.readouterr()
+    report = Report.model_validate_json(said.out)
+    assert [reading.arm for reading in report.readings] == ["plain", "plain-chat", "more", "more-chat"]
+    assert {row.label: row.seeds_planned for row in report.rows}["plain"] == 3
+    assert said.err == (
+        f"WARNING: study.yaml asks for seeds of pretrain 1, and its last run had pretrain 3 ({file}): those of the run "
+        "are taken; --seeds N takes others\n"
+    )
+
+
+def test_seeds_that_are_asked_for_stand_over_those_of_the_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_study_project()
+    record(3)
+    assert main(["study", "report", "study.yaml", "--format", "json", "--seeds", "2"]) == 0
+    report = Report.model_validate_json(capsys.readouterr().out)
+    assert {row.seeds_planned for row in report.rows} == {2}
+
+
+def test_status_shows_all_arms_after_a_run_of_some(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_study_project()
+    record(2, arms=("more",))
+    assert main(["study", "status", "study.yaml", "--json"]) == 0
+    arms = json.loads(capsys.readouterr().out)["arms"]
+    assert {arm["arm"]: len(arm["chains"]) for arm in arms} == dict.fromkeys(
+        ["plain", "plain-chat", "more", "more-chat"], 2
+    )
+
+
+def test_the_record_of_a_run_is_found_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = write_study(tmp_path, seeds=1, items=5).model_copy(update={"run_root": "runs"})
+    file = tmp_path / "runs" / "studies" / "toy" / "study.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(plan.to_json())
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert main(["study", "report", "../runs/studies/toy/study.json", "--format", "json"]) == 0
+    assert {row.seeds_run for row in Report.model_validate_json(capsys.readouterr().out).rows} == {1}
+
+
+def test_a_run_root_that_is_not_there_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "study.json"
+    file.write_text(write_study(tmp_path, seeds=1, items=5).model_copy(update={"run_root": "nowhere"}).to_json())
+    assert main(["study", "report", str(file), "--format", "json"]) == 0
+    assert "WARNING: nowhere, the run root that" in capsys.readouterr().err
