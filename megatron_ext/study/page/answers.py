@@ -17,7 +17,7 @@ from megatron_ext.study.page.wording import (
     unit,
     value,
 )
-from megatron_ext.study.report.bootstrap import DRAWS
+from megatron_ext.study.report.bootstrap import DRAWS, LEVEL
 from megatron_ext.study.report.content import ArmReading, Estimate, Headline, MetricInfo, Report
 
 
@@ -75,16 +75,23 @@ def _best(head: Headline, info: MetricInfo, others: list[Headline], report: Repo
         f"{number} {interval(head.value, is_share=share)} after {STAGE_NAMES[head.stage]}, by {head.metric} of suite "
         f"{head.suite}; {head.judged} of {plural(head.rows, 'row')} evaluated."
     ]
+    if head.tied:
+        at_end = " That is an end of the scale: this test cannot tell them apart." if _is_end(head.value, info) else ""
+        lines.insert(0, f"Equal: {', '.join(head.tied)}.{at_end}")
     for other in others:
         if other.value is None:
             continue
         is_share = _info(report, other).is_share
         shown = f"{value(other.value.value, is_share=is_share)}{unit(is_share=is_share)}"
-        only = "only " if other.judged == 1 else ""
-        lines.append(
-            f"After {STAGE_NAMES[other.stage]}, by {other.metric} of {other.suite}: {only}{other.best}, {shown}."
-        )
-    return Answer("Which arm is best?", head.best or "", tuple(lines))
+        only = "only " if other.judged == 1 else "equal " if other.tied else ""
+        best = ", ".join(other.tied) or other.best
+        lines.append(f"After {STAGE_NAMES[other.stage]}, by {other.metric} of {other.suite}: {only}{best}, {shown}.")
+    short = f"None: {len(head.tied)} are equal" if head.tied else head.best or ""
+    return Answer("Which arm is best?", short, tuple(lines))
+
+
+def _is_end(found: Estimate, info: MetricInfo) -> bool:
+    return info.is_share and found.value in (0, 1)
 
 
 def _by_how_much(head: Headline, info: MetricInfo) -> Answer:
@@ -96,6 +103,8 @@ def _by_how_much(head: Headline, info: MetricInfo) -> Answer:
     ):
         if delta is not None and not (name == "the second" and other == head.baseline and lines):
             lines.append(f"{_difference(delta, info)} over {name}, {other}.")
+    if head.tied:
+        return Answer(question, "Not at all: the best are equal", tuple(lines))
     if head.baseline == head.best:
         lines.insert(0, "The best is the baseline itself.")
     if head.baseline is None:
@@ -122,14 +131,26 @@ def _noise(report: Report, head: Headline, info: MetricInfo) -> Answer:
     against |= {"the second": head.over_second} if head.second != head.baseline else {}
     found = {name: is_noise(delta) for name, delta in against.items() if delta is not None}
     lines = [f"{name[0].upper()}{name[1:]}: {text}." for name, (_, text) in found.items()]
-    if head.best_ratio is not None and head.judged > 1:
-        lines.append(f"{head.best} is the best in {ratio(head.best_ratio)} of {DRAWS:,} draws of items and seeds.")
+    if head.judged > 1 and not head.tied:
+        lines.append(_about_choice(head))
     lines.append(_about_seeds(report, head, info))
     verdicts = [verdict for verdict, _ in found.values()]
     short = "Nothing to compare"
     if verdicts:
-        short = "No" if set(verdicts) == {"no"} else "Perhaps" if "no" not in verdicts else "In part"
+        is_sure = set(verdicts) == {"no"} and (head.best_ratio or 0.0) >= LEVEL
+        short = "No" if is_sure else "Perhaps" if "no" not in verdicts else "In part"
     return Answer("Is it noise?", short, tuple(lines))
+
+
+def _about_choice(head: Headline) -> str:
+    """Of how many the best was chosen: the best of many is partly the luckiest."""
+    if head.best_ratio is None:
+        return f"{head.best} is the best of {head.judged}; how often it would be again cannot be drawn."
+    alone = "" if head.drawn == "items and seeds" else " alone"
+    return (
+        f"{head.best} is the best of {head.judged} in {ratio(head.best_ratio)} of {DRAWS:,} draws of "
+        f"{head.drawn}{alone}; an interval is of one comparison, not of the best of all."
+    )
 
 
 def is_noise(delta: Estimate) -> tuple[str, str]:

@@ -105,12 +105,14 @@ class Headline(ReportPart):
     suite: str
     metric: str
     best: str | None  # label of a row; None: nothing was evaluated
+    tied: tuple[str, ...] = ()  # labels of all rows with the best value, where they are several
     value: Estimate | None = None
     baseline: str | None = None
     over_baseline: Estimate | None = None
     second: str | None = None
     over_second: Estimate | None = None
-    best_ratio: float | None = None
+    best_ratio: float | None = None  # None where nothing was drawn
+    drawn: Drawn = "nothing"  # of all rows with a number: what best_ratio is counted in
     seeds: tuple[int, int] = (0, 0)  # fewest and most of a row that was run
     items: int | None = None
     judged: int = 0  # rows with a number

@@ -87,9 +87,9 @@ class Measured:
         return len({self.asked[row] for row in rows if self.values[row]}) <= 1
 
     def best_ratios(self) -> dict[int, float]:
-        """Of each row with a number the share of draws in which it is the best."""
+        """Of each row with a number the share of draws in which it is the best; {} where nothing can be drawn."""
         rows = [row for row, values in enumerate(self.values) if values]
-        if not rows:
+        if not rows or self.drawn(rows) == "nothing":
             return {}
         signed = self.draws[:, rows] * (1.0 if self.info.is_higher_better else -1.0)
         wins = np.bincount(signed.argmax(1), minlength=len(rows)) / len(signed)

@@ -17,7 +17,7 @@ from megatron_ext.study.page.answers import answers_of
 from megatron_ext.study.page.charts import MOST_LETTERS, line_chart, stage_graph
 from megatron_ext.study.page.markdown import page_markdown
 from megatron_ext.study.page.tidy import COLUMNS, tidy_csv
-from megatron_ext.study.report.content import Curve, GraphNode, Report
+from megatron_ext.study.report.content import Curve, Estimate, GraphNode, Report
 from megatron_ext.study.report.make import make_report
 from tests.support.study_on_disk import study_plan, write_study
 
@@ -55,6 +55,38 @@ def test_the_five_questions_are_answered(report: Report) -> None:
         found["What did each read?"].lines[0].startswith("base-shq: 3K tokens in pretraining (web 50 %, traces 50 %)")
     )
     assert found["What did it cost?"].short == "3 min 16 s of process time"  # who ran it was not recorded
+
+
+def answer(report: Report, question: str, **changed: object) -> tuple[str, str]:
+    """The short answer and all lines, with the headline after fine-tuning changed, the only one."""
+    head = next(one for one in report.headlines if one.stage == "sft").model_copy(update=changed)
+    only = report.model_copy(update={"headlines": (head,)})
+    found = next(one for one in answers_of(only) if one.question == question)
+    return found.short, " ".join(found.lines)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "drawn", "short", "said"),
+    [
+        (0.97, "items and seeds", "No", "the best of 3 in 97 % of 10,000 draws of items and seeds;"),
+        (0.62, "items", "In part", "the best of 3 in 62 % of 10,000 draws of items alone;"),
+        (None, "nothing", "In part", "the best of 3; how often it would be again cannot be drawn."),
+    ],
+)
+def test_the_best_is_said_with_how_many_there_were_and_what_was_drawn(
+    report: Report, ratio: float | None, drawn: str, short: str, said: str
+) -> None:
+    found, lines = answer(report, "Is it noise?", best_ratio=ratio, drawn=drawn)
+    assert (found, said in lines) == (short, True)
+
+
+def test_equal_arms_have_no_best_and_the_end_of_a_scale_is_said(report: Report) -> None:
+    tie = {"tied": ("base-shq", "lmq-shq"), "value": Estimate(value=0.0)}
+    short, lines = answer(report, "Which arm is best?", **tie)
+    assert short == "None: 2 are equal"
+    assert lines.startswith("Equal: base-shq, lmq-shq. That is an end of the scale: this test cannot tell them apart.")
+    assert answer(report, "By how much?", **tie)[0] == "Not at all: the best are equal"
+    assert "draws" not in answer(report, "Is it noise?", **tie)[1]
 
 
 def test_a_study_that_has_not_run_says_so_and_no_zero(tmp_path: Path) -> None:

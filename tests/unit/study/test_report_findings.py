@@ -11,7 +11,7 @@ from megatron_ext.recipe.study_schema import ComparisonRecipe, FindingRecipe
 from megatron_ext.study.report.content import Comparison
 from megatron_ext.study.report.findings import findings_of
 from megatron_ext.study.report.judged import rows_of
-from megatron_ext.study.report.table import judged_suites
+from megatron_ext.study.report.table import headline_of, judged_suites
 from megatron_ext.study.study_plan import StudyPlan
 from tests.support.study_on_disk import TASKS, MadeUp, study_plan, write_evaluation
 
@@ -98,3 +98,10 @@ def test_equality_needs_an_interval_within_the_margin(
     tmp_path: Path, chances: dict[str, float], within: float, verdict: str
 ) -> None:
     assert compared(judged_study(tmp_path, chances, items=30), expect="equal", within=within).verdict == verdict
+
+
+def test_equal_rows_are_tied_and_what_was_drawn_is_said(tmp_path: Path) -> None:
+    plan = judged_study(tmp_path, {"base": 0.0, "ldq": 0.0, "lmq": 0.0})
+    (suite,) = (one for one in judged_suites(plan, rows_of(plan)) if one.stage == "sft")
+    head = headline_of(suite)
+    assert (head.tied, head.drawn) == (("base-shq", "ldq-shq", "lmq-shq"), "items")

@@ -160,6 +160,13 @@ def test_the_main_number_is_the_asked_one_else_the_last_mean() -> None:
         assert mains == [expected]
 
 
+def test_where_nothing_can_be_drawn_nothing_is_counted() -> None:
+    rows = [[without_items(task_of("sums", value))] for value in (0.5, 0.5001)]
+    found = measure_task("sft", "toy", "sums", rows)
+    assert found.drawn([0, 1]) == "nothing"
+    assert found.best_ratios() == {}
+
+
 def test_domains_are_means_of_their_tasks() -> None:
     found = measure_suite("sft", "toy", [[judged(right={"sums": 2, "series": 4, "words": 9})]], None)
     domains = {one.info.name: one.value(0) for one in found if one.info.role == "domain"}
