@@ -91,8 +91,9 @@ def _means(places: NDArray[np.int64], values: NDArray[np.float64], width: float)
 
 
 def _add_held_out(found: StageMetrics, line: Mapping[str, Any]) -> None:
-    for source, value in line["validation"].items():
-        if not source.endswith(("_low", "_high")) and value is not None:
+    found_here = line["validation"]
+    for source, value in found_here.items():
+        if not _is_end(source, found_here) and value is not None:
             found.points.setdefault((HELD_OUT, source), []).append((float(line["consumed_tokens"]), value))
 
 
@@ -104,8 +105,13 @@ def _before(folder: Path) -> Iterator[tuple[str, float]]:
         return
     values = values.get("validation", values) if isinstance(values, dict) else {}
     for source, value in values.items():
-        if isinstance(value, float | int) and not source.endswith(("_low", "_high")):
+        if isinstance(value, float | int) and not _is_end(source, values):
             yield source, float(value)
+
+
+def _is_end(name: str, values: Mapping[str, Any]) -> bool:
+    """Whether a held-out value is an end of another's interval, and no source whose own name ends like one."""
+    return any(name.endswith(end) and name.removesuffix(end) in values for end in ("_low", "_high"))
 
 
 def _lines(file: Path, found: StageMetrics) -> Iterator[dict[str, Any]]:

@@ -56,6 +56,17 @@ def test_every_held_out_value_is_kept_with_the_one_before_the_first_step(tmp_pat
     }
 
 
+def test_a_source_whose_name_ends_like_an_interval_has_its_curve(tmp_path: Path) -> None:
+    folder = write(tmp_path, [1.0], validation={"web": 3.0, "cc_high": 2.0, "cc_low": 2.5})
+    (folder / "before.json").write_text(json.dumps({"validation": {"cc_high": 9.0}}))
+    points = read_metrics(folder, 10).points
+    assert {source: found for (quantity, source), found in points.items() if quantity == "held_out"} == {
+        "cc_high": [(0.0, 9.0), (10.0, 2.0)],
+        "web": [(10.0, 3.0)],
+        "cc_low": [(10.0, 2.5)],
+    }
+
+
 def test_time_is_of_steps_and_saving(tmp_path: Path) -> None:
     assert read_metrics(write(tmp_path, [1.0] * 3, save_s=0.5), 30).seconds == pytest.approx(3 * (10 / 5 + 0.5))
 
