@@ -21,7 +21,7 @@ import os
 import platform
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from megatron_ext.models.backends import choose_backend
 from megatron_ext.plan.lineage import RUNS_FILE
@@ -56,8 +56,18 @@ def record_run(folder: Path, plan: StagePlan, *, begins_at_step: int = 0, begins
         "layout": layout_of(plan) | {"world_size": plan.layout.world_size},
         "backend": choose_backend(plan).name,
     }
-    with (folder / RUNS_FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    with (folder / RUNS_FILE).open("ab+") as file:
+        file.write(b"" if _ends_a_line(file) else b"\n")  # else a line that a kill has cut would spoil this one too
+        file.write(json.dumps(line).encode() + b"\n")
+
+
+def _ends_a_line(file: BinaryIO) -> bool:
+    """Whether the next byte begins a line."""
+    size = file.seek(0, os.SEEK_END)
+    if size == 0:
+        return True
+    file.seek(size - 1)
+    return file.read(1) == b"\n"
 
 
 def _checkpoint(path: Path | None) -> dict[str, str] | None:

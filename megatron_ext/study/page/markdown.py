@@ -172,4 +172,5 @@ def _provenance(report: Report) -> list[str]:
         f"made {one.created} by {one.version}: {one.command}",
         f"study {one.study_file}, run root {one.run_root}, {plural(len(one.stage_dates), 'finished stage')}",
         f"engines of evaluations: {'; '.join(one.engines) or 'none'}",
+        *(f"not known: {plain(text)}" for text in one.unknown),
     ]

@@ -317,6 +317,7 @@ class Provenance(ReportPart):
     hardware: tuple[str, ...]  # that stages were trained on, where runs recorded it
     evaluations: dict[str, str]  # UTC, when results were written, by node
     engines: tuple[str, ...]
+    unknown: tuple[str, ...] = ()  # sentences: lines of runs.jsonl and metrics.jsonl that could not be read
 
 
 class Report(ReportPart):

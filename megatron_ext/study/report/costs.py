@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from megatron_ext.evaluate.results import RESULTS, Results, read_results
 from megatron_ext.plan.lineage import STAGE_FILE
+from megatron_ext.study.lineage.record import RunFacts
 from megatron_ext.study.report.content import Costs, CostSum, StageCost
 from megatron_ext.study.report.curves import StageMetrics
 from megatron_ext.study.report.labels import StageGroup
@@ -109,10 +110,9 @@ def _counters(folder: Path, metrics: StageMetrics) -> dict[str, int]:
     return {key: counters[key] for key in ("step", "consumed_tokens", "sampled_tokens") if key in counters}
 
 
-def _processes(runs: Sequence[Mapping[str, Any]], stage: StageNode) -> int:
+def _processes(runs: Sequence[RunFacts], stage: StageNode) -> int:
     """Of the last run; of the layout where it did not record them."""
-    layout = runs[-1].get("layout") if runs else None
-    return int((layout or {}).get("world_size") or stage.world_size)
+    return int((runs[-1].layout if runs else {}).get("world_size") or stage.world_size)
 
 
 def _json(file: Path) -> dict[str, dict[str, int]]:

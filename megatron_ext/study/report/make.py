@@ -42,7 +42,13 @@ def make_report(plan: StudyPlan, launchers: Iterable[Launcher] = (), *, command:
     groups = groups_of(plan, rows)
     suites = judged_suites(plan, rows)
     metrics = {stage.stage_id: read_metrics(root / "stages" / stage.stage_id, stage.tokens) for stage in plan.stages}
-    results, runs = all_results(plan), all_runs(plan)
+    unknown = [
+        f"{root / 'stages' / name / 'metrics.jsonl'}: {one.cut} of {one.lines + one.cut} lines cannot be read: cut "
+        "by a kill"
+        for name, one in metrics.items()
+        if one.cut
+    ]
+    results, runs = all_results(plan), all_runs(plan, unknown)
     infos = [info for suite in suites for info in (*(one.info for one in suite.measured), *suite.unmeasured)]
     return Report(
         study=plan.name,
@@ -60,7 +66,7 @@ def make_report(plan: StudyPlan, launchers: Iterable[Launcher] = (), *, command:
         graph=tuple(_graph(plan, groups, states, results)),
         missing=tuple(_missing(plan, groups, states, results)),
         differences=tuple(_differences(plan)),
-        provenance=provenance_of(plan, results, runs, command=command),
+        provenance=provenance_of(plan, results, runs, unknown=unknown, command=command),
     )
 
 

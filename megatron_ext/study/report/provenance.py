@@ -2,51 +2,53 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from megatron_ext.evaluate.results import Results
-from megatron_ext.plan.lineage import STAGE_FILE
+from megatron_ext.plan.lineage import RUNS_FILE, STAGE_FILE
 from megatron_ext.runtime.code_version import code_version
+from megatron_ext.study.lineage.lines import read_lines
+from megatron_ext.study.lineage.record import RunFacts
 from megatron_ext.study.report.content import Provenance
 from megatron_ext.study.study_plan import StudyPlan
 
-Runs = Mapping[str, list[dict[str, Any]]]
+Runs = Mapping[str, tuple[RunFacts, ...]]
 """Of each stage, by its id, the lines of its runs.jsonl."""
 
 
-def all_runs(plan: StudyPlan) -> dict[str, list[dict[str, Any]]]:
-    """What every run of every stage left of itself; [] of stages from before runs did."""
-    return {stage.stage_id: _runs(Path(plan.run_root) / "stages" / stage.stage_id) for stage in plan.stages}
+def all_runs(plan: StudyPlan, unknown: list[str]) -> dict[str, tuple[RunFacts, ...]]:
+    """What every run of every stage left of itself; () of stages from before runs did.
 
-
-def _runs(folder: Path) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in (folder / "runs.jsonl").read_bytes().splitlines()]
-    except (OSError, ValueError):
-        return []
+    Args:
+        plan: The study.
+        unknown: Takes a sentence for each line that cannot be read.
+    """
+    stages = Path(plan.run_root) / "stages"
+    return {stage.stage_id: read_lines(stages / stage.stage_id / RUNS_FILE, RunFacts, unknown) for stage in plan.stages}
 
 
 def hardware_of(runs: Runs) -> list[str]:
     """What stages were trained on: GPUs, or else the processor, each once."""
     found = []
     for line in (line for lines in runs.values() for line in lines):
-        hardware = line.get("hardware", {})
-        gpus = [str(gpu) for gpu in hardware.get("gpus") or ()]
-        found += gpus or [f"cpu: {hardware.get('cpu') or hardware.get('machine')}"]
+        gpus = [str(gpu) for gpu in line.hardware.get("gpus") or ()]
+        found += gpus or [f"cpu: {line.hardware.get('cpu') or line.hardware.get('machine')}"]
     return list(dict.fromkeys(found))
 
 
-def provenance_of(plan: StudyPlan, results: Mapping[str, Results], runs: Runs, *, command: str) -> Provenance:
+def provenance_of(
+    plan: StudyPlan, results: Mapping[str, Results], runs: Runs, *, unknown: Sequence[str], command: str
+) -> Provenance:
     """The foot of the report.
 
     Args:
         plan: The study.
         results: Of all evaluations, by node.
         runs: `all_runs` of it.
+        unknown: Sentences on what could not be read.
         command: That asked for the report.
     """
     files = {stage.stage_id: Path(plan.run_root) / "stages" / stage.stage_id / STAGE_FILE for stage in plan.stages}
@@ -66,13 +68,14 @@ def provenance_of(plan: StudyPlan, results: Mapping[str, Results], runs: Runs, *
             if file.is_file()
         },
         code={
-            stage_id: "; ".join(dict.fromkeys(_version(line.get("code") or {}) for line in lines))
+            stage_id: "; ".join(dict.fromkeys(_version(line.code.model_dump()) for line in lines))
             for stage_id, lines in runs.items()
             if lines
         },
         hardware=tuple(hardware_of(runs)),
         evaluations={node: one.created for node, one in results.items()},
         engines=tuple(engines),
+        unknown=tuple(unknown),
     )
 
 

@@ -76,6 +76,31 @@ def test_time_is_of_steps_and_evaluations_times_processes(report: Report) -> Non
     assert report.costs.total.seconds == 2 * (20 + 6 * 10) + 10 + (2 * 6 + 1) * 2.0
 
 
+def test_a_line_that_a_kill_has_cut_is_named_and_hides_no_other(tmp_path: Path) -> None:
+    plan = write_study(tmp_path, seeds=1, items=5)
+    folder = tmp_path / "runs" / "stages" / "sft-shq_on_ldq-0"
+    run = {
+        "started": "2026-01-01T00:00:00+00:00",
+        "begins_at_step": 0,
+        "begins_from": None,
+        "code": {"version": "1", "sha256": "a" * 64, "files": 1, "commit": None, "changed": None},
+        "versions": {},
+        "hardware": {"gpus": ["GPU 7"]},
+        "layout": {"world_size": 4},
+        "backend": "local",
+    }
+    (folder / "runs.jsonl").write_text(json.dumps(run) + '\n{"started": "2026-')
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 11, ')
+    report = make_report(plan, command="x")
+    assert report.provenance.hardware == ("GPU 7",)
+    assert next(one.processes for one in report.costs.stages if one.stage_id == folder.name) == 4
+    assert report.provenance.unknown == (
+        f"{folder / 'metrics.jsonl'}: 1 of 11 lines cannot be read: cut by a kill",
+        f"{folder / 'runs.jsonl'}:2: cannot be read: cut by a kill, or of another version",
+    )
+
+
 def test_an_arm_reads_what_its_stages_ledgers_say(report: Report) -> None:
     reading = next(one for one in report.readings if one.arm == "lmq-shq-grpo")
     assert [(one.stage, one.state) for one in reading.stages] == [

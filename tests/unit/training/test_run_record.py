@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from megatron_ext.runtime.code_version import code_version
-from megatron_ext.training.file_list import weights_fingerprint
+from megatron_ext.training.file_list import read_plan, weights_fingerprint
+from megatron_ext.training.run_record import record_run
 from tests.support.toy_project import Run, make_toy_project
 
 
@@ -42,6 +43,13 @@ def test_a_line_names_the_weights_that_the_run_took_up(lines: list[dict], runs: 
             "weights": weights_fingerprint(stage / "checkpoints" / "step_2"),
         },
     ]
+
+
+def test_a_line_begins_anew_behind_one_that_a_kill_has_cut(runs: tuple[Run, Run], tmp_path: Path) -> None:
+    (tmp_path / "runs.jsonl").write_text('{"started": "2026-')
+    record_run(tmp_path, read_plan(runs[1].stage_folder / "checkpoints" / "step_2"), begins_at_step=7)
+    cut, whole = (tmp_path / "runs.jsonl").read_text().splitlines()
+    assert (cut, json.loads(whole)["begins_at_step"]) == ('{"started": "2026-', 7)
 
 
 def test_a_line_names_the_code_by_its_content(lines: list[dict]) -> None:
