@@ -40,6 +40,11 @@ def add_arguments(add: Any) -> None:
     add("--num-fewshot", type=int, metavar="N", help="examples before each question of lm-eval's tasks")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="an option, such as samples=4; repeatable")
     add("--name", metavar="NAME", help="of the results' folder (default: step and a hash of what is asked)")
+    add(
+        "--set-aside",
+        action="store_true",
+        help="move what is in that folder of other weights, or of another question, to NAME.before_N (default: refuse)",
+    )
     add("--output", type=Path, metavar="DIR", help="below which it lies (default: evaluations/ of the stage)")
     add(
         "--contaminated",
@@ -116,7 +121,7 @@ def _evaluate(args: argparse.Namespace, launch: Launch) -> int:
         aggregate=suite.aggregate if suite else None,
     )
     folder = evaluation_folder(checkpoint, question, root=args.output, name=args.name)
-    results = finished_results(folder, question, checkpoint)
+    results = finished_results(folder, question, checkpoint, sets_aside=args.set_aside)
     read_all(requests, folder)  # a file that cannot be read is better known now than behind the other tasks
 
     def say(text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import shlex
 import sys
@@ -17,7 +18,7 @@ from typing import IO, Any
 
 import torch.distributed as dist
 
-from data_tools.atomic_files import beside, take_folder, write_atomically
+from data_tools.atomic_files import take_folder, write_atomically
 from data_tools.errors import UsageError, UserError
 from megatron_ext.evaluate.external_task import KINDS_OF_OTHERS, found_so_far
 from megatron_ext.evaluate.kept_items import (
@@ -33,6 +34,7 @@ from megatron_ext.evaluate.kept_results import keep_results, remove_kept_results
 from megatron_ext.evaluate.loading import OpenedCheckpoint, identity_of
 from megatron_ext.evaluate.options import Options
 from megatron_ext.evaluate.results import (
+    ASKED,
     RESULTS,
     Aggregate,
     CheckpointIdentity,
@@ -42,11 +44,10 @@ from megatron_ext.evaluate.results import (
     read_results,
     write_results,
 )
-from megatron_ext.evaluate.tasks import TaskRequest, kind_named
+from megatron_ext.evaluate.tasks import TaskRequest, content_of_files, kind_named
 from megatron_ext.runtime.agreement import answer_of_main_rank, raise_on_all_ranks
 from megatron_ext.training.file_list import weights_fingerprint
 
-ASKED = "asked.json"
 FOLDER = "evaluations"
 _KEPT = (SAMPLES, REQUESTS)
 
@@ -88,15 +89,11 @@ class Question:
 
 def content_of(request: TaskRequest) -> str | None:
     """Hash of what a task asks: of its file, or of the manifest of its dataset; None where it names neither."""
-    argument = request.argument
     if request.kind == "lm-eval":
         from megatron_ext.evaluate.lm_eval_task import loaded_tasks
 
         return loaded_tasks(request).content_id
-    for file in (Path(argument), beside(argument, ".manifest.json"), Path(argument) / "plan.json"):
-        if argument and file.is_file():
-            return hashlib.sha256(file.read_bytes()).hexdigest()
-    return None
+    return content_of_files(request.argument)
 
 
 @dataclass(frozen=True)
@@ -139,23 +136,36 @@ def evaluation_folder(checkpoint: Path, question: Question, *, root: Path | None
     return (root or checkpoint.parents[1] / FOLDER) / name
 
 
-def finished_results(folder: Path, question: Question, checkpoint: Path) -> Results | None:
+def finished_results(folder: Path, question: Question, checkpoint: Path, *, sets_aside: bool = False) -> Results | None:
     """The results of the same question, if it has been answered in this folder; None if not yet.
+
+    Args:
+        folder: Of the evaluation.
+        question: What is asked.
+        checkpoint: Of which.
+        sets_aside: Whether another question's folder counts as none; `evaluate` then moves it aside.
 
     Raises:
         UsageError: The folder belongs to another question.
     """
+    keys = _differing(folder, question, checkpoint)
+    if keys and not sets_aside:
+        raise UsageError(
+            f"{folder}: holds an evaluation that was asked something else ({', '.join(keys)}); give --name another "
+            "name, leave it out, or move what is there away with --set-aside."
+        )
+    if keys or not (folder / ASKED).is_file():
+        return None
+    return read_results(folder) if (folder / RESULTS).is_file() else None
+
+
+def _differing(folder: Path, question: Question, checkpoint: Path) -> list[str]:
+    """In what a folder was asked something else; [] where it was asked this, or nothing."""
     file = folder / ASKED
     if not file.is_file():
-        return None
+        return []
     there, here = json.loads(file.read_bytes()), json.loads(json.dumps(question.to_json(checkpoint)))
-    if there != here:
-        keys = ", ".join(key for key in here if there.get(key) != here[key])
-        raise UsageError(
-            f"{folder}: holds an evaluation that was asked something else ({keys}); give --name another name, or "
-            "leave it out."
-        )
-    return read_results(folder) if (folder / RESULTS).is_file() else None
+    return [key for key in here if there.get(key) != here[key]]
 
 
 def evaluate(opened: OpenedCheckpoint, question: Question, folder: Path, *, say: Callable[[str], None]) -> Results:
@@ -262,7 +272,13 @@ def _finish(folder: Path, results: Results) -> None:
 
 def _taken(folder: Path, question: Question, checkpoint: Path) -> IO[str]:
     """Takes the folder for this process; it is free again when the file is closed, or the process ends."""
-    lock = take_folder(folder, busy="another process is evaluating this. Wait for it, or give another --name.")
+    busy = "another process is evaluating this. Wait for it, or give another --name."
+    lock = take_folder(folder, busy=busy)
+    if _differing(folder, question, checkpoint):  # finished_results has allowed it
+        numbers = (folder.with_name(f"{folder.name}.before_{number}") for number in itertools.count(1))
+        folder.rename(next(aside for aside in numbers if not aside.exists()))
+        lock.close()
+        lock = take_folder(folder, busy=busy)
     write_atomically(folder / ASKED, (json.dumps(question.to_json(checkpoint), indent=1) + "\n").encode())
     return lock
 

@@ -24,6 +24,7 @@ from megatron_ext.evaluate.options import Options
 SCHEMA_VERSION = 1
 RESULTS = "results.json"
 ITEMS = "samples.jsonl.zst"
+ASKED = "asked.json"
 
 
 class Part(BaseModel):

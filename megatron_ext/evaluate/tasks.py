@@ -20,6 +20,7 @@ at once, so that one script serves them.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from data_tools.atomic_files import beside
 from data_tools.errors import UsageError
 from megatron_ext.evaluate.options import Options, options_of
 
@@ -125,6 +127,14 @@ def read_request(
         options = options_of(options.model_dump() | own, said=f"task {text}:")
     short = Path(argument).name.removesuffix(".jsonl") if argument and kind != "lm-eval" else argument
     return TaskRequest(kind, argument, name or short or kind, options, domain, extra)
+
+
+def content_of_files(argument: str) -> str | None:
+    """Hash of what an argument names: of a file, or of the manifest of a dataset; None where it names neither."""
+    for file in (Path(argument), beside(argument, ".manifest.json"), Path(argument) / "plan.json"):
+        if argument and file.is_file():
+            return hashlib.sha256(file.read_bytes()).hexdigest()
+    return None
 
 
 def refuse_same_names(requests: Sequence[TaskRequest]) -> None:

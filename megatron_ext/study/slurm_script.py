@@ -34,12 +34,13 @@ from pathlib import Path
 
 from data_tools.atomic_files import write_atomically
 from data_tools.slurm import directive, log_folder, ranges
+from megatron_ext.evaluate.results import RESULTS
 from megatron_ext.plan.lineage import STAGE_FILE
 from megatron_ext.recipe.site_schema import JobKind, SlurmRecipe
 from megatron_ext.study.launcher import EXIT_LINE, Task
 from megatron_ext.study.slurm_job import JOB
 from megatron_ext.study.study_plan import StageNode
-from megatron_ext.study.tasks import RESULTS, work_folder
+from megatron_ext.study.tasks import work_folder
 
 
 @dataclass(frozen=True)

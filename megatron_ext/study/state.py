@@ -2,7 +2,7 @@
 
 | state    | true when |
 |----------|-----------|
-| finished | stage.json or results.json is there: it is written last |
+| finished | stage.json is there, or results.json of that stage's weights and of the questions of now (stale.py) |
 | running  | a process holds the folder's lock, or the one of launch.json lives |
 | queued   | the launcher has it, and it waits there |
 | blocked  | a stage before it has failed |
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 from data_tools.atomic_files import is_being_written
+from megatron_ext.evaluate.results import RESULTS
 from megatron_ext.study.launcher import (
     ASKED_TO_STOP,
     EXIT_LINE,
@@ -35,7 +36,8 @@ from megatron_ext.study.launcher import (
 )
 from megatron_ext.study.log_lines import last_lines
 from megatron_ext.study.progress import Progress, read_progress
-from megatron_ext.study.study_plan import StageNode, StudyPlan
+from megatron_ext.study.stale import why_stale
+from megatron_ext.study.study_plan import EvaluationNode, StageNode, StudyPlan
 from megatron_ext.study.tasks import Node, is_finished, node_name, nodes_of, parent_of, work_folder
 
 State = Literal["finished", "running", "queued", "blocked", "stopped", "failed", "waiting"]
@@ -120,11 +122,21 @@ def _state_of(node: Node, run_root: Path, folder: Path, launched: Launched | Non
         return replace(state, state="running", reason="begun by another command than this study's")
     if is_finished(run_root, node):  # in this moment
         return replace(state, state="finished")
+    if isinstance(node, EvaluationNode) and (why := _stale_since(work, folder / LAUNCH_FILE)):
+        return replace(state, reason=why)
     ending = _ending(work / "exit.json", folder / LAUNCH_FILE, log)
     if ending is None:
         return state
     how, reason = ending
     return replace(state, state=how, reason=f"{reason} ({seen.note})" if seen is not None and seen.note else reason)
+
+
+def _stale_since(work: Path, launch_file: Path) -> str:
+    """What is wrong with results that lie there; "" where there are none, or something was begun after them."""
+    written, launched = _written_at(work / RESULTS), _written_at(launch_file)
+    if written is None or (launched is not None and launched > written):
+        return ""
+    return why_stale(work)
 
 
 def _behind(state: NodeState, parent: NodeState) -> NodeState:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from megatron_ext.evaluate.results import RESULTS
 from megatron_ext.plan.lineage import STAGE_FILE
 from megatron_ext.study.launcher import Task, node_folder
+from megatron_ext.study.stale import why_stale
 from megatron_ext.study.study_plan import EvaluationNode, StageNode, StudyPlan
 
 Node = StageNode | EvaluationNode
 
-RESULTS = "results.json"
 EVALUATIONS = "evaluations"
-"""As evaluate/results.py and evaluate/evaluation.py have them."""
+"""As evaluate/evaluation.py has it."""
 
 
 def nodes_of(plan: StudyPlan) -> Iterator[Node]:
@@ -45,8 +46,11 @@ def work_folder(run_root: Path, node: Node) -> Path:
 
 
 def is_finished(run_root: Path, node: Node) -> bool:
-    """Whether the file is there that is written last."""
-    return (work_folder(run_root, node) / (STAGE_FILE if isinstance(node, StageNode) else RESULTS)).is_file()
+    """Whether the file is there that is written last, and an evaluation is one of what its stage is now."""
+    work = work_folder(run_root, node)
+    if isinstance(node, StageNode):
+        return (work / STAGE_FILE).is_file()
+    return (work / RESULTS).is_file() and not why_stale(work)
 
 
 def make_task(plan: StudyPlan, node: Node, run_root: Path, *, site: str | Path | None = None) -> Task:
@@ -83,4 +87,12 @@ def _run_arguments(stage: StageNode, run_root: Path, site: str | Path | None) ->
 
 
 def _evaluate_arguments(one: EvaluationNode, run_root: Path) -> tuple[str, ...]:
-    return ("evaluate", str(stage_folder(run_root, one.stage_id)), "--suite", one.suite, "--name", one.folder)
+    return (
+        "evaluate",
+        str(stage_folder(run_root, one.stage_id)),
+        "--suite",
+        one.suite,
+        "--name",
+        one.folder,
+        "--set-aside",
+    )

@@ -85,7 +85,7 @@ def test_a_dry_run_says_what_would_begin_and_writes_nothing(
     held = plan.evaluations[0]
     folder = f"{study.root}/runs/stages/{held.stage_id}"
     assert f"{held.stage_id}.{held.folder}: waiting after {held.stage_id}" in lines
-    asked = f"-m megatron_ext evaluate {folder} --suite evaluate/held.yaml --name {held.folder}"
+    asked = f"-m megatron_ext evaluate {folder} --suite evaluate/held.yaml --name {held.folder} --set-aside"
     assert any(line.endswith(asked) for line in lines)
     assert sorted(study.root.rglob("*")) == before
 

@@ -239,6 +239,20 @@ def test_a_checkpoint_of_a_running_stage_is_evaluated_and_says_so(run: Run, tmp_
     assert (results.checkpoint.is_finished, results.checkpoint.step) == (False, 10)
 
 
+def test_a_folder_that_was_asked_something_else_is_refused_or_set_aside(
+    run: Run, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = evaluate(run, "twice", "held-out", sets=("rows=1",))
+    again = command(run, "twice", "held-out", sets=("rows=2",))
+    assert "was asked something else (tasks)" in refused(run, capfd, *again[1:], code=2)
+    assert main([*again, "--set-aside"]) == 0
+    folder = run.stage_folder / "evaluations"
+    assert read_results(folder / "twice.before_1") == before
+    assert {task.metric("loss").n for task in read_results(folder / "twice").tasks} == {128}
+    assert main([*again, "--set-aside"]) == 0  # the same question: nothing to do, and nothing to set aside
+    assert not (folder / "twice.before_2").exists()
+
+
 def refused(run: Run, capfd: pytest.CaptureFixture[str], *arguments: str, code: int) -> str:
     assert main(["evaluate", *arguments]) == code
     return capfd.readouterr().err

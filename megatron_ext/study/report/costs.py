@@ -19,6 +19,7 @@ from megatron_ext.study.report.content import Costs, CostSum, StageCost
 from megatron_ext.study.report.curves import StageMetrics
 from megatron_ext.study.report.labels import StageGroup
 from megatron_ext.study.report.provenance import Runs, hardware_of
+from megatron_ext.study.stale import why_stale
 from megatron_ext.study.study_plan import StageNode, StudyPlan
 
 States = Mapping[str, tuple[str, str]]
@@ -30,7 +31,7 @@ def all_results(plan: StudyPlan) -> dict[str, Results]:
     found = {}
     for node in plan.evaluations:
         folder = Path(plan.run_root) / "stages" / node.stage_id / "evaluations" / node.folder
-        if (folder / RESULTS).is_file():
+        if (folder / RESULTS).is_file() and not why_stale(folder):
             found[node.node_id] = read_results(folder)
     return found
 

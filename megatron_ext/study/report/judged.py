@@ -14,6 +14,7 @@ from megatron_ext.evaluate.kept_items import read_items
 from megatron_ext.evaluate.results import RESULTS, Results, TaskResult, read_results
 from megatron_ext.recipe.study_schema import STAGE_KINDS, StageKind
 from megatron_ext.study.report.bootstrap import ItemScores
+from megatron_ext.study.stale import why_stale
 from megatron_ext.study.study_plan import EvaluationNode, StageNode, StudyPlan
 
 _SAME_MEAN = 1e-6
@@ -127,7 +128,7 @@ def judged(stages: Iterable[StageNode], folder: str, run_root: Path) -> list[Jud
     found = []
     for stage in stages:
         place = run_root / "stages" / stage.stage_id / "evaluations" / folder
-        if (one := judged_at(place, stage.replicate)) is not None:
+        if not why_stale(place) and (one := judged_at(place, stage.replicate)) is not None:
             found.append(one)
     return found
 
