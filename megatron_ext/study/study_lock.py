@@ -12,7 +12,7 @@ from typing import Any
 
 from data_tools.atomic_files import is_being_written
 from data_tools.errors import SetupError
-from megatron_ext.study.processes import identity_of
+from megatron_ext.study.processes import identity_of, whereabouts
 
 
 @contextmanager
@@ -43,8 +43,12 @@ def only_runner(folder: Path) -> Iterator[None]:
 
 
 def runner_of(folder: Path) -> dict[str, Any] | None:
-    """The process that runs a study on this machine (`processes.identity_of`); None where there is none."""
-    return _identity(folder) if is_being_written(f"{folder}/") else None
+    """The process that runs a study on this machine (`processes.identity_of`); None where there is none.
+
+    Whoever has just taken the lock has not written himself into it yet: what stands there is then no living process.
+    """
+    who = _identity(folder) if is_being_written(f"{folder}/") else None
+    return who if who is not None and whereabouts(who) == "alive" else None
 
 
 def _identity(folder: Path) -> dict[str, Any] | None:

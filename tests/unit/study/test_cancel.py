@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
 import subprocess
 import sys
@@ -62,3 +64,22 @@ def test_what_can_be_reached_is_ended_beside_what_cannot(tmp_path: Path) -> None
         sleeper.wait()
     assert said == ["pretrain-b: asked to save and end"]
     assert log.read_text() == "step 1\nstudy: asked to stop: study cancel\n"
+
+
+def test_no_other_process_with_the_pid_of_an_earlier_run_is_asked_to_end(tmp_path: Path) -> None:
+    """The lock is taken, and who has taken it is about to write himself into it."""
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        earlier = identity_of(sleeper.pid) | {"start_ticks": 1}
+        with (tmp_path / ".lock").open("w") as lock:
+            lock.write(json.dumps(earlier))
+            lock.flush()
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            said: list[str] = []
+            cancel_study(tmp_path, [], finders(tmp_path), now=False, say=said.append)
+        assert said == ["nothing of it runs"]
+        with pytest.raises(subprocess.TimeoutExpired):
+            sleeper.wait(0.3)
+    finally:
+        sleeper.kill()
+        sleeper.wait()
