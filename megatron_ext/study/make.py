@@ -80,6 +80,7 @@ def make_study_plan(
         baseline=study.recipe.baseline if study.recipe.baseline in chosen_chains else None,
         differences=differences,
         findings=tuple(one for one in study.recipe.findings if one.arms <= chosen_chains.keys()),
+        findings_left_out=tuple(one.name for one in study.recipe.findings if not one.arms <= chosen_chains.keys()),
         totals=study_totals(arm_plans, nodes, evaluations),
         hardware=hardware,
     )

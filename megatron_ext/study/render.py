@@ -45,6 +45,8 @@ def headline(plan: StudyPlan) -> str:
     ]
     if plan.findings:
         parts.append(counted(len(plan.findings), "finding"))
+    if plan.findings_left_out:
+        parts.append(f"left out, for not all their arms are here: {', '.join(plan.findings_left_out)}")
     return ", ".join(parts)
 
 

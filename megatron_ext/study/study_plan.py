@@ -132,6 +132,7 @@ class StudyPlan(StudyPart):
     baseline: str | None
     differences: tuple[ArmDifference, ...]
     findings: tuple[FindingRecipe, ...]
+    findings_left_out: tuple[str, ...] = ()  # names of those whose arms are not all in this plan
     totals: StudyTotals
     hardware: Hardware | None = None
 

@@ -61,8 +61,9 @@ def _grid(columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers_from
 
 
 def _findings(report: Report) -> list[str]:
+    left_out = f"Left out, for not all their arms are here: {plain(', '.join(report.findings_left_out))}."
     if not report.findings:
-        return ["The study names none."]
+        return [left_out if report.findings_left_out else "The study names none."]
     rows = []
     for finding in report.findings:
         for one in finding.comparisons:
@@ -71,7 +72,8 @@ def _findings(report: Report) -> list[str]:
     says = _list(f"{finding.name}: {finding.says} {finding.verdict.capitalize()}." for finding in report.findings)
     has_paper = any(one.paper for finding in report.findings for one in finding.comparisons)
     warnings = f"How far to trust the paper's numbers:\n\n{_list(PAPER_WARNINGS)}" if has_paper else ""
-    return [says, _grid(columns, rows, numbers_from=9), warnings, _list(report.differences)]
+    more = left_out if report.findings_left_out else ""
+    return [says, _grid(columns, rows, numbers_from=9), more, warnings, _list(report.differences)]
 
 
 def _what(one: Comparison) -> str:

@@ -330,6 +330,7 @@ class Report(ReportPart):
     is_provisional: bool
     headlines: tuple[Headline, ...]  # last kind of stage first
     findings: tuple[Finding, ...]
+    findings_left_out: tuple[str, ...] = ()  # names of those whose arms are not all in this report
     metrics: tuple[MetricInfo, ...]
     rows: tuple[Row, ...]
     curves: tuple[Curve, ...]

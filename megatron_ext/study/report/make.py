@@ -57,6 +57,7 @@ def make_report(plan: StudyPlan, launchers: Iterable[Launcher] = (), *, command:
         is_provisional=plan.is_provisional,
         headlines=tuple(headline_of(suite) for suite in reversed(suites)),
         findings=tuple(findings_of(plan, suites)),
+        findings_left_out=plan.findings_left_out,
         metrics=tuple(infos),
         rows=tuple(rows_with_cells(plan, rows, suites)),
         curves=tuple(curves_of(groups, metrics)),

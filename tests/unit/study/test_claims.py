@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from megatron_ext.study.make import make_study_plan
+from megatron_ext.study.render import headline
 from tests.support.pencil_project import PencilProject, refused
 
 SUITE = """\
@@ -36,6 +37,14 @@ def refusal() -> str:
 def test_aggregates_tasks_their_parts_and_domains_may_be_asked_for(study: PencilProject, metric: str) -> None:
     ask(study, metric=metric)
     assert make_study_plan("study.yaml").findings[0].comparisons[0].metric == metric
+
+
+def test_a_finding_whose_arms_are_not_all_chosen_is_named_as_left_out(study: PencilProject) -> None:
+    ask(study)
+    plan = make_study_plan("study.yaml", arms=("plain*",))
+    assert (plan.findings, plan.findings_left_out) == ((), ("one",))
+    assert headline(plan).endswith("left out, for not all their arms are here: one")
+    assert make_study_plan("study.yaml").findings_left_out == ()
 
 
 def test_a_metric_that_no_suite_has_is_refused_with_the_nearest_and_its_line(study: PencilProject) -> None:

@@ -15,6 +15,7 @@ import megatron_ext.study.page
 import megatron_ext.study.report
 from megatron_ext.study.page.answers import answers_of
 from megatron_ext.study.page.charts import MOST_LETTERS, line_chart, stage_graph
+from megatron_ext.study.page.html import page_html
 from megatron_ext.study.page.markdown import page_markdown
 from megatron_ext.study.page.tidy import COLUMNS, tidy_csv
 from megatron_ext.study.report.content import Curve, Estimate, GraphNode, Report
@@ -104,6 +105,13 @@ def test_markdown_has_the_numbers_and_what_is_missing(report: Report) -> None:
     assert r"| +21.03 points (docs/reference/paper.md\#results) | shows |" in text
     assert "39.32 %" in text
     assert "narrows, from 20.79 to 18.75 points" in text
+
+
+def test_findings_that_a_choice_of_arms_left_out_are_named(report: Report) -> None:
+    some = report.model_copy(update={"findings_left_out": ("late-gain",)})
+    for page in (page_markdown(some), page_html(some), page_html(some.model_copy(update={"findings": ()}))):
+        assert "Left out, for not all their arms are here: late-gain." in page
+    assert "Left out" not in page_markdown(report)
 
 
 def test_markdown_escapes_what_it_did_not_write(report: Report) -> None:
