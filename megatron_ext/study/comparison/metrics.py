@@ -14,9 +14,9 @@ from megatron_ext.study.report.measured import Measured, measure_suite
 from megatron_ext.training.file_list import weights_fingerprint
 
 _DRAWN = {
-    "items and seeds": "",
+    "items and seeds": "spread of seeds from these two alone",
     "items": "over items alone: one seed each",
-    "seeds": "over seeds alone: its items were not kept",
+    "seeds": "over seeds alone, their spread from these two: its items were not kept",
     "nothing": "no interval: its items were not kept",
 }
 """What a reader of an interval must know, by what it was drawn from."""
