@@ -7,8 +7,10 @@ has run in the server. What depends on the launcher itself goes through torchrun
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import random
 import socket
 import sys
 import time
@@ -150,6 +152,9 @@ def _run_main(rank: int, arguments: list[str], cwd: Path, output: Path, is_one_o
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port below those that the system gives to connections: none of them can take it before rank 0 listens."""
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_768)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port
