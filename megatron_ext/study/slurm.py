@@ -12,8 +12,9 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from data_tools import slurm
 from data_tools.errors import SetupError
@@ -46,6 +47,7 @@ class SlurmLauncher:
         site_file: Where that stands, for messages.
         say: Writes a line for people.
         patience_s: How long jobs that just end are waited for.
+        look_s: How old what `look` says may be: whoever watches looks often, and squeue is everybody's.
     """
 
     run_root: Path
@@ -54,8 +56,13 @@ class SlurmLauncher:
     site_file: str = ""
     say: Callable[[str], None] = print
     patience_s: float = 30.0
+    look_s: float = 10.0
     kind: str = "slurm"
     takes_unready: bool = True
+    _seen: dict[str, QueuedTask] | None = None
+    _seen_at: float = 0.0
+    _jobs: dict[str, Any] = field(default_factory=dict)
+    _told: dict[str, Any] = field(default_factory=dict)
 
     def launch(self, tasks: Sequence[Task]) -> int:
         """Submits those of the tasks that are not in the queue.
@@ -98,8 +105,12 @@ class SlurmLauncher:
 
     def look(self, launched: Mapping[str, Launched]) -> Mapping[str, Sighting]:
         """What the queue says of nodes that were launched; where Slurm cannot be asked, they are taken to be in it."""
+        jobs = {name: one.handle.get("job") for name, one in launched.items()}
+        is_old = time.monotonic() - self._seen_at > self.look_s
         try:
-            queued = self._queue()
+            if self._seen is None or is_old or not jobs.items() <= self._jobs.items():  # of a new one it knows nothing
+                self._seen, self._seen_at, self._jobs = self._queue(), time.monotonic(), jobs
+            queued = self._seen
         except SetupError as error:
             return {name: _not_seen(one, str(error)) for name, one in launched.items()}
         return {
@@ -113,6 +124,11 @@ class SlurmLauncher:
         Raises:
             SetupError: Slurm refuses.
         """
+        told = {name: one.handle.get("job") for name, one in launched.items()}
+        if told.items() <= self._told.items():  # once is enough, however often it is looked whether they have ended
+            return
+        self._told |= told
+        self._seen = None
         queued = self._queue()
         found = [queued[name] for name in launched if name in queued]
         waiting = [task.id for task in found if not task.is_running or now]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from rich.live import Live
@@ -13,7 +14,7 @@ from data_tools.errors import DataError, UserError
 from megatron_ext.plan.render import terminal
 from megatron_ext.recipe.study_load import load_study
 from megatron_ext.study.as_run import RECORD
-from megatron_ext.study.launcher import study_folder
+from megatron_ext.study.launcher import Launcher, study_folder
 from megatron_ext.study.launchers import finders
 from megatron_ext.study.named import study_named
 from megatron_ext.study.state import node_states
@@ -66,7 +67,12 @@ class Watched:
 
     def states(self) -> States:
         """Of every node, now."""
-        return node_states(self.plan, self.run_root, finders(self.run_root), with_progress=True)
+        return node_states(self.plan, self.run_root, self._launchers, with_progress=True)
+
+    @cached_property
+    def _launchers(self) -> list[Launcher]:
+        """Kept while it is watched: they remember what they asked a moment ago."""
+        return finders(self.run_root)
 
     def remark(self) -> str:
         """Who brings it forward."""

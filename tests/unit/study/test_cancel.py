@@ -16,6 +16,7 @@ from megatron_ext.study.cancel import cancel_study
 from megatron_ext.study.launcher import Launched, node_folder, write_launched
 from megatron_ext.study.launchers import finders
 from megatron_ext.study.processes import identity_of
+from megatron_ext.study.slurm import SlurmLauncher
 
 ELSEWHERE = {"boot_id": "another", "host": "gpu-7", "pid": 4711}
 
@@ -48,6 +49,19 @@ def test_a_job_of_a_slurm_that_is_not_here_is_named(tmp_path: Path, monkeypatch:
     write_launched(folder, Launched("slurm", 1, 0.0, handle={"job": "12_0"}))
     with pytest.raises(SetupError, match="cannot be reached from this machine.*\n  pretrain-a: job 12_0"):
         cancel_study(tmp_path / "studies/s", [], finders(tmp_path), now=False, say=lambda _: None)
+
+
+def test_squeue_is_asked_once_however_often_somebody_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "squeue"
+    program.write_text(f"#!/bin/bash\necho asked >> {tmp_path}/asked\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    launcher = SlurmLauncher(tmp_path)
+    for _ in range(5):
+        assert launcher.look({"a": Launched("slurm", 1, 0.0, handle={"job": "1_0"})})["a"].place == "gone"
+    assert (tmp_path / "asked").read_text() == "asked\n"
+    launcher.look({"a": Launched("slurm", 1, 0.0, handle={"job": "2_0"})})  # submitted since
+    assert (tmp_path / "asked").read_text() == "asked\n" * 2
 
 
 def test_what_can_be_reached_is_ended_beside_what_cannot(tmp_path: Path) -> None:
