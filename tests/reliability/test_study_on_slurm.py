@@ -144,22 +144,22 @@ def test_cancel_saves_first_and_the_next_run_submits_what_is_left(
     with study.held(stage, after_step=3):
         slurm.run("scancel", jobs[evaluation])  # by hand, while it waits
         slurm.wait_for("it is gone", lambda: jobs[evaluation] not in dict(slurm.queue()))
-        assert study.states() == {stage: "running", evaluation: "waiting"}
+        assert study.states(*jobs) == {stage: "running", evaluation: "waiting"}
         again = study.submit(*LONG_ARM)
         assert list(again) == [evaluation]
-        assert study.states() == {stage: "running", evaluation: "queued"}
+        assert study.states(*jobs) == {stage: "running", evaluation: "queued"}
         assert study.submit(*LONG_ARM) == {}
         before = study.steps(stage)
     study.study("cancel")
     assert not slurm.queue()
-    assert study.states() == {stage: "stopped", evaluation: "stopped"}
+    assert study.states(*jobs) == {stage: "stopped", evaluation: "stopped"}
     steps = study.steps(stage)
     assert before <= steps < 40
     assert (study.stage(stage) / "checkpoints" / f"step_{steps}").is_dir()
     assert list(study.submit(*LONG_ARM)) == [stage, evaluation]
     study.wait_until_over()
     assert f"goes on at step {steps}" in study.attempt(stage, 2)
-    assert study.states() == {stage: "finished", evaluation: "finished"}
+    assert study.states(*jobs) == {stage: "finished", evaluation: "finished"}
 
 
 def stage_file(study: SlurmStudy, stage: str) -> bytes:

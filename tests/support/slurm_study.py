@@ -118,9 +118,9 @@ class SlurmStudy:
         rows = [line.split() for line in said.splitlines() if line.startswith("submitted ")]
         return {row[2]: row[1] for row in rows}
 
-    def states(self) -> dict[str, str]:
-        """State of each node, as `study status` has it."""
-        return {name: str(node["state"]) for name, node in self.status().items()}
+    def states(self, *names: str) -> dict[str, str]:
+        """State of each node, or of these, as `study status` has it."""
+        return {name: str(node["state"]) for name, node in self.status().items() if not names or name in names}
 
     def status(self) -> Mapping[str, Mapping[str, object]]:
         """What `study status --json` says of each node."""
