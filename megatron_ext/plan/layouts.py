@@ -236,7 +236,7 @@ def _data_parallel_size(recipe: Recipe, world_size: int, problems: Problems) -> 
     message = (
         f"no multiple of tensor_model_parallel_size {parallel.tensor_model_parallel_size} x "
         f"pipeline_model_parallel_size {parallel.pipeline_model_parallel_size}{context} = {ranks}; "
-        f"start {_legal_worlds(recipe, near=world_size)} processes, or change the layout"
+        f"start {_legal_worlds(recipe, near=world_size)}, or change the layout"
     )
     problems.add(Origin(f"world size {world_size}"), (), message)
     return None
@@ -261,7 +261,7 @@ def _check_microbatches(loaded: LoadedRecipe, data_parallel_size: int, problems:
         world = data_parallel_size * _model_parallel_size(loaded.recipe)
         remedy = (
             f"no micro_batch_size is legal: set global_batch_size to {near}, "
-            f"or start {_legal_worlds(loaded.recipe, near=world)} processes"
+            f"or start {_legal_worlds(loaded.recipe, near=world)}"
         )
     _add(
         loaded,
@@ -275,13 +275,14 @@ def _check_microbatches(loaded: LoadedRecipe, data_parallel_size: int, problems:
 def _legal_worlds(recipe: Recipe, *, near: int) -> str:
     """Numbers of processes that the layout and the batch allow: the nearest three on either side."""
     if recipe.stage in ("sft", "rl"):  # steps are filled up for any number of ranks
-        return f"a multiple of {_model_parallel_size(recipe)}"
+        return f"a multiple of {_model_parallel_size(recipe)} processes"
     rows = recipe.training.global_batch_size
     micro = recipe.training.micro_batch_size
     per_rank = rows // micro if rows % micro == 0 else rows
     worlds = [_model_parallel_size(recipe) * data for data in divisors(per_rank)]
     worlds = [*[world for world in worlds if world < near][-3:], *[world for world in worlds if world >= near][:3]]
-    return " or ".join(filter(None, [listed(worlds[:-1]), str(worlds[-1])]))
+    numbers = " or ".join(filter(None, [listed(worlds[:-1]), str(worlds[-1])]))
+    return f"{numbers} {'process' if worlds == [1] else 'processes'}"
 
 
 def _add(loaded: LoadedRecipe, problems: Problems, key: tuple[str, ...], message: str) -> None:

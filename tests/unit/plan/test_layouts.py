@@ -103,6 +103,12 @@ def test_more_ranks_than_samples_of_a_step_are_refused(project: PencilProject) -
     )
 
 
+def test_one_process_is_no_plural(project: PencilProject) -> None:
+    one = ("training.global_batch_size=1", "training.micro_batch_size=1")
+    assert "set global_batch_size to 2, or start 1 process" in refusal(project, *one, world_size=2).splitlines()[-1]
+    assert "1 processes" not in refusal(project, *one, world_size=2)
+
+
 def test_several_impossible_things_are_said_together(project: PencilProject) -> None:
     text = refusal(project, f"{TP}=3", f"{PP}=9", "training.micro_batch_size=3")
     assert text.startswith("3 problems\n")
