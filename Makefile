@@ -52,7 +52,7 @@ lint: $(STAMP) ## ruff
 	$(VENV)/bin/ruff format --check .
 
 .PHONY: types
-types: $(STAMP) ## mypy, strict on data_tools, recipe and plan
+types: $(STAMP) ## mypy, strict on data_tools, recipe, plan and study
 	$(VENV)/bin/mypy
 
 # Two workers. Those of tests that train in processes of their own take whole files, which share trained stages;

@@ -14,7 +14,7 @@ JobKind = Literal["pretrain", "sft", "rl", "evaluate"]
 
 OWN_OPTIONS = (
     *("array", "a", "job-name", "J", "output", "o", "error", "e", "open-mode", "chdir", "D", "dependency", "d"),
-    *("requeue", "no-requeue", "signal", "kill-on-invalid-dep", "ntasks", "n", "ntasks-per-node"),
+    *("requeue", "no-requeue", "signal", "kill-on-invalid-dep", "ntasks", "n", "ntasks-per-node", "export"),
 )
 """Options of sbatch that the script sets, because what it does rests on them."""
 

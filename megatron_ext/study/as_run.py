@@ -1,20 +1,27 @@
-"""A study as it was run last: with the replicates of that run, and where that run left its results."""
+"""A study as it was run: with the replicates that were run, and where its runs left their results.
+
+RUN_ROOT/studies/NAME/study.json holds the plan of all arms of the study's file as it was at the last run, with the most
+replicates that any run had: what a run leaves out (`--arms`, `--seeds 1`) is not forgotten.
+"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
+from data_tools.atomic_files import write_atomically
 from data_tools.errors import DataError
 from megatron_ext.recipe.study_schema import STAGE_KINDS, StageSeeds
 from megatron_ext.study.launcher import study_folder
+from megatron_ext.study.make import make_study_plan
 from megatron_ext.study.study_plan import StudyPlan, read_study_plan
 
 RECORD = "study.json"
 
 
 def seeds_of_run(plan: StudyPlan) -> StageSeeds | None:
-    """The replicates that the last run of a study was asked for; None where they are those of its plan.
+    """The replicates that the runs of a study had; None where they are those of its plan.
 
     Args:
         plan: As its file says now.
@@ -34,13 +41,70 @@ def seeds_of_run(plan: StudyPlan) -> StageSeeds | None:
     asked = ", ".join(f"{kind} {planned[kind]}" for kind in differ)
     had = ", ".join(f"{kind} {run[kind]}" for kind in differ)
     print(
-        f"WARNING: {plan.path} asks for seeds of {asked}, and its last run had {had} ({file}): those of the run are "
+        f"WARNING: {plan.path} asks for seeds of {asked}, and its runs had {had} ({file}): those of the runs are "
         "taken; --seeds N takes others",
         file=sys.stderr,
     )
+    return _seeds(run, planned)
+
+
+def recorded(run_root: Path, name: str) -> StudyPlan | None:
+    """The plan that the last run of a study has left; None where there is none, or none that can be read."""
+    file = study_folder(run_root, name) / RECORD
+    try:
+        return read_study_plan(file) if file.is_file() else None
+    except DataError:
+        return None  # `seeds_of_run` says so
+
+
+def plan_to_record(plan: StudyPlan, *, has_all_arms: bool, site: str | Path | None) -> StudyPlan:
+    """What study.json is to hold once a plan is run.
+
+    Args:
+        plan: What is run.
+        has_all_arms: Whether it has all arms of its file.
+        site: A site file; None takes the default.
+    """
+    before = recorded(Path(plan.run_root), plan.name)
+    had, planned = _replicates(before) if before is not None else {}, _replicates(plan)
+    if has_all_arms and all(count <= planned.get(kind, 0) for kind, count in had.items()):
+        whole = plan
+    else:
+        most = {kind: max(had.get(kind, 1), planned.get(kind, 1)) for kind in {*had, *planned}}
+        whole = make_study_plan(plan.path, site=site, run_root=Path(plan.run_root), seeds=_seeds(most, {}))
+    if before is not None and (change := what_changed(whole, before)):
+        print(
+            f"WARNING: {plan.path}: {change}; what was trained of it stays in {plan.run_root}/stages", file=sys.stderr
+        )
+    return whole
+
+
+def write_record(folder: Path, plan: StudyPlan) -> None:
+    """Writes study.json; `folder` is the study's, and nobody else runs it."""
+    write_atomically(folder / RECORD, plan.to_json().encode())
+
+
+def what_changed(plan: StudyPlan, record: StudyPlan) -> str:
+    """What a study has no more that the plan of its last run had; "" where nothing is missing.
+
+    Args:
+        plan: Of all arms, as the file says now.
+        record: As it was run.
+    """
+    arms, stages = {arm.id for arm in plan.arms}, {stage.stage_id for stage in plan.stages}
+    gone = [arm.id for arm in record.arms if arm.id not in arms]
+    chains = {arm.id: {one for chain in arm.chains for one in chain} for arm in record.arms if arm.id in arms}
+    other = [arm for arm, of_arm in chains.items() if not of_arm <= stages]
+    parts = [f"arms that are no longer in it: {', '.join(gone)}"] * bool(gone)
+    parts += [f"arms that have other stages now: {', '.join(other)}"] * bool(other)
+    return f"it has changed since its last run; {'; '.join(parts)}" if parts else ""
+
+
+def _seeds(run: Mapping[str, int], planned: Mapping[str, int]) -> StageSeeds:
+    """Replicates of each kind: those of a run, of what it left out the planned, and a multiple of the stage before."""
     most, counts = 1, {}
-    for kind in STAGE_KINDS:  # kinds that the run left out have a replicate for each of the stage before
-        counts[kind] = most = max(most, run.get(kind, planned.get(kind, 1)))
+    for kind in STAGE_KINDS:
+        counts[kind] = most = -(-run.get(kind, planned.get(kind, 1)) // most) * most
     return StageSeeds.model_validate(counts)
 
 

@@ -13,8 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from data_tools.errors import SetupError, UsageError
-from megatron_ext.study.launcher import Launched, Launcher, Sighting, read_launched, say_asked_to_stop
-from megatron_ext.study.processes import whereabouts
+from megatron_ext.study.launcher import JobStatus, Launched, Launcher, read_launched, say_asked_to_stop, statuses
+from megatron_ext.study.processes import process_status
 from megatron_ext.study.study_lock import runner_of
 
 _LOOK_S = 0.5
@@ -49,7 +49,7 @@ def cancel_study(
     asked: set[str] = set()
     while (left := _reachable(at_work, chosen if names else None)) or _lives(runner):
         new = [name for name in left if name not in asked]
-        say_asked_to_stop((folder / "nodes" / name for name in new), "study cancel")
+        say_asked_to_stop((left[name] for name in new), f"study cancel{' --now' if now else ''}", now=now)
         _end(left if now else {name: left[name] for name in new}, launchers, now=now)
         for name in new:
             say(f"{name}: {'ended at once' if now else 'asked to save and end'}")
@@ -67,30 +67,26 @@ def _end(launched: Mapping[str, Launched], launchers: Sequence[Launcher], *, now
             launcher.cancel(of_its_kind, now=now)
 
 
-def _at_work(folder: Path, launchers: Sequence[Launcher]) -> dict[str, tuple[Launched, Sighting]]:
+def _at_work(folder: Path, launchers: Sequence[Launcher]) -> dict[str, tuple[Launched, JobStatus]]:
     """What the study has begun and that runs or is queued, wherever."""
     found: dict[str, Launched] = {}
     for node in sorted((folder / "nodes").glob("*/")):
         if (launched := read_launched(node)) is not None:
             found[node.name] = launched
-    seen: dict[str, Sighting] = {}
-    for launcher in launchers:
-        of_its_kind = {name: one for name, one in found.items() if one.kind == launcher.kind}
-        if of_its_kind:
-            seen |= launcher.look(of_its_kind)
-    return {name: (one, seen[name]) for name, one in found.items() if name in seen and seen[name].place != "gone"}
+    jobs = statuses(found, launchers)
+    return {name: (one, jobs[name]) for name, one in found.items() if name in jobs and jobs[name].status != "gone"}
 
 
-def _reachable(at_work: Mapping[str, tuple[Launched, Sighting]], names: Sequence[str] | None) -> dict[str, Launched]:
+def _reachable(at_work: Mapping[str, tuple[Launched, JobStatus]], names: Sequence[str] | None) -> dict[str, Launched]:
     """What this machine can stop, of these nodes or of all."""
     return {
         name: launched
-        for name, (launched, sighting) in at_work.items()
-        if sighting.is_reachable and (names is None or name in names)
+        for name, (launched, job) in at_work.items()
+        if job.is_reachable and (names is None or name in names)
     }
 
 
-def _require_reached(at_work: Mapping[str, tuple[Launched, Sighting]], names: Sequence[str] | None) -> None:
+def _require_reached(at_work: Mapping[str, tuple[Launched, JobStatus]], names: Sequence[str] | None) -> None:
     """Says what was left alone.
 
     Raises:
@@ -114,4 +110,4 @@ def _named(name: str, at_work: Mapping[str, object]) -> str:
 
 
 def _lives(runner: Mapping[str, object] | None) -> bool:
-    return runner is not None and whereabouts(runner) == "alive"
+    return runner is not None and process_status(runner) == "alive"

@@ -11,7 +11,7 @@ A study remembers a start in `RUN_ROOT/studies/STUDY/nodes/NODE/`:
 | attempt | N |
 | at      | when, in seconds since 1970 |
 | command | what was started |
-| handle  | how it is found again; local: pid, start_ticks, boot_id, host, gpus; slurm: its own |
+| handle  | how it is found again; local: gpus, and what identifies the process (processes.py); slurm: job, log |
 
 NODE is a stage id, or `<stage id>.<folder>` of an evaluation.
 """
@@ -19,8 +19,8 @@ NODE is a stage id, or `<stage id>.<folder>` of an evaluation.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -34,6 +34,9 @@ STUDIES = "studies"
 
 ASKED_TO_STOP = "study: asked to stop"
 """Begins the line that whoever stops a node writes into its log first: so its end is known for no failure."""
+
+ENDED_AT_ONCE = "study: ended at once"
+"""Likewise, of whoever does not let it save."""
 
 EXIT_LINE = "study: exit code"
 """Begins the line that a launcher which has seen a process end writes behind its log, followed by the code."""
@@ -64,49 +67,45 @@ class Task:
 
 @dataclass(frozen=True)
 class Launched:
-    """What is remembered of the newest start of a node; launch.json holds this."""
+    """What is remembered of the newest start of a node; launch.json holds this, but for `folder`, where it lies."""
 
     kind: str
     attempt: int
     at: float
     command: tuple[str, ...] = ()
     handle: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path = Path()
 
-    def log(self, folder: Path) -> Path:
-        """What the attempt has printed; `folder` is the node's."""
-        return attempt_log(folder, self.attempt)
+    @property
+    def log(self) -> Path:
+        """What the attempt has printed."""
+        return attempt_log(self.folder, self.attempt)
 
 
 @dataclass(frozen=True)
-class Sighting:
-    """What a launcher sees of a start.
+class JobStatus:
+    """What a launcher knows of a start.
 
     Attributes:
-        place: Gone is whatever neither waits nor runs; how it ended, its files say.
+        status: Gone is whatever neither waits nor runs; how it ended, its files say.
         note: Why it waits, where it is, or how the launcher says that it ended.
         is_reachable: Whether it can be looked at and stopped from this machine; else it is taken to go on.
     """
 
-    place: Literal["queued", "running", "gone"]
+    status: Literal["queued", "running", "gone"]
     note: str = ""
     is_reachable: bool = True
 
 
 class Launcher(Protocol):
-    """Starts tasks, finds them again after any death of the study's own process, and stops them."""
+    """Finds starts of its kind again after any death of the study's own process, and stops them.
+
+    How tasks are started is each launcher's own.
+    """
 
     kind: str
-    takes_unready: bool
-    """Whether it takes tasks whose `after` is not finished: then all are given to it at once, and nobody waits."""
 
-    def launch(self, tasks: Sequence[Task]) -> None:
-        """Starts tasks, parents first, and writes launch.json of each.
-
-        Raises:
-            SetupError: They cannot be started here.
-        """
-
-    def look(self, launched: Mapping[str, Launched]) -> Mapping[str, Sighting]:
+    def poll(self, launched: Mapping[str, Launched]) -> Mapping[str, JobStatus]:
         """What became of starts of this kind, by the node's name."""
 
     def cancel(self, launched: Mapping[str, Launched], *, now: bool) -> None:
@@ -136,22 +135,32 @@ def next_attempt(folder: Path) -> int:
 
 def write_launched(folder: Path, launched: Launched) -> None:
     """Remembers a start."""
-    write_atomically(folder / LAUNCH_FILE, (json.dumps(asdict(launched), indent=1) + "\n").encode())
+    said = asdict(launched)
+    del said["folder"]
+    write_atomically(folder / LAUNCH_FILE, (json.dumps(said, indent=1) + "\n").encode())
 
 
 def read_launched(folder: Path) -> Launched | None:
     """What is remembered of the newest start; None where there was none, or a disk that was full cut the file."""
     try:
         said = json.loads((folder / LAUNCH_FILE).read_bytes())
-        return Launched(**{**said, "command": tuple(said["command"])})
+        return replace(Launched(**said), command=tuple(said["command"]), folder=folder)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def say_asked_to_stop(folders: Iterable[Path], how: str) -> None:
-    """Writes into the newest log of each node that it was asked to stop; call it before it is."""
-    for folder in folders:
-        launched = read_launched(folder)
-        if launched is not None:
-            with launched.log(folder).open("a") as log:
-                log.write(f"{ASKED_TO_STOP}: {how}\n")
+def say_asked_to_stop(launched: Iterable[Launched], how: str, *, now: bool = False) -> None:
+    """Writes into the log of each start that it was asked to stop, or is ended at once; call it before it is."""
+    for one in launched:
+        with one.log.open("a") as log:
+            log.write(f"{ENDED_AT_ONCE if now else ASKED_TO_STOP}: {how}\n")
+
+
+def statuses(launched: Mapping[str, Launched], launchers: Iterable[Launcher]) -> dict[str, JobStatus]:
+    """What each start does now, asked of the launcher of its kind; one of which nothing was started is not asked."""
+    found: dict[str, JobStatus] = {}
+    for launcher in launchers:
+        of_its_kind = {name: one for name, one in launched.items() if one.kind == launcher.kind}
+        if of_its_kind:
+            found |= launcher.poll(of_its_kind)
+    return found

@@ -2,11 +2,14 @@
 
 The groups are sessions of their own. A terminal's Ctrl-C reaches the study alone, which passes it on; and whoever
 kills the study kills none of its stages: the next `study run` finds them by launch.json and waits for them.
+
+No node runs unknown, whenever the study is killed: its process waits until launch.json names it (local_child.py). All
+of a node's processes hold the lock of its log, by which another container of this machine tells whether it runs.
 """
 
 from __future__ import annotations
 
-import json
+import fcntl
 import os
 import shutil
 import signal
@@ -15,29 +18,24 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data_tools.errors import SetupError
 from megatron_ext.study.launcher import (
     EXIT_LINE,
-    LAUNCH_FILE,
+    JobStatus,
     Launched,
-    Sighting,
     Task,
-    attempt_log,
     next_attempt,
-    read_launched,
+    write_launched,
 )
-from megatron_ext.study.log_lines import last_lines
-from megatron_ext.study.processes import ask_to_end, end_at_once, whereabouts
+from megatron_ext.study.processes import ask_to_end, end_at_once, identity_of, is_of_this_boot, process_status
 
 GPUS_OF = "CUDA_VISIBLE_DEVICES"
 THREADS_OF = "OMP_NUM_THREADS"
 _SAVING_S = 3600
 """How long torchrun waits for ranks that were asked to end: its own 30 s are too short to save a large model."""
-
-_LOOK_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,6 @@ class LocalLauncher:
     workers: int
     machine: Machine
     kind: str = "local"
-    takes_unready: bool = False
     _children: dict[str, tuple[subprocess.Popen[bytes], Path]] = field(default_factory=dict)
 
     def has_room(self, task: Task, running: Mapping[str, Launched]) -> bool:
@@ -109,48 +106,46 @@ class LocalLauncher:
         for task in tasks:
             taken[task.name] = self._start(task, self._free_gpus(taken)[: task.world_size])
 
-    def look(self, launched: Mapping[str, Launched]) -> Mapping[str, Sighting]:
+    def poll(self, launched: Mapping[str, Launched]) -> Mapping[str, JobStatus]:
         """Whether each still runs."""
         self._reap()
-        return {name: _sighting(one) for name, one in launched.items()}
+        return {name: _job_status(one) for name, one in launched.items()}
 
     def cancel(self, launched: Mapping[str, Launched], *, now: bool) -> None:
         """SIGTERM to the process group, or SIGKILL to all of it."""
         for one in launched.values():
             (end_at_once if now else ask_to_end)(one.handle)
 
-    def own(self) -> set[str]:
-        """Names of nodes that this launcher has started and that have not ended."""
-        self._reap()
-        return set(self._children)
-
     def _start(self, task: Task, gpus: Sequence[str]) -> Launched:
         task.folder.mkdir(parents=True, exist_ok=True)
-        attempt = next_attempt(task.folder)
-        before = Launched(kind=self.kind, attempt=attempt, at=time.time(), handle={"gpus": list(gpus)})
-        shim = [sys.executable, "-m", "megatron_ext.study.local_child", str(task.folder / LAUNCH_FILE)]
+        start = Launched(
+            kind=self.kind,
+            attempt=next_attempt(task.folder),
+            at=time.time(),
+            command=tuple(command_of(task)),
+            handle={"gpus": list(gpus)},
+            folder=task.folder,
+        )
         environment = os.environ | {THREADS_OF: str(self.threads_of(task.world_size))}
         if self.machine.gpus:
             environment[GPUS_OF] = ",".join(gpus)
-        with attempt_log(task.folder, attempt).open("wb") as log:
+        with start.log.open("wb") as log:
+            with suppress(OSError):  # a disk without locks
+                fcntl.flock(log, fcntl.LOCK_EX)
             child = subprocess.Popen(
-                [*shim, json.dumps(asdict(before)), *command_of(task)],
-                stdin=subprocess.DEVNULL,
+                [sys.executable, "-m", "megatron_ext.study.local_child", str(task.folder)],
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment,
                 start_new_session=True,
             )
-        self._children[task.name] = child, attempt_log(task.folder, attempt)
-        has_ended = False
-        while not has_ended:
-            has_ended = child.poll() is not None  # asked first: it may write and end between two looks
-            written = read_launched(task.folder)
-            if written is not None and written.attempt == attempt:
-                return written  # from here on its files say that it runs, to whoever looks
-            time.sleep(_LOOK_S)
-        said = " ".join(last_lines(attempt_log(task.folder, attempt))[-1:])
-        raise SetupError(f"its process ended with exit code {child.returncode} before it began: {said or 'no word'}")
+        self._children[task.name] = child, start.log
+        assert child.stdin is not None
+        with child.stdin:  # it begins when this is closed, if launch.json names it then
+            start = replace(start, handle={**start.handle, **identity_of(child.pid)})
+            write_launched(task.folder, start)
+        return start
 
     def _free_gpus(self, running: Mapping[str, Launched]) -> list[str]:
         taken = {gpu for one in running.values() for gpu in one.handle.get("gpus", ())}
@@ -175,13 +170,30 @@ def command_of(task: Task) -> list[str]:
     return [*launcher, task.module, *task.arguments]
 
 
-def _sighting(launched: Launched) -> Sighting:
-    where = whereabouts(launched.handle)
-    if where == "elsewhere":
-        host, pid = launched.handle["host"], launched.handle["pid"]
+def _job_status(launched: Launched) -> JobStatus:
+    status = process_status(launched.handle)
+    if status != "elsewhere":
+        return JobStatus("running" if status == "alive" else "gone")
+    host, pid = launched.handle["host"], launched.handle["pid"]
+    if not is_of_this_boot(launched.handle):
         note = f"process {pid} on {host}, into which this machine cannot look; if {host} is gone: rm its launch.json"
-        return Sighting("running", note, is_reachable=False)
-    return Sighting("running" if where == "alive" else "gone")
+        return JobStatus("running", note, is_reachable=False)
+    if not _is_locked(launched.log):
+        return JobStatus("gone")
+    note = f"process {pid} in container {host} of this machine, into which this one cannot look"
+    return JobStatus("running", note, is_reachable=False)
+
+
+def _is_locked(log: Path) -> bool:
+    """Whether a process of this machine, in whichever container, writes a log."""
+    try:
+        with log.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no such file, or a disk without locks: then nothing tells of it
+        return log.exists()
+    return False
 
 
 def _signal_of(code: int) -> str:

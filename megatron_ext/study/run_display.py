@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.live import Live
 
-from megatron_ext.study.state import NodeState
+from megatron_ext.study.state import States
 from megatron_ext.study.status_view import at_work, counts, duration
 from megatron_ext.study.study_plan import StudyPlan
 
 _LINE_S = 60.0
 
-Show = Callable[[Mapping[str, NodeState]], None]
+Show = Callable[[States], None]
 
 
 @contextmanager
@@ -37,7 +37,7 @@ class _Lines:
     def __init__(self) -> None:
         self._last = time.monotonic()
 
-    def show(self, states: Mapping[str, NodeState]) -> None:
+    def show(self, states: States) -> None:
         """A line, when one is due."""
         if time.monotonic() - self._last < _LINE_S:
             return
@@ -45,7 +45,7 @@ class _Lines:
         print(f"{counts(states)}{'; ' if (running := _running(states)) else ''}{running}", flush=True)
 
 
-def _running(states: Mapping[str, NodeState]) -> str:
+def _running(states: States) -> str:
     parts = []
     for state in states.values():
         if state.state == "running" and (one := state.progress) is not None:

@@ -12,7 +12,7 @@ from megatron_ext.study.arguments import study_arguments
 
 
 def _place_arguments(add: Any) -> None:
-    add("study", type=Path, metavar="STUDY", help="a study file, such as recipes/demo/study.yaml")
+    add("study", type=Path, metavar="STUDY", help="a study file, such as recipes/demo/study.yaml, or its study.json")
     add("--site", type=Path, metavar="FILE", help="paths of this place (default: recipes/sites/laptop.yaml)")
     run_root_argument(add)
 
@@ -22,14 +22,18 @@ def _run_arguments(add: Any) -> None:
     add("--launcher", choices=("local", "slurm"), default="local", help="here, or as jobs of Slurm (default: local)")
     add("--workers", type=positive, metavar="N", help="local: nodes at once (default: 1, or one for each GPU there is)")
     add("--only", choices=("pretrain", "sft", "rl", "evaluate"), help="only nodes of one kind")
-    add("--dry-run", action="store_true", help="print what would begin, with its commands, and stop")
+    add(
+        "--dry-run",
+        action="store_true",
+        help="print what would begin, with its commands, and stop; slurm: the scripts are written too",
+    )
 
 
 def _run(arguments: argparse.Namespace) -> None:
     from data_tools.errors import UsageError
-    from megatron_ext.study.run import Wanted, default_workers, print_dry_run, run_here
+    from megatron_ext.study.run import RunRequest, default_workers, print_dry_run, run_study
 
-    wanted = Wanted(
+    request = RunRequest(
         study=arguments.study,
         site=arguments.site,
         run_root=arguments.run_root,
@@ -42,9 +46,9 @@ def _run(arguments: argparse.Namespace) -> None:
 
         if arguments.workers is not None:
             raise UsageError("study run: --workers concerns --launcher local; Slurm begins what it has room for.")
-        submit_study(wanted, is_dry=arguments.dry_run)
+        submit_study(request, is_dry=arguments.dry_run)
         return
-    (print_dry_run if arguments.dry_run else run_here)(wanted, workers=arguments.workers or default_workers())
+    (print_dry_run if arguments.dry_run else run_study)(request, workers=arguments.workers or default_workers())
 
 
 def _status_arguments(add: Any) -> None:
@@ -55,16 +59,16 @@ def _status_arguments(add: Any) -> None:
 
 def _status(arguments: argparse.Namespace) -> None:
     from data_tools.errors import UsageError
-    from megatron_ext.study.status import Watched, print_status, watch_status
+    from megatron_ext.study.status import StudyStatus, print_status, watch_status
 
     if arguments.watch and arguments.json:
         raise UsageError("study status: --watch is for people, --json for programs; leave one out.")
     name, run_root = _found(arguments)
-    watched = Watched.open(arguments.study, name, run_root, site=arguments.site)
+    study = StudyStatus.open(arguments.study, name, run_root, site=arguments.site)
     if arguments.watch:
-        watch_status(watched)
+        watch_status(study)
     else:
-        print_status(watched, as_json=arguments.json)
+        print_status(study, as_json=arguments.json)
 
 
 def _cancel_arguments(add: Any) -> None:
@@ -87,12 +91,20 @@ def _cancel(arguments: argparse.Namespace) -> None:
 
 
 def _found(arguments: argparse.Namespace) -> tuple[str, Path]:
-    """The name of a study and its run root."""
+    """The name of a study and its run root, without planning it.
+
+    Raises:
+        UserError: It cannot be read.
+    """
     from data_tools.errors import UsageError
     from megatron_ext.recipe.load import DEFAULT_SITE, load_file
     from megatron_ext.recipe.schema import SiteRecipe
     from megatron_ext.recipe.study_load import load_study
+    from megatron_ext.study.named import study_named
 
+    if arguments.study.suffix == ".json":
+        plan = study_named(arguments.study, site=arguments.site, run_root=arguments.run_root)
+        return plan.name, Path(plan.run_root)
     name = load_study(arguments.study).recipe.study
     if arguments.run_root is not None:
         return name, arguments.run_root
@@ -106,7 +118,8 @@ RUN_VERBS = (
     Verb(
         "run",
         "study run recipes/demo/study.yaml --workers 2",
-        "Train and judge what is unfinished of a study on this machine, each stage once, and go on after any end.",
+        "Train and judge what is unfinished of a study, here or as jobs of Slurm, each stage once, and go on after any "
+        "end.",
         _run,
         _run_arguments,
         "study run recipes/demo/study.yaml --dry-run",

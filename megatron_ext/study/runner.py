@@ -12,18 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_tools.errors import SetupError
-from megatron_ext.study.asked import Asked
 from megatron_ext.study.launcher import Launched, Task, node_folder, read_launched, say_asked_to_stop
 from megatron_ext.study.launchers import finders
 from megatron_ext.study.local import LocalLauncher
-from megatron_ext.study.state import NodeState, node_states
+from megatron_ext.study.state import States, node_states
+from megatron_ext.study.stop_request import StopRequest
 from megatron_ext.study.study_plan import StudyPlan
 from megatron_ext.study.tasks import is_finished
 
 _BEGINS = ("waiting", "stopped", "failed")
 """States of a node that a run begins."""
-
-States = Mapping[str, NodeState]
 
 
 @dataclass
@@ -50,7 +48,7 @@ class Runner:
     _begun: set[str] = field(default_factory=set)
     _full: str = ""
 
-    def run(self, asked: Asked) -> States:
+    def run(self, asked: StopRequest) -> States:
         """Goes on until nothing runs and nothing can begin.
 
         Args:
@@ -76,7 +74,7 @@ class Runner:
                 self._stop(states, f"the study got {asked.to_stop}", now=False)
             if asked.at_once and not has_killed:
                 has_killed = True
-                self._stop(states, "at once", now=True)
+                self._stop(states, "the study got a second Ctrl-C", now=True)
             if not asked.to_stop and not self._full and self._begin(states):
                 continue
             if not self._is_to_wait(states, is_asked=bool(asked.to_stop)):
@@ -130,8 +128,7 @@ class Runner:
             return
         what = "ended at once" if now else "asked to save and end; Ctrl-C again ends them at once"
         self.say(f"{how}: {len(launched)} running {'node is' if len(launched) == 1 else 'nodes are'} {what}")
-        if not now:
-            say_asked_to_stop((node_folder(self.run_root, self.plan.name, name) for name in launched), how)
+        say_asked_to_stop(launched.values(), how, now=now)
         self.launcher.cancel(launched, now=now)
 
     def _tell(self, before: States, states: States) -> None:

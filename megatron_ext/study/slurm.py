@@ -8,29 +8,26 @@ submitted twice, and nothing has to be remembered. RUN_ROOT/studies/.slurm.lock 
 from __future__ import annotations
 
 import fcntl
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from data_tools import slurm
-from data_tools.errors import SetupError
 from data_tools.slurm import QueuedTask
 from megatron_ext.recipe.site_schema import SlurmRecipe
 from megatron_ext.study.launcher import (
     STUDIES,
     Launched,
-    Sighting,
     Task,
     next_attempt,
     read_launched,
     study_folder,
     write_launched,
 )
-from megatron_ext.study.slurm_arrays import Array, arrays_of, by_node, job_name
+from megatron_ext.study.slurm_arrays import Array, arrays_of, job_name
+from megatron_ext.study.slurm_jobs import SLURM, queued_nodes, scancel
 from megatron_ext.study.slurm_script import write_script
 from megatron_ext.study.study_plan import StudyPlan
 from megatron_ext.study.tasks import is_finished
@@ -38,42 +35,33 @@ from megatron_ext.study.tasks import is_finished
 
 @dataclass
 class SlurmLauncher:
-    """Submits nodes, finds them in the queue and cancels them there.
+    """Submits nodes; slurm_jobs.py finds them again.
 
     Args:
         run_root: Folder that holds `stages/` and `studies/`.
-        plan: The study; only `launch` needs it and what follows.
+        plan: The study.
         site: How jobs are submitted here.
         site_file: Where that stands, for messages.
         say: Writes a line for people.
         patience_s: How long jobs that just end are waited for.
-        look_s: How old what `look` says may be: whoever watches looks often, and squeue is everybody's.
     """
 
     run_root: Path
-    plan: StudyPlan | None = None
-    site: SlurmRecipe | None = None
-    site_file: str = ""
+    plan: StudyPlan
+    site: SlurmRecipe
+    site_file: str
     say: Callable[[str], None] = print
     patience_s: float = 30.0
-    look_s: float = 10.0
-    kind: str = "slurm"
-    takes_unready: bool = True
-    _seen: dict[str, QueuedTask] | None = None
-    _seen_at: float = 0.0
-    _jobs: dict[str, Any] = field(default_factory=dict)
-    _told: dict[str, Any] = field(default_factory=dict)
 
-    def launch(self, tasks: Sequence[Task]) -> int:
+    def launch(self, tasks: Sequence[Task]) -> tuple[list[str], list[str]]:
         """Submits those of the tasks that are not in the queue.
 
         Returns:
-            How many.
+            Names of what was submitted, and of what was not, for its parent is neither finished nor in the queue.
 
         Raises:
             SetupError: Slurm refuses; what was submitted before stays, and the next run submits the rest.
         """
-        assert self.plan is not None, "a launcher that only finds again submits nothing"
         with self._alone():
             queued = self._settled({task.name for task in tasks})
             for task in tasks:
@@ -84,7 +72,7 @@ class SlurmLauncher:
             for members in arrays_of(fresh, self.plan):
                 for dependency, part in self._by_dependency(members, queued | submitted).items():
                     submitted |= self._submit(part, dependency)
-        return len(submitted)
+        return list(submitted), [task.name for task in fresh if task.name not in submitted]
 
     def write_scripts(self, tasks: Sequence[Task]) -> list[tuple[Path, list[str], list[str]]]:
         """Writes the scripts of tasks and submits nothing.
@@ -92,7 +80,6 @@ class SlurmLauncher:
         Returns:
             Script, nodes, and the nodes behind which it comes, of each array.
         """
-        assert self.plan is not None, "a launcher that only finds again writes nothing"
         arrays = arrays_of(tasks, self.plan)
         return [
             (
@@ -103,48 +90,11 @@ class SlurmLauncher:
             for array in arrays
         ]
 
-    def look(self, launched: Mapping[str, Launched]) -> Mapping[str, Sighting]:
-        """What the queue says of nodes that were launched; where Slurm cannot be asked, they are taken to be in it."""
-        jobs = {name: one.handle.get("job") for name, one in launched.items()}
-        is_old = time.monotonic() - self._seen_at > self.look_s
-        try:
-            if self._seen is None or is_old or not jobs.items() <= self._jobs.items():  # of a new one it knows nothing
-                self._seen, self._seen_at, self._jobs = self._queue(), time.monotonic(), jobs
-            queued = self._seen
-        except SetupError as error:
-            return {name: _not_seen(one, str(error)) for name, one in launched.items()}
-        return {
-            name: _sighting(queued[name]) if name in queued else Sighting("gone", _last_words(one))
-            for name, one in launched.items()
-        }
-
-    def cancel(self, launched: Mapping[str, Launched], *, now: bool) -> None:
-        """Takes waiting nodes out of the queue, then tells those that run to save and end, or ends them.
-
-        Raises:
-            SetupError: Slurm refuses.
-        """
-        told = {name: one.handle.get("job") for name, one in launched.items()}
-        if told.items() <= self._told.items():  # once is enough, however often it is looked whether they have ended
-            return
-        self._told |= told
-        self._seen = None
-        queued = self._queue()
-        found = [queued[name] for name in launched if name in queued]
-        waiting = [task.id for task in found if not task.is_running or now]
-        running = [task.id for task in found if task.is_running and not now]
-        for options, ids in (((), waiting), (("--batch", "--signal=USR2"), running)):
-            if ids:
-                _call("scancel", *options, *ids)
-
-    def _queue(self) -> dict[str, QueuedTask]:
-        return by_node(slurm.queue(), self.run_root)
-
     def _settled(self, names: Set[str]) -> dict[str, QueuedTask]:
         """What is in the queue and will run: of a job that just ends it is waited for whether it goes back there."""
         until = time.monotonic() + self.patience_s
         while True:
-            queued = self._queue()
+            queued = queued_nodes(self.run_root)
             ending = [queued[name] for name in names if name in queued and queued[name].is_ending]
             if not ending or time.monotonic() > until:
                 break
@@ -153,7 +103,7 @@ class SlurmLauncher:
             self.say(f"WARNING: job {task.id} has been ending for {self.patience_s:.0f} s and counts as queued")
         for name in sorted(names & queued.keys()):
             if queued[name].never_begins:
-                _call("scancel", queued[name].id)
+                scancel(queued[name].id)
                 self.say(f"cancelled {queued[name].id:>8}  {name}: what it waited for has failed")
         return {name: task for name, task in queued.items() if not task.never_begins}
 
@@ -206,33 +156,4 @@ class SlurmLauncher:
         task.folder.mkdir(parents=True, exist_ok=True)
         log = study_folder(self.run_root, self.plan.name).resolve() / "slurm" / f"{job}.log"
         handle = {"job": job, "log": str(log)}
-        write_launched(task.folder, Launched(self.kind, attempt, time.time(), ("sbatch",), handle))
-
-
-def _sighting(task: QueuedTask) -> Sighting:
-    if task.is_running:
-        return Sighting("running", f"job {task.id} on {task.nodes}")
-    return Sighting("queued", f"job {task.id}: {task.reason}")
-
-
-def _not_seen(launched: Launched, why: str) -> Sighting:
-    job = launched.handle.get("job", "")
-    note = f"job {job} was submitted, and Slurm cannot be asked about it here: {why.partition(';')[0]}"
-    return Sighting("queued", f"{note}; if it is over: rm its launch.json", is_reachable=False)
-
-
-def _last_words(launched: Launched) -> str:
-    """The job of a node that is gone, and what Slurm itself wrote at its end; its log holds earlier starts too."""
-    job, log = (str(launched.handle.get(key, "")) for key in ("job", "log"))
-    try:
-        lines = Path(log).read_text(errors="replace").splitlines()
-    except OSError:  # it has not begun
-        lines = []
-    has_spoken = bool(lines) and lines[-1].startswith("slurmstepd")
-    return f"job {job}: {lines[-1].partition('error: ')[2].strip('* ')}" if has_spoken else f"job {job}"
-
-
-def _call(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise SetupError(f"{' '.join(command)}: {done.stderr.strip()}")
+        write_launched(task.folder, Launched(SLURM, attempt, time.time(), ("sbatch",), handle))

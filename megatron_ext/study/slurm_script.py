@@ -44,7 +44,7 @@ from megatron_ext.study.tasks import work_folder
 
 
 @dataclass(frozen=True)
-class Place:
+class JobSize:
     """Where the ranks of a job run.
 
     Attributes:
@@ -66,13 +66,13 @@ def kind_of(task: Task) -> JobKind:
     return task.node.stage if isinstance(task.node, StageNode) else "evaluate"
 
 
-def place_of(task: Task, slurm: SlurmRecipe) -> Place:
+def job_size(task: Task, slurm: SlurmRecipe) -> JobSize:
     """Where a task's ranks go: on as few nodes as its layout needs, or on as many as the site says."""
     nodes = slurm.job(kind_of(task)).nodes
     if nodes is not None:
-        return Place(nodes, slurm.ranks)
+        return JobSize(nodes, slurm.ranks)
     least = -(-task.world_size // slurm.ranks)
-    return Place(least, -(-task.world_size // least))
+    return JobSize(least, -(-task.world_size // least))
 
 
 def write_script(file: Path, name: str, members: dict[int, Task], slurm: SlurmRecipe, *, run_root: Path) -> None:
@@ -99,7 +99,7 @@ def write_script(file: Path, name: str, members: dict[int, Task], slurm: SlurmRe
         f"exit_line={shlex.quote(EXIT_LINE)}",
         f"python={shlex.quote(slurm.python or sys.executable)}",
         *_surroundings(slurm),
-        *_run(place_of(first, slurm), slurm),
+        *_run(job_size(first, slurm), slurm),
     ]
     write_atomically(file, ("\n".join(lines) + "\n" + JOB).encode())
 
@@ -112,9 +112,9 @@ def _title(task: Task, seeds: int) -> str:
 
 def _options(file: Path, name: str, members: dict[int, Task], slurm: SlurmRecipe) -> list[str]:
     first = next(iter(members.values()))
-    job, place = slurm.job(kind_of(first)), place_of(first, slurm)
+    job, size = slurm.job(kind_of(first)), job_size(first, slurm)
     given = {
-        "gpus-per-node": place.ranks_per_node if slurm.gpus_per_node else None,
+        "gpus-per-node": size.ranks_per_node if slurm.gpus_per_node else None,
         "cpus-per-task": slurm.cpus_per_node,
         "time": job.time,
         "partition": job.partition,
@@ -124,12 +124,13 @@ def _options(file: Path, name: str, members: dict[int, Task], slurm: SlurmRecipe
     return [
         f"job-name={name}",
         f"array={ranges(sorted(members))}",
-        f"nodes={place.nodes}",
+        f"nodes={size.nodes}",
         "ntasks-per-node=1",
         *(f"{option}={value}" for option, value in given.items() if value is not None),
         *job.options,
         f"signal=B:USR1@{slurm.save_s}",
         "requeue",
+        "export=ALL",
         "kill-on-invalid-dep=yes",
         f"chdir={Path.cwd()}",
         "open-mode=append",
@@ -166,13 +167,13 @@ def _surroundings(slurm: SlurmRecipe) -> list[str]:
     ]
 
 
-def _run(place: Place, slurm: SlurmRecipe) -> list[str]:
+def _run(size: JobSize, slurm: SlurmRecipe) -> list[str]:
     """The function that starts the ranks: on each node one process, which is torchrun where there are several ranks."""
     options = [f"--{option.lstrip('-')}" for option in slurm.srun_options]
-    srun = ["srun", f"--nodes={place.nodes}", f"--ntasks={place.nodes}", "--kill-on-bad-exit=1", *options]
+    srun = ["srun", f"--nodes={size.nodes}", f"--ntasks={size.nodes}", "--kill-on-bad-exit=1", *options]
     start = f"{shlex.join(srun)} ${{SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK}}"
     python = f'{slurm.container} "$python"'.strip()
-    if place.ranks == 1:
+    if size.ranks == 1:
         return [f'run() {{ {start} {python} "${{command[@]}}"; }}']
     return [
         'first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
@@ -180,8 +181,8 @@ def _run(place: Place, slurm: SlurmRecipe) -> list[str]:
         "run() {  # torchrun reads PET_NODE_RANK; which node it is on, only srun's task knows",
         f"    {start} \\",
         "        bash -c 'PET_NODE_RANK=$SLURM_NODEID exec \"$@\"' - \\",
-        f"        {python} -m torch.distributed.run --nnodes={place.nodes} \\",
-        f"        --nproc-per-node={place.ranks_per_node} \\",
+        f"        {python} -m torch.distributed.run --nnodes={size.nodes} \\",
+        f"        --nproc-per-node={size.ranks_per_node} \\",
         '        --master-addr="$first" --master-port="$port" "${command[@]}"',
         "}",
     ]

@@ -6,7 +6,7 @@
 | running  | a process holds the folder's lock, or the one of launch.json lives |
 | queued   | the launcher has it, and it waits there |
 | blocked  | a stage before it has failed |
-| stopped  | it was asked to end, and did; the next run goes on with it |
+| stopped  | it was asked to end and did, or people ended it at once; the next run goes on with it |
 | failed   | it was begun and ended otherwise |
 | waiting  | nothing of the above: nobody has begun it |
 
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -26,13 +26,15 @@ from data_tools.atomic_files import is_being_written
 from megatron_ext.evaluate.results import RESULTS
 from megatron_ext.study.launcher import (
     ASKED_TO_STOP,
+    ENDED_AT_ONCE,
     EXIT_LINE,
     LAUNCH_FILE,
+    JobStatus,
     Launched,
     Launcher,
-    Sighting,
     node_folder,
     read_launched,
+    statuses,
 )
 from megatron_ext.study.log_lines import last_lines
 from megatron_ext.study.progress import Progress, read_progress
@@ -73,6 +75,10 @@ class NodeState:
     progress: Progress | None = None
 
 
+States = Mapping[str, NodeState]
+"""Of every node of a study, by its name."""
+
+
 def node_states(
     plan: StudyPlan, run_root: Path, launchers: Iterable[Launcher], *, with_progress: bool = False
 ) -> dict[str, NodeState]:
@@ -91,15 +97,11 @@ def node_states(
         if (launched := read_launched(node_folder(run_root, plan.name, name))) is not None
     }
     unfinished = {name: one for name, one in started.items() if not is_finished(run_root, nodes[name])}
-    seen: dict[str, Sighting] = {}
-    for launcher in launchers:
-        of_its_kind = {name: one for name, one in unfinished.items() if one.kind == launcher.kind}
-        if of_its_kind:
-            seen |= launcher.look(of_its_kind)
+    jobs = statuses(unfinished, launchers)
     found: dict[str, NodeState] = {}
     for name, node in nodes.items():
         folder = node_folder(run_root, plan.name, name)
-        state = _state_of(node, run_root, folder, started.get(name), seen.get(name))
+        state = _state_of(node, run_root, folder, started.get(name), jobs.get(name))
         parent = parent_of(node)
         if state.state in ("waiting", "stopped", "failed") and parent is not None and parent in found:
             state = _behind(state, found[parent])
@@ -109,15 +111,15 @@ def node_states(
     return found
 
 
-def _state_of(node: Node, run_root: Path, folder: Path, launched: Launched | None, seen: Sighting | None) -> NodeState:
+def _state_of(node: Node, run_root: Path, folder: Path, launched: Launched | None, job: JobStatus | None) -> NodeState:
     """The state of a node whatever stands before it."""
     work = work_folder(run_root, node)
-    log = launched.log(folder) if launched is not None else None
+    log = launched.log if launched is not None else None
     state = NodeState(node_name(node), "waiting", log=log, attempts=launched.attempt if launched is not None else 0)
     if is_finished(run_root, node):
         return replace(state, state="finished")
-    if seen is not None and seen.place in ("queued", "running"):
-        return replace(state, state=seen.place, reason=seen.note, is_ours=seen.is_reachable)
+    if job is not None and job.status != "gone":
+        return replace(state, state=job.status, reason=job.note, is_ours=job.is_reachable)
     if is_being_written(f"{work}/"):
         return replace(state, state="running", reason="begun by another command than this study's")
     if is_finished(run_root, node):  # in this moment
@@ -128,7 +130,7 @@ def _state_of(node: Node, run_root: Path, folder: Path, launched: Launched | Non
     if ending is None:
         return state
     how, reason = ending
-    return replace(state, state=how, reason=f"{reason} ({seen.note})" if seen is not None and seen.note else reason)
+    return replace(state, state=how, reason=f"{reason} ({job.note})" if job is not None and job.note else reason)
 
 
 def _stale_since(work: Path, launch_file: Path) -> str:
@@ -171,14 +173,15 @@ def _said_by_log(log: Path) -> tuple[Literal["failed", "stopped"], str] | None:
     if not log.exists():  # it waited in a queue and never began
         return None
     lines = [line.rstrip() for line in last_lines(log) if line.strip()]
-    if asked := next((line for line in reversed(lines) if line.startswith(ASKED_TO_STOP)), None):
-        return "stopped", asked.removeprefix("study: ")
+    for said in (ENDED_AT_ONCE, ASKED_TO_STOP):  # at once counts also where it was asked before to save
+        if asked := next((line for line in reversed(lines) if line.startswith(said)), None):
+            return "stopped", asked.removeprefix("study: ")
     exits = [match for line in lines if (match := _EXIT.match(line))]
-    said = next((line for line in reversed(lines) if _ERROR.match(line)), "")
+    error = next((line for line in reversed(lines) if _ERROR.match(line)), "")
     if exits:
         code, killer = exits[-1].groups()
         reason = f"killed by {killer}" if killer else f"exit code {code}"
-        return "failed", reason + (f": {said.removeprefix('error: ')}" if said else "")
+        return "failed", reason + (f": {error.removeprefix('error: ')}" if error else "")
     return "failed", _KILLED
 
 

@@ -10,15 +10,14 @@ from pathlib import Path
 
 from rich.live import Live
 
-from data_tools.errors import DataError, UserError
+from data_tools.errors import UserError
 from megatron_ext.plan.render import terminal
-from megatron_ext.recipe.study_load import load_study
-from megatron_ext.study.as_run import RECORD
+from megatron_ext.study.as_run import RECORD, recorded, what_changed
 from megatron_ext.study.launcher import Launcher, study_folder
 from megatron_ext.study.launchers import finders
 from megatron_ext.study.named import study_named
-from megatron_ext.study.state import node_states
-from megatron_ext.study.status_view import States, status_json, status_view
+from megatron_ext.study.state import States, node_states
+from megatron_ext.study.status_view import status_json, status_view
 from megatron_ext.study.study_lock import runner_of
 from megatron_ext.study.study_plan import StudyPlan, read_study_plan
 
@@ -26,11 +25,11 @@ _LOOK_S = 2.0
 
 
 @dataclass(frozen=True)
-class Watched:
+class StudyStatus:
     """A study that is looked at.
 
     Attributes:
-        plan: Of all its arms, as it was run last; as its file says where it never was.
+        plan: Of all its arms, as its file says now, with the replicates of its runs; of a `study.json` that.
         run_root: Folder that holds `stages/` and `studies/`.
     """
 
@@ -38,27 +37,35 @@ class Watched:
     run_root: Path
 
     @classmethod
-    def open(cls, study: Path, name: str, run_root: Path, *, site: Path | None) -> Watched:
-        """Reads or makes the plan: that of the last run if it had all arms, else of all arms, with its replicates.
+    def open(cls, study: Path, name: str, run_root: Path, *, site: Path | None) -> StudyStatus:
+        """Makes or reads the plan; what the file has no more of that of the last run is said.
 
         Args:
-            study: Its file.
+            study: Its file, or the `study.json` of a run.
             name: Its name.
             run_root: Folder that holds `studies/`.
             site: A site file; None takes the default.
+
+        Raises:
+            UserError: It cannot be planned, and was never run.
         """
-        recorded = _recorded(study_folder(run_root, name) / RECORD)
-        all_arms = {arm.id for arm in load_study(study).arms}
-        if recorded is not None and all_arms <= {arm.id for arm in recorded.arms}:
-            return cls(recorded, run_root)
+        record = recorded(run_root, name)
+        if study.suffix == ".json":
+            return cls(read_study_plan(study), run_root)
         try:
-            return cls(study_named(study, site=site, run_root=run_root), run_root)
+            plan = study_named(study, site=site, run_root=run_root)
         except UserError as error:
-            if recorded is None:
+            if record is None:
                 raise
-            shown = f"{len(recorded.arms)} of {len(all_arms)} arms are shown, those of the last run"
-            print(f"WARNING: {study} cannot be planned now: {error}\n  {shown}", file=sys.stderr)
-            return cls(recorded, run_root)
+            _warn(f"{study} cannot be planned now, and is shown as it was when it was run last: {error}")
+            return cls(record, run_root)
+        if record is not None and plan.is_provisional and not record.is_provisional:
+            _warn(f"{study}: its data are not here, and it is shown as it was when it was run last")
+            return cls(record, run_root)
+        if record is not None and (change := what_changed(plan, record)):
+            file = study_folder(run_root, name) / RECORD
+            _warn(f"{study}: {change}; as it was run: megatron-ext study status {file}")
+        return cls(plan, run_root)
 
     @property
     def folder(self) -> Path:
@@ -71,7 +78,7 @@ class Watched:
 
     @cached_property
     def _launchers(self) -> list[Launcher]:
-        """Kept while it is watched: they remember what they asked a moment ago."""
+        """Kept while it is study: they remember what they asked a moment ago."""
         return finders(self.run_root)
 
     def remark(self) -> str:
@@ -80,29 +87,25 @@ class Watched:
         return f"run by process {runner['pid']}" if runner is not None else "no run is at work, so nothing more begins"
 
 
-def _recorded(file: Path) -> StudyPlan | None:
-    """The plan of the last run; None where there is none, or none that can be read."""
-    try:
-        return read_study_plan(file) if file.is_file() else None
-    except DataError:
-        return None  # `study_named` says so
+def _warn(text: str) -> None:
+    print(f"WARNING: {text}", file=sys.stderr)
 
 
-def print_status(watched: Watched, *, as_json: bool) -> None:
+def print_status(study: StudyStatus, *, as_json: bool) -> None:
     """Prints it once."""
     if as_json:
-        print(status_json(watched.plan, watched.states(), runner=runner_of(watched.folder)))
+        print(status_json(study.plan, study.states(), runner=runner_of(study.folder)))
         return
-    terminal().print(status_view(watched.plan, watched.states(), remark=watched.remark()))
+    terminal().print(status_view(study.plan, study.states(), remark=study.remark()))
 
 
-def watch_status(watched: Watched) -> None:
+def watch_status(study: StudyStatus) -> None:
     """Shows it until Ctrl-C, or until nothing is left to wait for."""
     with Live(console=terminal(), auto_refresh=False, vertical_overflow="visible") as live:
         while True:
-            states = watched.states()
-            live.update(status_view(watched.plan, states, remark=watched.remark()), refresh=True)
+            states = study.states()
+            live.update(status_view(study.plan, states, remark=study.remark()), refresh=True)
             is_moving = any(state.state in ("running", "queued") for state in states.values())
-            if not is_moving and runner_of(watched.folder) is None:
+            if not is_moving and runner_of(study.folder) is None:
                 return
             time.sleep(_LOOK_S)

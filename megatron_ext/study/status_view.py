@@ -15,7 +15,7 @@ from rich.text import Text
 
 from data_tools.quantities import format_count
 from megatron_ext.plan.render_table import align_numbers, frame
-from megatron_ext.study.state import NodeState
+from megatron_ext.study.state import NodeState, States
 from megatron_ext.study.study_plan import ArmPlan, EvaluationNode, StudyPlan
 from megatron_ext.study.tasks import Node, node_name, nodes_of
 
@@ -37,7 +37,6 @@ _MARKS = {
     "blocked": "blocked",
     "waiting": "-",
 }
-States = Mapping[str, NodeState]
 
 
 def status_view(plan: StudyPlan, states: States, *, remark: str = "") -> Group:

@@ -11,7 +11,7 @@ _IMPATIENCE_S = 1.0
 """A Ctrl-C this long after the first one is a second one, and not the same one on another way."""
 
 
-class Asked:
+class StopRequest:
     """Notes Ctrl-C and SIGTERM while entered.
 
     Attributes:

@@ -12,7 +12,7 @@ from typing import Any
 
 from data_tools.atomic_files import is_being_written
 from data_tools.errors import SetupError
-from megatron_ext.study.processes import identity_of, whereabouts
+from megatron_ext.study.processes import identity_of, process_status
 
 
 @contextmanager
@@ -48,7 +48,7 @@ def runner_of(folder: Path) -> dict[str, Any] | None:
     Whoever has just taken the lock has not written himself into it yet: what stands there is then no living process.
     """
     who = _identity(folder) if is_being_written(f"{folder}/") else None
-    return who if who is not None and whereabouts(who) == "alive" else None
+    return who if who is not None and process_status(who) == "alive" else None
 
 
 def _identity(folder: Path) -> dict[str, Any] | None:

@@ -162,10 +162,6 @@ class StudyPlan(StudyPart):
         """The evaluations of a stage."""
         return tuple(one for one in self.evaluations if one.stage_id == stage_id)
 
-    def final_stages(self, arm_id: str) -> tuple[StageNode, ...]:
-        """The last stage of an arm, once for each replicate."""
-        return tuple(self.stage(chain[-1]) for chain in self.arm(arm_id).chains)
-
     def stages_after(self, arm_id: str, kind: StageKind) -> tuple[StageNode, ...]:
         """The last stage of a kind in an arm, once each where chains share it; none where the arm has no such stage."""
         found: dict[str, StageNode] = {}

@@ -13,9 +13,6 @@ from megatron_ext.study.study_plan import EvaluationNode, StageNode, StudyPlan
 
 Node = StageNode | EvaluationNode
 
-EVALUATIONS = "evaluations"
-"""As evaluate/evaluation.py has it."""
-
 
 def nodes_of(plan: StudyPlan) -> Iterator[Node]:
     """Every node, parents before those that need them: a stage's evaluations stand behind it."""
@@ -42,7 +39,7 @@ def stage_folder(run_root: Path, stage_id: str) -> Path:
 def work_folder(run_root: Path, node: Node) -> Path:
     """Where a node leaves what it makes, and holds its lock."""
     folder = stage_folder(run_root, node.stage_id)
-    return folder if isinstance(node, StageNode) else folder / EVALUATIONS / node.folder
+    return folder if isinstance(node, StageNode) else folder / "evaluations" / node.folder
 
 
 def is_finished(run_root: Path, node: Node) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -32,9 +33,12 @@ def study(made: ToyStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> To
     return add_study(ToyProject(root))
 
 
-def finish(study: ToyStudy, *recipes: str) -> None:
+ALL = ("common.yaml", "sums_base.yaml", "words_base.yaml", "sft.yaml")
+
+
+def finish(study: ToyStudy, *recipes: str, seeds: int | None = None) -> None:
     """Makes stages of these recipes look finished, and their evaluations."""
-    plan = make_study_plan(study.file, site="site.yaml")
+    plan = make_study_plan(study.file, site="site.yaml", seeds=seeds)
     for node in plan.stages:
         if node.recipe in recipes:
             folder = study.root / "runs" / "stages" / node.stage_id
@@ -52,7 +56,7 @@ def test_data_that_are_not_there_are_refused_before_anything_starts(
     source = study.root / "words.yaml"
     source.write_text(source.read_text() + "declared_tokens: 100K\ndeclared_documents: 400\n")  # so it can be planned
     assert main(["study", "run", *PLACE, "--dry-run"]) == 0
-    assert "(its data are not there yet)" in capsys.readouterr().out
+    assert "(its data are not there yet, so its id will change)" in capsys.readouterr().out
     assert main(["study", "run", *PLACE]) == 3
     assert "words" in capsys.readouterr().err
     assert not (study.root / "runs" / "studies").exists()
@@ -102,18 +106,58 @@ def test_a_run_whose_nodes_all_need_what_is_left_out_is_refused(
     study: ToyStudy, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["study", "run", *PLACE, "--only", "sft"]) == 2
-    assert "Nothing could begin: the stages before are left out of this run." in capsys.readouterr().err
+    assert "The stages before are left out of this run: leave out --only" in capsys.readouterr().err
+
+
+def test_a_kind_that_the_study_has_not_is_refused(study: ToyStudy, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "run", *PLACE, "--only", "rl"]) == 2
+    said = "error: --only rl: study.yaml has no such nodes; it has: pretrain, sft, evaluate\n"
+    assert capsys.readouterr().err == said
+    assert not (study.root / "runs" / "studies").exists()
+
+
+def test_what_slurm_does_not_get_for_its_parents_are_left_out_ends_with_code_2(
+    study: ToyStudy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    squeue = study.root / "bin" / "squeue"
+    squeue.parent.mkdir()
+    squeue.write_text("#!/bin/bash\n")  # nothing is in the queue
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", str(squeue.parent), prepend=os.pathsep)
+    with (study.root / "site.yaml").open("a") as site:
+        site.write("slurm: {time: '60'}\n")
+    assert main(["study", "run", *PLACE, "--launcher", "slurm", "--only", "sft"]) == 2
+    captured = capsys.readouterr()
+    assert "toy: 0 of 2 unfinished nodes submitted; scripts in " in captured.out
+    assert "2 of 2 unfinished nodes were not submitted" in captured.err
+
+
+def test_a_dry_run_for_slurm_writes_no_script_where_ids_will_change(
+    study: ToyStudy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (study.root / "data" / "words.manifest.json").unlink()
+    source = study.root / "words.yaml"
+    source.write_text(source.read_text() + "declared_tokens: 100K\ndeclared_documents: 400\n")
+    with (study.root / "site.yaml").open("a") as site:
+        site.write("slurm: {time: '60'}\n")
+    before = sorted(study.root.rglob("*"))
+    assert main(["study", "run", *PLACE, "--launcher", "slurm", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("No script is written: of ")
+    assert "its data are not there yet, so its id will change" in out
+    assert "sbatch" not in out
+    assert sorted(study.root.rglob("*")) == before
 
 
 def test_a_study_that_is_finished_begins_nothing(study: ToyStudy, capsys: pytest.CaptureFixture[str]) -> None:
-    finish(study, "common.yaml", "sums_base.yaml", "words_base.yaml", "sft.yaml")
+    finish(study, *ALL)
     assert main(["study", "run", *PLACE]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "toy: 7 of 7 finished"
     assert not (study.root / "runs" / "studies" / "toy" / "nodes").exists()
 
 
 def test_what_stages_share_is_prepared_before_the_first_begins(study: ToyStudy) -> None:
-    finish(study, "common.yaml", "sums_base.yaml", "words_base.yaml", "sft.yaml")
+    finish(study, *ALL)
     assert main(["study", "run", *PLACE]) == 0
     prepared = [path.name for path in (study.root / "runs" / "prepared").glob("*-*") if path.is_dir()]
     assert len(prepared) == len({name.partition("-")[2] for name in prepared}) >= 1
@@ -137,6 +181,80 @@ def test_status_says_of_each_node_and_arm_how_it_stands(study: ToyStudy, capsys:
         ["finished", "waiting", "waiting"],
     ]
     assert said["runner"] is None
+
+
+def test_a_run_of_fewer_arms_and_seeds_takes_nothing_out_of_what_is_known_of_the_study(
+    study: ToyStudy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finish(study, *ALL, seeds=2)
+    record = study.root / "runs" / "studies" / "toy" / "study.json"
+    assert main(["study", "run", *PLACE, "--seeds", "2"]) == 0
+    whole = json.loads(record.read_text())
+    assert (len(whole["arms"]), len(whole["stages"])) == (2, 10)
+    assert main(["study", "run", *PLACE, "--seeds", "1", "--arms", "sums-sft"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "toy: 4 of 4 finished"
+    assert json.loads(record.read_text()) == whole
+    assert main(["study", "status", *PLACE]) == 0
+    assert "toy: 14 of 14 finished" in capsys.readouterr().out
+
+
+def test_status_of_a_file_that_has_changed_shows_it_and_names_what_it_has_no_more(
+    study: ToyStudy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finish(study, *ALL)
+    assert main(["study", "run", *PLACE]) == 0
+    arm = study.root / "arms" / "words-sft.yaml"
+    arm.write_text(arm.read_text().replace("arm: words-sft", "arm: verbs-sft"))
+    sums = study.root / "sums_base.yaml"
+    mixed = "[{source: sums.yaml, share: 0.75}, {source: words.yaml, share: 0.25}]"
+    sums.write_text(sums.read_text().replace("[{source: sums.yaml, share: 1}]", mixed))
+    record = study.root / "runs" / "studies" / "toy" / "study.json"
+    capsys.readouterr()
+    assert main(["study", "status", *PLACE]) == 0
+    captured = capsys.readouterr()
+    assert "toy: 4 of 7 finished, 3 waiting" in captured.out
+    assert captured.err == (
+        "WARNING: study.yaml: it has changed since its last run; arms that are no longer in it: words-sft; arms that "
+        f"have other stages now: sums-sft; as it was run: megatron-ext study status {record}\n"
+    )
+    assert main(["study", "status", "runs/studies/toy/study.json"]) == 0
+    assert "toy: 7 of 7 finished" in capsys.readouterr().out
+
+
+def test_status_and_cancel_take_the_plan_that_a_run_left_from_any_folder(
+    study: ToyStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finish(study, *ALL)
+    assert main(["study", "run", *PLACE]) == 0
+    capsys.readouterr()
+    monkeypatch.chdir(tmp_path)
+    record = "study/runs/studies/toy/study.json"
+    assert main(["study", "status", record]) == 0
+    assert "toy: 7 of 7 finished" in capsys.readouterr().out
+    assert main(["study", "cancel", record]) == 0
+    assert capsys.readouterr().out == "nothing of it runs\n"
+
+
+@pytest.mark.parametrize(
+    ("verb", "options", "said"),
+    [
+        ("run", [], "error: runs/study.json: this is the plan of a study; name the study file that it was made of\n"),
+        ("status", [], "error: runs/study.json: damaged, or of another version; plan the study again\n"),
+        ("cancel", [], "error: runs/study.json: damaged, or of another version; plan the study again\n"),
+        (
+            "status",
+            ["--site", "site.yaml"],
+            "error: runs/study.json is planned; --seeds, --arms and --site are of a study file.\n",
+        ),
+    ],
+)
+def test_a_plan_that_cannot_be_taken_is_refused_in_one_sentence(
+    study: ToyStudy, capsys: pytest.CaptureFixture[str], verb: str, options: list[str], said: str
+) -> None:
+    (study.root / "runs").mkdir(exist_ok=True)
+    (study.root / "runs" / "study.json").write_text("{}")
+    assert main(["study", verb, "runs/study.json", *options]) in (2, 3)
+    assert capsys.readouterr().err == said
 
 
 def test_status_for_people_ends_with_the_counts(study: ToyStudy, capsys: pytest.CaptureFixture[str]) -> None:

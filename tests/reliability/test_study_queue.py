@@ -16,6 +16,7 @@ from megatron_ext.recipe.site_schema import SlurmRecipe
 from megatron_ext.study.launcher import Launched, read_launched
 from megatron_ext.study.slurm import SlurmLauncher
 from megatron_ext.study.slurm_arrays import job_name
+from megatron_ext.study.slurm_jobs import SlurmJobs
 from megatron_ext.study.study_plan import StudyPlan
 from megatron_ext.study.tasks import make_task, nodes_of
 from tests.support.slurm import PrivateSlurm, private_slurm
@@ -211,10 +212,10 @@ def test_cancel_takes_what_waits_out_of_the_queue(slurm: PrivateSlurm, tmp_path:
     launch(plan, tmp_path)
     tasks = {task.name: task for task in (make_task(plan, node, tmp_path) for node in nodes_of(plan))}
     launched = {name: one for name in ("pretrain-b0", "pretrain-c1") if (one := read_launched(tasks[name].folder))}
-    launcher = SlurmLauncher(tmp_path)
-    assert {sighting.place for sighting in launcher.look(launched).values()} == {"queued"}
+    launcher = SlurmJobs(tmp_path)
+    assert {job.status for job in launcher.poll(launched).values()} == {"queued"}
     launcher.cancel(launched, now=False)
-    assert {sighting.place for sighting in launcher.look(launched).values()} == {"gone"}
+    assert {job.status for job in launcher.poll(launched).values()} == {"gone"}
     assert len(slurm.queue()) == 4
 
 
@@ -230,6 +231,6 @@ def test_of_a_node_that_is_gone_slurms_last_word_on_this_start_is_told(slurm: Pr
     ):
         with log.open("a") as file:
             file.write(f"{line}\n")
-        notes.append(SlurmLauncher(tmp_path).look(launched)["a"].note)
+        notes.append(SlurmJobs(tmp_path).poll(launched)["a"].note)
     assert notes[2] == "job 5_0"
     assert notes[3] == "job 5_0: JOB 5 ON n7 CANCELLED AT 2026-01-02T00:00:00 DUE TO TIME LIMIT"

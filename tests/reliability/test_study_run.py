@@ -106,9 +106,11 @@ def place(undisturbed: Place, tmp_path: Path) -> Iterator[Place]:
 @pytest.mark.parametrize("seed", [1, 2])
 def test_killed_at_random_it_ends_as_if_nobody_had_disturbed_it(seed: int, place: Place, undisturbed: Place) -> None:
     choose = random.Random(seed)
+    met: set[str] = set()
     for victim in choose.sample(["run", "stages", "both", "both"], 4):
         study = place.start()
         time.sleep(choose.uniform(4, 20))
+        met |= place.at_work().keys()
         if victim != "stages":
             study.kill()
             study.wait()
@@ -122,6 +124,7 @@ def test_killed_at_random_it_ends_as_if_nobody_had_disturbed_it(seed: int, place
         assert place.at_work().keys() <= running  # what ends between the two looks may only be missing on the left
         if victim == "both":
             assert running == set()
+    assert met  # so the kills met nodes at work
     assert place.start().wait(PATIENCE_S) == 0, (place.run_root.parent / "run.log").read_text()
     assert place.ends() == undisturbed.ends()
     assert place.results() == undisturbed.results()

@@ -37,7 +37,7 @@ def kills[Test: Callable[..., None]](test: Test) -> Test:
 
 
 STAGE = "tests.support.stand_in_stage"
-PATIENCE_S = 60
+PATIENCE_S = 600
 
 
 @dataclass
@@ -132,6 +132,31 @@ class StandIn:
         deadline = time.monotonic() + PATIENCE_S
         while not {f"{stage_id(letter)} begin" for letter in letters} <= set(self.diary()):
             assert time.monotonic() < deadline, self.diary()
+            time.sleep(0.02)
+
+    def wait_until_at_work(self, study: subprocess.Popen[str]) -> bool:
+        """Returns when a stage has begun and not ended; whether there was one before the run ended."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not self.stages_at_work() or not self.is_begun():
+            assert time.monotonic() < deadline, self.diary()
+            if study.poll() is not None:
+                return False
+            time.sleep(0.02)
+        return True
+
+    def is_begun(self) -> bool:
+        """Whether of some stage that is at work the newest line of the diary is its beginning."""
+        newest = {line.split()[0][-1]: line for line in self.diary()}
+        return any(newest.get(letter, "").endswith("begin") for letter in self.stages_at_work())
+
+    def wait_for_child(self, node: Path) -> psutil.Process:
+        """The process of a node that waits to be written down."""
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            for process in psutil.process_iter(["cmdline"]):
+                if (process.info["cmdline"] or [])[-2:] == ["megatron_ext.study.local_child", str(node)]:
+                    return process
+            assert time.monotonic() < deadline
             time.sleep(0.02)
 
     def ends(self) -> dict[str, bytes]:
@@ -318,6 +343,7 @@ def test_a_second_ctrl_c_ends_them_at_once(place: StandIn) -> None:
     assert study.wait(PATIENCE_S) == 5
     assert place.stages_at_work() == set()
     assert place.states()["a"].state == "stopped"
+    assert place.states()["a"].reason == "ended at once: the study got a second Ctrl-C"
 
 
 @kills
@@ -327,7 +353,9 @@ def test_cancel_ends_the_run_and_its_stages_after_they_have_saved(place: StandIn
     place.wait_until_begun("a")
     said: list[str] = []
     cancel_study(place.folder, [], finders(place.run_root), now=False, say=said.append)
-    assert study.wait(PATIENCE_S) == 5
+    output, _ = study.communicate(timeout=PATIENCE_S)
+    assert study.returncode == 5
+    assert "stopped by SIGTERM; 0 of 5 finished" in output
     assert said[0] == f"the run of the study is asked to end (process {study.pid})"
     assert place.stages_at_work() == set()
     assert place.states()["a"].state == "stopped"
@@ -340,6 +368,8 @@ def test_cancel_now_ends_what_does_not_listen(place: StandIn) -> None:
     cancel_study(place.folder, [], finders(place.run_root), now=True, say=lambda _: None)
     assert study.wait(PATIENCE_S) == 5
     assert place.stages_at_work() == set()
+    assert place.states()["a"].state == "stopped"
+    assert place.states()["a"].reason == "ended at once: study cancel --now"
 
 
 @kills
@@ -400,15 +430,42 @@ def test_on_a_full_disk_nothing_more_is_begun_and_the_next_run_goes_on(
 
 
 @kills
+def test_killed_while_it_writes_a_start_down_the_run_leaves_nothing_that_nobody_knows(
+    place: StandIn, undisturbed: dict[str, bytes]
+) -> None:
+    node = place.folder / "nodes" / stage_id("e")
+    node.mkdir(parents=True)
+    pipe = node / "launch.json.partial"
+    os.mkfifo(pipe)  # who opens it to write waits for a reader
+    study = place.start()
+    child = place.wait_for_child(node)
+    study.kill()
+    study.wait()
+    assert child.is_running()
+    gone, _ = psutil.wait_procs([child], timeout=PATIENCE_S)
+    assert gone
+    assert "error: not begun" in (node / "attempt_1.log").read_text()
+    pipe.unlink()
+    code, output = place.run()
+    assert code == 0, output
+    assert place.diary().count("pretrain-e begin") == 1
+    assert place.ends() == undisturbed
+
+
+@kills
 @pytest.mark.parametrize("seed", range(4))
 def test_killed_at_any_moment_the_status_is_true_and_the_end_is_that_of_an_undisturbed_run(
     seed: int, place: StandIn, undisturbed: dict[str, bytes]
 ) -> None:
     choose = random.Random(seed)
-    for _ in range(6):
+    victims = choose.sample(["run", "run", "stages", "stages", "both", "both"], 6)
+    for victim in victims:
+        if victim == victims[0]:  # so this one surely meets a stage at work
+            place.hold.touch()
         study = place.start(step_s=0.1)
-        time.sleep(choose.uniform(0.2, 3))
-        victim = choose.choice(["run", "stages", "both"])
+        if not place.wait_until_at_work(study):
+            break  # everything is finished
+        time.sleep(choose.uniform(0, 0.4))
         if victim != "stages":
             os.kill(study.pid, signal.SIGKILL)
             study.wait()
@@ -420,9 +477,16 @@ def test_killed_at_any_moment_the_status_is_true_and_the_end_is_that_of_an_undis
             assert place.stages_at_work() <= {letter for letter, state in states.items() if state.state == "running"}
         if victim == "both":
             assert "running" not in {state.state for state in states.values()}
+        place.hold.unlink(missing_ok=True)
         if victim == "stages":
-            study.wait(PATIENCE_S)
+            assert study.wait(PATIENCE_S) in (0, 5)
+            after = {state.state for state in place.states().values()}
+            assert after <= {"finished", "failed", "blocked"}
     code, output = place.run()
     assert code == 0, output
     assert place.ends() == undisturbed
-    assert not [line for line in place.diary() if line.endswith("refused")]
+    diary = place.diary()
+    assert not [line for line in diary if line.endswith("refused")]
+    begins, ends = (sum(word in line for line in diary) for word in (" begin", " end "))
+    assert ends == len(PARENTS)
+    assert begins > ends  # so many starts were killed at work

@@ -4,7 +4,7 @@
        └─ d
     e                   fails while RUN_ROOT/broken is there; all wait while RUN_ROOT/hold is
 
-The program is the runner of `megatron-ext study run` over this study: the same lock, launcher, loop and ending.
+The program gives this study to `run_here`, which is what `megatron-ext study run` does with what it has planned.
 """
 
 from __future__ import annotations
@@ -15,12 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from data_tools.command_line import exit_code_of
-from megatron_ext.study.asked import Asked
-from megatron_ext.study.finish import conclude
-from megatron_ext.study.launcher import Task, study_folder
+from megatron_ext.study.launcher import Task
 from megatron_ext.study.local import LocalLauncher, Machine
-from megatron_ext.study.runner import Runner
-from megatron_ext.study.study_lock import only_runner
+from megatron_ext.study.run import run_here
 from megatron_ext.study.study_plan import ArmPlan, Cost, StageNode, StudyPlan, StudyTotals
 from megatron_ext.study.tasks import is_finished, make_task, nodes_of
 
@@ -117,25 +114,17 @@ def stand_in_tasks(plan: StudyPlan, run_root: Path, *, step_s: float) -> dict[st
     return tasks
 
 
-def run(run_root: Path, *, workers: int, step_s: float) -> None:
-    """Runs what is unfinished of it."""
-    plan = stand_in_plan(run_root)
-    tasks = stand_in_tasks(plan, run_root, step_s=step_s)
-    with only_runner(study_folder(run_root, plan.name)), Asked() as asked:
-        launcher = LocalLauncher(workers=workers, machine=Machine(cores=workers, gpus=()))
-        say = lambda text: print(text, flush=True)  # noqa: E731
-        states = Runner(plan, run_root, tasks, launcher, say, lambda _: None, look_s=0.1).run(asked)
-    conclude(plan, tasks, states, stopped_by=asked.to_stop)
-
-
 def main() -> int:
-    """Runs it from the command line."""
+    """Runs what is unfinished of it, from the command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("run_root", type=Path)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--step-s", type=float, default=0.02)
     asked = parser.parse_args()
-    return exit_code_of(lambda: run(asked.run_root, workers=asked.workers, step_s=asked.step_s))
+    plan = stand_in_plan(asked.run_root)
+    tasks = stand_in_tasks(plan, asked.run_root, step_s=asked.step_s)
+    launcher = LocalLauncher(workers=asked.workers, machine=Machine(cores=asked.workers, gpus=()))
+    return exit_code_of(lambda: run_here(plan, tasks, launcher, record=plan, look_s=0.1))
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ def test_a_rank_for_each_gpu_unless_it_is_said_otherwise(keys: str, ranks: int, 
     ("option", "message"),
     [
         ("array=0-3", "'array=0-3': the script sets array itself; leave it out"),
+        ("export=NONE", "'export=NONE': the script sets export itself; leave it out"),
         ("--signal=B:TERM@60", "'--signal=B:TERM@60': the script sets signal itself; leave it out"),
         ("time=1:00:00", "'time=1:00:00': there is a key for it; write time"),
         ("c=4", "'c=4': there is a key for it; write cpus_per_node"),

@@ -16,7 +16,7 @@ from megatron_ext.study.cancel import cancel_study
 from megatron_ext.study.launcher import Launched, node_folder, write_launched
 from megatron_ext.study.launchers import finders
 from megatron_ext.study.processes import identity_of
-from megatron_ext.study.slurm import SlurmLauncher
+from megatron_ext.study.slurm_jobs import SlurmJobs
 
 ELSEWHERE = {"boot_id": "another", "host": "gpu-7", "pid": 4711}
 
@@ -56,11 +56,11 @@ def test_squeue_is_asked_once_however_often_somebody_looks(tmp_path: Path, monke
     program.write_text(f"#!/bin/bash\necho asked >> {tmp_path}/asked\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    launcher = SlurmLauncher(tmp_path)
+    launcher = SlurmJobs(tmp_path)
     for _ in range(5):
-        assert launcher.look({"a": Launched("slurm", 1, 0.0, handle={"job": "1_0"})})["a"].place == "gone"
+        assert launcher.poll({"a": Launched("slurm", 1, 0.0, handle={"job": "1_0"})})["a"].status == "gone"
     assert (tmp_path / "asked").read_text() == "asked\n"
-    launcher.look({"a": Launched("slurm", 1, 0.0, handle={"job": "2_0"})})  # submitted since
+    launcher.poll({"a": Launched("slurm", 1, 0.0, handle={"job": "2_0"})})  # submitted since
     assert (tmp_path / "asked").read_text() == "asked\n" * 2
 
 

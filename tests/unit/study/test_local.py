@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,14 +14,15 @@ from pathlib import Path
 import pytest
 
 from data_tools.errors import SetupError
-from megatron_ext.study.launcher import Launched, Task, node_folder, read_launched
+from megatron_ext.study.launcher import Launched, Task, node_folder, read_launched, write_launched
 from megatron_ext.study.local import LocalLauncher, Machine, command_of
+from megatron_ext.study.processes import identity_of
 from megatron_ext.study.tasks import make_task
 from tests.support.stand_in_study import stage_id, stand_in_plan
 
 SLEEPER = ("-n", "1", "-r", "1", "-s", "import time", "time.sleep(60)")  # of python -m timeit
 TELLER = ("-n", "1", "-r", "1", "-s", "import os", "print(os.environ['OMP_NUM_THREADS'], os.environ['{}'])")
-PATIENCE_S = 60
+PATIENCE_S = 600
 
 
 def launched(*gpus: str) -> Launched:
@@ -47,10 +51,11 @@ def launcher() -> Iterator[LocalLauncher]:
 def wait_for_end(launcher: LocalLauncher, task: Task) -> str:
     """The log of a node that has ended."""
     deadline = time.monotonic() + PATIENCE_S
-    while launcher.own():
+    while "study: exit code" not in (text := (task.folder / "attempt_1.log").read_text()):
+        launcher.poll({})
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    return (task.folder / "attempt_1.log").read_text()
+    return text
 
 
 def test_no_more_nodes_run_than_there_are_workers(task: Task) -> None:
@@ -103,9 +108,9 @@ def test_a_start_is_known_by_its_files_when_launch_returns(launcher: LocalLaunch
     started = read_launched(task.folder)
     assert started is not None
     assert started.command[1:] == ("-m", "timeit", *SLEEPER)
-    assert launcher.look({task.name: started})[task.name].place == "running"
+    assert launcher.poll({task.name: started})[task.name].status == "running"
     other = LocalLauncher(workers=1, machine=Machine(cores=2, gpus=()))  # of another process, which has no children
-    assert other.look({task.name: started})[task.name].place == "running"
+    assert other.poll({task.name: started})[task.name].status == "running"
 
 
 def test_how_a_node_ended_stands_at_the_end_of_its_log(launcher: LocalLauncher, task: Task) -> None:
@@ -114,7 +119,7 @@ def test_how_a_node_ended_stands_at_the_end_of_its_log(launcher: LocalLauncher, 
     assert started is not None
     launcher.cancel({task.name: started}, now=True)
     assert wait_for_end(launcher, task).endswith("study: exit code -9 (SIGKILL)\n")
-    assert launcher.look({task.name: started})[task.name].place == "gone"
+    assert launcher.poll({task.name: started})[task.name].status == "gone"
 
 
 def test_each_start_has_a_log_of_its_own(launcher: LocalLauncher, task: Task) -> None:
@@ -146,8 +151,47 @@ def test_torchrun_knows_the_option() -> None:
     assert "--shutdown-timeout" in words or "--shutdown_timeout" in words
 
 
-def test_a_node_that_cannot_begin_says_why(launcher: LocalLauncher, task: Task) -> None:
+def test_a_node_whose_start_cannot_be_written_down_does_not_begin(launcher: LocalLauncher, task: Task) -> None:
     task.folder.mkdir(parents=True)
     (task.folder / "launch.json.partial").symlink_to("/dev/full")
-    with pytest.raises(SetupError, match="ended with exit code 4 before it began: error: .*No space left on device"):
-        launcher.launch([sleeping(task)])
+    with pytest.raises(OSError, match="No space left on device"):
+        launcher.launch([replace(task, module="timeit", arguments=("-n", "1", "-r", "1", "print('began')"))])
+    log = wait_for_end(launcher, task)
+    assert "error: not begun: whoever started it has ended, or could not write launch.json" in log
+    assert "began\n" not in log
+
+
+def test_a_process_whose_start_was_never_written_down_begins_nothing(tmp_path: Path) -> None:
+    child = subprocess.run(
+        [sys.executable, "-m", "megatron_ext.study.local_child", str(tmp_path)],
+        stdin=subprocess.DEVNULL,  # as where whoever started it is killed
+        capture_output=True,
+        text=True,
+    )
+    assert child.returncode == 4
+    assert child.stderr.startswith("error: not begun: ")
+
+
+def test_a_process_does_not_take_up_what_another_start_has_written_down(tmp_path: Path) -> None:
+    other = identity_of(os.getpid())
+    write_launched(tmp_path, Launched("local", 1, 0.0, (sys.executable, "-c", "print('begun')"), other))
+    child = subprocess.run(
+        [sys.executable, "-m", "megatron_ext.study.local_child", str(tmp_path)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert (child.returncode, child.stdout) == (4, "")
+
+
+def test_of_a_node_in_another_container_the_lock_of_its_log_tells(launcher: LocalLauncher, task: Task) -> None:
+    launcher.launch([sleeping(task)])
+    started = read_launched(task.folder)
+    assert started is not None
+    elsewhere = replace(started, handle={**started.handle, "pid_namespace": "pid:[1]", "host": "other"})
+    [job] = launcher.poll({task.name: elsewhere}).values()
+    assert (job.status, job.is_reachable) == ("running", False)
+    assert f"process {started.handle['pid']} in container other of this machine" in job.note
+    launcher.cancel({task.name: started}, now=True)
+    wait_for_end(launcher, task)
+    assert launcher.poll({task.name: elsewhere})[task.name].status == "gone"

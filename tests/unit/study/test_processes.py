@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from megatron_ext.study.processes import ask_to_end, end_at_once, identity_of, whereabouts
+from megatron_ext.study.processes import ask_to_end, end_at_once, identity_of, process_status
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(60)"]
 PARENT = (
@@ -31,7 +31,7 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def test_a_process_that_runs_is_alive(sleeper: subprocess.Popen[bytes]) -> None:
-    assert whereabouts(identity_of(sleeper.pid)) == "alive"
+    assert process_status(identity_of(sleeper.pid)) == "alive"
 
 
 def test_a_process_that_ended_is_gone_even_before_its_parent_asks(sleeper: subprocess.Popen[bytes]) -> None:
@@ -39,22 +39,43 @@ def test_a_process_that_ended_is_gone_even_before_its_parent_asks(sleeper: subpr
     sleeper.kill()
     os.waitid(os.P_PID, sleeper.pid, os.WEXITED | os.WNOWAIT)  # ended, and not asked about: a zombie
     assert psutil.Process(sleeper.pid).status() == psutil.STATUS_ZOMBIE
-    assert whereabouts(identity) == "gone"
+    assert process_status(identity) == "gone"
     sleeper.wait()
-    assert whereabouts(identity) == "gone"
+    assert process_status(identity) == "gone"
 
 
 def test_another_process_with_the_same_pid_is_not_it(sleeper: subprocess.Popen[bytes]) -> None:
     identity = identity_of(sleeper.pid)
-    assert whereabouts(identity | {"start_ticks": identity["start_ticks"] - 1}) == "gone"
+    assert process_status(identity | {"start_ticks": identity["start_ticks"] - 1}) == "gone"
 
 
 def test_a_process_of_an_earlier_boot_is_gone(sleeper: subprocess.Popen[bytes]) -> None:
-    assert whereabouts(identity_of(sleeper.pid) | {"boot_id": "another"}) == "gone"
+    assert process_status(identity_of(sleeper.pid) | {"boot_id": "another"}) == "gone"
 
 
 def test_a_process_of_another_machine_is_elsewhere(sleeper: subprocess.Popen[bytes]) -> None:
-    assert whereabouts(identity_of(sleeper.pid) | {"boot_id": "another", "host": "another"}) == "elsewhere"
+    assert process_status(identity_of(sleeper.pid) | {"boot_id": "another", "host": "another"}) == "elsewhere"
+
+
+@pytest.mark.parametrize("key", ["host", "machine_id"])
+def test_a_machine_is_another_one_if_its_name_or_its_installation_is(
+    sleeper: subprocess.Popen[bytes], key: str
+) -> None:
+    assert process_status(identity_of(sleeper.pid) | {"boot_id": "another", key: "another"}) == "elsewhere"
+
+
+def test_in_another_container_of_this_machine_pids_say_nothing(sleeper: subprocess.Popen[bytes]) -> None:
+    assert process_status(identity_of(sleeper.pid) | {"pid_namespace": "pid:[1]"}) == "elsewhere"
+
+
+@pytest.mark.parametrize(("boot_id", "status"), [(None, "alive"), ("another", "gone")])
+def test_a_record_without_container_and_installation_is_of_this_machine(
+    sleeper: subprocess.Popen[bytes], boot_id: str | None, status: str
+) -> None:
+    """As earlier versions wrote it."""
+    identity = identity_of(sleeper.pid) | ({"boot_id": boot_id} if boot_id is not None else {})
+    earlier = {key: identity[key] for key in ("pid", "start_ticks", "boot_id", "host")}
+    assert process_status(earlier) == status
 
 
 def test_a_process_is_asked_to_end(sleeper: subprocess.Popen[bytes]) -> None:

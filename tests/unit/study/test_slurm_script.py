@@ -11,7 +11,7 @@ import pytest
 
 from megatron_ext.recipe.site_schema import SlurmJob, SlurmRecipe
 from megatron_ext.study.launcher import Task
-from megatron_ext.study.slurm_script import Place, place_of, write_script
+from megatron_ext.study.slurm_script import JobSize, job_size, write_script
 from megatron_ext.study.study_plan import EvaluationNode
 from megatron_ext.study.tasks import make_task
 from tests.support.stand_in_study import stand_in_plan
@@ -81,6 +81,7 @@ def test_sbatch_is_asked_for_what_the_site_and_the_layout_say(tmp_path: Path, mo
         '--comment="two words"',
         "--signal=B:USR1@600",
         "--requeue",
+        "--export=ALL",
         "--kill-on-invalid-dep=yes",
         f"--chdir={tmp_path}",
         "--open-mode=append",
@@ -96,19 +97,19 @@ def test_a_percent_in_a_path_is_no_pattern(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("slurm", "world_size", "place"),
     [
-        (SlurmRecipe(gpus_per_node=8), 1, Place(1, 1)),
-        (SlurmRecipe(gpus_per_node=8), 8, Place(1, 8)),
-        (SlurmRecipe(gpus_per_node=8), 12, Place(2, 6)),
-        (SlurmRecipe(gpus_per_node=8), 32, Place(4, 8)),
-        (SlurmRecipe(gpus_per_node=8, pretrain=SlurmJob(nodes=3)), 4, Place(3, 8)),
-        (SlurmRecipe(gpus_per_node=8, sft=SlurmJob(nodes=3)), 4, Place(1, 4)),
-        (SlurmRecipe(ranks_per_node=2, nodes=2), 1, Place(2, 2)),
+        (SlurmRecipe(gpus_per_node=8), 1, JobSize(1, 1)),
+        (SlurmRecipe(gpus_per_node=8), 8, JobSize(1, 8)),
+        (SlurmRecipe(gpus_per_node=8), 12, JobSize(2, 6)),
+        (SlurmRecipe(gpus_per_node=8), 32, JobSize(4, 8)),
+        (SlurmRecipe(gpus_per_node=8, pretrain=SlurmJob(nodes=3)), 4, JobSize(3, 8)),
+        (SlurmRecipe(gpus_per_node=8, sft=SlurmJob(nodes=3)), 4, JobSize(1, 4)),
+        (SlurmRecipe(ranks_per_node=2, nodes=2), 1, JobSize(2, 2)),
     ],
 )
 def test_ranks_go_on_as_few_nodes_as_the_layout_needs_or_on_those_of_the_site(
-    slurm: SlurmRecipe, world_size: int, place: Place, tmp_path: Path
+    slurm: SlurmRecipe, world_size: int, place: JobSize, tmp_path: Path
 ) -> None:
-    assert place_of(stage_task(tmp_path, world_size=world_size), slurm) == place
+    assert job_size(stage_task(tmp_path, world_size=world_size), slurm) == place
 
 
 def test_each_task_of_an_array_runs_its_own_node(tmp_path: Path) -> None:

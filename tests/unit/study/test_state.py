@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from megatron_ext.study.launcher import Launched, node_folder, say_asked_to_stop, write_launched
+from megatron_ext.study.launcher import Launched, node_folder, read_launched, say_asked_to_stop, write_launched
 from megatron_ext.study.launchers import finders
 from megatron_ext.study.processes import identity_of
 from megatron_ext.study.state import NodeState, node_states
@@ -58,6 +58,12 @@ class Place:
             handle["start_ticks"] -= 1
         write_launched(folder, Launched(kind="local", attempt=attempt, at=0.0, handle=handle))
         (folder / f"attempt_{attempt}.log").write_text(log)
+
+    def launched(self) -> Launched:
+        """The start of stage a, as its launch.json has it."""
+        found = read_launched(node_folder(self.run_root, self.plan.name, A))
+        assert found is not None
+        return found
 
 
 @pytest.fixture
@@ -141,8 +147,17 @@ def test_the_signal_that_killed_it_is_named(place: Place) -> None:
 
 def test_a_start_that_the_study_asked_to_stop_has_stopped(place: Place) -> None:
     place.launch(log="step 1/6\n")
-    say_asked_to_stop([node_folder(place.run_root, place.plan.name, A)], "study cancel")
+    say_asked_to_stop([place.launched()], "study cancel")
     assert place.state() == ("stopped", "asked to stop: study cancel")
+
+
+def test_a_start_that_was_ended_at_once_is_not_said_to_have_saved(place: Place) -> None:
+    place.launch(log="step 1/6\n")
+    say_asked_to_stop([place.launched()], "study cancel --now", now=True)
+    say_asked_to_stop([place.launched()], "the study got SIGTERM")  # the run, which cancel has told too
+    with (node_folder(place.run_root, place.plan.name, A) / "attempt_1.log").open("a") as log:
+        log.write("study: exit code -9 (SIGKILL)\n")
+    assert place.state() == ("stopped", "ended at once: study cancel --now")
 
 
 def test_a_start_that_has_left_no_log_counts_as_not_begun(place: Place) -> None:
