@@ -27,7 +27,7 @@ from typing import IO, Any
 from data_tools.atomic_files import write_atomically
 from data_tools.errors import DataError
 from megatron_ext.datasets.rollout_file import zstandard_of_extra
-from megatron_ext.evaluate.results import ITEMS
+from megatron_ext.evaluate.results import ITEMS, evaluate_again
 
 Line = dict[str, Any]
 Key = tuple[str, int]
@@ -46,10 +46,13 @@ def read_items(folder: Path) -> Iterator[Line]:
     zstandard = zstandard_of_extra("answers are kept with it")
     file = folder / ITEMS
     try:
-        content = zstandard.ZstdDecompressor().decompressobj().decompress(file.read_bytes())
+        whole = zstandard.ZstdDecompressor().decompressobj()
+        content = whole.decompress(file.read_bytes())
+        if not whole.eof:  # what there is of a cut file is decompressed without a word
+            raise ValueError("it is cut")
         yield from (json.loads(line) for line in content.splitlines())
     except (zstandard.ZstdError, ValueError, OSError) as error:
-        raise DataError(f"{file}: cannot be read ({error}); evaluate again.") from None
+        raise DataError(f"{file}: cannot be read ({error}); {evaluate_again(folder)}") from None
 
 
 class KeptItems:

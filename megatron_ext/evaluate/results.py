@@ -26,6 +26,9 @@ RESULTS = "results.json"
 ITEMS = "samples.jsonl.zst"
 ASKED = "asked.json"
 
+METRIC_UNITS = {"loss": "nats per token", "bits_per_byte": "bits per byte"}
+"""Of metrics of texts, by name; all others are shares of right answers, or are as their tasks say."""
+
 
 class Part(BaseModel):
     """A frozen part of the results."""
@@ -212,7 +215,7 @@ def read_results(path: Path) -> Results:
         remedy = f"name one of {', '.join(there)}" if there else "name a folder …/evaluations/NAME that has finished"
         raise DataError(f"{file}: {error.strerror}; {remedy}.") from None
     except ValueError as error:
-        raise DataError(f"{file}: damaged ({error}); evaluate again.") from None
+        raise DataError(f"{file}: damaged ({error}); {evaluate_again(file.parent)}") from None
     version = found.get("schema_version") if isinstance(found, dict) else None
     if version != SCHEMA_VERSION:
         raise DataError(f"{file}: schema_version: {version!r} is not {SCHEMA_VERSION}, the one read here.")
@@ -221,4 +224,9 @@ def read_results(path: Path) -> Results:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise DataError(f"{file}: {where}: {first['msg']}; it was edited or damaged: evaluate again.") from None
+        raise DataError(f"{file}: {where}: {first['msg']}; edited or damaged; {evaluate_again(file.parent)}") from None
+
+
+def evaluate_again(folder: Path) -> str:
+    """The way out where results or their items are damaged, for messages."""
+    return f"remove the folder and evaluate again (of a study: study run does): rm -r {folder}"

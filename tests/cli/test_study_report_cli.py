@@ -28,7 +28,7 @@ def test_the_page_goes_where_it_is_asked_to(study: Path, tmp_path: Path, capsys:
     assert main(["study", "report", str(study), "-o", str(page)]) == 0
     assert page.read_text().startswith("<!doctype html>")
     size = f"{len(page.read_bytes()):,}"
-    assert capsys.readouterr().out == f"{page}: {size} bytes; 2 stages and evaluations have not run\n"
+    assert capsys.readouterr().out == f"{page}: {size} bytes; stages and evaluations that are not finished: 2 waiting\n"
 
 
 def test_without_a_file_the_page_goes_to_the_study(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,7 +72,27 @@ def test_damaged_results_are_refused_and_not_left_out(tmp_path: Path, capsys: py
     results = tmp_path / "runs/stages/sft-shq_on_ldq-0/evaluations" / FOLDER / "results.json"
     results.write_text(results.read_text()[:100])
     assert main(["study", "report", str(study), "--format", "md"]) == 3
-    assert f"error: {results}: damaged" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"error: {results}: damaged" in said
+    assert said.endswith(f"remove the folder and evaluate again (of a study: study run does): rm -r {results.parent}\n")
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "empty"])
+def test_items_that_cannot_be_read_are_refused_for_they_make_the_intervals(
+    tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = write_study(tmp_path, seeds=1, items=5)
+    study = tmp_path / "study.json"
+    study.write_text(plan.to_json())
+    items = tmp_path / "runs/stages/sft-shq_on_ldq-0/evaluations" / FOLDER / "samples.jsonl.zst"
+    content = items.read_bytes()
+    items.unlink()
+    if damage != "gone":
+        items.write_bytes(content[:-1] if damage == "cut" else b"")
+    assert main(["study", "report", str(study), "--format", "md"]) == 3
+    said = capsys.readouterr().err
+    assert f"error: {items}: cannot be read (" in said
+    assert f"rm -r {items.parent}\n" in said
 
 
 def test_a_study_file_is_planned(
