@@ -18,6 +18,9 @@ StageKind = Literal["pretrain", "sft", "rl"]
 STAGE_KINDS: tuple[StageKind, ...] = ("pretrain", "sft", "rl")
 """In the order of a chain."""
 
+STAGE_NAMES: dict[StageKind, str] = {"pretrain": "pretraining", "sft": "fine-tuning", "rl": "RL"}
+"""In prose."""
+
 Scalar = str | int | float | bool | None
 
 
@@ -151,3 +154,6 @@ class StudyRecipe(Section):
     evaluate: StageSuites = Field(default=StageSuites(), description="Suites by kind of stage.")
     seeds: StageSeeds = Field(default=StageSeeds(), description="Replicates by kind of stage.")
     findings: tuple[FindingRecipe, ...] = Field(default=(), description="What is expected, to be shown or not.")
+    findings_notes: tuple[str, ...] = Field(
+        default=(), description="What a reader of the report must know of the findings' numbers, and of the paper's."
+    )

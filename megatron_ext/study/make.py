@@ -10,7 +10,7 @@ from pathlib import Path
 from data_tools.errors import DataError, RecipeError, UsageError, UserError
 from data_tools.strict_yaml import nearest
 from megatron_ext.recipe.study_load import LoadedArm, LoadedStudy, load_arm, load_study
-from megatron_ext.recipe.study_schema import STAGE_KINDS, StageSeeds
+from megatron_ext.recipe.study_schema import STAGE_KINDS, FindingRecipe, StageKind, StageSeeds
 from megatron_ext.study.claims import require_answerable
 from megatron_ext.study.condition import arm_differences
 from megatron_ext.study.nodes import PlannedStage, arm_plan, evaluation_nodes, stage_node, study_totals
@@ -81,6 +81,8 @@ def make_study_plan(
         differences=differences,
         findings=tuple(one for one in study.recipe.findings if one.arms <= chosen_chains.keys()),
         findings_left_out=tuple(one.name for one in study.recipe.findings if not one.arms <= chosen_chains.keys()),
+        findings_notes=study.recipe.findings_notes,
+        main_metrics=_main_metrics(study.recipe.findings),
         totals=study_totals(arm_plans, nodes, evaluations),
         hardware=hardware,
     )
@@ -129,6 +131,12 @@ def make_arm_plan(
         findings=(),
         totals=study_totals(arms, nodes, ()),
     )
+
+
+def _main_metrics(findings: Sequence[FindingRecipe]) -> dict[StageKind, str]:
+    """Of each kind of stage the metric that most comparisons ask for."""
+    asked = {kind: [c.metric for one in findings for c in one.comparisons if c.stage == kind] for kind in STAGE_KINDS}
+    return {kind: max(metrics, key=metrics.count) for kind, metrics in asked.items() if metrics}
 
 
 def _all_chains(planner: Planner, arms: Sequence[LoadedArm]) -> dict[str, list[list[PlannedStage]]]:

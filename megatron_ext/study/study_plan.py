@@ -133,6 +133,8 @@ class StudyPlan(StudyPart):
     differences: tuple[ArmDifference, ...]
     findings: tuple[FindingRecipe, ...]
     findings_left_out: tuple[str, ...] = ()  # names of those whose arms are not all in this plan
+    findings_notes: tuple[str, ...] = ()  # what to know of their numbers
+    main_metrics: dict[StageKind, str] = {}  # that most findings ask for, left out or not
     totals: StudyTotals
     hardware: Hardware | None = None
 
