@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,6 +88,31 @@ def study_named(
     return make_study_plan(path, site=site, run_root=run_root, seeds=of_run, arms=arms)
 
 
+def checkpoint_of(name: str) -> Path:
+    """The checkpoint that a path means; a stage's id may be cut where its beginning is known once.
+
+    Args:
+        name: A stage's folder, its `checkpoints/step_N`, or the beginning of such a folder's name.
+
+    Raises:
+        DataError: There is none.
+    """
+    path = Path(name)
+    if path.exists():
+        return checkpoint_at(path)
+    begun = [one for one in sorted(path.parent.glob(f"{glob.escape(path.name)}*")) if one.is_dir()] if path.name else []
+    if path.parent.name == "checkpoints":
+        steps = sorted(path.parent.glob("step_*"), key=lambda step: (len(step.name), step.name))
+        there = f"there are {', '.join(step.name for step in steps)}" if steps else "there are none yet"
+        raise DataError(f"{path}: no such checkpoint; {there}")
+    if len(begun) == 1:
+        return checkpoint_at(begun[0])
+    if begun:
+        raise DataError(f"{path}: begins the names of {', '.join(one.name for one in begun[:5])}; write one of them")
+    arm = "" if len(path.parts) > 1 else ", or an arm with its study: --study STUDY.yaml"
+    raise DataError(f"{path}: no such folder; name a stage's folder, one of its checkpoints/step_N{arm}")
+
+
 def checkpoint_named(
     name: str, *, study: Path | None = None, site: Path | None = None, run_root: Path | None = None
 ) -> Path:
@@ -103,7 +129,7 @@ def checkpoint_named(
         UsageError: There is no such arm.
     """
     if study is None:
-        return checkpoint_at(Path(name))
+        return checkpoint_of(name)
     chain = arm_named(name, study_named(study, site=site, run_root=run_root)).chains[0]
     finished = [folder for folder in chain if (folder / STAGE_FILE).is_file()]
     if finished != list(chain):

@@ -9,12 +9,12 @@ from pathlib import Path
 from megatron_ext.evaluate.results import RESULTS, Results, read_results
 from megatron_ext.study.comparison.content import MetricDifference
 from megatron_ext.study.comparison.sides import StageAt
-from megatron_ext.study.report.judged import Judged, judged_at
+from megatron_ext.study.report.evaluated import Evaluated, read_evaluation
 from megatron_ext.study.report.measured import Measured, measure_suite
 from megatron_ext.training.file_list import weights_fingerprint
 
 _DRAWN = {
-    "items and seeds": "spread of seeds from these two alone",
+    "items and seeds": "spread of seeds from these two alone; study report takes that of all arms",
     "items": "over items alone: one seed each",
     "seeds": "over seeds alone, their spread from these two: its items were not kept",
     "nothing": "no interval: its items were not kept",
@@ -58,7 +58,7 @@ def metric_differences(
     for label in dict.fromkeys(one.label for one in sides[0]):
         one = [found for found in sides[0] if found.label == label]
         other = [found for found in sides[1] if _are_alike(one[0], found)]
-        rows = [list(filter(None, (judged_at(f.folder, f.replicate) for f in row))) for row in (one, other)]
+        rows = [list(filter(None, (read_evaluation(f.folder, f.replicate) for f in row))) for row in (one, other)]
         if all(rows):
             matched += [*one, *other]
             differences += _differences(place, label, rows)
@@ -89,7 +89,7 @@ def _found(stages: Sequence[StageAt]) -> list[Found]:
     return list(newest.values())
 
 
-def _differences(place: str, label: str, rows: Sequence[Sequence[Judged]]) -> list[MetricDifference]:
+def _differences(place: str, label: str, rows: Sequence[Sequence[Evaluated]]) -> list[MetricDifference]:
     kind = place.split()[0]
     measured = measure_suite(kind, label, rows, None)  # type: ignore[arg-type]
     return [_difference(place, label, one) for one in measured if one.info.role != "domain"]

@@ -10,7 +10,7 @@ from megatron_ext.datasets.ledger import checkpoint_at
 from megatron_ext.plan.lineage import STAGE_FILE
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.study.lineage.read import read_plan
-from megatron_ext.study.named import arm_named
+from megatron_ext.study.named import arm_named, checkpoint_of
 from megatron_ext.study.study_plan import StudyPlan
 
 Place = tuple[str, int]
@@ -91,7 +91,7 @@ def side_named(name: str, study: StudyPlan | None = None) -> Side:
     if study is not None:
         arm = arm_named(name, study)
         return Side(name, tuple(tuple(map(_stage_at, chain)) for chain in arm.chains), arm.arm)
-    checkpoint = checkpoint_at(Path(name)).absolute()
+    checkpoint = checkpoint_of(name).absolute()
     plan = read_plan(checkpoint / "plan.json")
     folder = checkpoint.parents[1]
     behind = plan.behind.chain if plan.behind is not None else ()

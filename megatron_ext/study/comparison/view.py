@@ -31,6 +31,10 @@ def print_comparison(comparison: Comparison) -> None:
     _print(console, "held-out", columns, [_curve_row(pair) for pair in comparison.curves])
     found = ("place", "evaluation", "task", "metric", "A", "B", "B - A", "95 %", "")
     _print(console, "what was found", found, [_metric_row(one) for one in comparison.metrics])
+    if any(not one.is_higher_better for one in comparison.metrics):
+        console.print(
+            "B - A below 0 is the better B where lower is better; study report turns it round", soft_wrap=True
+        )
     for note in comparison.notes:
         console.print(f"note: {note}", soft_wrap=True)
 
@@ -122,5 +126,5 @@ def _metric_row(one: MetricDifference) -> tuple[str, ...]:
     if one.low is not None and one.high is not None:
         ends = f"{form.format(scale * one.low)} to {form.format(scale * one.high)}"
     difference = "" if one.difference is None else form.format(scale * one.difference)
-    metric = one.metric or "mean"
+    metric = (one.metric or "mean") + ("" if one.is_higher_better else ", lower is better")
     return (one.place, one.evaluation, one.name, metric, said(one.first), said(one.second), difference, ends, one.note)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from rich.tree import Tree
 
 from data_tools.quantities import format_exact
+from megatron_ext.evaluate.results import METRIC_UNITS
 from megatron_ext.plan.render import counted, terminal
 from megatron_ext.study.lineage.record import (
     EvaluationFacts,
@@ -143,5 +144,10 @@ def _evaluation(evaluation: EvaluationFacts) -> Line:
 
 
 def _task(task: TaskFacts) -> str:
-    interval = f" [{task.low:.4g}, {task.high:.4g}]" if task.low is not None and task.high is not None else ""
-    return f"{task.name}: {task.metric} {task.value:.4g}{interval} of {task.n:,}; contamination {task.contamination}"
+    unit = METRIC_UNITS.get(task.metric)
+    scale, after = (1, f" {unit}") if unit else (100, " %") if 0 <= task.value <= 1 else (1, "")
+    numbers = [task.value, *([task.low, task.high] if task.low is not None and task.high is not None else [])]
+    value, *ends = (f"{scale * number:.4g}" for number in numbers)
+    interval = f" [{', '.join(ends)}], this evaluation alone," if ends else ""
+    of = f"of {task.n:,} {'tokens' if unit else 'items'}"
+    return f"{task.name}: {task.metric} {value}{after}{interval} {of}; contamination {task.contamination}"

@@ -33,11 +33,6 @@ def verified(lineage: Lineage) -> Lineage:
     return lineage.model_copy(update={"checks": tuple(checks.values()), "unknown": known})
 
 
-def damaged(lineage: Lineage) -> tuple[Check, ...]:
-    """The checks that failed."""
-    return tuple(check for check in lineage.checks or () if check.damage)
-
-
 def _of_stage(stage: StageFacts) -> Iterator[Check]:
     if stage.is_id_of_meaning is not None:
         wrong = () if stage.is_id_of_meaning else (f"the meaning in plan.json is not that of {stage.stage_id}",)

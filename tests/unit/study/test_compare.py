@@ -19,7 +19,7 @@ from megatron_ext.study.comparison.make import compare_sides
 from megatron_ext.study.comparison.metrics import _differences
 from megatron_ext.study.comparison.sides import side_named
 from megatron_ext.study.make import make_study_plan
-from megatron_ext.study.report.judged import judged_at
+from megatron_ext.study.report.evaluated import read_evaluation
 from megatron_ext.training.file_list import weights_fingerprint
 from tests.support.evaluation_results import results_of
 from tests.support.study_on_disk import FOLDER, write_study
@@ -249,6 +249,6 @@ def test_an_interval_over_seeds_says_whose_spread_it_has(tmp_path: Path) -> None
         [run_root / "stages" / f"sft-shq_on_{base}-{seed}" / "evaluations" / FOLDER for seed in (0, 1)]
         for base in ("base", "lmq")
     ]
-    rows = [[one for seed, folder in enumerate(of) if (one := judged_at(folder, seed))] for of in folders]
+    rows = [[one for seed, folder in enumerate(of) if (one := read_evaluation(folder, seed))] for of in folders]
     found = {one.name: one.note for one in _differences("sft 1", "toy", rows)}
     assert found["average"] == "spread of seeds from these two alone"

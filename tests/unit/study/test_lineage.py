@@ -15,12 +15,17 @@ from megatron_ext.__main__ import main
 from megatron_ext.evaluate.results import Contamination, Interval, Metric, TaskResult, write_results
 from megatron_ext.runtime.code_version import code_version
 from megatron_ext.study.lineage.read import read_lineage
-from megatron_ext.study.lineage.record import Lineage
-from megatron_ext.study.lineage.verify import damaged, verified
+from megatron_ext.study.lineage.record import Check, Lineage
+from megatron_ext.study.lineage.verify import verified
 from megatron_ext.training.file_list import weights_fingerprint
 from tests.support.evaluation_results import results_of
 from tests.support.toy_arms import Arms
 from tests.support.toy_project import environment
+
+
+def damaged(lineage: Lineage) -> tuple[Check, ...]:
+    """The checks that failed."""
+    return tuple(check for check in lineage.checks or () if check.damage)
 
 
 def said(lineage: Lineage, *words: str) -> list[str]:
