@@ -25,6 +25,7 @@ def _report_arguments(add: Any) -> None:
 def _report(arguments: argparse.Namespace) -> None:
     from megatron_ext.study.launchers import finders
     from megatron_ext.study.named import study_named
+    from megatron_ext.study.page.views import missing_counts
     from megatron_ext.study.page.write import FORMATS, format_of, write_report
     from megatron_ext.study.report.make import make_report
 
@@ -43,8 +44,9 @@ def _report(arguments: argparse.Namespace) -> None:
         return
     output = output or Path(plan.run_root) / "studies" / plan.name / "report.html"
     size = write_report(report, output, form)
-    missing = f"; {len(report.missing)} stages and evaluations have not run" if report.missing else ""
-    print(f"{output}: {size:,} bytes{missing}")
+    missing = missing_counts(report)
+    unfinished = f"; stages and evaluations that are not finished: {missing}" if missing else ""
+    print(f"{output}: {size:,} bytes{unfinished}")
 
 
 REPORT_VERBS = (

@@ -96,6 +96,23 @@ def test_a_click_sorts_by_number_and_another_turns_it_round(opened: OpenPage) ->
     assert names(opened) == ["base-shq", "ldq-shq", "lmq-shq"]
 
 
+def test_a_first_click_puts_the_best_loss_on_top(browser: Browser, tmp_path: Path) -> None:
+    report = make_report(write_study(tmp_path, items=20), command="x")
+    loss = {"is_higher_better": False, "unit": "nats per token"}
+    metrics = tuple(one.model_copy(update=loss) if one.name == "average" else one for one in report.metrics)
+    file = tmp_path / "report.html"
+    file.write_text(page_html(report.model_copy(update={"metrics": metrics})))
+    opened = open_page(browser, file)
+    opened.page.locator(f"{AFTER_SFT} thead").get_by_role("button", name="average").click()
+    first = [names(opened)[0]]
+    opened.page.get_by_role("button", name="differences to the baseline").click()
+    opened.page.locator(f"{AFTER_SFT} thead").get_by_role("button", name="math").click()
+    opened.page.locator(f"{AFTER_SFT} thead").get_by_role("button", name="average").click()
+    first.append(names(opened)[0])  # differences are turned round: the largest is the best
+    opened.page.close()
+    assert first == ["base-shq", "lmq-shq"]
+
+
 def test_sorting_works_from_the_keyboard(opened: OpenPage) -> None:
     opened.page.locator(f"{AFTER_SFT} thead").get_by_role("button", name="average").focus()
     opened.page.keyboard.press("Enter")

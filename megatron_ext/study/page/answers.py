@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from megatron_ext.recipe.study_schema import STAGE_NAMES
 from megatron_ext.study.page.wording import (
-    STAGE_NAMES,
+    amount,
+    amount_better,
     count,
     duration,
+    heading,
     interval,
     plural,
-    points,
     ratio,
     seeds,
-    signed,
-    unit,
     value,
 )
 from megatron_ext.study.report.bootstrap import DRAWS, LEVEL
-from megatron_ext.study.report.content import ArmReading, Estimate, Headline, MetricInfo, Report
+from megatron_ext.study.report.content import ArmReading, Report
+from megatron_ext.study.report.numbers import Estimate, Headline, MetricInfo
 
 
 @dataclass(frozen=True)
@@ -39,22 +40,23 @@ class Answer:
 def main_headline(report: Report) -> Headline | None:
     """That of the last kind of stage where at least two rows have a number; else of the last with any."""
     found = [one for one in report.headlines if one.best is not None]
-    return next((one for one in found if one.judged > 1), next(iter(found), None))
+    return next((one for one in found if one.evaluated > 1), next(iter(found), None))
 
 
 def answers_of(report: Report) -> list[Answer]:
     """All five."""
     head = main_headline(report)
     if head is None:
-        none = Answer("Which arm is best?", "Not known yet", ("Nothing has been evaluated.",))
-        return [none, _read(report), _cost(report)]
+        none = [Answer(question, "Not known yet", ()) for question in ("By how much?", "Is it noise?")]
+        first = Answer("Which arm is best?", "Not known yet", ("Nothing has been evaluated.",))
+        return [first, *none, _read(report, head), _cost(report)]
     info = _info(report, head)
     others = [one for one in report.headlines if one is not head and one.best is not None]
     return [
         _best(head, info, others, report),
-        _by_how_much(head, info),
+        _by_how_much(head, info, report),
         _noise(report, head, info),
-        _read(report),
+        _read(report, head),
         _cost(report),
     ]
 
@@ -68,33 +70,37 @@ def _info(report: Report, head: Headline) -> MetricInfo:
 
 
 def _best(head: Headline, info: MetricInfo, others: list[Headline], report: Report) -> Answer:
-    share = info.is_share
     assert head.value is not None, "there is a best row"
-    number = f"{value(head.value.value, is_share=share)}{unit(is_share=share)}"
+    lower = "" if info.is_higher_better else ", lower is better"
+    shown = f"{amount(head.value.value, info)} {interval(head.value, is_share=info.is_share)}".strip()
     lines = [
-        f"{number} {interval(head.value, is_share=share)} after {STAGE_NAMES[head.stage]}, by {head.metric} of suite "
-        f"{head.suite}; {head.judged} of {plural(head.rows, 'row')} evaluated."
+        f"{shown} after {STAGE_NAMES[head.stage]}, by {head.metric} of suite {head.suite} ({head.chosen}{lower}); "
+        f"{head.evaluated} of {plural(head.rows, 'row')} evaluated."
     ]
     if head.tied:
         at_end = " That is an end of the scale: this test cannot tell them apart." if _is_end(head.value, info) else ""
         lines.insert(0, f"Equal: {', '.join(head.tied)}.{at_end}")
-    for other in others:
-        if other.value is None:
-            continue
-        is_share = _info(report, other).is_share
-        shown = f"{value(other.value.value, is_share=is_share)}{unit(is_share=is_share)}"
-        only = "only " if other.judged == 1 else "equal " if other.tied else ""
-        best = ", ".join(other.tied) or other.best
-        lines.append(f"After {STAGE_NAMES[other.stage]}, by {other.metric} of {other.suite}: {only}{best}, {shown}.")
+    lines += [_other(one, _info(report, one)) for one in others]
     short = f"None: {len(head.tied)} are equal" if head.tied else head.best or ""
+    if head.evaluated == 1:
+        short = f"Not known: only {head.best} has been evaluated"
     return Answer("Which arm is best?", short, tuple(lines))
+
+
+def _other(other: Headline, info: MetricInfo) -> str:
+    """The best after another kind of stage, in a sentence."""
+    assert other.value is not None, "there is a best row"
+    only = "only " if other.evaluated == 1 else "equal " if other.tied else ""
+    best = ", ".join(other.tied) or other.best
+    shown = amount(other.value.value, info)
+    return f"After {STAGE_NAMES[other.stage]}, by {other.metric} of {other.suite}: {only}{best}, {shown}."
 
 
 def _is_end(found: Estimate, info: MetricInfo) -> bool:
     return info.is_share and found.value in (0, 1)
 
 
-def _by_how_much(head: Headline, info: MetricInfo) -> Answer:
+def _by_how_much(head: Headline, info: MetricInfo, report: Report) -> Answer:
     question = "By how much?"
     lines: list[str] = []
     for name, other, delta in (
@@ -102,28 +108,21 @@ def _by_how_much(head: Headline, info: MetricInfo) -> Answer:
         ("the second", head.second, head.over_second),
     ):
         if delta is not None and not (name == "the second" and other == head.baseline and lines):
-            lines.append(f"{_difference(delta, info)} over {name}, {other}.")
+            lines.append(f"{_difference(delta, info)} {'over' if info.is_higher_better else 'than'} {name}, {other}.")
     if head.tied:
         return Answer(question, "Not at all: the best are equal", tuple(lines))
     if head.baseline == head.best:
         lines.insert(0, "The best is the baseline itself.")
     if head.baseline is None:
-        lines.append("The baseline has no number here.")
+        lines.append("The baseline has no number here." if report.baseline else "No baseline is among these arms.")
     shown = head.over_baseline or head.over_second
-    short = (
-        f"{signed(shown.value, is_share=info.is_share)}{points(is_share=info.is_share)}"
-        if shown
-        else "Nothing to compare"
-    )
-    return Answer(question, short, tuple(lines))
+    return Answer(question, amount_better(shown.value, info) if shown else "Nothing to compare", tuple(lines))
 
 
 def _difference(delta: Estimate, info: MetricInfo) -> str:
+    """With its interval; of what is better when lower, how much lower, so that more is better everywhere."""
     ends = interval(delta, is_share=info.is_share, is_difference=True)
-    if not info.is_higher_better:
-        shown = f"{signed(delta.value, is_share=info.is_share)} {ends}".strip()
-        return f"{shown} (a lower {info.metric or 'mean'} is better)"
-    return f"{signed(delta.value, is_share=info.is_share)}{points(is_share=info.is_share)}{f' {ends}' if ends else ''}"
+    return f"{amount_better(delta.value, info)} {ends}".strip()
 
 
 def _noise(report: Report, head: Headline, info: MetricInfo) -> Answer:
@@ -131,7 +130,7 @@ def _noise(report: Report, head: Headline, info: MetricInfo) -> Answer:
     against |= {"the second": head.over_second} if head.second != head.baseline else {}
     found = {name: is_noise(delta) for name, delta in against.items() if delta is not None}
     lines = [f"{name[0].upper()}{name[1:]}: {text}." for name, (_, text) in found.items()]
-    if head.judged > 1 and not head.tied:
+    if head.evaluated > 1 and not head.tied:
         lines.append(_about_choice(head))
     lines.append(_about_seeds(report, head, info))
     verdicts = [verdict for verdict, _ in found.values()]
@@ -139,16 +138,18 @@ def _noise(report: Report, head: Headline, info: MetricInfo) -> Answer:
     if verdicts:
         is_sure = set(verdicts) == {"no"} and (head.best_ratio or 0.0) >= LEVEL
         short = "No" if is_sure else "Perhaps" if "no" not in verdicts else "In part"
+        if is_sure and not info.seed_degrees:
+            short = "Not of items; of seeds not known"
     return Answer("Is it noise?", short, tuple(lines))
 
 
 def _about_choice(head: Headline) -> str:
     """Of how many the best was chosen: the best of many is partly the luckiest."""
     if head.best_ratio is None:
-        return f"{head.best} is the best of {head.judged}; how often it would be again cannot be drawn."
+        return f"{head.best} is the best of {head.evaluated}; how often it would be again cannot be drawn."
     alone = "" if head.drawn == "items and seeds" else " alone"
     return (
-        f"{head.best} is the best of {head.judged} in {ratio(head.best_ratio)} of {DRAWS:,} draws of "
+        f"{head.best} is the best of {head.evaluated} in {ratio(head.best_ratio)} of {DRAWS:,} draws of "
         f"{head.drawn}{alone}; an interval is of one comparison, not of the best of all."
     )
 
@@ -168,28 +169,34 @@ def _about_seeds(report: Report, head: Headline, info: MetricInfo) -> str:
     items = plural(info.items or 0, "item") if "items" in cell.drawn else "items not kept"
     if not info.seed_degrees:
         return f"{seeds(*head.seeds)}, {items}: nothing is known of other seeds, which may say otherwise."
-    spread = f"{value(info.seed_deviation, is_share=info.is_share)}{points(is_share=info.is_share)}"
+    own_unit = " points" if info.is_share else f" {info.unit}".rstrip()
+    spread = f"{value(info.seed_deviation, is_share=info.is_share)}{own_unit}"
     single = [kind for kind, number in row.seeds_by_stage.items() if number == 1]
-    note = (
-        f" {STAGE_NAMES[single[0]].capitalize()} has 1 seed: what another would change is not in it." if single else ""
-    )
+    note = f" {heading(STAGE_NAMES[single[0]])} has 1 seed: what another would change is not in it." if single else ""
     return (
         f"{seeds(*head.seeds)}, {items}; one seed lies {spread} from its arm's mean (standard deviation, "
         f"{plural(info.seed_degrees, 'degree')} of freedom).{note}"
     )
 
 
-def _read(report: Report) -> Answer:
-    """Of the best arm and the baseline; the page shows all."""
-    head = main_headline(report)
-    rows = {(row.stage, row.label): row for row in report.rows}
-    names = [head.best, head.baseline] if head is not None else []
-    arms = [rows[head.stage, name].arms[0] for name in names if head is not None and name is not None]
-    shown = [one for one in report.readings if one.arm in arms] or list(report.readings[:2])
-    lines = [f"{one.arm}: {'; '.join(_of_kinds(one)) or 'nothing yet'}." for one in shown]
+_FEW_ARMS = 4
+"""Whose reading is all shown in short."""
+
+
+def _read(report: Report, head: Headline | None) -> Answer:
+    """Of few arms all; of many the best, the baseline and the second. The table has all."""
+    question = "What did each read?"
     sources = {source.source for arm in report.readings for stage in arm.stages for source in stage.sources}
-    short = f"{plural(len(sources), 'source')}, {plural(len(report.readings), 'arm')}" if sources else "Nothing yet"
-    return Answer("What did each read?", short, tuple(lines))
+    if not sources:
+        return Answer(question, "Nothing yet", ())
+    rows = {(row.stage, row.label): row for row in report.rows}
+    names = [head.best, head.baseline, head.second] if head is not None else []
+    arms = [rows[head.stage, name].arms[0] for name in names if head is not None and name is not None]
+    is_all = len(report.readings) <= _FEW_ARMS
+    shown = [one for one in report.readings if is_all or one.arm in arms]
+    lines = [f"{one.arm}: {'; '.join(_of_kinds(one)) or 'nothing yet'}." for one in shown]
+    short = f"{plural(len(sources), 'source')}, {plural(len(report.readings), 'arm')}"
+    return Answer(question, short, (*lines, *([] if is_all else ["The others stand below: What each arm read."])))
 
 
 def _of_kinds(arm: ArmReading) -> list[str]:
@@ -212,6 +219,10 @@ def _cost(report: Report) -> Answer:
         f"{spent}Planned: {count(total.planned_tokens)} tokens and {count(total.planned_flops)} FLOPs.",
         f"{total.finished} of {plural(total.stages, 'stage')} finished; each counted once, whichever arms share it.",
     ]
+    if report.costs.unread:
+        lines.append(
+            f"More: the steps of {plural(report.costs.unread, 'stage')} could not all be read (see Provenance)."
+        )
     if total.planned_gpu_seconds is not None:
         lines.append(f"Planned time on GPUs: {duration(total.planned_gpu_seconds)}.")
     short = f"{duration(total.process_seconds)} of {report.costs.processor} time" if total.tokens else "Nothing yet"

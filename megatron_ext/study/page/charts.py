@@ -138,12 +138,12 @@ class StageGraph:
     boxes: tuple[Box, ...]
     width: float
     height: float
-    box_width: float = 216
+    box_width: float = 252
     box_height: float = 46
 
 
-_COLUMN, _ROW = 258, 58
-MOST_LETTERS = 27
+_COLUMN, _ROW = 290, 58
+MOST_LETTERS = 31
 """Of a label in its box; what is cut stands in the box's title."""
 
 

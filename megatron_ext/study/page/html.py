@@ -9,14 +9,15 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from megatron_ext.recipe.study_schema import STAGE_NAMES
 from megatron_ext.study.page import wording
 from megatron_ext.study.page.answers import answers_of, main_headline
 from megatron_ext.study.page.charts import stage_graph
-from megatron_ext.study.page.paper import PAPER_WARNINGS
 from megatron_ext.study.page.views import (
     bar_panels,
     contamination_counts,
     curve_views,
+    missing_counts,
     read_bars,
     rows_by_status,
     tables_of,
@@ -24,7 +25,20 @@ from megatron_ext.study.page.views import (
 from megatron_ext.study.report.bootstrap import DRAWS
 from megatron_ext.study.report.content import Report
 
-_FILTERS = ("value", "signed", "interval", "count", "duration", "plural", "part_name", "moment", "printed")
+_FILTERS = (
+    "value",
+    "signed",
+    "interval",
+    "count",
+    "duration",
+    "plural",
+    "part_name",
+    "moment",
+    "printed",
+    "heading",
+    "unit",
+    "passes",
+)
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -60,14 +74,13 @@ def page_html(report: Report) -> str:
         read_bars=bars,
         sources=sources,
         graph=stage_graph(report.graph),
-        stage_names=wording.STAGE_NAMES,
+        stage_names=STAGE_NAMES,
         processor=report.costs.processor,
         resamples=DRAWS,
         points=wording.points,
         forest=_forest(report),
-        has_paper=any(one.paper for finding in report.findings for one in finding.comparisons),
-        paper_warnings=PAPER_WARNINGS,
         contamination_counts=contamination_counts(report),
+        missing_counts=missing_counts(report),
         task_statuses=rows_by_status,
     )
 

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from megatron_ext.recipe.study_schema import STAGE_NAMES
 from megatron_ext.study.page.answers import answers_of
-from megatron_ext.study.page.paper import PAPER_WARNINGS
 from megatron_ext.study.page.views import Table, read_bars, rows_by_status, tables_of
 from megatron_ext.study.page.wording import (
-    STAGE_NAMES,
     count,
     duration,
     interval,
+    moment,
     part_name,
     plural,
     points,
     printed,
     seeds,
     signed,
+    unit,
     value,
 )
-from megatron_ext.study.report.content import Cell, Comparison, CostSum, MetricInfo, Report
+from megatron_ext.study.report.content import CostSum, Report
+from megatron_ext.study.report.numbers import Cell, Comparison, MetricInfo
 
 _SPECIAL = str.maketrans({one: f"\\{one}" for one in r"\`*_{}[]<>#|"})
 
@@ -35,7 +37,7 @@ def page_markdown(report: Report) -> str:
         ["## What each arm read", _reading(report)],
         ["## Was a benchmark trained on?", _contamination(report)],
         ["## What it cost", *_costs(report)],
-        ["## Not run", _missing(report)],
+        ["## Not finished", _missing(report)],
         ["## Provenance", _list(_provenance(report))],
     ]
     return "\n\n".join(part for section in sections for part in section if part) + "\n"
@@ -70,10 +72,9 @@ def _findings(report: Report) -> list[str]:
             rows.append([plain(finding.name), _what(one), *_numbers(one), one.verdict, plain(one.reason)])
     columns = ("Finding", "Comparison", "This study", "Paper", "Verdict", "Why")
     says = _list(f"{finding.name}: {finding.says} {finding.verdict.capitalize()}." for finding in report.findings)
-    has_paper = any(one.paper for finding in report.findings for one in finding.comparisons)
-    warnings = f"How far to trust the paper's numbers:\n\n{_list(PAPER_WARNINGS)}" if has_paper else ""
+    notes = f"What to know of these numbers:\n\n{_list(report.findings_notes)}" if report.findings_notes else ""
     more = left_out if report.findings_left_out else ""
-    return [says, _grid(columns, rows, numbers_from=9), more, warnings, _list(report.differences)]
+    return [says, _grid(columns, rows, numbers_from=9), more, notes, _list(report.differences)]
 
 
 def _what(one: Comparison) -> str:
@@ -87,30 +88,36 @@ def _numbers(one: Comparison) -> tuple[str, str]:
     if one.delta is not None:
         ends = interval(one.delta, is_share=one.is_share, is_difference=True)
         own = f"{signed(one.delta.value, is_share=one.is_share)}{points(is_share=one.is_share)} {ends}".strip()
+        own += "" if one.is_share else f" {one.unit}, + is better".replace(" ,", ",")
         own += f" ({seeds(*one.seeds)})"
     paper = f"{printed(one.paper.delta, is_difference=True)} points ({one.paper.source})" if one.paper else "–"
     return plain(own), plain(paper)
 
 
 def _results(table: Table) -> list[str]:
-    columns = ["Arm", "Seeds", *(plain(column.name) for column in table.columns)]
+    columns = ["Arm", "Seeds", *(plain(_heading(column)) for column in table.columns)]
     rows = []
     for row, cells in zip(table.rows, table.cells, strict=True):
         name = plain(row.label) + (" (baseline)" if row.is_baseline else "")
         shown = [_cell(cell, column) for cell, column in zip(cells, table.columns, strict=True)]
         rows.append([name, f"{row.seeds_run} of {row.seeds_planned}", *shown])
     heading = f"### After {STAGE_NAMES[table.stage]}, suite {plain(table.suite)}"
-    about = f"Shares in percent; behind Δ the difference to {plain(table.baseline)} in points. Bold: the best."
-    return [
-        heading,
-        about if table.baseline else "Shares in percent; there is no baseline. Bold: the best.",
-        _grid(columns, rows),
-    ]
+    about = f"Behind Δ the difference to {plain(table.baseline)}, of shares in points" if table.baseline else ""
+    if table.baseline and any(not column.is_higher_better for column in table.columns):
+        about += "; where lower is better it is turned round, so that + is better everywhere"
+    about = f"{about or 'There is no baseline here'}. Bold: the best."
+    names = [f"{row.label}: {', '.join(row.arms)}" for row in table.rows if row.arms != (row.label,)]
+    return [heading, about, _grid(columns, rows), _list(names)]
+
+
+def _heading(column: MetricInfo) -> str:
+    parts = [column.name, unit(column), "" if column.is_higher_better else "lower is better"]
+    return ", ".join(part for part in parts if part)
 
 
 def _cell(cell: Cell, column: MetricInfo) -> str:
     if cell.estimate is None:
-        return "not run"
+        return cell.state
     share = column.is_share
     number = value(cell.estimate.value, is_share=share)
     parts = [f"**{number}**" if cell.is_best else number, plain(interval(cell.estimate, is_share=share))]
@@ -148,6 +155,8 @@ def _costs(report: Report) -> list[str]:
     costs = report.costs
     columns = ("Part", "Stages", "Tokens", "planned", "FLOPs", "planned", "Wall time", f"{report.costs.processor} time")
     about = "Of the study and of its kinds of stages each stage once; of an arm all its stages, shared ones in full."
+    if any(one.stage == "rl" for one in costs.stages):
+        about += " Tokens of RL are those of its updates, padding of rows among them; planned: answers at their limit."
     rows = [_cost_row(one) for one in (costs.total, *costs.kinds, *costs.arms)]
     return [about, _grid(columns, rows)]
 
@@ -164,15 +173,22 @@ def _cost_row(one: CostSum) -> list[str]:
 def _missing(report: Report) -> str:
     if not report.missing:
         return "Nothing is missing: every stage and every evaluation has finished."
-    rows = [[plain(text) for text in (one.what, one.state, one.reason, ", ".join(one.arms))] for one in report.missing]
-    return _grid(("What", "State", "Reason", "Arms"), rows, numbers_from=9)
+    rows = [
+        [plain(text) for text in (one.what, one.state, one.reason, one.log or "–", ", ".join(one.arms))]
+        for one in report.missing
+    ]
+    return _grid(("What", "State", "Reason", "Log", "Arms"), rows, numbers_from=9)
 
 
 def _provenance(report: Report) -> list[str]:
     one = report.provenance
+    dates = sorted(one.stage_dates.values())
+    when = f", from {moment(dates[0])} to {moment(dates[-1])}" if dates else ""
     return [
         f"made {one.created} by {one.version}: {one.command}",
-        f"study {one.study_file}, run root {one.run_root}, {plural(len(one.stage_dates), 'finished stage')}",
+        f"study {one.study_file}, run root {one.run_root}, {plural(len(one.stage_dates), 'finished stage')}{when}",
+        f"trained by {'; '.join(dict.fromkeys(one.code.values())) or 'code that was not recorded'}",
+        f"trained on {'; '.join(one.hardware) or 'hardware that was not recorded'}",
         f"engines of evaluations: {'; '.join(one.engines) or 'none'}",
         *(f"not known: {plain(text)}" for text in one.unknown),
     ]

@@ -10,6 +10,8 @@
 | value     | share in [0, 1], nats, tokens, FLOPs or seconds; empty: not run |
 | low, high | ends of the 95 % interval; empty: none |
 | n         | items |
+| unit      | of values: share, nats per token, bits per byte, tokens, FLOPs, s; empty: none, or not known |
+| better    | higher, lower; `delta` is of lower turned round, so that more is better |
 | suite     | of evaluations |
 | state     | found, not run |
 """
@@ -20,9 +22,10 @@ import csv
 import io
 from collections.abc import Iterator
 
-from megatron_ext.study.report.content import Cell, CostSum, Estimate, Report, Row
+from megatron_ext.study.report.content import CostSum, Report
+from megatron_ext.study.report.numbers import Cell, Estimate, MetricInfo, Row
 
-COLUMNS = ("arm", "stage", "metric", "replicate", "value", "low", "high", "n", "suite", "state")
+COLUMNS = ("arm", "stage", "metric", "replicate", "value", "low", "high", "n", "unit", "better", "suite", "state")
 
 _FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 """A text that begins so is run by a spreadsheet that opens it."""
@@ -49,23 +52,26 @@ def _safe(cell: str | int | float | None) -> str | int | float | None:
 
 
 def _results(report: Report) -> Iterator[_Line]:
+    infos = {(one.stage, one.suite, one.name, one.role): one for one in report.metrics}
     for row in report.rows:
         for cell in row.cells:
             for arm in row.arms:
-                yield from _of_cell(arm, row, cell)
+                yield from _of_cell(arm, row, cell, infos[row.stage, cell.suite, cell.metric, cell.role])
 
 
-def _of_cell(arm: str, row: Row, cell: Cell) -> Iterator[_Line]:
+def _of_cell(arm: str, row: Row, cell: Cell, info: MetricInfo) -> Iterator[_Line]:
     metric = f"domain:{cell.metric}" if cell.role == "domain" else cell.metric
     common: _Line = {"arm": arm, "stage": row.stage, "metric": metric, "n": cell.items}
     common |= {"suite": cell.suite, "state": cell.state}
-    yield common | {"replicate": "mean"} | _ends(cell.estimate)
+    better = "" if not info.unit else "higher" if info.is_higher_better else "lower"
+    number = common | {"unit": info.unit, "better": better}
+    yield number | {"replicate": "mean"} | _ends(cell.estimate)
     for one in cell.replicates:
-        yield common | {"replicate": one.replicate, "value": one.value}
+        yield number | {"replicate": one.replicate, "value": one.value}
     if cell.delta is not None:
-        yield common | {"replicate": "delta"} | _ends(cell.delta)
+        yield number | {"replicate": "delta"} | _ends(cell.delta)
     if cell.best_ratio is not None:
-        yield common | {"replicate": "best_ratio", "value": cell.best_ratio}
+        yield common | {"replicate": "best_ratio", "value": cell.best_ratio, "unit": "share", "better": "higher"}
 
 
 def _ends(estimate: Estimate | None) -> _Line:
@@ -77,7 +83,7 @@ def _readings(report: Report) -> Iterator[_Line]:
         for stage in reading.stages:
             common: _Line = {"arm": reading.arm, "stage": stage.stage, "replicate": 0, "state": "found"}
             for source in stage.sources:
-                yield common | {"metric": f"read:{source.source}", "value": source.tokens}
+                yield common | {"metric": f"read:{source.source}", "value": source.tokens, "unit": "tokens"}
             if not stage.sources:
                 yield common | {"metric": "read", "state": "not run"}
 
@@ -86,4 +92,13 @@ def _costs(report: Report) -> Iterator[_Line]:
     for one in (report.costs.total, *report.costs.arms):
         for name in (name for name in CostSum.model_fields if name != "label"):
             line: _Line = {"arm": one.label, "metric": f"cost:{name}", "replicate": "all", "state": "found"}
-            yield line | {"value": getattr(one, name)}
+            yield line | {"value": getattr(one, name), "unit": _unit_of_cost(name)}
+
+
+def _unit_of_cost(name: str) -> str:
+    """By the last word of a field's name.
+
+    >>> _unit_of_cost("planned_flops"), _unit_of_cost("process_seconds"), _unit_of_cost("finished")
+    ('FLOPs', 's', '')
+    """
+    return {"tokens": "tokens", "flops": "FLOPs", "seconds": "s"}.get(name.rpartition("_")[2], "")

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from megatron_ext.recipe.study_schema import STAGE_KINDS, StageKind
 from megatron_ext.study.page.charts import LineChart, line_chart
-from megatron_ext.study.report.content import Cell, Curve, MetricInfo, Report, Row, TaskContamination
+from megatron_ext.study.report.content import Curve, Report, TaskContamination
+from megatron_ext.study.report.numbers import Cell, MetricInfo, Row
 
 _CHARTS = {
     "loss": "Training loss, nats per token",
@@ -210,6 +211,12 @@ def read_bars(report: Report) -> tuple[dict[str, list[ReadBar]], dict[str, int]]
         width = 100 * total / widest[kind] if widest[kind] else 0.0
         found.setdefault(arm_id, []).append(ReadBar(kind, total, width, parts, states[arm_id, kind]))
     return found, sources
+
+
+def missing_counts(report: Report) -> str:
+    """What has not finished, by state; "" where all has."""
+    found = [one.state for one in report.missing]
+    return ", ".join(f"{found.count(state)} {state}" for state in sorted(dict.fromkeys(found)))
 
 
 def contamination_counts(report: Report) -> dict[str, int]:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from data_tools.quantities import format_count
-from megatron_ext.recipe.study_schema import StageKind
-from megatron_ext.study.report.content import Estimate
+from megatron_ext.recipe.study_schema import STAGE_NAMES
+from megatron_ext.study.report.numbers import Estimate, MetricInfo
 
 NOT_RUN = "not run"
 MINUS = "−"
-
-STAGE_NAMES: dict[StageKind, str] = {"pretrain": "pretraining", "sft": "fine-tuning", "rl": "rewards"}
-"""Kinds of stages in prose."""
 
 
 def part_name(label: str) -> str:
     """A label in tables of costs: kinds of stages by their name, arms and `all` as they are."""
     return next((name for kind, name in STAGE_NAMES.items() if kind == label), label)
+
+
+def heading(text: str) -> str:
+    """A text with a large first letter, and the others as they are.
+
+    >>> heading("fine-tuning"), heading("RL")
+    ('Fine-tuning', 'RL')
+    """
+    return text[:1].upper() + text[1:]
 
 
 def value(number: float | None, *, is_share: bool) -> str:
@@ -63,14 +69,27 @@ def printed(points_of_paper: float, *, is_difference: bool = False) -> str:
     return f"{points_of_paper:{'+' if is_difference else ''}.2f}".replace("-", MINUS)
 
 
-def unit(*, is_share: bool) -> str:
-    """Of a value."""
-    return " %" if is_share else ""
-
-
 def points(*, is_share: bool) -> str:
     """Of a difference."""
     return " points" if is_share else ""
+
+
+def unit(info: MetricInfo) -> str:
+    """Of a column's values, for its heading; "" where it has none, or nothing has been measured."""
+    return "%" if info.unit == "share" else info.unit
+
+
+def amount(number: float, info: MetricInfo) -> str:
+    """A value with its unit."""
+    return f"{value(number, is_share=info.is_share)} {unit(info)}".strip()
+
+
+def amount_better(number: float, info: MetricInfo) -> str:
+    """A difference with its unit; of what is better when lower, by how much it is lower."""
+    if info.is_higher_better:
+        return f"{signed(number, is_share=info.is_share)}{points(is_share=info.is_share)}"
+    side = "lower" if number >= 0 else "higher"
+    return f"{value(abs(number), is_share=False)} {unit(info)}".strip() + f" {side}"
 
 
 def count(number: float | None) -> str:
@@ -117,6 +136,15 @@ def ratio(number: float | None) -> str:
     if 99.9 < percent < 100:
         return "over 99.9 %"
     return f"{percent:.1f} %" if 99 < percent < 100 or 0 < percent < 1 else f"{percent:.0f} %"
+
+
+def passes(number: float) -> str:
+    """Over a source.
+
+    >>> passes(0.00252), passes(6.667), passes(1234.5)
+    ('0.00252', '6.67', '1,234')
+    """
+    return f"{number:.3g}" if number < 1_000 else f"{number:,.0f}"
 
 
 def moment(time: str) -> str:

@@ -9,155 +9,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from megatron_ext.recipe.study_schema import StageKind
+from megatron_ext.study.report.numbers import ContaminationStatus, Finding, Headline, MetricInfo, ReportPart, Row
 
 SCHEMA_VERSION: Literal[1] = 1
-
-Verdict = Literal["shows", "shows the opposite", "cannot tell", "not run"]
-Drawn = Literal["items and seeds", "items", "seeds", "nothing"]
-"""What an interval was drawn from; nothing: there is none."""
-
-ContaminationStatus = Literal["clean", "overlaps", "unknown", "not-applicable", "not run"]
-
-
-class ReportPart(BaseModel):
-    """A frozen part of a report."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Estimate(ReportPart):
-    """A number and where it may lie for other items and seeds."""
-
-    value: float
-    low: float | None = None  # None where neither items nor an interval were kept
-    high: float | None = None
-
-
-class MetricInfo(ReportPart):
-    """One column of a table: a task's headline metric, or a mean of tasks."""
-
-    stage: StageKind
-    suite: str
-    name: str
-    role: Literal["aggregate", "task", "domain"]  # domain: our unweighted mean of a domain's tasks, for bars
-    domain: str = ""
-    of: tuple[str, ...] = ()  # names of tasks or aggregates that it is the mean of
-    metric: str = ""  # of a task: acc, avg@4, loss, …
-    is_share: bool  # in [0, 1], shown as percent; else as it is
-    is_higher_better: bool
-    is_main: bool = False  # that the report's headline is about
-    items: int | None = None  # of a task; of means the sum over theirs
-    seed_deviation: float | None = None  # of one replicate around its arm's mean, pooled over arms
-    seed_degrees: int = 0  # degrees of freedom of it
-    notes: tuple[str, ...] = ()
-
-
-class Replicate(ReportPart):
-    """What one seed found."""
-
-    replicate: int
-    seed: int
-    stage_id: str
-    value: float
-
-
-class Cell(ReportPart):
-    """One number of one row."""
-
-    metric: str
-    suite: str
-    role: Literal["aggregate", "task", "domain"]
-    state: Literal["found", "not run"]
-    reason: str = ""  # of not run
-    estimate: Estimate | None = None
-    delta: Estimate | None = None  # to the baseline; None: no baseline here, or it has no number
-    replicates: tuple[Replicate, ...] = ()
-    items: int | None = None
-    is_best: bool = False
-    best_ratio: float | None = None  # of the draws in which this row is the best of all
-    drawn: Drawn = "nothing"
-    contamination: ContaminationStatus = "unknown"
-    notes: tuple[str, ...] = ()
-
-
-class Row(ReportPart):
-    """What arms have in common up to a kind of stage: one line of a table."""
-
-    stage: StageKind
-    label: str
-    arms: tuple[str, ...]
-    recipes: tuple[str, ...]  # of the chain up to here
-    stage_ids: tuple[str, ...]  # of its last stage, one for each replicate
-    seeds_planned: int
-    seeds_run: int  # of which something was evaluated
-    seeds_by_stage: dict[StageKind, int]  # different stages of each kind behind the replicates
-    is_baseline: bool
-    cells: tuple[Cell, ...]
-
-
-class Headline(ReportPart):
-    """The answer in short, of one kind of stage."""
-
-    stage: StageKind
-    suite: str
-    metric: str
-    best: str | None  # label of a row; None: nothing was evaluated
-    tied: tuple[str, ...] = ()  # labels of all rows with the best value, where they are several
-    value: Estimate | None = None
-    baseline: str | None = None
-    over_baseline: Estimate | None = None
-    second: str | None = None
-    over_second: Estimate | None = None
-    best_ratio: float | None = None  # None where nothing was drawn
-    drawn: Drawn = "nothing"  # of all rows with a number: what best_ratio is counted in
-    seeds: tuple[int, int] = (0, 0)  # fewest and most of a row that was run
-    items: int | None = None
-    judged: int = 0  # rows with a number
-    rows: int = 0
-
-
-class PaperNumber(ReportPart):
-    """What the paper says of a comparison, in points."""
-
-    better: float | None
-    than: float | None
-    delta: float
-    source: str
-    remark: str
-
-
-class Comparison(ReportPart):
-    """Two groups of arms."""
-
-    better: tuple[str, ...]
-    than: tuple[str, ...]
-    stage: StageKind
-    suite: str
-    metric: str
-    expect: Literal["higher", "equal"]
-    within: float | None  # of expect equal, in points
-    is_share: bool
-    better_value: float | None
-    than_value: float | None
-    delta: Estimate | None  # better - than; of losses than - better, so that more is better
-    seeds: tuple[int, int]  # fewest and most of the arms in it
-    items: int | None
-    drawn: Drawn
-    verdict: Verdict
-    reason: str  # of the verdict, in words
-    paper: PaperNumber | None
-
-
-class Finding(ReportPart):
-    """A claim, and whether the study shows it."""
-
-    name: str
-    says: str
-    verdict: Verdict
-    comparisons: tuple[Comparison, ...]
 
 
 class Curve(ReportPart):
@@ -276,6 +131,7 @@ class Costs(ReportPart):
     arms: tuple[CostSum, ...]  # each with all its stages, the shared ones in each
     kinds: tuple[CostSum, ...]  # each stage once
     total: CostSum  # each stage once
+    unread: int = 0  # finished or running stages whose metrics.jsonl could not be read whole
     processor: Literal["processor", "GPU", "process"]  # what time is counted of; process: runs did not record it
 
 
@@ -296,12 +152,13 @@ class GraphNode(ReportPart):
 
 
 class Missing(ReportPart):
-    """Something that has not run, and why."""
+    """A stage or an evaluation that has not finished, and why."""
 
     what: str
     arms: tuple[str, ...]
-    state: str
+    state: str  # running, queued, blocked, stopped, failed, waiting
     reason: str
+    log: str | None = None  # of its last attempt
 
 
 class Provenance(ReportPart):
@@ -331,6 +188,7 @@ class Report(ReportPart):
     headlines: tuple[Headline, ...]  # last kind of stage first
     findings: tuple[Finding, ...]
     findings_left_out: tuple[str, ...] = ()  # names of those whose arms are not all in this report
+    findings_notes: tuple[str, ...] = ()  # what the study says of their numbers, and of the paper's
     metrics: tuple[MetricInfo, ...]
     rows: tuple[Row, ...]
     curves: tuple[Curve, ...]

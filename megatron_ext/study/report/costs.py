@@ -12,28 +12,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from megatron_ext.evaluate.results import RESULTS, Results, read_results
+from megatron_ext.evaluate.results import Results
 from megatron_ext.plan.lineage import STAGE_FILE
 from megatron_ext.study.lineage.record import RunFacts
 from megatron_ext.study.report.content import Costs, CostSum, StageCost
 from megatron_ext.study.report.curves import StageMetrics
 from megatron_ext.study.report.labels import StageGroup
 from megatron_ext.study.report.provenance import Runs, hardware_of
-from megatron_ext.study.stale import why_stale
+from megatron_ext.study.report.states import States
+from megatron_ext.study.state import NodeState
 from megatron_ext.study.study_plan import StageNode, StudyPlan
-
-States = Mapping[str, tuple[str, str]]
-"""Of each stage, by its id: state, and the reason where there is one."""
-
-
-def all_results(plan: StudyPlan) -> dict[str, Results]:
-    """The results of all evaluations that have finished, by node."""
-    found = {}
-    for node in plan.evaluations:
-        folder = Path(plan.run_root) / "stages" / node.stage_id / "evaluations" / node.folder
-        if (folder / RESULTS).is_file() and not why_stale(folder):
-            found[node.node_id] = read_results(folder)
-    return found
 
 
 def costs_of(
@@ -59,6 +47,7 @@ def costs_of(
         arms=tuple(arms),
         kinds=tuple(kinds),
         total=_sum("all", stages),
+        unread=len(unread_steps(plan, metrics)),
         processor=_processor(runs),
     )
 
@@ -75,7 +64,7 @@ def _stage_cost(
     stage: StageNode,
     group: StageGroup,
     metrics: StageMetrics,
-    state: tuple[str, str],
+    state: NodeState,
     plan: StudyPlan,
     results: Mapping[str, Results],
     runs: Runs,
@@ -90,8 +79,8 @@ def _stage_cost(
         label=group.label,
         replicate=stage.replicate,
         arms=stage.arms,
-        state=state[0],
-        reason=state[1],
+        state=state.state,
+        reason=state.reason,
         planned_tokens=stage.tokens,
         planned_flops=stage.flops,
         planned_gpu_seconds=stage.gpu_seconds,
@@ -109,6 +98,19 @@ def _counters(folder: Path, metrics: StageMetrics) -> dict[str, int]:
     """Steps and tokens: of stage.json, of the last line of metrics.jsonl where the stage is not finished."""
     counters = _json(folder / STAGE_FILE).get("state") or metrics.last
     return {key: counters[key] for key in ("step", "consumed_tokens", "sampled_tokens") if key in counters}
+
+
+def unread_steps(plan: StudyPlan, metrics: Mapping[str, StageMetrics]) -> list[str]:
+    """Sentences on files of steps that cannot be read whole, or end before their stage did; one for each stage."""
+    said = []
+    for stage in plan.stages:
+        folder, one = Path(plan.run_root) / "stages" / stage.stage_id, metrics[stage.stage_id]
+        done, there = (_json(folder / STAGE_FILE).get("state") or {}).get("step", 0), one.last.get("step", 0)
+        parts = [f"{one.cut} of {one.lines + one.cut} lines cannot be read: cut by a kill"] if one.cut else []
+        parts += [f"ends with step {there:,} of {done:,}: curves and time are of these alone"] if there < done else []
+        if parts:
+            said.append(f"{folder / 'metrics.jsonl'}: {'; '.join(parts)}")
+    return said
 
 
 def _processes(runs: Sequence[RunFacts], stage: StageNode) -> int:

@@ -66,13 +66,14 @@ def read_metrics(folder: Path, total_tokens: int) -> StageMetrics:
     for line in _lines(folder / "metrics.jsonl", found):
         rows.append([line.get(name) for name in _NUMBERS])
         found.last = line
-        if line["validation"]:
+        if line.get("validation"):
             _add_held_out(found, line)
     if not rows:
         return found
     numbers = dict(zip(_NUMBERS, np.asarray(rows, np.float64).T, strict=True))  # null becomes NaN
     tokens = numbers["consumed_tokens"]
-    seconds = np.diff(tokens, prepend=0.0) / numbers["tokens_per_s"]
+    speed = np.where(numbers["tokens_per_s"] > 0, numbers["tokens_per_s"], np.nan)
+    seconds = np.diff(tokens, prepend=0.0) / speed
     found.seconds = float(np.nansum(seconds) + np.nansum(numbers["save_s"]))
     total = max(total_tokens, int(tokens[-1]), 1)
     places = np.minimum(((tokens - 1) * MOST_POINTS / total).astype(np.int64), MOST_POINTS - 1)
@@ -120,9 +121,13 @@ def _lines(file: Path, found: StageMetrics) -> Iterator[dict[str, Any]]:
     with file.open("rb") as lines:
         for line in lines:
             try:
-                yield orjson.loads(line)
-                found.lines += 1
+                read = orjson.loads(line)
             except ValueError:
+                read = None
+            if isinstance(read, dict) and isinstance(read.get("consumed_tokens"), int):
+                found.lines += 1
+                yield read
+            else:
                 found.cut += 1
 
 

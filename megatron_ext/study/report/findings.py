@@ -15,10 +15,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import get_args
 
-from megatron_ext.recipe.study_schema import ComparisonRecipe, FindingRecipe
-from megatron_ext.study.report.content import Comparison, Drawn, Estimate, Finding, PaperNumber, Verdict
+from megatron_ext.recipe.study_schema import STAGE_NAMES, ComparisonRecipe, FindingRecipe
 from megatron_ext.study.report.measured import Measured
-from megatron_ext.study.report.table import JudgedSuite
+from megatron_ext.study.report.numbers import Comparison, Drawn, Estimate, Finding, PaperNumber, Verdict
+from megatron_ext.study.report.table import EvaluatedSuite
 from megatron_ext.study.study_plan import StudyPlan
 
 _ALONE: dict[Drawn, str] = {
@@ -30,12 +30,12 @@ _POINTS = 100
 """Points of a share of 1: numbers of papers and margins stand in points."""
 
 
-def findings_of(plan: StudyPlan, suites: Sequence[JudgedSuite]) -> list[Finding]:
+def findings_of(plan: StudyPlan, suites: Sequence[EvaluatedSuite]) -> list[Finding]:
     """All findings that the study asks for."""
     return [_finding(finding, plan, suites) for finding in plan.findings]
 
 
-def _finding(finding: FindingRecipe, plan: StudyPlan, suites: Sequence[JudgedSuite]) -> Finding:
+def _finding(finding: FindingRecipe, plan: StudyPlan, suites: Sequence[EvaluatedSuite]) -> Finding:
     comparisons = tuple(_comparison(one, plan, suites) for one in finding.comparisons)
     return Finding(
         name=finding.name,
@@ -56,11 +56,11 @@ def overall(verdicts: Sequence[Verdict]) -> Verdict:
     return next(verdict for verdict in weakest if verdict in verdicts)
 
 
-def _comparison(asked: ComparisonRecipe, plan: StudyPlan, suites: Sequence[JudgedSuite]) -> Comparison:
+def _comparison(asked: ComparisonRecipe, plan: StudyPlan, suites: Sequence[EvaluatedSuite]) -> Comparison:
     suite = _suite_of(asked, suites)
     measured = suite.metric(asked.metric) if suite is not None else None
     groups: list[list[int]] = []
-    missing = "" if measured is not None else f"{asked.metric} after {asked.stage} has not been evaluated"
+    missing = "" if measured is not None else f"{asked.metric} after {STAGE_NAMES[asked.stage]} has not been evaluated"
     if suite is not None and measured is not None:
         groups = [[_row_of(arm, suite) for arm in arms] for arms in (asked.better, asked.than)]
         without = [
@@ -82,6 +82,7 @@ def _comparison(asked: ComparisonRecipe, plan: StudyPlan, suites: Sequence[Judge
         expect=asked.expect,
         within=asked.within,
         is_share=measured.info.is_share if measured is not None else True,
+        unit=measured.info.unit if measured is not None else "",
         better_value=_mean(measured, groups[0]) if measured is not None else None,
         than_value=_mean(measured, groups[1]) if measured is not None else None,
         delta=delta,
@@ -94,12 +95,12 @@ def _comparison(asked: ComparisonRecipe, plan: StudyPlan, suites: Sequence[Judge
     )
 
 
-def _suite_of(asked: ComparisonRecipe, suites: Sequence[JudgedSuite]) -> JudgedSuite | None:
+def _suite_of(asked: ComparisonRecipe, suites: Sequence[EvaluatedSuite]) -> EvaluatedSuite | None:
     of_stage = [one for one in suites if one.stage == asked.stage and asked.suite in ("", one.suite)]
     return next((one for one in of_stage if one.metric(asked.metric) is not None), next(iter(of_stage), None))
 
 
-def _row_of(arm: str, suite: JudgedSuite) -> int:
+def _row_of(arm: str, suite: EvaluatedSuite) -> int:
     """The row of an arm; -1 where it has no stage of this kind."""
     return next((number for number, row in enumerate(suite.rows) if arm in row.arms), -1)
 

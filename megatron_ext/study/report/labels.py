@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_ext.study.report.judged import PlannedRow
+from megatron_ext.study.report.evaluated import PlannedRow
 from megatron_ext.study.study_plan import StageNode, StudyPlan
 
 

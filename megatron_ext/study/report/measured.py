@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from megatron_ext.evaluate.results import Aggregate, TaskResult
+from megatron_ext.evaluate.results import METRIC_UNITS, Aggregate, TaskResult
 from megatron_ext.recipe.study_schema import StageKind
 from megatron_ext.study.report.bootstrap import (
     ITEM_RESAMPLES,
@@ -20,8 +20,9 @@ from megatron_ext.study.report.bootstrap import (
     generator_of,
     spread_of_seeds,
 )
-from megatron_ext.study.report.content import Drawn, Estimate, MetricInfo
-from megatron_ext.study.report.judged import Judged
+from megatron_ext.study.report.evaluated import Evaluated
+from megatron_ext.study.report.families import Families, families_of, means_of
+from megatron_ext.study.report.numbers import Drawn, Estimate, MetricInfo
 from megatron_ext.training.intervals import NORMAL_95
 
 
@@ -34,16 +35,18 @@ class Measured:
         values: Of each row the value of each replicate, by its number; {} where nothing was found.
         item_draws: [resamples, rows] of other items; NaN where nothing was found.
         draws: [draws, rows] of other items and seeds.
-        asked: Of each row what was asked and how it was counted: numbers of rows where this differs are not compared.
+        questions: Of each row what was asked and how it was counted: rows where this differs are not compared.
         knows_items: Of each row whether the draws are of other items too.
+        families: Of each row the numbers of replicates that are independent of those in other families.
     """
 
     info: MetricInfo
     values: tuple[dict[int, float], ...]
     item_draws: Array
     draws: Array
-    asked: tuple[frozenset[tuple[str, str]], ...]
+    questions: tuple[frozenset[tuple[str, str]], ...]
     knows_items: tuple[bool, ...]
+    families: tuple[Families, ...]
 
     def drawn(self, rows: Sequence[int]) -> Drawn:
         """What the intervals of some rows, or of their difference, were drawn from."""
@@ -84,7 +87,7 @@ class Measured:
 
     def are_comparable(self, rows: Sequence[int]) -> bool:
         """Whether rows were asked the same and counted in the same way."""
-        return len({self.asked[row] for row in rows if self.values[row]}) <= 1
+        return len({self.questions[row] for row in rows if self.values[row]}) <= 1
 
     def best_ratios(self) -> dict[int, float]:
         """Of each row with a number the share of draws in which it is the best; {} where nothing can be drawn."""
@@ -104,21 +107,22 @@ class Measured:
         return [row for row, value in values.items() if value == best]
 
 
-def measure_task(stage: StageKind, suite: str, name: str, rows: Sequence[Sequence[Judged]]) -> Measured:
+def measure_task(stage: StageKind, suite: str, name: str, rows: Sequence[Sequence[Evaluated]]) -> Measured:
     """A task's headline metric.
 
     Args:
         stage: Kind of stage.
         suite: Name of the suite.
         name: Of the task; one row at least has it.
-        rows: Of each row its judged replicates.
+        rows: Of each row its evaluated replicates.
     """
     tasks = [[(one, task) for one in row if (task := one.task(name)) is not None] for row in rows]
     first = next(task for row in tasks for _, task in row)
     metric = first.metric()
     values = tuple({one.replicate: task.metric().value for one, task in row} for row in tasks)
-    found = [value for row in values for value in row.values()]
-    spread = spread_of_seeds([list(row.values()) for row in values])
+    is_share = metric.is_higher_better and all(0 <= value <= 1 for row in values for value in row.values())
+    families = tuple(families_of([one for one, _ in row]) for row in tasks)
+    spread = spread_of_seeds(means_of(values, families))
     info = MetricInfo(
         stage=stage,
         suite=suite,
@@ -126,7 +130,8 @@ def measure_task(stage: StageKind, suite: str, name: str, rows: Sequence[Sequenc
         role="task",
         domain=first.domain,
         metric=metric.name,
-        is_share=metric.is_higher_better and all(0 <= value <= 1 for value in found),
+        unit="share" if is_share else METRIC_UNITS.get(metric.name, ""),
+        is_share=is_share,
         is_higher_better=metric.is_higher_better,
         items=max(task.items for row in tasks for _, task in row),
         seed_deviation=spread.deviation if spread else None,
@@ -134,23 +139,24 @@ def measure_task(stage: StageKind, suite: str, name: str, rows: Sequence[Sequenc
         notes=tuple(dict.fromkeys(note for row in tasks for _, task in row for note in task.notes)),
     )
     item_draws, knows_items = _draws_of_items(tasks, name, generator_of(stage, suite, name, "items"))
-    asked = tuple(frozenset((task.data_id, task.method) for _, task in row) for row in tasks)
-    return Measured(info, values, item_draws, _with_seeds(info, values, item_draws), asked, knows_items)
+    questions = tuple(frozenset((task.data_id, task.method) for _, task in row) for row in tasks)
+    draws = _with_seeds(info, means_of(values, families), item_draws)
+    return Measured(info, values, item_draws, draws, questions, knows_items, families)
 
 
 def _draws_of_items(
-    tasks: Sequence[Sequence[tuple[Judged, TaskResult]]], name: str, draw: np.random.Generator
+    tasks: Sequence[Sequence[tuple[Evaluated, TaskResult]]], name: str, draw: np.random.Generator
 ) -> tuple[Array, tuple[bool, ...]]:
     """[resamples, rows]; by items where all replicates of a row kept them, else from the interval in their results."""
     drawn = np.full((ITEM_RESAMPLES, len(tasks)), np.nan)
-    by_items = [row for row, judged in enumerate(tasks) if judged and all(name in one.scores for one, _ in judged)]
+    by_items = [row for row, found in enumerate(tasks) if found and all(name in one.scores for one, _ in found)]
     if by_items:
         drawn[:, by_items] = draw_items([[one.scores[name] for one, _ in tasks[row]] for row in by_items], draw)
     knows_items = [row in by_items for row in range(len(tasks))]
-    for row, judged in enumerate(tasks):
-        if not judged or row in by_items:
+    for row, found in enumerate(tasks):
+        if not found or row in by_items:
             continue
-        metrics = [task.metric() for _, task in judged]
+        metrics = [task.metric() for _, task in found]
         intervals = [metric.interval for metric in metrics if metric.interval is not None]
         knows_items[row] = len(intervals) == len(metrics)
         widths = [interval.high - interval.low for interval in intervals] if knows_items[row] else [0.0]
@@ -159,9 +165,9 @@ def _draws_of_items(
     return drawn, tuple(knows_items)
 
 
-def _with_seeds(info: MetricInfo, values: Sequence[dict[int, float]], item_draws: Array) -> Array:
+def _with_seeds(info: MetricInfo, seeds: Sequence[Sequence[float]], item_draws: Array) -> Array:
     draw = generator_of(info.stage, info.suite, info.name, info.role, "seeds")
-    return draw_both(item_draws, draw_seeds([list(row.values()) for row in values], draw))
+    return draw_both(item_draws, draw_seeds(seeds, draw))
 
 
 def measure_mean(info: MetricInfo, parts: Sequence[Measured]) -> Measured:
@@ -176,9 +182,12 @@ def measure_mean(info: MetricInfo, parts: Sequence[Measured]) -> Measured:
     for row in rows:
         whole = [number for number in parts[0].values[row] if all(number in part.values[row] for part in parts)]
         values.append({number: float(np.mean([part.values[row][number] for part in parts])) for number in whole})
-    spread = spread_of_seeds([list(row.values()) for row in values])
+    families = parts[0].families
+    seeds = means_of(values, families)
+    spread = spread_of_seeds(seeds)
     info = info.model_copy(
         update={
+            "unit": parts[0].info.unit if len({part.info.unit for part in parts}) == 1 else "",
             "is_share": all(part.info.is_share for part in parts),
             "is_higher_better": parts[0].info.is_higher_better,
             "items": sum(part.info.items or 0 for part in parts),
@@ -187,18 +196,21 @@ def measure_mean(info: MetricInfo, parts: Sequence[Measured]) -> Measured:
         }
     )
     item_draws = np.mean([part.item_draws for part in parts], 0)
-    asked = tuple(frozenset().union(*(part.asked[row] for part in parts)) for row in rows)
+    questions = tuple(frozenset().union(*(part.questions[row] for part in parts)) for row in rows)
     knows_items = tuple(all(part.knows_items[row] for part in parts) for row in rows)
-    return Measured(info, tuple(values), item_draws, _with_seeds(info, values, item_draws), asked, knows_items)
+    draws = _with_seeds(info, seeds, item_draws)
+    return Measured(info, tuple(values), item_draws, draws, questions, knows_items, families)
 
 
-def measure_suite(stage: StageKind, suite: str, rows: Sequence[Sequence[Judged]], main: str | None) -> list[Measured]:
+def measure_suite(
+    stage: StageKind, suite: str, rows: Sequence[Sequence[Evaluated]], main: str | None
+) -> list[Measured]:
     """All of a suite's numbers that some row has: means as the suite makes them, tasks, and means of domains.
 
     Args:
         stage: Kind of stage.
         suite: Its name.
-        rows: Of each row its judged replicates.
+        rows: Of each row its evaluated replicates.
         main: Metric that the headline is about; None: the suite's last mean, or its first task.
     """
     results = [one.results for row in rows for one in row]

@@ -9,7 +9,7 @@ from data_tools.errors import DataError
 from megatron_ext.datasets.ledger import PADDING, LedgerRow, read_ledger, sum_rows
 from megatron_ext.plan.lineage import STAGE_FILE
 from megatron_ext.study.report.content import ArmReading, SourceRead, StageRead
-from megatron_ext.study.report.costs import States
+from megatron_ext.study.report.states import States
 from megatron_ext.study.study_plan import StageNode, StudyPlan
 
 
@@ -18,14 +18,14 @@ def readings_of(plan: StudyPlan, states: States) -> list[ArmReading]:
 
     Args:
         plan: The study.
-        states: Of each stage its state, and a reason.
+        states: `states_of` it.
     """
     ledgers = {stage.stage_id: _ledger(Path(plan.run_root) / "stages" / stage.stage_id) for stage in plan.stages}
     found = []
     for arm in plan.arms:
         stages = [plan.stage(stage_id) for stage_id in arm.chains[0]]
         reads = tuple(
-            _stage_read(stage, recipe, ledgers[stage.stage_id], states[stage.stage_id][0], arm.id)
+            _stage_read(stage, recipe, ledgers[stage.stage_id], states[stage.stage_id].state, arm.id)
             for stage, recipe in zip(stages, arm.recipes, strict=True)
         )
         found.append(ArmReading(arm=arm.id, note=arm.note, seeds=len(arm.chains), stages=reads))

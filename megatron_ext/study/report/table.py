@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from data_tools.errors import RecipeError
 from megatron_ext.evaluate.options import options_of
 from megatron_ext.evaluate.suite import read_suite
+from megatron_ext.recipe.locate import locate
 from megatron_ext.recipe.study_schema import StageKind
-from megatron_ext.study.report.content import Cell, ContaminationStatus, Drawn, Headline, MetricInfo, Replicate, Row
-from megatron_ext.study.report.judged import Judged, PlannedRow, judged, suites_of
+from megatron_ext.study.report.evaluated import Evaluated, PlannedRow, suites_of
 from megatron_ext.study.report.measured import Measured, measure_suite
+from megatron_ext.study.report.numbers import (
+    Cell,
+    ContaminationStatus,
+    Drawn,
+    MetricInfo,
+    NoNumber,
+    Replicate,
+    Row,
+)
+from megatron_ext.study.report.states import States
 from megatron_ext.study.study_plan import EvaluationNode, StudyPlan
 
 _ABOUT: dict[Drawn, str] = {
@@ -19,34 +30,47 @@ _ABOUT: dict[Drawn, str] = {
 }
 
 
-class JudgedSuite:
+class EvaluatedSuite:
     """One suite after one kind of stage, read and measured.
 
     Args:
         plan: The study.
         node: One evaluation of the suite.
         rows: Of the kind of stage.
+        found: What evaluations found, by node.
 
     Attributes:
-        results: Of each row its judged replicates.
+        results: Of each row its evaluated replicates.
         measured: Its numbers; () where nothing has been evaluated.
     """
 
-    def __init__(self, plan: StudyPlan, node: EvaluationNode, rows: Sequence[PlannedRow]) -> None:
+    def __init__(
+        self, plan: StudyPlan, node: EvaluationNode, rows: Sequence[PlannedRow], found: Mapping[str, Evaluated]
+    ) -> None:
         self.stage: StageKind = rows[0].stage
         self.suite = node.suite_name
         self.rows = rows
-        self.results: list[list[Judged]] = [judged(row.stages, node.folder, Path(plan.run_root)) for row in rows]
+        self.nodes = [[f"{stage.stage_id}/{node.folder}" for stage in row.stages] for row in rows]
+        self.results = [[found[one] for one in nodes if one in found] for nodes in self.nodes]
         self.measured: list[Measured] = []
-        main = _main_metric(plan, self.stage, self.suite)
+        self._main = plan.main_metrics.get(self.stage)
         if any(self.results):
-            self.measured = measure_suite(self.stage, self.suite, self.results, main)
+            self.measured = measure_suite(self.stage, self.suite, self.results, self._main)
         known = [one.info.name for one in self.measured]
         self.unmeasured = [  # one task can give several numbers, whose names begin with its own
             info
-            for info in _planned_metrics(node, self.stage, main)
+            for info in _planned_metrics(node, self.stage, self._main)
             if not any(name == info.name or (info.role == "task" and name.startswith(info.name)) for name in known)
         ]
+
+    def why_main(self, info: MetricInfo) -> str:
+        """Why a number is the main one, in words."""
+        if info.name == self._main:
+            return "the number that most findings ask for"
+        if info.role == "aggregate":
+            return "the suite's last mean"
+        tasks = [one for one in (*(one.info for one in self.measured), *self.unmeasured) if one.role == "task"]
+        return "the suite's only task" if len(tasks) == 1 else "the suite's first task, for it has no mean"
 
     def metric(self, name: str) -> Measured | None:
         """The numbers of a name: an aggregate or a task, else the mean of a domain."""
@@ -60,23 +84,36 @@ class JudgedSuite:
         return {task for part in parts for task in self.tasks_of(part.info.name, part.info.of)}
 
 
-def judged_suites(plan: StudyPlan, rows: Sequence[PlannedRow]) -> list[JudgedSuite]:
-    """All suites of all kinds of stages."""
-    found = []
+def evaluated_suites(
+    plan: StudyPlan, rows: Sequence[PlannedRow], found: Mapping[str, Evaluated]
+) -> list[EvaluatedSuite]:
+    """All suites of all kinds of stages.
+
+    Args:
+        plan: The study.
+        rows: `rows_of` it.
+        found: `read_evaluations` of it.
+    """
+    suites = []
     for kind in dict.fromkeys(row.stage for row in rows):
         of_kind = [row for row in rows if row.stage == kind]
-        found += [JudgedSuite(plan, node, of_kind) for node in suites_of(plan, kind)]
-    return found
+        suites += [EvaluatedSuite(plan, node, of_kind, found) for node in suites_of(plan, kind)]
+    return suites
 
 
-def _main_metric(plan: StudyPlan, stage: StageKind, suite: str) -> str | None:
-    """The metric that the study's findings ask for most often."""
-    asked = [one.metric for finding in plan.findings for one in finding.comparisons if one.stage == stage]
-    return max(asked, key=asked.count) if asked else None
+def is_elsewhere(suite: str) -> bool:
+    """Whether a suite's file is not on this machine: then its columns are those that its results have."""
+    try:
+        locate(suite)
+    except RecipeError:
+        return not Path(suite).exists()
+    return False
 
 
 def _planned_metrics(node: EvaluationNode, stage: StageKind, main: str | None) -> list[MetricInfo]:
     """What a suite's file says that it will have, for columns of what has not run."""
+    if is_elsewhere(node.suite):
+        return []
     suite = read_suite(Path(node.suite))
     aggregates = {one.name: "" for one in reversed(suite.aggregates)}
     tasks = {one.name: one.domain for one in suite.requests(options_of(suite.options, said="options:"))}
@@ -96,7 +133,9 @@ def _planned_metrics(node: EvaluationNode, stage: StageKind, main: str | None) -
     ]
 
 
-def rows_with_cells(plan: StudyPlan, rows: Sequence[PlannedRow], suites: Sequence[JudgedSuite]) -> list[Row]:
+def rows_with_cells(
+    plan: StudyPlan, rows: Sequence[PlannedRow], suites: Sequence[EvaluatedSuite], states: States
+) -> list[Row]:
     """The rows of all tables."""
     found = []
     for row in rows:
@@ -106,8 +145,9 @@ def rows_with_cells(plan: StudyPlan, rows: Sequence[PlannedRow], suites: Sequenc
             at = suite.rows.index(row)
             seeds_run = max(seeds_run, len(suite.results[at]))
             baseline = next((number for number, one in enumerate(suite.rows) if one.is_baseline), None)
-            cells += [_cell(one, at, baseline, suite) for one in suite.measured]
-            cells += [_not_run(info, suite, at) for info in suite.unmeasured]
+            why = _why_missing(suite, at, states)
+            cells += [_cell(one, at, baseline, suite, why) for one in suite.measured]
+            cells += [_not_run(info, suite, why) for info in suite.unmeasured]
         found.append(
             Row(
                 stage=row.stage,
@@ -141,9 +181,9 @@ def _seeds_by_stage(plan: StudyPlan, row: PlannedRow) -> dict[StageKind, int]:
     return {kind: len(stages) for kind, stages in reversed(found.items())}
 
 
-def _cell(one: Measured, at: int, baseline: int | None, suite: JudgedSuite) -> Cell:
+def _cell(one: Measured, at: int, baseline: int | None, suite: EvaluatedSuite, why: tuple[NoNumber, str]) -> Cell:
     if not one.values[at]:
-        return _not_run(one.info, suite, at)
+        return _not_run(one.info, suite, why)
     best = one.best_rows()
     has_delta = baseline is not None and baseline != at
     notes = [] if baseline is None or one.are_comparable([at, baseline]) else ["asked or counted otherwise"]
@@ -169,7 +209,7 @@ def _cell(one: Measured, at: int, baseline: int | None, suite: JudgedSuite) -> C
     )
 
 
-def _contamination(one: Measured, at: int, suite: JudgedSuite) -> ContaminationStatus:
+def _contamination(one: Measured, at: int, suite: EvaluatedSuite) -> ContaminationStatus:
     """The worst status of the tasks that a number is made of."""
     of = suite.tasks_of(one.info.name, one.info.of)
     found = {task.contamination.status for got in suite.results[at] for task in got.results.tasks if task.name in of}
@@ -177,41 +217,21 @@ def _contamination(one: Measured, at: int, suite: JudgedSuite) -> ContaminationS
     return next((status for status in order if status in found), "unknown")
 
 
-def _not_run(info: MetricInfo, suite: JudgedSuite, at: int) -> Cell:
-    reason = "nothing of this row has been evaluated" if not suite.results[at] else "its results do not have it"
+def _why_missing(suite: EvaluatedSuite, at: int, states: States) -> tuple[NoNumber, str]:
+    """State and reason of a number that a row does not have."""
+    if suite.results[at]:
+        return "not run", "its results do not have it"
+    found = [states[node] for node in suite.nodes[at]]
+    if failed := next((one for one in found if one.state == "failed"), None):
+        return "failed", failed.reason
+    if any(one.state == "running" for one in found):
+        return "running", "its evaluation is running"
+    reasons = dict.fromkeys(one.reason for one in found if one.reason)
+    return "not run", "; ".join(reasons) or "nothing of this row has been evaluated"
+
+
+def _not_run(info: MetricInfo, suite: EvaluatedSuite, why: tuple[NoNumber, str]) -> Cell:
+    state, reason = why
     return Cell(
-        metric=info.name, suite=suite.suite, role=info.role, state="not run", reason=reason, contamination="not run"
-    )
-
-
-def headline_of(suite: JudgedSuite) -> Headline:
-    """A suite's main number in short."""
-    main = next((one for one in suite.measured if one.info.is_main), None)
-    if main is None or not (best := main.best_rows()):
-        info = next((info for info in suite.unmeasured if info.is_main), None)
-        name = main.info.name if main else info.name if info else ""
-        return Headline(stage=suite.stage, suite=suite.suite, metric=name, best=None, rows=len(suite.rows))
-    judged_rows = [row for row, values in enumerate(main.values) if values]
-    others = [row for row in judged_rows if row != best[0]]
-    sign = 1 if main.info.is_higher_better else -1
-    second = max(others, key=lambda row: sign * (main.value(row) or 0.0), default=None)
-    baseline = next((row for row in judged_rows if suite.rows[row].is_baseline), None)
-    seeds = [len(main.values[row]) for row in judged_rows]
-    return Headline(
-        stage=suite.stage,
-        suite=suite.suite,
-        metric=main.info.name,
-        best=suite.rows[best[0]].label,
-        tied=tuple(suite.rows[row].label for row in best) if len(best) > 1 else (),
-        value=main.estimate(best[0]),
-        baseline=suite.rows[baseline].label if baseline is not None else None,
-        over_baseline=main.difference([best[0]], [baseline]) if baseline not in (None, best[0]) else None,
-        second=suite.rows[second].label if second is not None else None,
-        over_second=main.difference([best[0]], [second]) if second is not None else None,
-        best_ratio=main.best_ratios().get(best[0]),
-        drawn=main.drawn(judged_rows),
-        seeds=(min(seeds), max(seeds)),
-        items=main.info.items,
-        judged=len(judged_rows),
-        rows=len(suite.rows),
+        metric=info.name, suite=suite.suite, role=info.role, state=state, reason=reason, contamination="not run"
     )

@@ -7,6 +7,7 @@ import hashlib
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,8 +15,6 @@ from megatron_ext.study.page.html import page_html
 from megatron_ext.study.report.content import Report
 from megatron_ext.study.report.make import make_report
 from tests.support.study_on_disk import study_plan, write_study
-
-HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'"
 
 
 @pytest.fixture(scope="module")
@@ -92,25 +91,39 @@ def test_what_has_not_run_is_said(page: str) -> None:
 def test_a_study_that_has_not_run_makes_a_page_too(tmp_path: Path) -> None:
     page = page_html(make_report(study_plan(tmp_path / "runs"), command="x"))
     assert Tags(page).open == []
-    assert page.count("not run") > 50
+    # 7 rows; 3 tasks and 3 means. 8 stages and 7 evaluations of two seeds.
+    assert sum(one.get("class") == "num missing" for one in Tags(page).named("td")) == 7 * 6
+    assert page.count("nobody has begun it") == 2 * 8
+    assert page.count("its stage is not finished") == 2 * 7
     assert "Not known yet" in page
 
 
+def hostile(number: int) -> str:
+    return f"</script><script>alert({number})</script><img src=x onerror=alert(0)>\"'"
+
+
 def test_hostile_texts_are_shown_and_not_run(report: Report) -> None:
-    rows = tuple(row.model_copy(update={"label": f"{row.label}{HOSTILE}", "arms": (HOSTILE,)}) for row in report.rows)
-    readings = tuple(one.model_copy(update={"note": HOSTILE}) for one in report.readings)
-    missing = tuple(one.model_copy(update={"reason": HOSTILE, "what": HOSTILE}) for one in report.missing)
-    findings = tuple(one.model_copy(update={"says": HOSTILE, "name": HOSTILE}) for one in report.findings)
-    curves = tuple(
-        one.model_copy(update={"label": HOSTILE, "source": HOSTILE, "arms": (HOSTILE,)}) for one in report.curves
-    )
-    graph = tuple(one.model_copy(update={"label": HOSTILE, "arms": (HOSTILE,)}) for one in report.graph)
-    contamination = tuple(one.model_copy(update={"notes": (HOSTILE,)}) for one in report.contamination)
-    parts = {"rows": rows, "readings": readings, "missing": missing, "findings": findings, "headlines": ()}
-    parts |= {"curves": curves, "graph": graph, "contamination": contamination, "note": HOSTILE, "study": HOSTILE}
+    def changed(parts: tuple[Any, ...], **texts: Any) -> tuple[Any, ...]:
+        return tuple(part.model_copy(update=texts) for part in parts)
+
+    parts: dict[str, object] = {
+        "rows": tuple(
+            row.model_copy(update={"label": f"{row.label}{hostile(1)}", "arms": (hostile(2),)}) for row in report.rows
+        ),
+        "readings": changed(report.readings, note=hostile(3)),
+        "missing": changed(report.missing, reason=hostile(4), what=hostile(5), log=hostile(6)),
+        "findings": changed(report.findings, says=hostile(7), name=hostile(8)),
+        "curves": changed(report.curves, label=hostile(9), source=hostile(10), arms=(hostile(11),)),
+        "graph": changed(report.graph, label=hostile(12), arms=(hostile(13),)),
+        "contamination": changed(report.contamination, notes=(hostile(14),)),
+        "findings_notes": (hostile(15),),
+        "note": hostile(16),
+        "study": hostile(17),
+        "headlines": (),
+    }
     page = page_html(report.model_copy(update=parts))
     tags = Tags(page)
     assert len(tags.named("script")) == 1
     assert tags.named("img") == []
     assert [one for one in tags.found if any(name.startswith("on") for name in one[1])] == []
-    assert page.count("&lt;script&gt;alert(1)") > 20
+    assert [number for number in range(1, 18) if f"&lt;script&gt;alert({number})" not in page] == []

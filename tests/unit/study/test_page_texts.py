@@ -18,8 +18,9 @@ from megatron_ext.study.page.charts import MOST_LETTERS, line_chart, stage_graph
 from megatron_ext.study.page.html import page_html
 from megatron_ext.study.page.markdown import page_markdown
 from megatron_ext.study.page.tidy import COLUMNS, tidy_csv
-from megatron_ext.study.report.content import Curve, Estimate, GraphNode, Report
+from megatron_ext.study.report.content import Curve, GraphNode, Report
 from megatron_ext.study.report.make import make_report
+from megatron_ext.study.report.numbers import Estimate
 from tests.support.study_on_disk import study_plan, write_study
 
 MODULES = sorted(
@@ -92,7 +93,7 @@ def test_equal_arms_have_no_best_and_the_end_of_a_scale_is_said(report: Report) 
 
 def test_a_study_that_has_not_run_says_so_and_no_zero(tmp_path: Path) -> None:
     found = [answer.short for answer in answers_of(make_report(study_plan(tmp_path / "runs"), command="x"))]
-    assert found == ["Not known yet", "Nothing yet", "Nothing yet"]
+    assert found == ["Not known yet", "Not known yet", "Not known yet", "Nothing yet", "Nothing yet"]
 
 
 def test_markdown_has_the_numbers_and_what_is_missing(report: Report) -> None:
@@ -101,10 +102,60 @@ def test_markdown_has_the_numbers_and_what_is_missing(report: Report) -> None:
     cell = next(cell for cell in row.cells if cell.metric == "average")
     assert cell.estimate is not None
     assert f"| lmq-shq | 2 of 2 | **{100 * cell.estimate.value:.1f}**" in text
-    assert "| rl lmq-shq-grpo, seed 2 of 2 | waiting | nobody has begun it | lmq-shq-grpo |" in text
+    assert "| rl lmq-shq-grpo, seed 2 of 2 | waiting | nobody has begun it | – | lmq-shq-grpo |" in text
     assert r"| +21.03 points (docs/reference/paper.md\#results) | shows |" in text
-    assert "39.32 %" in text
-    assert "narrows, from 20.79 to 18.75 points" in text
+    assert "- lmq-shq: lmq-shq, lmq-shq-grpo" in text  # whose row it is
+
+
+def test_what_the_study_says_of_its_findings_stands_beside_them(report: Report) -> None:
+    some = report.model_copy(update={"findings_notes": ("Mind the gap.",)})
+    for page in (page_markdown(some), page_html(some)):
+        assert "What to know of these numbers" in page
+        assert "Mind the gap." in page
+    assert "What to know of these numbers" not in page_html(report)
+
+
+def of_losses(report: Report) -> Report:
+    """The report as if its means were held-out losses."""
+    loss = {"unit": "nats per token", "metric": "loss", "is_share": False, "is_higher_better": False}
+    metrics = tuple(one.model_copy(update=loss) if one.name == "average" else one for one in report.metrics)
+    return report.model_copy(update={"metrics": metrics})
+
+
+def test_a_loss_has_its_unit_and_says_how_its_differences_are_turned(report: Report) -> None:
+    losses = of_losses(report)
+    text = page_markdown(losses)
+    assert "| Arm | Seeds | average, nats per token, lower is better | math, % |" in text
+    assert "where lower is better it is turned round, so that + is better everywhere" in text
+    assert "turned round" not in page_markdown(report).partition("## Results")[2]
+    short, lines = answer(losses, "By how much?")
+    assert short.endswith(" nats per token lower")
+    assert " nats per token lower [+" in lines
+    assert " than the baseline, base-shq." in lines
+    lines_of_csv = list(csv.DictReader(io.StringIO(tidy_csv(losses))))
+    units = {
+        (line["replicate"], line["unit"], line["better"])
+        for line in lines_of_csv
+        if (line["arm"], line["stage"], line["metric"]) == ("lmq-shq", "sft", "average")
+    }
+    loss, share = ("nats per token", "lower"), ("share", "higher")
+    assert units == {(name, *loss) for name in ("mean", "0", "1", "delta")} | {("best_ratio", *share)}
+
+
+def test_one_evaluated_arm_is_not_the_best(report: Report) -> None:
+    assert answer(report, "Which arm is best?", evaluated=1)[0] == "Not known: only lmq-shq has been evaluated"
+
+
+def test_with_one_seed_nothing_is_certain_of_seeds(report: Report) -> None:
+    metrics = tuple(one.model_copy(update={"seed_degrees": 0}) for one in report.metrics)
+    one_seed = report.model_copy(update={"metrics": metrics})
+    assert answer(one_seed, "Is it noise?", best_ratio=1.0, drawn="items")[0] == "Not of items; of seeds not known"
+
+
+def test_steps_that_could_not_be_read_are_said_beside_the_cost(report: Report) -> None:
+    costs = report.costs.model_copy(update={"unread": 2})
+    lines = answer(report.model_copy(update={"costs": costs}), "What did it cost?")[1]
+    assert "More: the steps of 2 stages could not all be read (see Provenance)." in lines
 
 
 def test_findings_that_a_choice_of_arms_left_out_are_named(report: Report) -> None:

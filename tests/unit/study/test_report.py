@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from megatron_ext.evaluate.results import read_results
+from megatron_ext.study.launcher import Launched, write_launched
+from megatron_ext.study.processes import identity_of
 from megatron_ext.study.report.content import Report
 from megatron_ext.study.report.make import make_report
+from megatron_ext.study.study_plan import ArmDifference, ArmsWithValue
 from tests.support.study_on_disk import FOLDER, study_plan, write_study
 
 MISSING = "rl-grpo-1"
@@ -39,10 +43,10 @@ def test_a_cell_is_the_mean_of_the_results_of_its_seeds(report: Report, folder: 
 
 
 def test_the_headlines_begin_with_the_last_kind_of_stage(report: Report) -> None:
-    assert [(one.stage, one.best, one.baseline, one.judged, one.rows) for one in report.headlines] == [
+    assert [(one.stage, one.best, one.baseline, one.evaluated, one.rows) for one in report.headlines] == [
         ("rl", "lmq-shq-grpo", None, 1, 1),
         ("sft", "lmq-shq", "base-shq", 3, 3),
-        ("pretrain", "lmq", "base", 3, 3),
+        ("pretrain", "lmq-shq up to pretraining", "base-shq up to pretraining", 3, 3),
     ]
     after_sft = report.headlines[1]
     assert (after_sft.seeds, after_sft.items, after_sft.second) == ((2, 2), 300, "ldq-shq")
@@ -51,11 +55,70 @@ def test_the_headlines_begin_with_the_last_kind_of_stage(report: Report) -> None
 def test_what_has_not_run_is_named_with_its_reason_and_counted_nowhere(report: Report) -> None:
     assert [(one.what, one.state, one.reason) for one in report.missing] == [
         ("rl lmq-shq-grpo, seed 2 of 2", "waiting", "nobody has begun it"),
-        ("evaluation toy of rl lmq-shq-grpo, seed 2 of 2", "not run", "its stage is not finished"),
+        ("evaluation toy of rl lmq-shq-grpo, seed 2 of 2", "waiting", "its stage is not finished"),
     ]
     cost = next(one for one in report.costs.stages if one.stage_id == MISSING)
     assert (cost.tokens, cost.flops, cost.seconds, cost.evaluation_seconds) == (None, None, None, None)
     assert cost.planned_tokens == 1_000
+
+
+def test_an_evaluation_that_failed_is_said_with_its_reason_and_log_and_no_number(tmp_path: Path) -> None:
+    plan = write_study(tmp_path, seeds=1, items=5)
+    stage = "sft-shq_on_ldq-0"
+    (tmp_path / "runs/stages" / stage / "evaluations" / FOLDER / "results.json").unlink()
+    node = tmp_path / "runs/studies/toy/nodes" / f"{stage}.{FOLDER}"
+    node.mkdir(parents=True)
+    write_launched(node, Launched("local", 1, 0.0, handle=identity_of(os.getpid()) | {"start_ticks": -1}))
+    (node / "attempt_1.log").write_text("error: no chat template\nstudy: exit code 3\n")
+    report = make_report(plan, command="x")
+    (missing,) = report.missing
+    assert (missing.state, missing.reason) == ("failed", "exit code 3: no chat template")
+    assert missing.log == str(node / "attempt_1.log")
+    cells = next(row for row in report.rows if row.label == "ldq-shq").cells
+    assert {(cell.state, cell.reason) for cell in cells} == {("failed", missing.reason)}
+
+
+def test_steps_that_metrics_do_not_have_are_said(tmp_path: Path) -> None:
+    plan = write_study(tmp_path, seeds=1, items=5)
+    file = tmp_path / "runs/stages/sft-shq_on_ldq-0/metrics.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:4]))
+    report = make_report(plan, command="x")
+    assert report.provenance.unknown == (f"{file}: ends with step 4 of 10: curves and time are of these alone",)
+    assert report.costs.unread == 1
+
+
+def test_the_main_number_is_the_one_of_all_findings_whichever_arms_are_shown(tmp_path: Path) -> None:
+    plan = write_study(tmp_path, seeds=1, items=5).model_copy(update={"findings": (), "main_metrics": {"sft": "sums"}})
+    found = {one.stage: (one.metric, one.chosen) for one in make_report(plan, command="x").headlines}
+    assert found["sft"] == ("sums", "the number that most findings ask for")
+    assert found["pretrain"] == ("average", "the suite's last mean")
+
+
+def test_a_suite_that_is_not_on_this_machine_leaves_the_results_that_are(tmp_path: Path) -> None:
+    plan = write_study(tmp_path, seeds=1, items=5, skip=["rl-grpo-0"])
+    whole = make_report(plan, command="x")
+    suite = plan.evaluations[0].suite
+    Path(suite).unlink()
+    report = make_report(plan, command="x")
+    kept = [row for row in whole.rows if row.stage != "rl"]
+    assert [row for row in report.rows if row.stage != "rl"] == kept
+    assert report.provenance.unknown == (
+        f"{suite}: not on this machine: of what has not been evaluated the columns are not known",
+    )
+
+
+def test_a_confound_is_shown_of_the_arms_that_are_here(tmp_path: Path) -> None:
+    values = {"1K": ("base-shq", "gone"), "2K": ("ldq-shq",), "3K": ("gone too",)}
+    seen = ArmDifference(
+        key="budget.tokens",
+        stage="sft",
+        values=tuple(ArmsWithValue(value=value, arms=arms) for value, arms in values.items()),
+        permitted_by="confounds",
+        why="By intent.",
+    )
+    alone = seen.model_copy(update={"values": seen.values[:1]})
+    plan = study_plan(tmp_path / "runs", seeds=1).model_copy(update={"differences": (seen, alone)})
+    assert make_report(plan, command="x").differences == ("budget.tokens (sft): 1K: base-shq; 2K: ldq-shq. By intent.",)
 
 
 def test_a_shared_stage_costs_once_in_the_study_and_in_every_arm(report: Report) -> None:

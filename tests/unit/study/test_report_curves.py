@@ -79,6 +79,19 @@ def test_a_torn_last_line_is_counted_and_left_out(tmp_path: Path) -> None:
     assert (found.lines, found.cut) == (2, 1)
 
 
+@pytest.mark.parametrize("line", ["3", "[]", '{"step": 3}', "null"])
+def test_a_torn_line_that_is_still_json_is_counted_and_left_out(tmp_path: Path, line: str) -> None:
+    folder = write(tmp_path, [1.0, 2.0])
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(line)
+    found = read_metrics(folder, 30)
+    assert (found.lines, found.cut, found.last["step"]) == (2, 1, 2)
+
+
+def test_a_step_without_a_speed_takes_no_endless_time(tmp_path: Path) -> None:
+    assert read_metrics(write(tmp_path, [1.0, 2.0], tokens_per_s=0.0), 20).seconds == 0.0
+
+
 def test_a_loss_that_is_not_finite_is_no_point(tmp_path: Path) -> None:
     assert [y for _, y in read_metrics(write(tmp_path, [1.0, None, 3.0]), 30).points["loss", ""]] == [1.0, 3.0]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from megatron_ext.evaluate.results import Aggregate, Contamination, Interval, Metric, TaskResult
 from megatron_ext.study.report.bootstrap import ItemScores
-from megatron_ext.study.report.judged import Judged
+from megatron_ext.study.report.evaluated import Evaluated
 from megatron_ext.study.report.measured import Measured, measure_suite, measure_task
 from tests.support.evaluation_results import results_of
 
@@ -37,7 +38,7 @@ def task_of(
     )
 
 
-def judged(replicate: int = 0, *, right: dict[str, int], n: int = 10, method: str = "exact") -> Judged:
+def evaluated(replicate: int = 0, *, right: dict[str, int], n: int = 10, method: str = "exact") -> Evaluated:
     """A replicate that has so many of n items right, the first ones."""
     tasks = [task_of(name, found / n, n=n, method=method) for name, found in right.items()]
     results = results_of(*tasks).model_copy(update={"aggregates": AGGREGATES})
@@ -46,26 +47,41 @@ def judged(replicate: int = 0, *, right: dict[str, int], n: int = 10, method: st
         name: ItemScores(items, np.asarray([1.0] * found + [0.0] * (n - found)), np.ones(n))
         for name, found in right.items()
     }
-    return Judged(replicate, results, scores)
+    return Evaluated(replicate, results, scores)
 
 
-def without_items(task: TaskResult) -> Judged:
-    return Judged(0, results_of(task), {})
+def without_items(task: TaskResult) -> Evaluated:
+    return Evaluated(0, results_of(task), {})
 
 
-def measured(rows: list[list[Judged]], name: str) -> Measured:
+def measured(rows: list[list[Evaluated]], name: str) -> Measured:
     return next(one for one in measure_suite("sft", "toy", rows, None) if one.info.name == name)
 
 
+def test_fine_tunings_of_one_base_are_no_independent_runs() -> None:
+    chains = {0: ("base-0", "sft-0"), 1: ("base-1", "sft-1"), 2: ("base-0", "sft-2"), 3: ("base-1", "sft-3")}
+    row = [replace(evaluated(number, right={"sums": 2 + 2 * number}), chain=chain) for number, chain in chains.items()]
+    found = measure_task("sft", "toy", "sums", [row])
+    assert found.families == (((0, 2), (1, 3)),)
+    # 0.2 and 0.6 of one base, 0.4 and 0.8 of the other: means 0.4 and 0.6
+    assert found.info.seed_degrees == 1
+    assert found.info.seed_deviation == pytest.approx(0.1 * math.sqrt(2))
+
+
+def test_fine_tunings_of_the_only_base_are_runs_of_their_own() -> None:
+    row = [replace(evaluated(number, right={"sums": 2}), chain=("base", f"sft-{number}")) for number in (0, 1, 2)]
+    assert measure_task("sft", "toy", "sums", [row]).families == (((0,), (1,), (2,)),)
+
+
 def test_a_mean_is_of_means_as_the_suite_makes_it() -> None:
-    found = measured([[judged(right={"sums": 2, "series": 4, "words": 9})]], "average")
+    found = measured([[evaluated(right={"sums": 2, "series": 4, "words": 9})]], "average")
     assert found.value(0) == pytest.approx((0.3 + 0.9) / 2)
     assert found.info.of == ("math", "words")
     assert found.info.items == 30
 
 
 def test_replicates_are_averaged_and_their_spread_is_kept() -> None:
-    rows = [[judged(0, right={"sums": 2}), judged(1, right={"sums": 4})]]
+    rows = [[evaluated(0, right={"sums": 2}), evaluated(1, right={"sums": 4})]]
     found = measure_task("sft", "toy", "sums", rows)
     assert found.values == ({0: 0.2, 1: 0.4},)
     assert found.value(0) == pytest.approx(0.3)
@@ -74,7 +90,7 @@ def test_replicates_are_averaged_and_their_spread_is_kept() -> None:
 
 
 def test_a_difference_is_of_paired_items_and_has_its_sign() -> None:
-    rows = [[judged(right={"sums": 60}, n=100)], [judged(right={"sums": 50}, n=100)]]
+    rows = [[evaluated(right={"sums": 60}, n=100)], [evaluated(right={"sums": 50}, n=100)]]
     found = measure_task("sft", "toy", "sums", rows)
     delta = found.difference([0], [1])
     assert delta is not None
@@ -86,14 +102,14 @@ def test_a_difference_is_of_paired_items_and_has_its_sign() -> None:
 
 
 def test_a_difference_to_the_mean_of_several_rows() -> None:
-    rows = [[judged(right={"sums": right})] for right in (8, 2, 4)]
+    rows = [[evaluated(right={"sums": right})] for right in (8, 2, 4)]
     delta = measure_task("sft", "toy", "sums", rows).difference([0], [1, 2])
     assert delta is not None
     assert delta.value == pytest.approx(0.5)
 
 
 def test_a_lower_loss_is_better() -> None:
-    found = measure_task("sft", "toy", "sums", [[judged(right={"sums": 8})], [judged(right={"sums": 2})]])
+    found = measure_task("sft", "toy", "sums", [[evaluated(right={"sums": 8})], [evaluated(right={"sums": 2})]])
     loss = replace(found, info=found.info.model_copy(update={"is_higher_better": False}))
     delta = loss.difference([1], [0])
     assert delta is not None
@@ -102,7 +118,7 @@ def test_a_lower_loss_is_better() -> None:
 
 
 def test_a_row_without_results_has_no_number_and_moves_no_other() -> None:
-    found = measured([[judged(right={"sums": 2, "series": 2, "words": 2})], []], "average")
+    found = measured([[evaluated(right={"sums": 2, "series": 2, "words": 2})], []], "average")
     assert found.value(1) is None
     assert found.estimate(1) is None
     assert found.difference([0], [1]) is None
@@ -111,12 +127,12 @@ def test_a_row_without_results_has_no_number_and_moves_no_other() -> None:
 
 
 def test_a_replicate_that_misses_a_task_has_no_mean() -> None:
-    rows = [[judged(0, right={"sums": 2, "series": 4, "words": 9}), judged(1, right={"sums": 8, "series": 8})]]
+    rows = [[evaluated(0, right={"sums": 2, "series": 4, "words": 9}), evaluated(1, right={"sums": 8, "series": 8})]]
     assert measured(rows, "average").values == ({0: pytest.approx(0.6)},)
 
 
 def test_rows_that_were_counted_otherwise_are_not_compared() -> None:
-    rows = [[judged(right={"sums": 2})], [judged(right={"sums": 8}, method="substring")]]
+    rows = [[evaluated(right={"sums": 2})], [evaluated(right={"sums": 8}, method="substring")]]
     found = measure_task("sft", "toy", "sums", rows)
     assert found.difference([1], [0]) is None
     assert not found.are_comparable([0, 1])
@@ -147,14 +163,14 @@ def test_without_items_two_seeds_give_an_interval_of_seeds_alone() -> None:
 
 
 def test_a_share_is_never_beyond_its_ends() -> None:
-    rows = [[judged(0, right={"sums": 10}), judged(1, right={"sums": 6})]]
+    rows = [[evaluated(0, right={"sums": 10}), evaluated(1, right={"sums": 6})]]
     found = measure_task("sft", "toy", "sums", rows).estimate(0)
     assert found is not None
     assert (found.low, found.high) == (0.0, 1.0)  # Student's t with one degree of freedom goes far beyond
 
 
 def test_the_main_number_is_the_asked_one_else_the_last_mean() -> None:
-    rows = [[judged(right={"sums": 2, "series": 4, "words": 9})]]
+    rows = [[evaluated(right={"sums": 2, "series": 4, "words": 9})]]
     for asked, expected in ((None, "average"), ("math", "math"), ("sums", "sums"), ("nothing", "average")):
         mains = [one.info.name for one in measure_suite("sft", "toy", rows, asked) if one.info.is_main]
         assert mains == [expected]
@@ -168,13 +184,13 @@ def test_where_nothing_can_be_drawn_nothing_is_counted() -> None:
 
 
 def test_domains_are_means_of_their_tasks() -> None:
-    found = measure_suite("sft", "toy", [[judged(right={"sums": 2, "series": 4, "words": 9})]], None)
+    found = measure_suite("sft", "toy", [[evaluated(right={"sums": 2, "series": 4, "words": 9})]], None)
     domains = {one.info.name: one.value(0) for one in found if one.info.role == "domain"}
     assert domains == {"math": pytest.approx(0.3), "general": pytest.approx(0.9)}
 
 
 def test_the_best_is_counted_in_draws() -> None:
-    rows = [[judged(right={"sums": 60}, n=100)], [judged(right={"sums": 50}, n=100)]]
+    rows = [[evaluated(right={"sums": 60}, n=100)], [evaluated(right={"sums": 50}, n=100)]]
     ratios = measure_task("sft", "toy", "sums", rows).best_ratios()
     assert ratios[0] > 0.999  # it is never worse on an item
     assert sum(ratios.values()) == pytest.approx(1.0)

@@ -12,8 +12,7 @@ import pytest
 from megatron_ext.study.launcher import Launched, node_folder, write_launched
 from megatron_ext.study.launchers import finders
 from megatron_ext.study.processes import identity_of
-from megatron_ext.study.report.costs import all_results
-from megatron_ext.study.report.judged import judged
+from megatron_ext.study.report.evaluated import read_evaluations
 from megatron_ext.study.stale import why_stale
 from megatron_ext.study.state import node_states
 from megatron_ext.study.study_plan import EvaluationNode, StudyPlan
@@ -103,8 +102,7 @@ def test_what_is_not_there_to_compare_with_tells_nothing(stage: Path, tmp_path: 
 
 def test_a_report_reads_no_results_that_do_not_count(stage: Path, tmp_path: Path) -> None:
     save(stage, "step_4", weights="trained anew")
-    assert all_results(plan(tmp_path)) == {}
-    assert judged([plan(tmp_path).stage(A)], "held-1", tmp_path) == []
+    assert read_evaluations(plan(tmp_path)) == {}
 
 
 def test_an_evaluation_that_fails_anew_says_so_and_not_what_lies_there(stage: Path, tmp_path: Path) -> None:

@@ -47,7 +47,8 @@
       heading.querySelector("button").addEventListener("click", () => {
         const isNumber = heading.classList.contains("num");
         const now = heading.getAttribute("aria-sort");
-        const next = now === "descending" ? "ascending" : now === "ascending" ? "descending" : isNumber ? "descending" : "ascending";
+        const first = isNumber && (!heading.classList.contains("low") || root.dataset.show === "delta") ? "descending" : "ascending";
+        const next = now === "descending" ? "ascending" : now === "ascending" ? "descending" : first;
         for (const other of table.querySelectorAll("thead th")) other.removeAttribute("aria-sort");
         heading.setAttribute("aria-sort", next);
         const body = table.tBodies[0];

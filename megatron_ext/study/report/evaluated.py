@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,8 @@ import numpy as np
 from data_tools.errors import DataError
 from megatron_ext.evaluate.compare import scores_by_task
 from megatron_ext.evaluate.kept_items import read_items
-from megatron_ext.evaluate.results import RESULTS, Results, TaskResult, read_results
-from megatron_ext.recipe.study_schema import STAGE_KINDS, StageKind
+from megatron_ext.evaluate.results import RESULTS, Results, TaskResult, evaluate_again, read_results
+from megatron_ext.recipe.study_schema import STAGE_KINDS, STAGE_NAMES, StageKind
 from megatron_ext.study.report.bootstrap import ItemScores
 from megatron_ext.study.stale import why_stale
 from megatron_ext.study.study_plan import EvaluationNode, StageNode, StudyPlan
@@ -27,7 +28,8 @@ class PlannedRow:
 
     Attributes:
         stage: The kind.
-        label: An arm's id where an arm ends here, else the names of its last recipes.
+        label: An arm's id where an arm ends here, else what the ids of its arms have in common, else the names of its
+            last recipes.
         arms: Ids of the arms that pass through.
         recipes: Paths of the chain up to here.
         stages: The last stage, of each replicate.
@@ -43,18 +45,20 @@ class PlannedRow:
 
 
 @dataclass(frozen=True)
-class Judged:
+class Evaluated:
     """One suite's results of one replicate of a row.
 
     Attributes:
         replicate: Its number.
         results: Of the suite.
         scores: Of the items of each task; a task whose headline is not the mean of its items is not in it.
+        chain: Ids of the stages behind it, first to last; () where they are not known.
     """
 
     replicate: int
     results: Results
     scores: dict[str, ItemScores]
+    chain: tuple[str, ...] = ()
 
     def task(self, name: str) -> TaskResult | None:
         """The result of a task."""
@@ -92,16 +96,23 @@ def _labels(plan: StudyPlan, kind: StageKind, chains: dict[tuple[str, ...], list
     """A name for each row, each another one."""
     found: dict[tuple[str, ...], str] = {}
     for ends, arms in chains.items():
-        last = [arm for arm in arms if plan.arm(arm).chains[0][-1] == ends[0]]
-        if last:
-            found[ends] = last[0]
-            continue
         chain = plan.arm(arms[0])
         stems = [Path(recipe).stem for recipe in chain.recipes[: chain.chains[0].index(ends[0]) + 1]]
-        taken = {label for other, label in found.items() if other != ends}
-        tries = (" → ".join(stems[-count:]) for count in range(1, len(stems) + 1))
-        found[ends] = next((label for label in tries if label not in taken), f"{stems[-1]} ({ends[0]})")
+        recipes = (" → ".join(stems[-count:]) for count in range(1, len(stems) + 1))
+        tries = (*_names_of_arms(plan, kind, ends[0], arms), *recipes)
+        found[ends] = next((label for label in tries if label not in found.values()), f"{stems[-1]} ({ends[0]})")
     return found
+
+
+def _names_of_arms(plan: StudyPlan, kind: StageKind, end: str, arms: Sequence[str]) -> list[str]:
+    """The arm that ends here; else what the ids of all arms that pass through begin with, if anything."""
+    if ending := [arm for arm in arms if plan.arm(arm).chains[0][-1] == end]:
+        return ending[:1]
+    parts = zip(*(arm.split("-") for arm in arms), strict=False)
+    shared = "-".join(part[0] for part in itertools.takewhile(lambda part: len(set(part)) == 1, parts))
+    if any(arm.id == shared for arm in plan.arms):
+        return [f"{shared} up to {STAGE_NAMES[kind]}"]
+    return [shared] if shared else []
 
 
 def suites_of(plan: StudyPlan, kind: StageKind) -> list[EvaluationNode]:
@@ -114,26 +125,27 @@ def suites_of(plan: StudyPlan, kind: StageKind) -> list[EvaluationNode]:
     return list(found.values())
 
 
-def judged(stages: Iterable[StageNode], folder: str, run_root: Path) -> list[Judged]:
-    """What a suite found of stages; those that were not evaluated are left out.
-
-    Args:
-        stages: Replicates of one row.
-        folder: Of the suite, under `evaluations/`.
-        run_root: Holds `stages/`.
+def read_evaluations(plan: StudyPlan) -> dict[str, Evaluated]:
+    """What all evaluations of a study found, by node; those that have not finished, or are stale, are left out.
 
     Raises:
         DataError: Results or their items are damaged.
     """
-    found = []
-    for stage in stages:
-        place = run_root / "stages" / stage.stage_id / "evaluations" / folder
-        if not why_stale(place) and (one := judged_at(place, stage.replicate)) is not None:
-            found.append(one)
+    found = {}
+    for node in plan.evaluations:
+        folder = Path(plan.run_root) / "stages" / node.stage_id / "evaluations" / node.folder
+        if not why_stale(folder) and (one := read_evaluation(folder, plan.stage(node.stage_id).replicate)) is not None:
+            found[node.node_id] = replace(one, chain=tuple(_chain(plan, node.stage_id)))
     return found
 
 
-def judged_at(folder: Path, replicate: int) -> Judged | None:
+def _chain(plan: StudyPlan, stage_id: str) -> list[str]:
+    parent = plan.stage(stage_id).parent
+    known = parent is not None and any(stage.stage_id == parent for stage in plan.stages)
+    return [*(_chain(plan, parent) if parent is not None and known else ()), stage_id]
+
+
+def read_evaluation(folder: Path, replicate: int) -> Evaluated | None:
     """What lies in the folder of one evaluation; None where it has not finished.
 
     Raises:
@@ -142,12 +154,10 @@ def judged_at(folder: Path, replicate: int) -> Judged | None:
     if not (folder / RESULTS).is_file():
         return None
     results = read_results(folder)
-    return Judged(replicate, results, _scores(folder, results))
+    return Evaluated(replicate, results, _scores(folder, results))
 
 
 def _scores(folder: Path, results: Results) -> dict[str, ItemScores]:
-    if not (folder / results.items_file).is_file():
-        return {}
     found = {}
     for name, by_item in scores_by_task(read_items(folder)).items():
         task = next((task for task in results.tasks if task.name == name), None)
@@ -155,7 +165,7 @@ def _scores(folder: Path, results: Results) -> dict[str, ItemScores]:
         pairs = np.asarray([by_item[item] for item in items], np.float64)
         scores = ItemScores(items, pairs[:, 0], pairs[:, 1])
         if task is None:
-            raise DataError(f"{folder}: items of {name}, which results.json does not have; evaluate again.")
+            raise DataError(f"{folder}: items of {name}, which results.json does not have; {evaluate_again(folder)}")
         if abs(scores.mean - task.metric().value) <= _SAME_MEAN * max(1.0, abs(scores.mean)):
             found[name] = scores
     return found
