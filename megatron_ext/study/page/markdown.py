@@ -106,7 +106,7 @@ def _results(table: Table) -> list[str]:
     if table.baseline and any(not column.is_higher_better for column in table.columns):
         about += "; where lower is better it is turned round, so that + is better everywhere"
     about = f"{about or 'There is no baseline here'}. Bold: the best."
-    names = [f"{row.label}: {', '.join(row.arms)}" for row in table.rows if row.arms != (row.label,)]
+    names = [f"{row.label}: {', '.join(row.arms)}" for row in table.rows if len(row.arms) > 1]
     return [heading, about, _grid(columns, rows), _list(names)]
 
 

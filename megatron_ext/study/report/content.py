@@ -98,6 +98,7 @@ class StageCost(ReportPart):
     flops: float | None = None  # the plan's, by steps done
     seconds: float | None = None  # wall time of the steps that stand in metrics.jsonl, and of saving between them
     processes: int | None = None
+    evaluations: int = 0  # that the study asks for
     evaluation_seconds: float | None = None  # of all its evaluations: wall time of their last run
     evaluation_process_seconds: float | None = None
 

@@ -89,6 +89,7 @@ def _stage_cost(
         flops=stage.flops * min(1.0, step / stage.total_steps) if step is not None and stage.total_steps else None,
         seconds=metrics.seconds if metrics.lines else None,
         processes=_processes(runs[stage.stage_id], stage) if metrics.lines else None,
+        evaluations=len(plan.evaluations_of(stage.stage_id)),
         evaluation_seconds=sum(one.seconds for one in done) if done else None,
         evaluation_process_seconds=sum(one.seconds * one.engine.world_size for one in done) if done else None,
     )

@@ -125,7 +125,7 @@ def of_losses(report: Report) -> Report:
 def test_a_loss_has_its_unit_and_says_how_its_differences_are_turned(report: Report) -> None:
     losses = of_losses(report)
     text = page_markdown(losses)
-    assert "| Arm | Seeds | average, nats per token, lower is better | math, % |" in text
+    assert "| Arm | Seeds | average, nats per token, lower is better | general, % |" in text
     assert "where lower is better it is turned round, so that + is better everywhere" in text
     assert "turned round" not in page_markdown(report).partition("## Results")[2]
     short, lines = answer(losses, "By how much?")
