@@ -221,7 +221,7 @@ def _why_missing(suite: EvaluatedSuite, at: int, states: States) -> tuple[NoNumb
     """State and reason of a number that a row does not have."""
     if suite.results[at]:
         return "not run", "its results do not have it"
-    found = [states[node] for node in suite.nodes[at]]
+    found = [states[node] for node in suite.nodes[at] if node in states]
     if failed := next((one for one in found if one.state == "failed"), None):
         return "failed", failed.reason
     if any(one.state == "running" for one in found):

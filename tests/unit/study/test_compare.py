@@ -251,4 +251,4 @@ def test_an_interval_over_seeds_says_whose_spread_it_has(tmp_path: Path) -> None
     ]
     rows = [[one for seed, folder in enumerate(of) if (one := read_evaluation(folder, seed))] for of in folders]
     found = {one.name: one.note for one in _differences("sft 1", "toy", rows)}
-    assert found["average"] == "spread of seeds from these two alone"
+    assert found["average"] == "spread of seeds from these two alone; study report takes that of all arms"
