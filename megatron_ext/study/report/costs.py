@@ -19,8 +19,7 @@ from megatron_ext.study.report.content import Costs, CostSum, StageCost
 from megatron_ext.study.report.curves import StageMetrics
 from megatron_ext.study.report.labels import StageGroup
 from megatron_ext.study.report.provenance import Runs, hardware_of
-from megatron_ext.study.report.states import States
-from megatron_ext.study.state import NodeState
+from megatron_ext.study.state import NodeState, States
 from megatron_ext.study.study_plan import StageNode, StudyPlan
 
 

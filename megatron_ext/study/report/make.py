@@ -16,8 +16,9 @@ from megatron_ext.study.report.headline import headline_of
 from megatron_ext.study.report.labels import StageGroup, groups_of
 from megatron_ext.study.report.provenance import all_runs, provenance_of
 from megatron_ext.study.report.readings import readings_of
-from megatron_ext.study.report.states import States, states_of
+from megatron_ext.study.report.states import states_of
 from megatron_ext.study.report.table import EvaluatedSuite, evaluated_suites, is_elsewhere, rows_with_cells
+from megatron_ext.study.state import States
 from megatron_ext.study.study_plan import StudyPlan
 
 

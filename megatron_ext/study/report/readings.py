@@ -9,7 +9,7 @@ from data_tools.errors import DataError
 from megatron_ext.datasets.ledger import PADDING, LedgerRow, read_ledger, sum_rows
 from megatron_ext.plan.lineage import STAGE_FILE
 from megatron_ext.study.report.content import ArmReading, SourceRead, StageRead
-from megatron_ext.study.report.states import States
+from megatron_ext.study.state import States
 from megatron_ext.study.study_plan import StageNode, StudyPlan
 
 

@@ -21,7 +21,7 @@ from megatron_ext.study.report.numbers import (
     Replicate,
     Row,
 )
-from megatron_ext.study.report.states import States
+from megatron_ext.study.state import States
 from megatron_ext.study.study_plan import EvaluationNode, StudyPlan
 
 _ABOUT: dict[Drawn, str] = {
