@@ -150,7 +150,7 @@ def _require_beginning(walk: Walk, plan: StagePlan, *, trained_before: Sequence[
     """
     if walk.is_finished(plan.stage_id):
         return
-    if plan.layout.backend == "te" or plan.layout.context_parallel_size > 1:
+    if plan.layout.backend == "te" or plan.layout.context_parallel_size > 1 or plan.fp8 is not None:
         from megatron_ext.runtime.warnings import quiet_known_warnings
 
         quiet_known_warnings()

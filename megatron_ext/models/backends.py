@@ -21,7 +21,7 @@ from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.recipe.layer_pattern import MAMBA
 from megatron_ext.recipe.schema import ModelRecipe
 from megatron_ext.runtime.agreement import raise_on_all_ranks
-from megatron_ext.runtime.extensions import missing_for_packed_rows, missing_for_te
+from megatron_ext.runtime.extensions import missing_for_fp8, missing_for_packed_rows, missing_for_te
 
 BackendName = Literal["local", "te"]
 
@@ -48,8 +48,13 @@ def choose_backend(plan: StagePlan) -> Backend:
     Raises:
         SetupError: `te` was asked for, or is needed, and cannot run here.
     """
-    asked, ranks = plan.layout.backend, plan.layout.context_parallel_size
+    asked = plan.layout.backend
     lacks = missing_for_te() if asked != "local" else ()
+    if plan.fp8 is not None and asked != "local" and not lacks and (lack := missing_for_fp8(plan.fp8.recipe)):
+        raise SetupError(
+            f"fp8.recipe: {plan.fp8.recipe}: these GPUs cannot: {lack}\n"
+            "  Set fp8=null, which makes it another stage, or run it on GPUs that can (Hopper or later)."
+        )
     wrong = (_other_maths(plan.model) or _unpacked(plan, lacks)) if asked != "local" else None
     if asked == "te" and lacks:
         raise SetupError(
@@ -60,20 +65,34 @@ def choose_backend(plan: StagePlan) -> Backend:
         raise SetupError(f"training.backend: te cannot train this stage: {wrong}.\n  Set training.backend=local.")
     if asked != "local" and not lacks and not wrong:
         return Backend("te", "as asked" if asked == "te" else "a GPU, Transformer Engine and mamba-ssm are here")
+    why_not = f"te cannot run here: {wrong or f'it needs {", ".join(lacks)}'}"
+    _refuse_what_only_te_does(plan, "training.backend is local" if asked == "local" else why_not)
+    return Backend("local", "as asked" if asked == "local" else why_not)
+
+
+def _refuse_what_only_te_does(plan: StagePlan, why: str) -> None:
+    ranks = plan.layout.context_parallel_size
     if ranks > 1:
-        why = (
-            "training.backend is local"
-            if asked == "local"
-            else f"te cannot run here: {wrong or f'it needs {", ".join(lacks)}'}"
-        )
         raise SetupError(
             f"parallel.context_parallel_size: {ranks}: only te splits a sequence over ranks, and {why}.\n"
             "  Set parallel.context_parallel_size=1 and use tensor parallelism, or make te possible "
             "(requirements/gpu.md)."
         )
-    return Backend(
-        "local", "as asked" if asked == "local" else f"te cannot run here: {wrong or f'it needs {", ".join(lacks)}'}"
-    )
+    if plan.fp8 is not None:
+        raise SetupError(
+            f"fp8.recipe: {plan.fp8.recipe}: only te multiplies in fp8, and {why}.\n"
+            "  Make te possible (requirements/gpu.md), or set fp8=null, which makes it another stage."
+        )
+    options = {
+        "parallel.tp_comm_overlap": plan.layout.tp_comm_overlap,
+        "training.cuda_graphs": plan.execution.cuda_graphs,
+    }
+    for key, is_asked in options.items():
+        if is_asked:
+            raise SetupError(
+                f"{key}: true: only te has it, and {why}.\n"
+                f"  Make te possible (requirements/gpu.md), or set {key}=false; the stage is the same."
+            )
 
 
 def backend_of_all_ranks(plan: StagePlan) -> BackendName:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from megatron.core.transformer import TransformerConfig
 from megatron_ext.models.activation import squared_relu
 from megatron_ext.models.backends import BackendName
 from megatron_ext.plan.stage_plan import StagePlan
+from megatron_ext.recipe.fp8_schema import Fp8Recipe
 from megatron_ext.runtime.device import has_gpu
 
 
@@ -99,4 +102,35 @@ def _te_fields(plan: StagePlan) -> dict[str, Any]:
         "cross_entropy_fusion_impl": "te",
         "apply_rope_fusion": plan.model.position_embedding_type == "rope",
         "gradient_accumulation_fusion": importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None,
+        "tp_comm_overlap": plan.layout.tp_comm_overlap,
+        "cuda_graph_impl": "local" if plan.execution.cuda_graphs else "none",
+        "cuda_graph_modules": [],  # all of a layer
+    } | _fp8_fields(plan.fp8)
+
+
+def _fp8_fields(fp8: Fp8Recipe | None) -> dict[str, Any]:
+    """In fp8 are the products of the linear layers between embedding and output layer; attention is not.
+
+    `HybridStack` enters Transformer Engine's fp8 context around every layer that is not at an edge (core 0.19,
+    `hybrid_block.py`); weights stay bf16 (`fp8_param` off) and are cast once a step.
+    """
+    if fp8 is None:
+        return {}
+    edges = fp8.bf16_edge_layers
+    return {
+        "fp8": fp8.format,
+        "fp8_recipe": fp8.recipe,
+        "first_last_layers_bf16": edges > 0,
+        "num_layers_at_start_in_bf16": edges,
+        "num_layers_at_end_in_bf16": edges,
     }
+
+
+@contextlib.contextmanager
+def without_fp8(config: TransformerConfig) -> Iterator[None]:
+    """Lets the layers of a built model multiply in its precision, as their stack asks its config in every pass."""
+    kept, config.fp8 = config.fp8, None
+    try:
+        yield
+    finally:
+        config.fp8 = kept

@@ -38,7 +38,8 @@ def describe_layers(plan: StagePlan) -> str:
     """
     backend = choose_backend(plan)
     mamba = "" if backend.name == "te" else f"; Mamba-2 layers: {describe_kernels(plan.precision)}"
-    return f"backend: {backend.name} ({backend.reason}){mamba}"
+    fp8 = "" if plan.fp8 is None else f"; products in fp8 ({plan.fp8.recipe}, {plan.fp8.format})"
+    return f"backend: {backend.name} ({backend.reason}){mamba}{fp8}"
 
 
 def describe_kernels(precision: Precision) -> str:

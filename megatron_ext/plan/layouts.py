@@ -55,7 +55,10 @@ def plan_layout(loaded: LoadedRecipe, problems: Problems, *, world_size: int | N
         context_parallel_size=parallel.context_parallel_size,
         data_parallel_size=data or 1,
         sequence_parallel=parallel.sequence_parallel,
+        tp_comm_overlap=parallel.tp_comm_overlap,
         use_distributed_optimizer=parallel.use_distributed_optimizer,
+        overlap_grad_reduce=parallel.overlap_grad_reduce,
+        overlap_param_gather=parallel.overlap_param_gather,
         hybrid_layer_pattern=str(pattern),
         backend=recipe.training.backend,
     )

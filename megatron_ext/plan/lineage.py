@@ -183,6 +183,7 @@ def check_common(loaded: LoadedRecipe, plan: StagePlan, parent: StagePlan) -> No
         )
     pairs = {
         ("precision",): (there["precision"], here["precision"]),
+        ("fp8",): (there.get("fp8"), here.get("fp8")),
         ("seed",): (there["seed"], here["seed"]),
         ("data", "tokenizer"): (parent.data.tokenizer_fingerprint[:12], plan.data.tokenizer_fingerprint[:12]),
     }

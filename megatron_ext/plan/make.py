@@ -10,6 +10,7 @@ from megatron_ext.plan.batch import plan_batch, plan_cadence, plan_phases
 from megatron_ext.plan.cost import plan_cost
 from megatron_ext.plan.data import plan_data
 from megatron_ext.plan.execution import plan_execution
+from megatron_ext.plan.fp8 import check_fp8
 from megatron_ext.plan.init_from import INIT_FROM, check_permission, check_weights, other_numerics
 from megatron_ext.plan.layouts import plan_layout
 from megatron_ext.plan.lineage import (
@@ -41,6 +42,7 @@ from megatron_ext.plan.stage_plan import (
     SourceRead,
     StagePlan,
 )
+from megatron_ext.plan.te_options import check_te_options
 from megatron_ext.recipe.load import LoadedRecipe
 from megatron_ext.recipe.problems import Problems
 
@@ -107,6 +109,8 @@ def draft_plan(
         check_schedule(loaded, schedule, before.schedule, problems)
     cadence = plan_cadence(loaded.recipe, batch, roundings)
     execution = plan_execution(loaded, layout, batch, problems)
+    check_fp8(loaded, problems)
+    check_te_options(loaded, problems)
     problems.raise_recipe_error()
     return Draft(loaded.recipe.stage, layout, batch, phase_samples, schedule, cadence, execution, tuple(roundings))
 
@@ -299,6 +303,7 @@ def _joined(
         schedule=draft.schedule,
         optimizer=recipe.optimizer,
         precision=recipe.precision,
+        fp8=recipe.fp8,
         seed=recipe.seed,
         layout=draft.layout,
         cadence=draft.cadence,

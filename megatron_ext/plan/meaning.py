@@ -65,6 +65,8 @@ def stage_meaning(
         "precision": recipe.precision,
         "seed": recipe.seed,
     }
+    if recipe.fp8 is not None:
+        meaning["fp8"] = recipe.fp8.model_dump()
     if recipe.rl is not None and rl is not None:
         meaning["rl"] = _rl_meaning(recipe.rl, rl)
     if recipe.stage == "sft":

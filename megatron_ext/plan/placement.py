@@ -16,7 +16,8 @@ def placed(
 ) -> StagePlan:
     """The same model on some ranks: split by tensors only, each part once for every data-parallel rank.
 
-    Checkpoints of any layout fit it.
+    Checkpoints of any layout fit it. It computes in `precision`, also where a stage trained with products in fp8,
+    whose weights are no others.
 
     Args:
         plan: Of the checkpoint.
@@ -33,7 +34,9 @@ def placed(
             "data_parallel_size": world_size // tensor_model_parallel_size,
             "backend": backend,
             "sequence_parallel": False,
+            "tp_comm_overlap": False,
             "hybrid_layer_pattern": plan.layout.hybrid_layer_pattern.replace("|", ""),
         }
     )
-    return plan.model_copy(update={"layout": layout})
+    execution = plan.execution.model_copy(update={"cuda_graphs": False})
+    return plan.model_copy(update={"layout": layout, "execution": execution, "fp8": None})

@@ -147,9 +147,14 @@ def _layout_rows(plan: StagePlan) -> list[Row]:
     )
     extras = [
         "sequence parallel" if layout.sequence_parallel else "",
+        "sent while multiplied" if layout.tp_comm_overlap else "",
+        "CUDA graphs" if plan.execution.cuda_graphs else "",
         "distributed optimizer" if layout.use_distributed_optimizer else "",
+        "gradients summed meanwhile" if layout.overlap_grad_reduce else "",
+        "weights gathered meanwhile" if layout.overlap_param_gather else "",
         f"backend {layout.backend}",
         plan.precision,
+        "" if plan.fp8 is None else f"products in fp8 ({plan.fp8.recipe}, {plan.fp8.format})",
     ]
     return [
         ("layout", ", ".join(filter(None, [sizes, *extras]))),

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from megatron_ext.plan.domains import DomainsKnown
+from megatron_ext.recipe.fp8_schema import Fp8Recipe
 from megatron_ext.recipe.schema import (
     UNRESOLVED,
     LoggingRecipe,
@@ -50,7 +51,10 @@ class LayoutPlan(PlanPart):
     context_parallel_size: int = 1
     data_parallel_size: int
     sequence_parallel: bool
+    tp_comm_overlap: bool = False
     use_distributed_optimizer: bool
+    overlap_grad_reduce: bool = False
+    overlap_param_gather: bool = False
     hybrid_layer_pattern: str  # with `|` where the pipeline is cut
     backend: Literal["auto", "local", "te"]  # as asked: what auto takes is known where it runs
 
@@ -282,7 +286,9 @@ class ExecutionPlan(PlanPart):
     recompute: Literal["none", "selective", "full"] = "none"
     recompute_modules: tuple[Literal["core_attn", "mlp"], ...] = ("core_attn",)
     recompute_num_layers: int = 1
+    cuda_graphs: bool = False
     deterministic: bool = False
+    gc_interval_steps: int = 0  # 0: when Python wants to
     max_skipped_steps: int = 0
     profile_steps: tuple[int, int] | None = None  # first and last, from 1
     optimizer_format: Literal["fully_reshardable", "dp_reshardable"] = "fully_reshardable"
@@ -409,6 +415,7 @@ class StagePlan(PlanPart):
     schedule: SchedulePlan
     optimizer: OptimizerRecipe
     precision: Precision
+    fp8: Fp8Recipe | None = None
     seed: int
     layout: LayoutPlan
     cadence: CadencePlan

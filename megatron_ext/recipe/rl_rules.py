@@ -83,6 +83,11 @@ def _layout_rules(recipe: Recipe) -> Iterator[Broken]:
                 f"{size}: an rl stage samples with the model that it trains, and no rank may hold a part of the layers "
                 "or of a sequence; set 1 and raise tensor_model_parallel_size",
             )
+    if parallel.overlap_param_gather:
+        yield (
+            ("parallel", "overlap_param_gather"),
+            "true, but an rl stage samples between two steps, before weights would be gathered; set it to false",
+        )
 
 
 def _length_rules(recipe: Recipe, rl: RlRecipe) -> Iterator[Broken]:

@@ -113,6 +113,13 @@ def _parallel_rules(parallel: ParallelRecipe) -> Iterator[Broken]:
             "true, but tensor_model_parallel_size is 1 and there are no ranks to split a sequence over; "
             "raise that, or set this to false",
         )
+    needed = [key for key in ("use_distributed_optimizer", "overlap_grad_reduce") if not getattr(parallel, key)]
+    if parallel.overlap_param_gather and needed:
+        yield (
+            ("overlap_param_gather",),
+            f"true, but {' and '.join(needed)} false: weights are gathered in the forward pass only where ranks update "
+            "parts of them, and core overlaps both or none; set to true what is false, or this to false",
+        )
 
 
 def _data_rules(data: DataRecipe) -> Iterator[Broken]:

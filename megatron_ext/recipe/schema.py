@@ -18,6 +18,7 @@ from data_tools.schema import BlendRecipe as BlendRecipe
 from data_tools.schema import Count, Number, refuse_floor_above
 from data_tools.schema import Section as Section
 from data_tools.schema import SourceRecipe as SourceRecipe
+from megatron_ext.recipe.fp8_schema import Fp8Recipe as Fp8Recipe
 from megatron_ext.recipe.layer_pattern import parse_pattern
 from megatron_ext.recipe.rl_schema import PromptSource as PromptSource
 from megatron_ext.recipe.rl_schema import RlRecipe as RlRecipe
@@ -54,7 +55,9 @@ PLACEMENT_KEYS = frozenset(
         "training.recompute",
         "training.recompute_modules",
         "training.recompute_num_layers",
+        "training.cuda_graphs",
         "training.deterministic",
+        "training.gc_interval_steps",
         "training.max_skipped_steps",
         "parallel",
         "checkpoint",
@@ -277,8 +280,19 @@ class TrainingRecipe(Section):
     recompute_num_layers: Count = Field(
         default=1, gt=0, description="full only: layers between two stored activations; not hashed."
     )
+    cuda_graphs: bool = Field(
+        default=False,
+        description="te in pretraining only: launch each layer's kernels as one CUDA graph from the second step on; "
+        "not hashed.",
+    )
     deterministic: bool = Field(
         default=False, description="Only kernels that give the same bits each time, where they exist; not hashed."
+    )
+    gc_interval_steps: Count = Field(
+        default=0,
+        ge=0,
+        description="Steps between garbage collections, which every rank then makes at once; 0: each rank when Python "
+        "wants to, so that one waits for another; not hashed.",
     )
     max_skipped_steps: Count = Field(
         default=0,
@@ -336,8 +350,21 @@ class ParallelRecipe(Section):
     pipeline_model_parallel_size: Count = Field(default=1, gt=0, description="Ranks in the layer chain (PP).")
     context_parallel_size: Count = Field(default=1, gt=0, description="Ranks that share one sequence (CP); te only.")
     sequence_parallel: bool = Field(default=False, description="Split norms and residuals over TP ranks.")
+    tp_comm_overlap: bool = Field(
+        default=False,
+        description="te in pretraining with sequence_parallel only: send parts of a tensor to the TP ranks while "
+        "others are multiplied.",
+    )
     use_distributed_optimizer: bool = Field(
         default=False, description="Shard optimizer state over data-parallel ranks."
+    )
+    overlap_grad_reduce: bool = Field(
+        default=False, description="Sum gradients over data-parallel ranks while the backward pass goes on."
+    )
+    overlap_param_gather: bool = Field(
+        default=False,
+        description="Gather updated weights while the next forward pass goes on; needs use_distributed_optimizer and "
+        "overlap_grad_reduce; not in stage rl.",
     )
 
 
@@ -411,6 +438,9 @@ class Recipe(Section):
     schedule: ScheduleRecipe
     parallel: ParallelRecipe = ParallelRecipe()
     precision: Precision = Field(default="bf16", description="Numbers of the forward and backward pass.")
+    fp8: Fp8Recipe | None = Field(
+        default=None, description="te with bf16 only: how the products of its layers are made in fp8; null: not."
+    )
     checkpoint: CheckpointRecipe
     logging: LoggingRecipe = LoggingRecipe()
     profile: ProfileRecipe = ProfileRecipe()

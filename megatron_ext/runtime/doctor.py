@@ -66,7 +66,8 @@ _PACKAGES = (
 def find() -> list[Finding]:
     """Looks at Python, CPU, threads, GPUs and packages."""
     packages = [_find_package(package) for package in _PACKAGES]
-    return [_find_python(), _find_cpu(), _find_threads(), *_find_gpus(), *packages, _find_apex(), _find_backend()]
+    machine = [_find_python(), _find_cpu(), _find_threads(), *_find_gpus()]
+    return [*machine, *packages, _find_apex(), _find_adam(), _find_backend()]
 
 
 def print_report() -> int:
@@ -140,10 +141,20 @@ def _can_be_found(module: str) -> bool:
 def _find_apex() -> Finding:
     """NVIDIA's apex is known by its compiled `amp_C`; the registry's package of that name is another project."""
     if _can_be_found("amp_C"):
-        return Finding("apex", "NVIDIA's, with compiled kernels", "the fused Adam can be used on a GPU")
+        gives = "a fused Adam without Transformer Engine; weight gradients added within the matrix product"
+        return Finding("apex", "NVIDIA's, with compiled kernels", gives)
     if _can_be_found("apex"):
         return Finding("apex", "not NVIDIA's, or built without kernels", "uninstall it; build NVIDIA's from source")
-    return Finding("apex", "not installed", "the optimizer is torch's AdamW")
+    return Finding("apex", "not installed", "nothing needs it")
+
+
+def _find_adam() -> Finding:
+    """Whose AdamW core 0.19 drives: the first of Transformer Engine's, apex's and torch's; on a CPU torch's."""
+    if has_gpu() and not any(lack.startswith("transformer-engine") for lack in missing_for_te()):
+        return Finding("optimizer", "FusedAdam of Transformer Engine", "one kernel updates many parameters")
+    if has_gpu() and _can_be_found("amp_C"):
+        return Finding("optimizer", "FusedAdam of apex", "one kernel updates many parameters")
+    return Finding("optimizer", "AdamW of torch", "the log of a run names it too")
 
 
 def _find_backend() -> Finding:

@@ -23,6 +23,29 @@ def missing_for_te() -> tuple[str, ...]:
     return (*missing, *(lack for package, module in TE_NEEDS.items() if (lack := _lack(package, module))))
 
 
+_FP8_NEEDS = {
+    "tensorwise": ("is_fp8_available", "Float8CurrentScaling"),
+    "blockwise": ("is_fp8_block_scaling_available", "Float8BlockScaling"),
+}
+"""Who says whether the GPU has a scaling, and what core 0.19 takes from `transformer_engine.common.recipe`."""
+
+
+def missing_for_fp8(scaling: str) -> str | None:
+    """Why products cannot be made in fp8 here; None where they can.
+
+    To be asked where nothing is `missing_for_te`. Transformer Engine 2.x knows which GPUs and versions of CUDA have
+    what (`FP8GlobalStateManager`): compute capability 8.9, for blocks 9.0 and CUDA 12.9.
+    """
+    from transformer_engine.common import recipe
+    from transformer_engine.pytorch.fp8 import FP8GlobalStateManager
+
+    asked, kind = _FP8_NEEDS[scaling]
+    if not hasattr(recipe, kind) or not hasattr(FP8GlobalStateManager, asked):
+        return f"a transformer-engine that has {kind}"
+    is_there, reason = getattr(FP8GlobalStateManager, asked)()
+    return None if is_there else str(reason)
+
+
 def missing_for_packed_rows() -> str | None:
     """Why core's memory-efficient Mamba path takes no packed rows here; None where it does.
 

@@ -129,7 +129,9 @@ def _restore(path: Path, parts: Parts) -> dict[str, Any]:
     if facts["layout"] == layout_of(parts.plan):
         restore_random_state(_load({"random_state": sharded_random_state(parts)}, path)["random_state"])
     else:
-        seed_everything(seed_in_another_layout(parts.plan.seed, facts["state"]["step"]))
+        seed_everything(
+            seed_in_another_layout(parts.plan.seed, facts["state"]["step"]), for_graphs=parts.plan.execution.cuda_graphs
+        )
     return facts
 
 

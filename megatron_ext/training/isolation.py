@@ -33,6 +33,7 @@ from megatron.core.utils import get_model_config
 from data_tools.errors import SetupError
 from megatron_ext.datasets.context_slices import places_of_rank
 from megatron_ext.datasets.packed_params import packed_params
+from megatron_ext.models.config import without_fp8
 from megatron_ext.models.kernels import KERNEL_CHUNK_SIZE
 from megatron_ext.models.ssd import DEFAULT_CHUNK_SIZE
 from megatron_ext.plan.layouts import shortest_proved_row
@@ -134,7 +135,7 @@ def measure_isolation(model: Any, plan: StagePlan, groups: ProcessGroupCollectio
     trial = _Trial(places, num_tokens, vocab_size=plan.model.vocab_size, cp=groups.cp)
     was_training = model.training
     model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), without_fp8(get_model_config(model)):  # a scale of fp8 is of several documents
         get_forward_backward_func(pp_size=groups.pp.size(), vp_size=None)(
             forward_step_func=trial.forward_step,
             data_iterator=trial.rows(),

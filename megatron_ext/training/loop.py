@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -66,6 +67,7 @@ def train(
     watcher: Watcher | None,
     trace: StepTrace,
     stop: StopRequest,
+    collect: Callable[[int], None],
 ) -> Outcome:
     """Trains from `state` to the end of the stage, a cut, or a stop.
 
@@ -78,6 +80,7 @@ def train(
         watcher: Is told of every step; None on all ranks but the main one.
         trace: Records the steps that the plan wants a profile of.
         stop: Is asked after every step.
+        collect: Is told of every step that is over; collects garbage where the plan wants it.
     """
     plan, cadence = parts.plan, parts.plan.cadence
     last_step = last_step_of(plan)
@@ -94,6 +97,7 @@ def train(
                 saver.keep(state)  # hours of sampling may lie behind it
             raise
         state = state.advance(result)
+        collect(state.step)
         seconds = time.perf_counter() - began
         is_last = state.step == last_step or is_spent(plan, state)
         is_validated = is_last or state.step % cadence.validation_interval_steps == 0

@@ -67,6 +67,17 @@ def make_optimizer(plan: StagePlan, model: Any, groups: ProcessGroupCollection) 
     return optimizer
 
 
+def describe_adam(optimizer: MegatronOptimizer) -> str:
+    """One line for the log: whose AdamW core drives here."""
+    adam = type(optimizer.chained_optimizers[0].optimizer)
+    owner = adam.__module__.split(".")[0]
+    return f"optimizer: {adam.__name__} of {_OWNERS.get(owner, owner)}"
+
+
+_OWNERS = {"transformer_engine": "Transformer Engine, fused", "apex": "apex, fused", "torch": "torch"}
+"""Core 0.19 takes the first of these that can be imported (`optimizer/__init__.py`); on a CPU torch's always."""
+
+
 def set_learning_rate(optimizer: MegatronOptimizer, lr: float) -> None:
     """Sets the rate of the next update in every group."""
     for group in optimizer.param_groups:

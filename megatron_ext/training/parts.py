@@ -130,12 +130,28 @@ def wrap_model(plan: StagePlan, model: Any, groups: ProcessGroupCollection) -> D
     if plan.precision == "bf16":
         model = Float16Module(config, model)
     ddp_config = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=True, use_distributed_optimizer=plan.layout.use_distributed_optimizer
+        grad_reduce_in_fp32=True,
+        use_distributed_optimizer=plan.layout.use_distributed_optimizer,
+        overlap_grad_reduce=plan.layout.overlap_grad_reduce,
+        overlap_param_gather=plan.layout.overlap_param_gather,
     )
     layout = _buffer_layout(model, ddp_config, groups) if ddp_config.use_distributed_optimizer else None
     wrapped = DistributedDataParallel(config, ddp_config, model, pg_collection=groups, full_param_layout=layout)
     config.finalize_model_grads_func = finalize_model_grads
+    if plan.layout.overlap_grad_reduce:
+        config.no_sync_func = wrapped.no_sync  # only the last microbatch of a step sums over ranks
     return wrapped
+
+
+def gather_weights(model: DistributedDataParallel) -> None:
+    """Makes the weights whole that `parallel.overlap_param_gather` leaves in parts until the next forward pass.
+
+    Whatever reads weights between two steps needs this first, forward passes through `model` apart.
+
+    All ranks must call this.
+    """
+    if model.ddp_config.overlap_param_gather:
+        model.start_param_sync(force_sync=True)
 
 
 def _buffer_layout(model: Any, ddp_config: DistributedDataParallelConfig, groups: ProcessGroupCollection) -> Any:

@@ -45,7 +45,7 @@ from megatron_ext.training.file_list import (
     write_file_list,
 )
 from megatron_ext.training.optimizer_state import OptimizerFormat, count_updates
-from megatron_ext.training.parts import Parts
+from megatron_ext.training.parts import Parts, gather_weights
 from megatron_ext.training.state import TrainState
 
 
@@ -301,6 +301,7 @@ def _plan_files(folder: Path, parts: Parts, optimizer_format: OptimizerFormat) -
         # (573 MB measured) and lives on for ever when its parent is killed. Writer and reader are this process.
         filesystem_async._results_queue = queue.Queue()
     metadata = sharding_metadata(parts, optimizer_format)
+    gather_weights(parts.model)
     model = parts.model.module.sharded_state_dict(metadata=metadata)
     everything = {
         "model": model,

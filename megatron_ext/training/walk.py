@@ -25,9 +25,12 @@ from megatron_ext.training.checkpoint import (
 )
 from megatron_ext.training.checkpoint_facts import describe_resume, read_facts
 from megatron_ext.training.file_list import checkpoints_of, require_whole
+from megatron_ext.training.garbage import collecting_every
 from megatron_ext.training.isolation import require_isolation
+from megatron_ext.training.layer_graphs import layer_graphs
 from megatron_ext.training.loop import Outcome, last_step_of, train
 from megatron_ext.training.metrics import read_last
+from megatron_ext.training.optimizer import describe_adam
 from megatron_ext.training.parent_stage import parent_checkpoint
 from megatron_ext.training.parts import make_parts
 from megatron_ext.training.progress import describe_validation
@@ -37,6 +40,7 @@ from megatron_ext.training.saving import Saver, remove_unfinished
 from megatron_ext.training.stage_folder import StageFolder, write_json
 from megatron_ext.training.state import TrainState
 from megatron_ext.training.step import NonFiniteError
+from megatron_ext.training.tp_buffers import tp_buffers
 from megatron_ext.training.trace import StepTrace
 from megatron_ext.training.validate import validate
 from megatron_ext.training.watcher import Watcher
@@ -76,8 +80,8 @@ def walk(plan: StagePlan, folder: StageFolder, groups: ProcessGroupCollection, *
     begins_at = newest if newest is not None else parent_checkpoint(folder.run_root, plan)
     if begins_at is not None:
         require_whole(begins_at, look=damage_seen_by_all_ranks)
-    with StopRequest() as stop:
-        seed_everything(plan.seed)
+    with StopRequest() as stop, tp_buffers(plan), layer_graphs(plan):
+        seed_everything(plan.seed, for_graphs=plan.execution.cuda_graphs)
         parts = make_parts(plan, groups, folder=folder.path)
         state = TrainState()
         if newest is not None:
@@ -90,6 +94,7 @@ def walk(plan: StagePlan, folder: StageFolder, groups: ProcessGroupCollection, *
         if is_main:
             record_run(folder.path, plan, begins_at_step=state.step, begins_from=begins_at)
         say = (lambda _: None) if watcher is None else watcher.say
+        say(describe_adam(parts.optimizer))
         if plan.data.document_isolation == "full" or plan.layout.context_parallel_size > 1:
             say(f"isolation holds: {require_isolation(parts.model, plan, groups)}")
         if plan.stage != "pretrain" and newest is None:  # what it starts from; pretraining starts from noise
@@ -102,9 +107,10 @@ def walk(plan: StagePlan, folder: StageFolder, groups: ProcessGroupCollection, *
             watcher or contextlib.nullcontext(),
             Saver(parts, folder.checkpoints, say=say) as saver,
             StepTrace(parts, folder.path / "profile", say=say) as trace,
+            collecting_every(plan.execution.gc_interval_steps) as collect,
             _naming_the_batch(folder, plan),
         ):
-            outcome = train(parts, state, saver=saver, watcher=watcher, trace=trace, stop=stop)
+            outcome = train(parts, state, saver=saver, watcher=watcher, trace=trace, stop=stop, collect=collect)
         if outcome.reason == "finished" and is_main:
             ledger = [row.to_json() for row in parts.ledger()]
             write_json(folder.stage_file, _stage_facts(plan, folder, outcome) | {"ledger": ledger})

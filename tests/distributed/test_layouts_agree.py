@@ -18,9 +18,13 @@ TP2 = "parallel.tensor_model_parallel_size=2"
 PP2 = "parallel.pipeline_model_parallel_size=2"
 SP = "parallel.sequence_parallel=true"
 SHARDED = "parallel.use_distributed_optimizer=true"
+OVERLAPPED = ("parallel.overlap_grad_reduce=true", "training.micro_batch_size=2")
+GATHERED = (SHARDED, *OVERLAPPED, "parallel.overlap_param_gather=true")
 LAYOUTS: dict[str, Any] = {
     "dp2": (2, "training.micro_batch_size=2"),  # half of the one process's: two microbatches a rank
     "dp2-distributed-optimizer": (2, SHARDED),
+    "dp2-overlap": (2, *OVERLAPPED),
+    "dp2-distributed-optimizer-overlap": (2, *GATHERED),
     "tp2": (2, TP2),
     "tp2-sequence-parallel": (2, TP2, SP),
     "pp2": (2, PP2, "training.micro_batch_size=2"),  # four microbatches, more than stages

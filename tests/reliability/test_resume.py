@@ -13,10 +13,16 @@ import pytest
 
 from tests.support.toy_project import REPOSITORY, Run, ToyProject, environment
 
+OVERLAP = (
+    "parallel.use_distributed_optimizer=true",
+    "parallel.overlap_grad_reduce=true",
+    "parallel.overlap_param_gather=true",  # weights lie in parts between steps, and are saved whole
+)
 CASES: dict[str, tuple[int | None, tuple[str, ...]]] = {
     "fp32": (None, ()),
     "bf16": (None, ("precision=bf16",)),
     "dp2-distributed-optimizer": (2, ("parallel.use_distributed_optimizer=true",)),
+    "dp2-overlap": (2, OVERLAP),
     "tp2-sequence-parallel": (2, ("parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=true")),
 }
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -12,7 +14,9 @@ from packaging.version import Version
 from data_tools.errors import SetupError
 from megatron_ext.models.backends import choose_backend
 from megatron_ext.models.config import transformer_config
+from megatron_ext.plan.placement import placed
 from megatron_ext.plan.stage_plan import StagePlan
+from megatron_ext.recipe.fp8_schema import Fp8Recipe
 from megatron_ext.runtime.device import has_gpu
 from megatron_ext.runtime.extensions import missing_for_te
 from tests.support.plans import make_plan
@@ -52,6 +56,50 @@ def test_te_that_cannot_run_is_refused_with_the_remedy() -> None:
 def test_a_sequence_split_over_ranks_needs_te(backend: str, why: str) -> None:
     with pytest.raises(SetupError, match=f"context_parallel_size: 2: only te splits a sequence over ranks, and {why}"):
         choose_backend(asked(backend, context_parallel_size=2))
+
+
+FP8 = {"precision": "bf16", "fp8": Fp8Recipe(recipe="tensorwise")}
+
+
+def test_fp8_where_te_cannot_run_is_refused_and_read_in_bf16() -> None:
+    with pytest.raises(SetupError, match="fp8.recipe: tensorwise: only te multiplies in fp8, and te cannot run here"):
+        choose_backend(make_plan(layout={"backend": "auto"}, **FP8))
+    assert choose_backend(placed(make_plan(layout={"backend": "auto"}, **FP8))).name == "local"
+
+
+@pytest.mark.parametrize("key", ["parallel.tp_comm_overlap", "training.cuda_graphs"])
+def test_an_option_of_te_is_not_left_out_without_a_word(key: str) -> None:
+    plan = asked("auto", tp_comm_overlap=key.startswith("parallel"))
+    execution = plan.execution.model_copy(update={"cuda_graphs": key.startswith("training")})
+    with pytest.raises(SetupError, match=f"{key}: true: only te has it, and te cannot run here: it needs a GPU"):
+        choose_backend(plan.model_copy(update={"execution": execution}))
+
+
+def _fp8_modules(monkeypatch: pytest.MonkeyPatch, *, answer: tuple[bool, str], kinds: tuple[str, ...]) -> None:
+    """What `missing_for_fp8` asks of Transformer Engine, as on a GPU that answers so."""
+    for name in ("transformer_engine", "transformer_engine.common", "transformer_engine.pytorch"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    recipe, fp8 = ModuleType("recipe"), ModuleType("fp8")
+    vars(recipe).update(dict.fromkeys(kinds))
+    sys.modules["transformer_engine.common"].recipe = recipe  # type: ignore[attr-defined]
+    fp8.FP8GlobalStateManager = type("Manager", (), {"is_fp8_available": staticmethod(lambda: answer)})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "transformer_engine.pytorch.fp8", fp8)
+    monkeypatch.setattr("megatron_ext.models.backends.missing_for_te", list)
+
+
+def test_fp8_on_a_gpu_that_has_none_is_refused_in_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    why = "Device compute capability 8.9 or higher required for FP8 execution."
+    _fp8_modules(monkeypatch, answer=(False, why), kinds=("Float8CurrentScaling",))
+    with pytest.raises(SetupError, match=f"fp8.recipe: tensorwise: these GPUs cannot: {why}"):
+        choose_backend(make_plan(layout={"backend": "te"}, **FP8))
+    _fp8_modules(monkeypatch, answer=(True, ""), kinds=("Float8CurrentScaling",))
+    assert choose_backend(make_plan(layout={"backend": "te"}, **FP8)).name == "te"
+
+
+def test_an_engine_without_the_scaling_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    _fp8_modules(monkeypatch, answer=(True, ""), kinds=())
+    with pytest.raises(SetupError, match="a transformer-engine that has Float8CurrentScaling"):
+        choose_backend(make_plan(layout={"backend": "te"}, **FP8))
 
 
 def test_an_epsilon_that_the_stock_layer_ignores_is_not_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import torch
 
 from megatron_ext.models.activation import squared_relu
 from megatron_ext.models.config import transformer_config
+from megatron_ext.recipe.fp8_schema import Fp8Recipe
 from tests.support.plans import make_plan
 
 
@@ -46,3 +47,20 @@ def test_layout_is_the_plans() -> None:
 def test_the_mlp_is_not_gated_and_squares_its_relu() -> None:
     config = transformer_config(make_plan())
     assert (config.gated_linear_unit, config.activation_func) == (False, squared_relu)
+
+
+def test_fp8_is_handed_to_te_as_core_names_it() -> None:
+    fp8 = Fp8Recipe(recipe="tensorwise", bf16_edge_layers=1)
+    config = transformer_config(make_plan(precision="bf16", fp8=fp8), "te")
+    assert (config.fp8, config.fp8_recipe, config.fp8_param) == ("hybrid", "tensorwise", False)
+    ends = (config.num_layers_at_start_in_bf16, config.num_layers_at_end_in_bf16)
+    assert (config.first_last_layers_bf16, ends) == (True, (1, 1))
+
+
+def test_without_edge_layers_all_layers_are_in_fp8() -> None:
+    config = transformer_config(make_plan(precision="bf16", fp8=Fp8Recipe(recipe="blockwise")), "te")
+    assert (config.fp8_recipe, config.first_last_layers_bf16) == ("blockwise", False)
+
+
+def test_no_fp8_is_no_fp8() -> None:
+    assert transformer_config(make_plan(precision="bf16"), "te").fp8 is None

@@ -15,6 +15,7 @@ from megatron_ext.runtime.launch import Launch
 from megatron_ext.runtime.parallel import process_groups
 from megatron_ext.training.optimizer import (
     clip_and_step,
+    describe_adam,
     has_weight_decay,
     make_optimizer,
     set_learning_rate,
@@ -83,6 +84,10 @@ def test_only_matrices_outside_the_convolution_decay(groups: ProcessGroupCollect
         "pre_mlp_layernorm.weight",
         "final_norm.weight",
     }
+
+
+def test_the_log_names_whose_adam_it_is(groups: ProcessGroupCollection) -> None:
+    assert describe_adam(make(groups, distributed=True)[1]) == "optimizer: AdamW of torch"
 
 
 @pytest.mark.parametrize("distributed", [False, True])
