@@ -76,9 +76,11 @@ test-engines: $(STAMP) ## a real Slurm, a real Ray and a real Chromium, where th
 	  tests/reliability/test_study_queue.py tests/reliability/test_study_on_slurm.py \
 	  tests/reliability/test_report_in_chromium.py
 
+GPUS ?= 1
+
 .PHONY: gpu-check
-gpu-check: ## tests/gpu and a training step's speed on this GPU, in 15 minutes; installs nothing
-	@$(PY) tests/gpu/check.py
+gpu-check: ## tests/gpu and a training step's speed on this GPU (GPUS=8: on so many), in 15 minutes; installs nothing
+	@$(PY) tests/gpu/check.py --gpus $(GPUS)
 
 .PHONY: bench
 bench: $(STAMP) ## measure on this machine: prints ratios, asserts nothing about time

@@ -1,13 +1,15 @@
-"""Tokens/s, model FLOPs utilisation and memory of a training step on one GPU; prints one line of JSON.
+"""Tokens/s, model FLOPs utilisation and memory of a training step; prints one line of JSON.
 
     python -m tests.gpu.benchmark --backend te [--steps 20] [--document-tokens 512] [--kernels]
+    torchrun --standalone --nproc-per-node 8 -m tests.gpu.benchmark --backend te --tensor 2 --sharded
 
-`hybrid_130m` in bf16, one process, AdamW: forward, backward, clipping, update, as `megatron_ext.run` does them.
+`hybrid_130m` in bf16, AdamW: forward, backward, clipping, update, as `megatron_ext.run` does them.
 MFU is the model's FLOPs (`megatron_ext/plan/flops.py`) over what the same GPU reached in a bf16 matrix
 product of 8192 x 8192 x 8192, best of 20. Memory is the allocator's peak beside what `plan/memory.py` counts,
 which leaves temporary buffers out. `--document-tokens` packs documents of so many tokens into the rows and keeps
 them apart; their attention costs less than MFU counts, and how long the proof takes that they do not meet is timed
 too. `--kernels` adds shares of the GPU's time by kind of kernel, of three more steps, and tokens/s of sampling.
+On several GPUs `--rows` is of each data-parallel rank, tokens/s are of all and MFU is of one.
 """
 
 from __future__ import annotations
@@ -45,8 +47,9 @@ KERNEL_STEPS = 3
 
 
 def measure(plan: StagePlan, steps: int, *, warmup: int, with_kernels: bool) -> dict[str, Any]:
-    """Times `steps` training steps after `warmup` others."""
-    with process_groups(Launch(0, 0, 1)) as groups:
+    """Times `steps` training steps after `warmup` others. All ranks must call this."""
+    tensor = plan.layout.tensor_model_parallel_size
+    with process_groups(Launch.from_environment(), tensor_model_parallel_size=tensor) as groups:
         seed_everything(plan.seed)
         parts = make_parts(plan, groups)
         seconds = []
@@ -72,7 +75,8 @@ def measure(plan: StagePlan, steps: int, *, warmup: int, with_kernels: bool) -> 
         "tokens_per_s": tokens_per_s,
         "flops_per_token": flops,
         "matmul_peak_tflops": peak / 1e12,
-        "mfu": tokens_per_s * flops / peak,
+        "gpus": plan.layout.world_size,
+        "mfu": tokens_per_s * flops / peak / plan.layout.world_size,
         "peak_memory": peak_memory,
         "planned_memory": planned.total,
         "first_step_s": seconds[0],
@@ -109,15 +113,42 @@ def make_benchmark_plan(
     *,
     document_tokens: int | None = None,
     precision: Precision = "bf16",
+    world_size: int = 1,
+    tensor: int = 1,
+    is_sharded: bool = False,
 ) -> StagePlan:
-    """A plan that reads random tokens; documents of `document_tokens` are kept apart."""
+    """A plan that reads random tokens; documents of `document_tokens` are kept apart.
+
+    Args:
+        folder: Takes the tokens.
+        backend: Whose layers.
+        steps: To be timed.
+        rows: Of a step on each data-parallel rank.
+        length: Tokens of a row.
+        recipe: The model's keys.
+        document_tokens: Of each document; None makes them as long as a row and does not keep them apart.
+        precision: Of the forward pass.
+        world_size: Ranks.
+        tensor: Ranks that share a layer, and the tokens between products.
+        is_sharded: Whether data-parallel ranks share the optimizer's state, and send while they compute.
+    """
+    data = world_size // tensor
+    rows_of_rank, rows = rows, rows * data
     samples = (steps + WARMUP_STEPS + KERNEL_STEPS) * rows
     tokens = torch.randint(1, 4000, (samples + 1, length), generator=torch.Generator().manual_seed(0))
     write_source(folder / "toy", tokens.reshape(-1, document_tokens or length).tolist())
     plan = plan_reading(
         {"toy": (folder / "toy", samples)},
         global_batch_size=rows,
-        micro_batch_size=rows,
+        micro_batch_size=rows_of_rank,
+        layout={
+            "tensor_model_parallel_size": tensor,
+            "data_parallel_size": data,
+            "sequence_parallel": tensor > 1,
+            "use_distributed_optimizer": is_sharded,
+            "overlap_grad_reduce": is_sharded,
+            "overlap_param_gather": is_sharded,
+        },
         batch={"sequence_length": length},
         data={"document_isolation": "none" if document_tokens is None else "full"},
         model=recipe,
@@ -132,11 +163,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", choices=["local", "te"], required=True)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--rows", type=int, default=8, help="rows of a step")
+    parser.add_argument("--rows", type=int, default=8, help="rows of a step, of each data-parallel rank")
     parser.add_argument("--sequence-length", type=int, default=2048)
     parser.add_argument("--document-tokens", type=int, help="of each document, a divisor of the row; kept apart")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
     parser.add_argument("--model", type=Path, default=MODEL)
+    parser.add_argument("--tensor", type=int, default=1, help="ranks that share a layer; the rest is data parallel")
+    parser.add_argument("--sharded", action="store_true", help="distributed optimizer, sums and gathers overlapped")
     parser.add_argument("--kernels", action="store_true", help="shares of the GPU's time, and sampling")
     parser.add_argument("--only-mamba", action="store_true", help="one step of one Mamba-2 layer, to compile it")
     args = parser.parse_args()
@@ -144,6 +177,7 @@ def main() -> None:
     if args.only_mamba:
         recipe |= {"hybrid_layer_pattern": "M", "vocab_size": 4096}
         steps, warmup = 1, 0
+    launch = Launch.from_environment()
     with tempfile.TemporaryDirectory() as folder:
         plan = make_benchmark_plan(
             Path(folder),
@@ -154,11 +188,16 @@ def main() -> None:
             recipe,
             document_tokens=args.document_tokens,
             precision=args.precision,
+            world_size=launch.world_size,
+            tensor=args.tensor,
+            is_sharded=args.sharded,
         )
         found = measure(plan, steps, warmup=warmup, with_kernels=args.kernels)
     shape = {"model": args.model.stem, "rows": args.rows, "sequence_length": args.sequence_length}
     shape |= {"document_tokens": args.document_tokens, "precision": args.precision}
-    print(json.dumps({"backend": args.backend, **shape, **found}))
+    shape |= {"tensor": args.tensor}
+    if launch.is_main:
+        print(json.dumps({"backend": args.backend, **shape, **found}))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 
-from tests.gpu.check import share
+from tests.gpu.part import share
 
 
 def main() -> None:
