@@ -85,7 +85,7 @@ def _refuse_what_only_te_does(plan: StagePlan, why: str) -> None:
         )
     options = {
         "parallel.tp_comm_overlap": plan.layout.tp_comm_overlap,
-        "training.cuda_graphs": plan.execution.cuda_graphs,
+        "training.cuda_graphs": plan.has_layer_graphs,
     }
     for key, is_asked in options.items():
         if is_asked:

@@ -426,6 +426,16 @@ class StagePlan(PlanPart):
     meaning: dict[str, Any]
 
     @property
+    def has_layer_graphs(self) -> bool:
+        """Whether layers train as CUDA graphs."""
+        return self.execution.cuda_graphs and self.stage == "pretrain"
+
+    @property
+    def has_sampling_graphs(self) -> bool:
+        """Whether steps of sampling are CUDA graphs."""
+        return self.execution.cuda_graphs and self.stage == "rl"
+
+    @property
     def behind(self) -> ParentPlan | None:
         """The stages before this one, whatever the last of them gives to it."""
         return self.parent or self.init_from

@@ -1,4 +1,4 @@
-"""Options of the `te` backend that hold every pass to one shape: overlap of tensor parallelism, and CUDA graphs.
+"""Options that hold every pass to one shape: overlap of tensor parallelism, and CUDA graphs; of `te` in training.
 
 Both are of pretraining without isolated documents: there each microbatch, in training and in validation, has
 `micro_batch_size x sequence_length` tokens and no packed parameters, and nothing proves isolation on shorter rows.
@@ -25,7 +25,7 @@ def check_te_options(loaded: LoadedRecipe, problems: Problems) -> None:
     recipe = loaded.recipe
     asked = {
         OVERLAP: [*_not_of_one_shape(recipe), *_against_overlap(recipe)] if recipe.parallel.tp_comm_overlap else [],
-        GRAPHS: [*_not_of_one_shape(recipe), *_against_graphs(recipe)] if recipe.training.cuda_graphs else [],
+        GRAPHS: _against_graphs(recipe) if recipe.training.cuda_graphs else [],
     }
     for key, reasons in asked.items():
         if reasons:
@@ -57,7 +57,12 @@ def _against_overlap(recipe: Recipe) -> list[str]:
 
 
 def _against_graphs(recipe: Recipe) -> list[str]:
-    reasons = []
+    if recipe.stage == "rl":  # of sampling: rollout/graphed.py
+        tensor = recipe.parallel.tensor_model_parallel_size
+        return (
+            [f"parallel.tensor_model_parallel_size {tensor} adds up between ranks while sampling"] if tensor > 1 else []
+        )
+    reasons = _not_of_one_shape(recipe)
     if recipe.parallel.pipeline_model_parallel_size > 1:
         reasons.append("parallel.pipeline_model_parallel_size is above 1, which needs a graph for each microbatch")
     if recipe.training.recompute != "none":

@@ -282,8 +282,8 @@ class TrainingRecipe(Section):
     )
     cuda_graphs: bool = Field(
         default=False,
-        description="te in pretraining only: launch each layer's kernels as one CUDA graph from the second step on; "
-        "not hashed.",
+        description="pretrain (te only): launch each layer's kernels as one CUDA graph from the second step on; rl: "
+        "launch a step of sampling as one, where every slot is in use; not hashed.",
     )
     deterministic: bool = Field(
         default=False, description="Only kernels that give the same bits each time, where they exist; not hashed."

@@ -22,6 +22,7 @@ from megatron_ext.plan.rollout import rollout_problems
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.rollout.cache import RolloutCache
 from megatron_ext.rollout.forward import CachedForward
+from megatron_ext.rollout.graphed import GraphedForward
 from megatron_ext.rollout.protocol import Completion, Health, Prompt, Sampling, check_prompts
 from megatron_ext.rollout.sampling_run import SamplingRun
 from megatron_ext.rollout.share import share_prompts
@@ -57,7 +58,7 @@ class InProcessEngine:
         _check_setting(plan, num_slots=num_slots, tokens_per_slot=tokens_per_slot)
         self._model = decodable(unwrapped(model), plan)
         self._vocab_size = plan.data.tokenizer_vocab_size
-        self._groups, self._decode = groups, decode
+        self._groups, self._decode, self._has_graphs = groups, decode, plan.has_sampling_graphs
         self._num_slots, self._tokens_per_slot = num_slots, tokens_per_slot
         self._cache = RolloutCache(self._model, num_slots=num_slots, tokens_per_slot=tokens_per_slot)
         self._forward = CachedForward(self._model, max_tokens=tokens_per_slot)
@@ -73,8 +74,11 @@ class InProcessEngine:
         """Samples this data-parallel rank's share; see `RolloutEngine.generate`."""
         self._check(prompts, sampling)
         shares = share_prompts(prompts, self._groups.dp.size(), max_new_tokens=sampling.max_new_tokens)
+        forward = self._forward
+        if self._has_graphs:
+            forward = GraphedForward(forward, self._cache, max_tokens=self._tokens_per_slot)
         run = SamplingRun(
-            self._forward,
+            forward,
             self._cache,
             {index: prompts[index] for index in shares[self._groups.dp.rank()]},
             sampling,

@@ -130,7 +130,7 @@ def _restore(path: Path, parts: Parts) -> dict[str, Any]:
         restore_random_state(_load({"random_state": sharded_random_state(parts)}, path)["random_state"])
     else:
         seed_everything(
-            seed_in_another_layout(parts.plan.seed, facts["state"]["step"]), for_graphs=parts.plan.execution.cuda_graphs
+            seed_in_another_layout(parts.plan.seed, facts["state"]["step"]), for_graphs=parts.plan.has_layer_graphs
         )
     return facts
 

@@ -20,7 +20,7 @@ def layer_graphs(plan: StagePlan) -> Iterator[None]:
     try:
         yield
     finally:
-        if plan.execution.cuda_graphs:
+        if plan.has_layer_graphs:
             from megatron.core.transformer.cuda_graphs import delete_cuda_graphs
 
             delete_cuda_graphs()

@@ -81,7 +81,7 @@ def walk(plan: StagePlan, folder: StageFolder, groups: ProcessGroupCollection, *
     if begins_at is not None:
         require_whole(begins_at, look=damage_seen_by_all_ranks)
     with StopRequest() as stop, tp_buffers(plan), layer_graphs(plan):
-        seed_everything(plan.seed, for_graphs=plan.execution.cuda_graphs)
+        seed_everything(plan.seed, for_graphs=plan.has_layer_graphs)
         parts = make_parts(plan, groups, folder=folder.path)
         state = TrainState()
         if newest is not None:

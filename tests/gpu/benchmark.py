@@ -37,7 +37,7 @@ from megatron_ext.runtime.seed import seed_everything
 from megatron_ext.training.isolation import measure_isolation
 from megatron_ext.training.parts import Parts, make_parts
 from megatron_ext.training.step import train_step
-from tests.gpu.kernel_times import kernel_times, sampled_tokens_per_s
+from tests.gpu.kernel_times import graphed, kernel_times, sampled_tokens_per_s
 from tests.support.plans import make_plan
 from tests.support.sources import plan_reading, write_source
 
@@ -46,7 +46,9 @@ WARMUP_STEPS = 5
 KERNEL_STEPS = 3
 
 
-def measure(plan: StagePlan, steps: int, *, warmup: int, with_kernels: bool) -> dict[str, Any]:
+def measure(
+    plan: StagePlan, steps: int, *, warmup: int, with_kernels: bool, with_graphs: bool = False
+) -> dict[str, Any]:
     """Times `steps` training steps after `warmup` others. All ranks must call this."""
     tensor = plan.layout.tensor_model_parallel_size
     with process_groups(Launch.from_environment(), tensor_model_parallel_size=tensor) as groups:
@@ -64,6 +66,8 @@ def measure(plan: StagePlan, steps: int, *, warmup: int, with_kernels: bool) -> 
         if with_kernels:
             times = kernel_times(lambda: train_step(parts, lr=1e-4, step=1), steps=KERNEL_STEPS)
             more = {"kernels": times, "sampled_tokens_per_s": sampled_tokens_per_s(parts.model, plan, groups)}
+        if with_graphs:
+            more["graphed_tokens_per_s"] = sampled_tokens_per_s(parts.model, graphed(plan), groups)
         if plan.data.document_isolation == "full":
             more["isolation"] = isolation_times(parts)
     tokens_per_s = plan.batch.tokens_per_step / median
@@ -171,6 +175,7 @@ def main() -> None:
     parser.add_argument("--tensor", type=int, default=1, help="ranks that share a layer; the rest is data parallel")
     parser.add_argument("--sharded", action="store_true", help="distributed optimizer, sums and gathers overlapped")
     parser.add_argument("--kernels", action="store_true", help="shares of the GPU's time, and sampling")
+    parser.add_argument("--graphs", action="store_true", help="sampling whose full steps are CUDA graphs")
     parser.add_argument("--only-mamba", action="store_true", help="one step of one Mamba-2 layer, to compile it")
     args = parser.parse_args()
     recipe, steps, warmup = load_yaml(args.model).data, args.steps, WARMUP_STEPS
@@ -192,7 +197,7 @@ def main() -> None:
             tensor=args.tensor,
             is_sharded=args.sharded,
         )
-        found = measure(plan, steps, warmup=warmup, with_kernels=args.kernels)
+        found = measure(plan, steps, warmup=warmup, with_kernels=args.kernels, with_graphs=args.graphs)
     shape = {"model": args.model.stem, "rows": args.rows, "sequence_length": args.sequence_length}
     shape |= {"document_tokens": args.document_tokens, "precision": args.precision}
     shape |= {"tensor": args.tensor}

@@ -60,6 +60,12 @@ def _kind_of(name: str) -> str:
     return next((kind for kind, pattern in KINDS.items() if re.search(pattern, name, re.IGNORECASE)), "other")
 
 
+def graphed(plan: StagePlan) -> StagePlan:
+    """The same plan, whose sampling's full steps are CUDA graphs: as of an rl stage that asks for them."""
+    execution = plan.execution.model_copy(update={"cuda_graphs": True})
+    return plan.model_copy(update={"stage": "rl", "execution": execution})
+
+
 def sampled_tokens_per_s(model: Any, plan: StagePlan, groups: ProcessGroupCollection) -> dict[str, float]:
     """Tokens/s of `NEW` tokens after prompts of `PROMPT`, by the texts sampled at once; the prompts' reading counts."""
     found = {}

@@ -81,6 +81,7 @@ def _on_request(out: Path, lacks: tuple[str, ...]) -> list[Wanted]:
     return [
         _long_tests(out, "loss curves", "test_loss_curves", 900, lacks),
         _long_tests(out, "options of te", "test_te_options", 600, lacks),
+        _long_tests(out, "graphs of sampling", "test_graphed_sampling", 300, ()),
         Wanted("megatron-lm", 600, megatron, read_json, lacks=(*lacks, *checkout), on_request=True),
     ]
 

@@ -154,7 +154,7 @@ def test_one_gpu_needs_no_network_and_several_look_at_it(tmp_path: Path) -> None
 
 def test_long_parts_run_by_their_name_only(tmp_path: Path) -> None:
     every = parts_of(tmp_path, gpus=1, cores=4, missing=[])
-    assert not {"loss curves", "megatron-lm", "options of te"} & set(names(1, tmp_path))
+    assert not {"loss curves", "megatron-lm", "options of te", "graphs of sampling"} & set(names(1, tmp_path))
     assert [one.name for one in chosen(every, ["loss curves", "kernels"])] == ["kernels", "loss curves"]
     with pytest.raises(ValueError, match="no part 'curves'; there are: backends, benchmark local"):
         chosen(every, ["curves"])
