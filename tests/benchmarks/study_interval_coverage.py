@@ -3,41 +3,77 @@
     python tests/benchmarks/study_interval_coverage.py [--studies 400]
 
 Arms answer 200 items whose difficulty differs; each replicate is moved by its seed (a quarter of a logit, about 5
-points at a half), each answer by chance. Two arms are compared, of two or of six in the study. Beside it: what
+points at a half), each answer by chance. Two arms of the study's are compared. In the last two parts all arms of a seed
+also share the luck of one first stage (half a logit), which the report does not know, or knows. Beside it: what
 resampling seeds instead of Student's t would have given.
 """
 
 from __future__ import annotations
 
 import argparse
+from typing import NamedTuple
 
 import numpy as np
 
-from megatron_ext.study.report.bootstrap import ItemScores, draw_both, draw_items, draw_seeds, ends
+from megatron_ext.study.report.bootstrap import ItemScores, draw_both, draw_items, ends
+from megatron_ext.study.report.seed_tree import SeedRun, SeedTree
 
 ITEMS = 200
 SEED_DEVIATION = 0.25  # of the logit: about 5 points at a half
 GAP = 0.5
 
 
-def made_up(arms: int, seeds: int, draw: np.random.Generator) -> tuple[list[list[ItemScores]], np.ndarray]:
-    """Scores of a study's arms, [arms][seeds], and the logits' shifts; only the first arm is better."""
+class Covered(NamedTuple):
+    """Of one study: whether the interval holds the truth, half of its width, and whether resampled seeds hold it."""
+
+    holds: bool
+    half_width: float
+    resampled_holds: bool
+
+
+def made_up(arms: int, seeds: int, shared: float, draw: np.random.Generator) -> list[list[ItemScores]]:
+    """Scores of a study's arms, [arms][seeds]; only the first arm is better.
+
+    Args:
+        arms: Of the study.
+        seeds: Of each arm.
+        shared: Deviation of the logit by the first stage of a seed, which all arms share; 0: they share none.
+        draw: Of all that is random.
+    """
     hardness = draw.normal(0.0, 1.0, ITEMS)
     shifts = np.asarray([GAP] + [0.0] * (arms - 1))
     items = tuple(f"{item:03d}" for item in range(ITEMS))
+    together = draw.normal(0.0, shared, seeds)
     found = []
     for shift in shifts:
-        moved = shift + draw.normal(0.0, SEED_DEVIATION, seeds)
+        moved = shift + together + draw.normal(0.0, SEED_DEVIATION, seeds)
         chances = 1 / (1 + np.exp(-(moved[:, None] + hardness)))
         answers = (draw.random(chances.shape) < chances).astype(float)
         found.append([ItemScores(items, row, np.ones(ITEMS)) for row in answers])
-    return found, shifts
+    return found
 
 
-def truth(draw: np.random.Generator) -> float:
+def truth(shared: float, draw: np.random.Generator) -> float:
     """The difference in the mean of all items and seeds."""
-    hardness = draw.normal(0.0, (1.0 + SEED_DEVIATION**2) ** 0.5, 2_000_000)
+    hardness = draw.normal(0.0, (1.0 + SEED_DEVIATION**2 + shared**2) ** 0.5, 2_000_000)
     return float(np.mean(1 / (1 + np.exp(-(GAP + hardness)))) - np.mean(1 / (1 + np.exp(-hardness))))
+
+
+def covered(scores: list[list[ItemScores]], *, knows_parents: bool, true: float, draw: np.random.Generator) -> Covered:
+    """Whether the intervals of the first arm's difference to the second hold the true one, and how wide they are."""
+    values = [[one.mean for one in row] for row in scores]
+    items = draw_items(scores, draw)
+    runs = [
+        [SeedRun(value, (f"first-{seed}", f"{arm}-{seed}") if knows_parents else ()) for seed, value in enumerate(row)]
+        for arm, row in enumerate(values)
+    ]
+    draws = draw_both(items, SeedTree(runs).draw(draw))
+    value = float(np.mean(values[0]) - np.mean(values[1]))
+    low, high = ends(draws[:, 0] - draws[:, 1], value)
+    picks = draw.integers(0, len(values[0]), (2, len(items), len(values[0])))
+    naive = [np.asarray(values[arm])[picks[arm]].mean(1) - np.mean(values[arm]) for arm in (0, 1)]
+    lowest, highest = ends(items[:, 0] - items[:, 1] + naive[0] - naive[1], value)
+    return Covered(low <= true <= high, (high - low) / 2, lowest <= true <= highest)
 
 
 def main() -> None:
@@ -45,30 +81,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--studies", type=int, default=400)
     studies = parser.parse_args().studies
-    true = truth(np.random.default_rng(1))
-    print(f"true difference {100 * true:.1f} points; {studies} studies each; {ITEMS} items")
-    print("arms seeds  covered  half-width  | seeds resampled: covered")
-    for arms, seeds in ((2, 1), (2, 2), (6, 1), (6, 2), (6, 3), (6, 5)):
-        held = resampled = 0
-        widths = []
-        for study in range(studies):
-            draw = np.random.default_rng([arms, seeds, study])
-            scores, _ = made_up(arms, seeds, draw)
-            values = [[one.mean for one in row] for row in scores]
-            items = draw_items(scores, draw)
-            draws = draw_both(items, draw_seeds(values, draw))
-            value = float(np.mean(values[0]) - np.mean(values[1]))
-            low, high = ends(draws[:, 0] - draws[:, 1], value)
-            held += low <= true <= high
-            widths.append((high - low) / 2)
-            picks = draw.integers(0, seeds, (2, len(items), seeds))
-            naive = [np.asarray(values[arm])[picks[arm]].mean(1) - np.mean(values[arm]) for arm in (0, 1)]
-            low, high = ends(items[:, 0] - items[:, 1] + naive[0] - naive[1], value)
-            resampled += low <= true <= high
-        width = 100 * float(np.mean(widths))
-        print(
-            f"{arms:4} {seeds:5}  {100 * held / studies:6.1f} %  {width:7.1f}     | {100 * resampled / studies:6.1f} %"
-        )
+    print(f"{studies} studies each; {ITEMS} items")
+    print("arms seeds shared  known   true  covered  half-width  | seeds resampled: covered")
+    for shared, knows_parents in ((0.0, False), (0.5, False), (0.5, True)):
+        true = truth(shared, np.random.default_rng(1))
+        for arms, seeds in ((2, 1), (2, 2), (4, 2), (6, 1), (6, 2), (6, 3), (6, 5)):
+            draws = [np.random.default_rng([arms, seeds, study]) for study in range(studies)]
+            found = [
+                covered(made_up(arms, seeds, shared, draw), knows_parents=knows_parents, true=true, draw=draw)
+                for draw in draws
+            ]
+            holds, width, resampled = (float(np.mean(column)) for column in zip(*found, strict=True))
+            print(
+                f"{arms:4} {seeds:5} {shared:6.1f}  {'yes' if knows_parents else 'no':5} {100 * true:6.1f} "
+                f"{100 * holds:6.1f} %  {100 * width:7.1f}     | {100 * resampled:6.1f} %"
+            )
 
 
 if __name__ == "__main__":

@@ -173,9 +173,16 @@ def _about_seeds(report: Report, head: Headline, info: MetricInfo) -> str:
     spread = f"{value(info.seed_deviation, is_share=info.is_share)}{own_unit}"
     single = [kind for kind, number in row.seeds_by_stage.items() if number == 1]
     note = f" {heading(STAGE_NAMES[single[0]])} has 1 seed: what another would change is not in it." if single else ""
+    shared = ""
+    if info.paired_deviation is not None:
+        apart = f"{value(info.paired_deviation, is_share=info.is_share)}{own_unit}"
+        shared = (
+            f" Arms share stages: without their luck, as in a difference, it lies {apart} from it "
+            f"({plural(info.paired_degrees, 'degree')})."
+        )
     return (
         f"{seeds(*head.seeds)}, {items}; one seed lies {spread} from its arm's mean (standard deviation, "
-        f"{plural(info.seed_degrees, 'degree')} of freedom).{note}"
+        f"{plural(info.seed_degrees, 'degree')} of freedom).{shared}{note}"
     )
 
 

@@ -8,7 +8,8 @@ Two levels, 2,000 draws of the first and 10,000 of the second:
   cannot be resampled. Resampling two seeds gives the ends x1 and x2, and these hold the truth in one case of two
   (P(|t| < 1) with one degree of freedom is 1/2). Pooled over arms the degrees are the sum of (seeds - 1), and the
   interval of a difference with no item noise is that of the t-test with pooled variance (Student, Biometrika 6 (1908),
-  1-25; pooled over groups: R. A. Fisher, Statistical Methods for Research Workers (1925), section 24.1).
+  1-25; pooled over groups: R. A. Fisher, Statistical Methods for Research Workers (1925), section 24.1). What arms
+  share moves them together and leaves their difference alone: `seed_tree.py`.
 
 With one seed in every arm nothing is known of other seeds, and the draws are of items alone: the report says so. The
 noise of sampled answers is in both levels, so that with several seeds intervals are a little too wide, never too narrow
@@ -156,25 +157,6 @@ def spread_of_seeds(arms: Sequence[Sequence[float]]) -> SeedSpread | None:
         return None
     squares = sum(float(np.square(np.asarray(values) - np.mean(values)).sum()) for values in arms if values)
     return SeedSpread(float(np.sqrt(squares / degrees)), degrees)
-
-
-def draw_seeds(arms: Sequence[Sequence[float]], draw: np.random.Generator) -> Array:
-    """How far other seeds would move each arm's mean: zero mean, and zero where no arm has two seeds.
-
-    Args:
-        arms: Of each arm the value of each replicate.
-        draw: Of the normal and chi-squared distributions.
-
-    Returns:
-        [draws, arms]. One spread is drawn for all arms, since it was estimated from all of them.
-    """
-    spread = spread_of_seeds(arms)
-    if spread is None:
-        return np.zeros((DRAWS, len(arms)))
-    deviation = spread.deviation * np.sqrt(spread.degrees / draw.chisquare(spread.degrees, DRAWS))
-    seeds = np.asarray([max(1, len(values)) for values in arms], np.float64)
-    moved: Array = deviation[:, None] * draw.standard_normal((DRAWS, len(arms))) / np.sqrt(seeds)
-    return moved
 
 
 def draw_both(item_draws: Array, seed_draws: Array) -> Array:

@@ -2,39 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from megatron_ext.study.report.evaluated import Evaluated
-
-Families = tuple[tuple[int, ...], ...]
-"""Numbers of a row's replicates, apart by the earliest stage in which they differ."""
+from megatron_ext.study.report.seed_tree import SeedRun
 
 
-def families_of(row: Sequence[Evaluated]) -> Families:
-    """The families of a row; each replicate is one where no chain is known, or all begin from one stage."""
-    level = next((ids for ids in zip(*(one.chain for one in row), strict=False) if len(set(ids)) > 1), None)
-    if level is None:
-        return tuple((one.replicate,) for one in row)
+@dataclass(frozen=True)
+class Family:
+    """Replicates of a row that begin from one stage.
+
+    Attributes:
+        replicates: Their numbers.
+        path: Ids of the stages behind them, first to last; () where no chain is known.
+    """
+
+    replicates: tuple[int, ...]
+    path: tuple[str, ...] = ()
+
+
+def families_of(row: Sequence[Evaluated]) -> tuple[Family, ...]:
+    """The families of a row, apart by the earliest stage in which replicates differ; each is one if none does."""
+    levels = list(zip(*(one.chain for one in row), strict=False))
+    parting = next((level for level in levels if len(set(level)) > 1), [str(one.replicate) for one in row])
     found: dict[str, list[int]] = {}
-    for one, stage_id in zip(row, level, strict=True):
-        found.setdefault(stage_id, []).append(one.replicate)
-    return tuple(map(tuple, found.values()))
+    for at, key in enumerate(parting):
+        found.setdefault(key, []).append(at)
+    return tuple(
+        Family(
+            tuple(row[at].replicate for at in members),
+            tuple("+".join(dict.fromkeys(level[at] for at in members)) for level in levels),
+        )
+        for members in found.values()
+    )
 
 
-def means_of(values: Sequence[dict[int, float]], families: Sequence[Families]) -> list[list[float]]:
+def runs_of(values: Sequence[Mapping[int, float]], families: Sequence[Sequence[Family]]) -> list[list[SeedRun]]:
     """Of each row the mean of each family that has a value.
 
     Args:
         values: Of each row, by the number of the replicate.
         families: Of each row.
 
-    >>> means_of([{0: 1.0, 1: 5.0, 2: 3.0}], [((0, 2), (1, 3))])
-    [[2.0, 5.0]]
+    >>> runs_of([{0: 1.0, 1: 5.0, 2: 3.0}], [(Family((0, 2)), Family((1, 3)))])
+    [[SeedRun(value=2.0, path=()), SeedRun(value=5.0, path=())]]
     """
     found = []
     for row, of_row in zip(values, families, strict=True):
-        there = [[row[number] for number in family if number in row] for family in of_row]
-        found.append([float(np.mean(numbers)) for numbers in there if numbers])
+        there = [([row[number] for number in one.replicates if number in row], one.path) for one in of_row]
+        found.append([SeedRun(float(np.mean(numbers)), path) for numbers, path in there if numbers])
     return found

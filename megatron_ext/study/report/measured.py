@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -15,14 +16,14 @@ from megatron_ext.study.report.bootstrap import (
     draw_both,
     draw_items,
     draw_known,
-    draw_seeds,
     ends,
     generator_of,
     spread_of_seeds,
 )
 from megatron_ext.study.report.evaluated import Evaluated
-from megatron_ext.study.report.families import Families, families_of, means_of
+from megatron_ext.study.report.families import Family, families_of, runs_of
 from megatron_ext.study.report.numbers import Drawn, Estimate, MetricInfo
+from megatron_ext.study.report.seed_tree import SeedTree
 from megatron_ext.training.intervals import NORMAL_95
 
 
@@ -37,7 +38,7 @@ class Measured:
         draws: [draws, rows] of other items and seeds.
         questions: Of each row what was asked and how it was counted: rows where this differs are not compared.
         knows_items: Of each row whether the draws are of other items too.
-        families: Of each row the numbers of replicates that are independent of those in other families.
+        families: Of each row its replicates, apart where they are independent of each other.
     """
 
     info: MetricInfo
@@ -46,7 +47,7 @@ class Measured:
     draws: Array
     questions: tuple[frozenset[tuple[str, str]], ...]
     knows_items: tuple[bool, ...]
-    families: tuple[Families, ...]
+    families: tuple[tuple[Family, ...], ...]
 
     def drawn(self, rows: Sequence[int]) -> Drawn:
         """What the intervals of some rows, or of their difference, were drawn from."""
@@ -122,7 +123,7 @@ def measure_task(stage: StageKind, suite: str, name: str, rows: Sequence[Sequenc
     values = tuple({one.replicate: task.metric().value for one, task in row} for row in tasks)
     is_share = metric.is_higher_better and all(0 <= value <= 1 for row in values for value in row.values())
     families = tuple(families_of([one for one, _ in row]) for row in tasks)
-    spread = spread_of_seeds(means_of(values, families))
+    tree = SeedTree(runs_of(values, families))
     info = MetricInfo(
         stage=stage,
         suite=suite,
@@ -134,13 +135,12 @@ def measure_task(stage: StageKind, suite: str, name: str, rows: Sequence[Sequenc
         is_share=is_share,
         is_higher_better=metric.is_higher_better,
         items=max(task.items for row in tasks for _, task in row),
-        seed_deviation=spread.deviation if spread else None,
-        seed_degrees=spread.degrees if spread else 0,
+        **_spreads(values, families, tree),
         notes=tuple(dict.fromkeys(note for row in tasks for _, task in row for note in task.notes)),
     )
     item_draws, knows_items = _draws_of_items(tasks, name, generator_of(stage, suite, name, "items"))
     questions = tuple(frozenset((task.data_id, task.method) for _, task in row) for row in tasks)
-    draws = _with_seeds(info, means_of(values, families), item_draws)
+    draws = _with_seeds(info, tree, item_draws)
     return Measured(info, values, item_draws, draws, questions, knows_items, families)
 
 
@@ -165,9 +165,23 @@ def _draws_of_items(
     return drawn, tuple(knows_items)
 
 
-def _with_seeds(info: MetricInfo, seeds: Sequence[Sequence[float]], item_draws: Array) -> Array:
+def _with_seeds(info: MetricInfo, tree: SeedTree, item_draws: Array) -> Array:
     draw = generator_of(info.stage, info.suite, info.name, info.role, "seeds")
-    return draw_both(item_draws, draw_seeds(seeds, draw))
+    return draw_both(item_draws, tree.draw(draw))
+
+
+def _spreads(
+    values: Sequence[dict[int, float]], families: Sequence[tuple[Family, ...]], tree: SeedTree
+) -> dict[str, Any]:
+    """What a table says of seeds: of one replicate around its arm's mean, and of what arms do not share."""
+    whole = spread_of_seeds([[run.value for run in row] for row in runs_of(values, families)])
+    first, paired = next(iter(tree.spreads), None), tree.paired
+    return {
+        "seed_deviation": whole.deviation if whole else None,
+        "seed_degrees": first.degrees if first else 0,
+        "paired_deviation": paired.deviation if paired else None,
+        "paired_degrees": paired.degrees if paired else 0,
+    }
 
 
 def measure_mean(info: MetricInfo, parts: Sequence[Measured]) -> Measured:
@@ -183,22 +197,20 @@ def measure_mean(info: MetricInfo, parts: Sequence[Measured]) -> Measured:
         whole = [number for number in parts[0].values[row] if all(number in part.values[row] for part in parts)]
         values.append({number: float(np.mean([part.values[row][number] for part in parts])) for number in whole})
     families = parts[0].families
-    seeds = means_of(values, families)
-    spread = spread_of_seeds(seeds)
+    tree = SeedTree(runs_of(values, families))
     info = info.model_copy(
         update={
             "unit": parts[0].info.unit if len({part.info.unit for part in parts}) == 1 else "",
             "is_share": all(part.info.is_share for part in parts),
             "is_higher_better": parts[0].info.is_higher_better,
             "items": sum(part.info.items or 0 for part in parts),
-            "seed_deviation": spread.deviation if spread else None,
-            "seed_degrees": spread.degrees if spread else 0,
         }
+        | _spreads(values, families, tree)
     )
     item_draws = np.mean([part.item_draws for part in parts], 0)
     questions = tuple(frozenset().union(*(part.questions[row] for part in parts)) for row in rows)
     knows_items = tuple(all(part.knows_items[row] for part in parts) for row in rows)
-    draws = _with_seeds(info, seeds, item_draws)
+    draws = _with_seeds(info, tree, item_draws)
     return Measured(info, tuple(values), item_draws, draws, questions, knows_items, families)
 
 

@@ -51,7 +51,9 @@ class MetricInfo(ReportPart):
     is_main: bool = False  # that the report's headline is about
     items: int | None = None  # of a task; of means the sum over theirs
     seed_deviation: float | None = None  # of one replicate around its arm's mean, pooled over arms
-    seed_degrees: int = 0  # degrees of freedom of it
+    seed_degrees: int = 0  # how many degrees of freedom replicates of first stages give; 0: seeds are not known
+    paired_deviation: float | None = None  # the same without what arms share; None where they share no stage
+    paired_degrees: int = 0  # degrees of freedom of it
     notes: tuple[str, ...] = ()
 
 

@@ -12,11 +12,15 @@ from megatron_ext.study.report.bootstrap import (
     draw_both,
     draw_items,
     draw_known,
-    draw_seeds,
     ends,
     generator_of,
     spread_of_seeds,
 )
+from megatron_ext.study.report.seed_tree import SeedRun, SeedTree
+
+
+def draw_seeds(arms: list[list[float]], name: str = "test") -> Array:
+    return SeedTree([[SeedRun(value) for value in values] for values in arms]).draw(generator_of(name))
 
 
 def scores(values: list[float], weights: list[float] | None = None, *, prefix: str = "i") -> ItemScores:
@@ -84,7 +88,7 @@ def test_the_spread_of_seeds_is_pooled_over_arms() -> None:
 
 def test_without_item_noise_two_arms_are_compared_as_by_the_t_test() -> None:
     first, second = [0.50, 0.54, 0.55], [0.40, 0.47, 0.43]
-    drawn = draw_seeds([first, second], generator_of("test"))
+    drawn = draw_seeds([first, second])
     found = ends(drawn[:, 0] - drawn[:, 1], 0.0)
     interval = stats.ttest_ind(first, second).confidence_interval(0.95)
     half = (interval.high - interval.low) / 2
@@ -92,23 +96,23 @@ def test_without_item_noise_two_arms_are_compared_as_by_the_t_test() -> None:
 
 
 def test_two_seeds_of_two_arms_have_the_wide_ends_of_two_degrees() -> None:
-    drawn = draw_seeds([[0.0, 1.0], [0.0, 1.0]], generator_of("test"))
+    drawn = np.concatenate([draw_seeds([[0.0, 1.0], [0.0, 1.0]], name) for name in "abcd"])
     half = stats.t(2).ppf(0.975) * 0.5**0.5 * (1 / 2 + 1 / 2) ** 0.5
     assert ends(drawn[:, 0] - drawn[:, 1], 0.0) == pytest.approx((-half, half), rel=0.06)
 
 
 def test_an_arm_with_one_seed_takes_the_whole_spread_of_the_others() -> None:
-    drawn = draw_seeds([[0.0, 1.0, 2.0, 3.0, 4.0] * 4, [0.0]], generator_of("test"))
+    drawn = draw_seeds([[0.0, 1.0, 2.0, 3.0, 4.0] * 4, [0.0]])
     assert drawn[:, 1].std() / drawn[:, 0].std() == pytest.approx(20**0.5, rel=0.05)
 
 
 def test_one_seed_everywhere_moves_nothing() -> None:
-    assert (draw_seeds([[0.3], [0.9]], generator_of("test")) == 0).all()
+    assert (draw_seeds([[0.3], [0.9]]) == 0).all()
 
 
 def test_the_variances_of_both_levels_add() -> None:
     items = draws([scores([1.0] * 50 + [0.0] * 50)])
-    seeds = draw_seeds([[0.5 + 0.1 * (-1) ** number for number in range(40)]], generator_of("seeds"))
+    seeds = draw_seeds([[0.5 + 0.1 * (-1) ** number for number in range(40)]], "seeds")
     of_one_seed = 0.01 * 40 / 39  # the sample variance of 40 values that are 0.1 from their mean
     expected = 0.25 / 100 + of_one_seed / 40 * 39 / 37  # that of Student's t with 39 degrees is 39/37
     assert draw_both(items, seeds).var() == pytest.approx(expected, rel=0.06)

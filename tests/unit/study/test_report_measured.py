@@ -62,7 +62,7 @@ def test_fine_tunings_of_one_base_are_no_independent_runs() -> None:
     chains = {0: ("base-0", "sft-0"), 1: ("base-1", "sft-1"), 2: ("base-0", "sft-2"), 3: ("base-1", "sft-3")}
     row = [replace(evaluated(number, right={"sums": 2 + 2 * number}), chain=chain) for number, chain in chains.items()]
     found = measure_task("sft", "toy", "sums", [row])
-    assert found.families == (((0, 2), (1, 3)),)
+    assert [one.replicates for one in found.families[0]] == [(0, 2), (1, 3)]
     # 0.2 and 0.6 of one base, 0.4 and 0.8 of the other: means 0.4 and 0.6
     assert found.info.seed_degrees == 1
     assert found.info.seed_deviation == pytest.approx(0.1 * math.sqrt(2))
@@ -70,7 +70,8 @@ def test_fine_tunings_of_one_base_are_no_independent_runs() -> None:
 
 def test_fine_tunings_of_the_only_base_are_runs_of_their_own() -> None:
     row = [replace(evaluated(number, right={"sums": 2}), chain=("base", f"sft-{number}")) for number in (0, 1, 2)]
-    assert measure_task("sft", "toy", "sums", [row]).families == (((0,), (1,), (2,)),)
+    families = measure_task("sft", "toy", "sums", [row]).families[0]
+    assert [one.replicates for one in families] == [(0,), (1,), (2,)]
 
 
 def test_a_mean_is_of_means_as_the_suite_makes_it() -> None:

@@ -1,0 +1,113 @@
+"""Spreads of seeds where arms share stages, against what scipy, or a pencil, says of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from megatron_ext.study.report.bootstrap import Array, ends, generator_of
+from megatron_ext.study.report.seed_tree import SeedRun, SeedTree
+
+LUCK = (10.0, 20.0, 60.0)
+"""What the first stage of each replicate adds to all arms."""
+
+
+def arms_of(*own: tuple[float, ...], luck: tuple[float, ...] = LUCK) -> list[list[SeedRun]]:
+    """Arms whose replicates share their first stages."""
+    return [
+        [
+            SeedRun(luck[seed] + value, (f"first-{seed}", f"arm-{arm}-{seed}", f"sft-{arm}-{seed}"))
+            for seed, value in enumerate(row)
+        ]
+        for arm, row in enumerate(own)
+    ]
+
+
+def drawn(rows: list[list[SeedRun]]) -> Array:
+    return SeedTree(rows).draw(generator_of("test"))
+
+
+def half_of(draws: Array) -> float:
+    low, high = ends(draws, 0.0)
+    return (high - low) / 2
+
+
+def test_arms_that_share_first_stages_are_compared_as_by_the_paired_t_test() -> None:
+    rows = arms_of((3.0, 2.0, 2.5), (1.0, 0.5, 0.0))
+    interval = stats.ttest_rel(*([run.value for run in row] for row in rows)).confidence_interval(0.95)
+    draws = drawn(rows)
+    assert half_of(draws[:, 0] - draws[:, 1]) == pytest.approx((interval.high - interval.low) / 2, rel=0.06)
+
+
+def test_more_arms_give_differences_more_degrees_of_freedom() -> None:
+    tree = SeedTree(arms_of((1.0, 0.0), (0.0, 0.0), (0.0, 1.0), luck=(0.0, 40.0)))
+    # Residuals of arms and replicates: +-0.5 in the first and the last row; (3 - 1)(2 - 1) degrees.
+    assert tree.spreads[1] == tree.paired
+    assert tree.paired is not None
+    assert (tree.paired.deviation, tree.paired.degrees) == (pytest.approx((4 * 0.25 / 2) ** 0.5), 2)
+
+
+def test_an_arm_alone_has_the_luck_of_its_first_stage_and_one_degree() -> None:
+    tree = SeedTree(arms_of((0.0, 0.0), (2.0, 2.0), luck=(0.0, 10.0)))
+    assert tree.spreads[0] is not None
+    assert (tree.spreads[0].deviation, tree.spreads[0].degrees) == (pytest.approx(50**0.5), 1)
+    draws = tree.draw(generator_of("test"))
+    assert half_of(draws[:, 0]) == pytest.approx(12.706 * 5.0, rel=0.06)  # t of one degree, standard error 10/2
+    assert (draws[:, 0] == draws[:, 1]).all()
+
+
+def test_fine_tunings_of_one_base_do_not_differ_by_its_luck() -> None:
+    bases = {"a": (0.0, 8.0, 3.0), "b": (5.0, 1.0, 0.0)}
+    sft = {"x": (0.2, 0.0, 0.1), "y": (0.0, 0.1, 0.0)}
+    rows = [
+        [
+            SeedRun(LUCK[seed] + of_base[seed] + own[seed], (f"first-{seed}", f"{base}-{seed}", f"{base}{name}-{seed}"))
+            for seed in range(3)
+        ]
+        for base, of_base in bases.items()
+        for name, own in sft.items()
+    ]
+    draws = drawn(rows)
+    within, across = draws[:, 0] - draws[:, 1], draws[:, 0] - draws[:, 2]
+    one = stats.ttest_rel(sft["x"], sft["y"]).confidence_interval(0.95)  # two bases: t of 4 degrees instead of 2
+    assert half_of(within) == pytest.approx((one.high - one.low) / 2 * stats.t(4).ppf(0.975) / 4.303, rel=0.06)
+    two = stats.ttest_rel(bases["a"], bases["b"]).confidence_interval(0.95)
+    assert half_of(across) == pytest.approx((two.high - two.low) / 2, rel=0.08)
+
+
+def test_unrelated_arms_have_one_level() -> None:
+    tree = SeedTree([[SeedRun(1.0, ("a-0",)), SeedRun(2.0, ("a-1",))], [SeedRun(5.0), SeedRun(5.0)]])
+    assert [one and one.degrees for one in tree.spreads] == [2]
+    assert tree.paired is None
+
+
+def test_stages_that_all_replicates_share_have_no_luck_to_draw() -> None:
+    rows = [[SeedRun(value, ("base", f"sft-{arm}-{value}")) for value in (arm, arm + 1.0)] for arm in (1.0, 5.0)]
+    tree = SeedTree(rows)
+    assert [one and one.degrees for one in tree.spreads] == [2]
+
+
+def test_an_arm_that_ends_where_others_go_on_shares_their_luck() -> None:
+    going_on = [
+        SeedRun(LUCK[seed] + own, (f"first-{seed}", f"next-{seed}")) for seed, own in enumerate((1.0, 2.0, 1.5))
+    ]
+    ending = [SeedRun(LUCK[seed], (f"first-{seed}",)) for seed in range(3)]
+    draws = drawn([going_on, ending])
+    interval = stats.ttest_1samp([1.0, 2.0, 1.5], 0.0).confidence_interval(0.95)
+    assert half_of(draws[:, 0] - draws[:, 1]) == pytest.approx((interval.high - interval.low) / 2, rel=0.06)
+
+
+def test_replicates_that_some_arms_miss_make_arms_unrelated() -> None:
+    rows = arms_of((3.0, 2.0), (1.0, 0.5))
+    rows[1].pop()
+    tree = SeedTree(rows)
+    assert [one and one.degrees for one in tree.spreads] == [1]
+    draws = tree.draw(generator_of("test"))
+    assert np.mean(np.sign(draws[:, 0]) == np.sign(draws[:, 1])) == pytest.approx(0.5, abs=0.03)
+
+
+def test_one_replicate_everywhere_moves_nothing() -> None:
+    tree = SeedTree(arms_of((3.0,), (1.0,)))
+    assert (tree.draw(generator_of("test")) == 0).all()
+    assert tree.spreads == [None, None, None]
