@@ -111,12 +111,19 @@ $(PY) -m data_tools chat --input $(DEMO_DATA)/raw/$(1).jsonl --adapter $(2) --to
 endef
 
 define mini_tokens
-$(PY) -m data_tools tokenize --input $(MINI_DATA)/raw/$(1).jsonl --tokenizer $(MINI_DATA)/tokenizer --output $(MINI_DATA)/tokens/$(1) --append-eod
+$(PY) -m data_tools tokenize --input $(2)/raw/$(1).jsonl --tokenizer $(MINI_DATA)/tokenizer --output $(2)/tokens/$(1) --append-eod
 
 endef
 
 define mini_chat
-$(PY) -m data_tools chat --input $(MINI_DATA)/raw/$(1).jsonl --adapter openthoughts3 --tokenizer $(MINI_DATA)/tokenizer --output $(MINI_DATA)/chat/$(1)
+$(PY) -m data_tools chat --input $(2)/raw/$(1).jsonl --adapter openthoughts3 --tokenizer $(MINI_DATA)/tokenizer --output $(2)/chat/$(1)
+
+endef
+
+define mini_sets
+@mkdir -p $(1)/tokens $(1)/chat
+$(foreach set,$(MINI_SETS),$(foreach part,$(set) $(set).validation,$(call mini_tokens,$(part),$(1))))
+$(foreach set,mini_ldq mini_shq,$(foreach part,$(set) $(set).validation,$(call mini_chat,$(part),$(1))))
 
 endef
 
@@ -166,32 +173,33 @@ demo: $(STAMP) ## from raw text to a hybrid that is pretrained, fine-tuned and t
 	@echo "  $(PY) -m megatron_ext plan $(RECIPE) --set budget.tokens=2M"
 	@echo "  docs/tutorials/first-run.md walks through what just happened"
 
-# The miniature study. SIZE=gpu is the larger form; it reads larger samples, in folders of their own.
+# The miniature study. SIZE=gpu is the larger form; it reads larger samples too, in a folder of their own.
 SIZE ?= cpu
-MINI_STUDY := recipes/miniature/study$(if $(filter gpu,$(SIZE)),_gpu).yaml
-MINI_SITE := $(if $(filter gpu,$(SIZE)),--site recipes/sites/miniature_gpu.yaml)
-MINI_DATA := data/$(if $(filter gpu,$(SIZE)),gpu/)miniature
+IS_GPU := $(filter gpu,$(SIZE))
+MINI_STUDY := recipes/miniature/study$(if $(IS_GPU),_gpu).yaml
+MINI_DATA := data/miniature
 MINI_SETS := mini_base mini_ldq mini_shq
-MINI_TESTS := mini_general mini_math mini_code mini_new
-MINI_WORKERS ?= $(if $(filter gpu,$(SIZE)),1,$(CORES))
-RESULTS ?= runs/studies/miniature$(if $(filter gpu,$(SIZE)),_gpu)
+MINI_PROMPTS := mini_general mini_math mini_code mini_new mini_rl
+MINI_WORKERS ?= $(if $(IS_GPU),1,$(CORES))
+RESULTS ?= runs/studies/miniature$(if $(IS_GPU),_gpu)
 
 .PHONY: miniature-data
 miniature-data: $(STAMP) ## the data of the miniature study: samples, tokenizer, tokens, conversations (about 1 minute)
-	$(PY) -m data_tools sample --out data/miniature/raw --only $(subst $(SPACE),$(COMMA),$(MINI_TESTS))
 	$(PY) -m data_tools sample --out $(MINI_DATA)/raw --size full --only base
-	$(PY) -m data_tools sample --out $(MINI_DATA)/raw --size $(if $(filter gpu,$(SIZE)),full,small) --only $(subst $(SPACE),$(COMMA),$(MINI_SETS) mini_rl)
+	$(PY) -m data_tools sample --out $(MINI_DATA)/raw --only $(subst $(SPACE),$(COMMA),$(MINI_SETS) $(MINI_PROMPTS))
 	$(PY) -m data_tools train-tokenizer --input $(foreach set,base $(MINI_SETS),$(MINI_DATA)/raw/$(set).jsonl) --vocab-size 1024 --out $(MINI_DATA)/tokenizer
-	@mkdir -p $(MINI_DATA)/tokens $(MINI_DATA)/chat
-	$(foreach set,base $(MINI_SETS),$(foreach part,$(set) $(set).validation,$(call mini_tokens,$(part))))
-	$(foreach set,mini_ldq mini_shq,$(foreach part,$(set) $(set).validation,$(call mini_chat,$(part))))
+	@mkdir -p $(MINI_DATA)/tokens
+	$(foreach part,base base.validation,$(call mini_tokens,$(part),$(MINI_DATA)))
+	$(call mini_sets,$(MINI_DATA))
+	$(if $(IS_GPU),$(PY) -m data_tools sample --out $(MINI_DATA)/gpu/raw --size full --only $(subst $(SPACE),$(COMMA),$(MINI_SETS)))
+	$(if $(IS_GPU),$(call mini_sets,$(MINI_DATA)/gpu))
 
 .PHONY: miniature
 miniature: miniature-data ## the paper's findings in miniature: data, plan, run, report; interrupted, it goes on (about 2 hours on 2 cores)
-	$(PY) -m megatron_ext study plan $(MINI_STUDY) $(MINI_SITE)
-	OMP_NUM_THREADS=1 $(PY) -m megatron_ext study run $(MINI_STUDY) $(MINI_SITE) --workers $(MINI_WORKERS)
-	$(PY) -m megatron_ext study report $(MINI_STUDY) $(MINI_SITE) --format json -o $(RESULTS)/results.json
-	$(PY) -m megatron_ext study report $(MINI_STUDY) $(MINI_SITE) -o $(RESULTS)/report.html
+	$(PY) -m megatron_ext study plan $(MINI_STUDY)
+	OMP_NUM_THREADS=1 $(PY) -m megatron_ext study run $(MINI_STUDY) --workers $(MINI_WORKERS)
+	$(PY) -m megatron_ext study report $(MINI_STUDY) --format json -o $(RESULTS)/results.json
+	$(PY) -m megatron_ext study report $(MINI_STUDY) -o $(RESULTS)/report.html
 
 .PHONY: clean
 clean: ## remove caches and build output; data/, runs/ and .venv stay

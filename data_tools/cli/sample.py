@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def add(verbs: Any) -> None:
     """Registers the verb."""
-    about = "Make real data sets on the spot: base, ldq, shq, form to train on, eval, rl, digit prompts with answers."
+    about = "Make real data sets on the spot: base, ldq, shq, form to train on, eval, rl, digit, digit_eval prompts."
     parser = verbs.add_parser("sample", help=about, description=about)
     parser.example = "python -m data_tools sample --out data/demo/raw"
     parser.add_argument(
@@ -29,7 +29,7 @@ def add(verbs: Any) -> None:
     parser.add_argument(
         "--only",
         metavar="NAMES",
-        help="some of base,ldq,shq,eval,rl,digit,form (default: all of these), or of the miniature's "
+        help="some of base,ldq,shq,eval,rl,digit,digit_eval,form (default: all of these), or of the miniature's "
         "mini_base,mini_ldq,mini_shq,mini_general,mini_math,mini_code,mini_new,mini_rl; separated by commas",
     )
     parser.add_argument("--scale", type=float, default=1.0, help="times the rows of the size (default 1)")

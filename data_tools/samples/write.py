@@ -34,7 +34,7 @@ from data_tools.errors import DataError
 from data_tools.progress import Progress
 from data_tools.readers import hash_file
 from data_tools.samples.base import BASE
-from data_tools.samples.last_digit import DIGIT, FORM
+from data_tools.samples.last_digit import DIGIT, DIGIT_EVAL, FORM
 from data_tools.samples.ldq import LDQ
 from data_tools.samples.mini import MINI
 from data_tools.samples.prompts import EVAL, RL
@@ -45,7 +45,7 @@ from data_tools.split import split_of
 SAMPLE_VERSION = "2"
 """Raised when the same seed would give other rows."""
 
-DEMO_SOURCES = (BASE, LDQ, SHQ, EVAL, RL, DIGIT, FORM)
+DEMO_SOURCES = (BASE, LDQ, SHQ, EVAL, RL, DIGIT, DIGIT_EVAL, FORM)
 """What is made where nothing is named."""
 SOURCES: dict[str, SampleSource] = {source.name: source for source in (*DEMO_SOURCES, *MINI)}
 

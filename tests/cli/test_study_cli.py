@@ -16,7 +16,11 @@ from tests.support.pencil_project import PencilProject
 from tests.support.study_project import make_study_project
 
 REPOSITORY = Path(__file__).parents[2]
-SHIPPED = sorted(str(path) for path in REPOSITORY.glob("recipes/front_loading/*.yaml"))
+SHIPPED = sorted(
+    str(path.relative_to(REPOSITORY))
+    for path in REPOSITORY.glob("recipes/*/*.yaml")
+    if path.read_text().partition("\nstudy: ")[1]
+)
 
 
 @pytest.fixture
@@ -89,7 +93,7 @@ def test_a_wrong_option_ends_with_code_2(
     assert said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("file", SHIPPED, ids=lambda path: Path(path).stem)
+@pytest.mark.parametrize("file", SHIPPED)
 def test_a_shipped_study_is_planned_without_torch_in_two_seconds_of_cpu_time(file: str) -> None:
     program = (
         "import sys; from megatron_ext.__main__ import main; code = main(sys.argv[1:]);"

@@ -139,7 +139,16 @@ def test_no_question_of_a_test_is_trained_on() -> None:
 
 
 def test_the_miniature_is_no_part_of_the_demo() -> None:
-    assert [source.name for source in DEMO_SOURCES] == ["base", "ldq", "shq", "eval", "rl", "digit", "form"]
+    assert [source.name for source in DEMO_SOURCES] == [
+        "base",
+        "ldq",
+        "shq",
+        "eval",
+        "rl",
+        "digit",
+        "digit_eval",
+        "form",
+    ]
 
 
 def test_a_working_holds_its_steps_apart() -> None:

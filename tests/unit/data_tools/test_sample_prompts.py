@@ -14,7 +14,7 @@ from data_tools.adapters import adapter_named
 from data_tools.documents import texts
 from data_tools.overlap import Corpus, find_overlap
 from data_tools.samples.command import make_samples
-from data_tools.samples.last_digit import DIGIT, FORM
+from data_tools.samples.last_digit import DIGIT, DIGIT_EVAL, FORM
 from data_tools.samples.prompts import EVAL, RL, SCORER_OF, UNSEEN, accepts
 from data_tools.samples.rows import Tally, content_id
 from data_tools.samples.tasks import USES, new_tasks, use_of
@@ -175,8 +175,11 @@ def test_conversations_of_form_are_right_as_often_as_chance_and_say_which_are() 
     assert 60 < sum(row["is_right"] for row in rows) < 140  # 100 expected, deviation 9.5
 
 
-def test_no_prompt_of_digit_was_a_conversation_of_form() -> None:
-    prompts = {row["prompt"][0]["content"] for row in DIGIT.make("last_digit", 0, Tally())}
+def test_numbers_that_are_rewarded_tested_and_shown_are_apart() -> None:
+    prompts, tested = (
+        {row["prompt"][0]["content"] for row in source.make("last_digit", 0, Tally())} for source in (DIGIT, DIGIT_EVAL)
+    )
     shown = {row["messages"][0]["content"] for row in FORM.make("last_digit", 1, Tally())}
-    assert (len(prompts) > 1_000, len(shown) > 5_000) == (True, True)
+    assert (len(prompts) > 1_000, len(tested) > 400, len(shown) > 5_000) == (True, True, True)
     assert not prompts & shown
+    assert not tested & (prompts | shown)

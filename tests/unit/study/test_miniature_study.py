@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -11,27 +10,14 @@ from megatron_ext.recipe.study_load import load_study
 from megatron_ext.study.make import make_study_plan
 from megatron_ext.study.study_plan import StudyPlan
 
-RECIPES = Path(__file__).parents[3] / "recipes"
-FOLDER = RECIPES / "miniature"
-SIZES = {  # tokens and documents of the samples, about
-    "study": {"text": (3.2, 1_700), "facts": (2.5, 59_000), "ldq": (1.3, 64_000), "shq": (0.15, 2_940)},
-    "study_gpu": {"text": (3.2, 1_700), "facts": (7.7, 170_000), "ldq": (2.7, 129_000), "shq": (0.73, 14_700)},
-}
+FOLDER = Path(__file__).parents[3] / "recipes" / "miniature"
+FORMS = ("study", "study_gpu")
 
 
 @pytest.fixture(scope="module")
-def plans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, StudyPlan]:
-    """Of the recipes that ship, with sizes declared, as the data is not made here."""
-    return {name: planned(name, tmp_path_factory.mktemp(name)) for name in SIZES}
-
-
-def planned(name: str, folder: Path) -> StudyPlan:
-    recipes = shutil.copytree(RECIPES, folder / "recipes")
-    for source, (millions, documents) in SIZES[name].items():
-        for path in (recipes / "sources").glob(f"miniature_{source}*.yaml"):
-            size = f"declared_tokens: {millions}M\ndeclared_documents: {documents}\n"
-            path.write_text(f"{path.read_text()}{size}")
-    return make_study_plan(recipes / "miniature" / f"{name}.yaml", may_be_provisional=True)
+def plans() -> dict[str, StudyPlan]:
+    """Of the recipes that ship; by declared sizes where the data is not made."""
+    return {name: make_study_plan(FOLDER / f"{name}.yaml", may_be_provisional=True) for name in FORMS}
 
 
 @pytest.mark.parametrize(
@@ -50,7 +36,7 @@ def test_the_graph_has_the_stages_that_a_pencil_counts(
     assert (totals.arms, totals.chain_stages, totals.unique_stages) == (arms, chain_stages, unique_stages)
 
 
-@pytest.mark.parametrize("name", [*SIZES])
+@pytest.mark.parametrize("name", FORMS)
 def test_the_first_part_is_three_fifths_of_every_base(plans: dict[str, StudyPlan], name: str) -> None:
     for arm in plans[name].arms:
         first, second = (plans[name].stage(stage).tokens for stage in arm.chains[0][:2])
@@ -60,7 +46,7 @@ def test_the_first_part_is_three_fifths_of_every_base(plans: dict[str, StudyPlan
 def test_both_forms_ask_the_findings_of_the_papers_matrix_with_its_numbers() -> None:
     paper = load_study(FOLDER.parent / "front_loading" / "study.yaml").recipe.findings
     numbers = {one.name: {part.paper for part in one.comparisons} for one in paper}
-    for name in SIZES:
+    for name in FORMS:
         found = load_study(FOLDER / f"{name}.yaml").recipe.findings
         assert [one.name for one in found] == [one.name for one in paper]
         for one in found:

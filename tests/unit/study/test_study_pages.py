@@ -49,5 +49,5 @@ def test_the_files_of_the_tutorial_are_valid(tmp_path: Path, monkeypatch: pytest
     Path("my").mkdir()
     for name, text in re.findall(r"cat > (my/\S+) <<'YAML'\n(.*?)^YAML$", TUTORIAL, re.MULTILINE | re.DOTALL):
         Path(name).write_text(text)
-    assert load_arm("my/lmq-shq.yaml").id == "lmq-shq"
-    assert [arm.id for arm in load_study("my/study.yaml").arms] == ["lmq-shq", "base-shq", "shq-shq"]
+    assert load_arm("my/half-shq.yaml").id == "half-shq"
+    assert [arm.id for arm in load_study("my/study.yaml").arms] == ["half-shq", "base-shq", "shq-shq"]
