@@ -122,8 +122,7 @@ endef
 
 define mini_sets
 @mkdir -p $(1)/tokens $(1)/chat
-$(foreach set,$(MINI_SETS),$(foreach part,$(set) $(set).validation,$(call mini_tokens,$(part),$(1))))
-$(foreach set,mini_ldq mini_shq,$(foreach part,$(set) $(set).validation,$(call mini_chat,$(part),$(1))))
+$(foreach set,mini_ldq mini_shq,$(foreach part,$(set) $(set).validation,$(call mini_tokens,$(part),$(1))$(call mini_chat,$(part),$(1))))
 
 endef
 
@@ -173,7 +172,7 @@ demo: $(STAMP) ## from raw text to a hybrid that is pretrained, fine-tuned and t
 	@echo "  $(PY) -m megatron_ext plan $(RECIPE) --set budget.tokens=2M"
 	@echo "  docs/tutorials/first-run.md walks through what just happened"
 
-# The miniature study. SIZE=gpu is the larger form; it reads larger samples too, in a folder of their own.
+# The miniature study. SIZE=gpu is the larger form; it reads larger samples of reasoning, in a folder of their own.
 SIZE ?= cpu
 IS_GPU := $(filter gpu,$(SIZE))
 MINI_STUDY := recipes/miniature/study$(if $(IS_GPU),_gpu).yaml
@@ -189,9 +188,9 @@ miniature-data: $(STAMP) ## the data of the miniature study: samples, tokenizer,
 	$(PY) -m data_tools sample --out $(MINI_DATA)/raw --only $(subst $(SPACE),$(COMMA),$(MINI_SETS) $(MINI_PROMPTS))
 	$(PY) -m data_tools train-tokenizer --input $(foreach set,base $(MINI_SETS),$(MINI_DATA)/raw/$(set).jsonl) --vocab-size 1024 --out $(MINI_DATA)/tokenizer
 	@mkdir -p $(MINI_DATA)/tokens
-	$(foreach part,base base.validation,$(call mini_tokens,$(part),$(MINI_DATA)))
+	$(foreach part,base base.validation mini_base mini_base.validation,$(call mini_tokens,$(part),$(MINI_DATA)))
 	$(call mini_sets,$(MINI_DATA))
-	$(if $(IS_GPU),$(PY) -m data_tools sample --out $(MINI_DATA)/gpu/raw --size full --only $(subst $(SPACE),$(COMMA),$(MINI_SETS)))
+	$(if $(IS_GPU),$(PY) -m data_tools sample --out $(MINI_DATA)/gpu/raw --size full --only mini_ldq$(COMMA)mini_shq)
 	$(if $(IS_GPU),$(call mini_sets,$(MINI_DATA)/gpu))
 
 .PHONY: miniature
