@@ -82,10 +82,10 @@ def test_unrelated_arms_have_one_level() -> None:
     assert tree.paired is None
 
 
-def test_stages_that_all_replicates_share_have_no_luck_to_draw() -> None:
-    rows = [[SeedRun(value, ("base", f"sft-{arm}-{value}")) for value in (arm, arm + 1.0)] for arm in (1.0, 5.0)]
-    tree = SeedTree(rows)
-    assert [one and one.degrees for one in tree.spreads] == [2]
+def test_a_stage_that_all_replicates_share_has_no_luck_to_draw() -> None:
+    rows = arms_of((3.0, 2.0, 2.5), (1.0, 0.5, 0.0))
+    below_one_base = [[SeedRun(run.value, ("base", *run.path)) for run in row] for row in rows]
+    assert SeedTree(below_one_base).spreads == SeedTree(rows).spreads
 
 
 def test_an_arm_that_ends_where_others_go_on_shares_their_luck() -> None:
