@@ -199,6 +199,7 @@ def _read(report: Report, head: Headline | None) -> Answer:
     rows = {(row.stage, row.label): row for row in report.rows}
     names = [head.best, head.baseline, head.second] if head is not None else []
     arms = [rows[head.stage, name].arms[0] for name in names if head is not None and name is not None]
+    arms += [report.baseline] if report.baseline is not None and head is None else []
     is_all = len(report.readings) <= _FEW_ARMS
     shown = [one for one in report.readings if is_all or one.arm in arms]
     lines = [f"{one.arm}: {'; '.join(_of_kinds(one)) or 'nothing yet'}." for one in shown]

@@ -96,6 +96,14 @@ def test_a_study_that_has_not_run_says_so_and_no_zero(tmp_path: Path) -> None:
     assert found == ["Not known yet", "Not known yet", "Not known yet", "Nothing yet", "Nothing yet"]
 
 
+def test_of_many_arms_the_baseline_is_read_before_anything_is_evaluated(report: Report) -> None:
+    more = tuple(report.readings[1].model_copy(update={"arm": f"arm {number}"}) for number in range(4))
+    many = report.model_copy(update={"readings": (*report.readings, *more), "headlines": ()})
+    (found,) = (one for one in answers_of(many) if one.question == "What did each read?")
+    assert found.short == "2 sources, 8 arms"
+    assert [line.partition(":")[0] for line in found.lines] == ["base-shq", "The others stand below"]
+
+
 def test_markdown_has_the_numbers_and_what_is_missing(report: Report) -> None:
     text = page_markdown(report)
     row = next(row for row in report.rows if row.label == "lmq-shq")
