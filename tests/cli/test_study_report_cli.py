@@ -130,7 +130,7 @@ def test_a_study_file_is_reported_with_the_replicates_and_all_the_arms_of_its_ru
     assert [reading.arm for reading in report.readings] == ["plain", "plain-chat", "more", "more-chat"]
     assert {row.label: row.seeds_planned for row in report.rows}["plain"] == 3
     assert said.err == (
-        f"WARNING: study.yaml asks for seeds of pretrain 1, and its last run had pretrain 3 ({file}): those of the run "
+        f"WARNING: study.yaml asks for seeds of pretrain 1, and its runs had pretrain 3 ({file}): those of the runs "
         "are taken; --seeds N takes others\n"
     )
 

@@ -38,9 +38,14 @@ class Answer:
 
 
 def main_headline(report: Report) -> Headline | None:
-    """That of the last kind of stage where at least two rows have a number; else of the last with any."""
+    """That of the last kind of stage with at least two rows, and half as many as any other; else of the last with any.
+
+    Where two arms of twenty go on to RL, the best arm is none of a choice of two.
+    """
     found = [one for one in report.headlines if one.best is not None]
-    return next((one for one in found if one.evaluated > 1), next(iter(found), None))
+    most = max((one.evaluated for one in found), default=0)
+    wide = (one for one in found if one.evaluated > 1 and 2 * one.evaluated >= most)
+    return next(wide, next(iter(found), None))
 
 
 def answers_of(report: Report) -> list[Answer]:

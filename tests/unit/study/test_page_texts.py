@@ -13,7 +13,7 @@ import pytest
 
 import megatron_ext.study.page
 import megatron_ext.study.report
-from megatron_ext.study.page.answers import answers_of
+from megatron_ext.study.page.answers import answers_of, main_headline
 from megatron_ext.study.page.charts import MOST_LETTERS, line_chart, stage_graph
 from megatron_ext.study.page.html import page_html
 from megatron_ext.study.page.markdown import page_markdown
@@ -148,6 +148,15 @@ def test_a_loss_has_its_unit_and_says_how_its_differences_are_turned(report: Rep
     }
     loss, share = ("nats per token", "lower"), ("share", "higher")
     assert units == {(name, *loss) for name in ("mean", "0", "1", "delta")} | {("best_ratio", *share)}
+
+
+@pytest.mark.parametrize(("after_rl", "after_sft", "stage"), [(2, 9, "sft"), (2, 4, "rl"), (1, 2, "sft"), (1, 1, "rl")])
+def test_the_best_arm_is_one_of_many(report: Report, after_rl: int, after_sft: int, stage: str) -> None:
+    rows = {"rl": after_rl, "sft": after_sft, "pretrain": 1}
+    heads = tuple(one.model_copy(update={"evaluated": rows[one.stage]}) for one in report.headlines)
+    head = main_headline(report.model_copy(update={"headlines": heads}))
+    assert head is not None
+    assert head.stage == stage
 
 
 def test_one_evaluated_arm_is_not_the_best(report: Report) -> None:
