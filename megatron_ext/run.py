@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,10 @@ from megatron_ext.plan.make import make_stage_plan
 from megatron_ext.plan.render import print_plan
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.recipe.load import load_recipe
+from megatron_ext.recipe.site_schema import TimeoutsRecipe
 from megatron_ext.recipe.study_load import is_arm_file
 from megatron_ext.runtime.determinism import be_deterministic
+from megatron_ext.runtime.heartbeat import heartbeat
 from megatron_ext.runtime.launch import Launch
 from megatron_ext.training.ending import Ending, StoppedError, environment_error, is_of_environment
 from megatron_ext.training.file_list import checkpoints_of
@@ -49,6 +52,8 @@ def main(argv: list[str] | None = None) -> int:
         )
         return ending.fail(StoppedError(at_once), launch)
     except Exception as bug:
+        if (code := ending.lost_rank(bug)) is not None:
+            return code
         if isinstance(bug, OSError) and is_of_environment(bug):
             return ending.fail(environment_error(bug), launch)
         if launch.is_main:
@@ -63,12 +68,14 @@ class Walk:
 
     Attributes:
         run_root: Folder that holds `stages/`.
+        timeouts: How long ranks wait for each other here.
         plans: Stages, parents first.
         is_arm: Whether an arm names them.
         leaves_out: Whether --stage leaves out others of the arm.
     """
 
     run_root: Path
+    timeouts: TimeoutsRecipe
     plans: tuple[StagePlan, ...]
     is_arm: bool = False
     leaves_out: bool = False
@@ -108,7 +115,7 @@ def _planned_stage(arguments: argparse.Namespace, launch: Launch) -> Walk:
     )
     if arguments.stage not in (None, plan.stage):
         raise UserError(f"--stage {arguments.stage}: {arguments.recipe} is a {plan.stage} stage. Leave --stage out.")
-    return Walk(run_root, (plan,))
+    return Walk(run_root, loaded.site.timeouts, (plan,))
 
 
 def _planned_arm(arguments: argparse.Namespace, launch: Launch) -> Walk:
@@ -139,7 +146,7 @@ def _planned_arm(arguments: argparse.Namespace, launch: Launch) -> Walk:
     if not chosen:
         kinds = ", ".join(dict.fromkeys(plan.stage for plan in plans))
         raise UserError(f"--stage {arguments.stage}: {arguments.recipe} has no such stage; there are: {kinds}")
-    return Walk(run_root, chosen, is_arm=True, leaves_out=len(chosen) < len(plans))
+    return Walk(run_root, loaded.site.timeouts, chosen, is_arm=True, leaves_out=len(chosen) < len(plans))
 
 
 def _require_beginning(walk: Walk, plan: StagePlan, *, trained_before: Sequence[str]) -> None:
@@ -187,13 +194,14 @@ def _execute(walk: Walk, launch: Launch, ending: Ending) -> None:
         check_loggers(plan)
         if plan.rl is not None:
             require_zstandard()
+    beat = heartbeat()
     for number, (folder, plan) in enumerate(zip(folders, walk.plans, strict=True), 1):
         if folder.is_finished:
             _say(launch, f"finished before: {folder.stage_file}. Nothing to do.")
             continue
         if walk.is_arm:
             _say(launch, f"stage {number} of {len(folders)}: {plan.stage_id} ({plan.recipe})")
-        outcome = _train(walk.run_root, plan, folder, launch, ending)
+        outcome = _train(walk, plan, folder, launch, ending, beat)
         ending.folder = None
         release_memory()
         if outcome.reason == "cut" and number < len(folders):
@@ -201,15 +209,19 @@ def _execute(walk: Walk, launch: Launch, ending: Ending) -> None:
             return
 
 
-def _train(run_root: Path, plan: StagePlan, folder: StageFolder, launch: Launch, ending: Ending) -> Outcome:
+def _train(
+    of: Walk, plan: StagePlan, folder: StageFolder, launch: Launch, ending: Ending, beat: Callable[[], None]
+) -> Outcome:
     from megatron_ext.models.kernels import describe_layers
-    from megatron_ext.runtime.parallel import process_groups
+    from megatron_ext.runtime.parallel import Waits, process_groups
+    from megatron_ext.runtime.roll_call import RollCall
     from megatron_ext.training import walk
     from megatron_ext.training.replaced_data import notes_on_replaced_data
 
-    for note in notes_on_replaced_data(run_root, plan):
+    for note in notes_on_replaced_data(of.run_root, plan):
         _say(launch, f"WARNING: {note}")
     _say(launch, describe_layers(plan))
+    waits = Waits(start=timedelta(seconds=of.timeouts.start_s), step=timedelta(seconds=of.timeouts.step_s))
     with walk.taken(folder, plan, is_main=launch.is_main):
         ending.folder = folder.path
         layout = plan.layout
@@ -218,8 +230,11 @@ def _train(run_root: Path, plan: StagePlan, folder: StageFolder, launch: Launch,
             tensor_model_parallel_size=layout.tensor_model_parallel_size,
             pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
             context_parallel_size=layout.context_parallel_size,
+            timeout=waits.start,
         ) as groups:
-            outcome = walk.walk(plan, folder, groups, is_main=launch.is_main)
+            if launch.world_size > 1 and ending.roll_call is None:
+                ending.roll_call = RollCall(launch)
+            outcome = walk.walk(plan, folder, groups, is_main=launch.is_main, waits=waits, beat=beat)
         _conclude(plan, folder, outcome, launch, ending)
     return outcome
 

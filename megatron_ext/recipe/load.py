@@ -29,6 +29,7 @@ _SIGNS: tuple[tuple[type[Single], str, str], ...] = (
     (BlendRecipe, "entries", "blends"),
     (SiteRecipe, "data_root", "sites"),
     (SiteRecipe, "run_root", "sites"),
+    (SiteRecipe, "timeouts", "sites"),
     (SiteRecipe, "slurm", "sites"),
 )
 

@@ -395,7 +395,7 @@ class LoggingRecipe(Section):
     loss_spike_nats: Number = Field(
         default=1.0, ge=0, description="Warn when the loss is so far above the median of recent steps; 0: never."
     )
-    rank_times: bool = Field(default=False, description="Time each rank's steps and name the slowest.")
+    rank_times: bool = Field(default=False, description="Time each rank's part of a step; name ranks that stay slow.")
 
 
 class ProfileRecipe(Section):

@@ -1,4 +1,4 @@
-"""What belongs to one place and to no recipe: where its files are, and how it starts jobs."""
+"""What belongs to one place and to no recipe: where its files are, how long ranks wait, how it starts jobs."""
 
 from __future__ import annotations
 
@@ -79,6 +79,13 @@ class SlurmRecipe(SlurmJob):
         gt=0,
         description="Seconds before the time limit at which a run is told to save and go back to the queue: more than "
         "one step and one checkpoint take. Slurm may send it up to 60 s earlier.",
+    )
+    hang_s: Count | None = Field(
+        default=None,
+        gt=0,
+        description="A rank that ends no step for this long is killed, whatever it does: longer than the longest step, "
+        "validation and checkpoint together. nvidia-resiliency-ext's ft_launcher then takes torchrun's place; null: "
+        "torchrun, and nobody watches.",
     )
     modules: tuple[str, ...] = Field(default=(), description="Environment modules to load, in order.")
     setup: tuple[str, ...] = Field(
@@ -163,11 +170,35 @@ def minutes_of(time: str) -> float:
     return float(days or 0) * 1440 + hours * 60 + minutes + seconds / 60
 
 
+class TimeoutsRecipe(Section):
+    """How long the ranks of a run wait for each other. No stage's identity depends on it."""
+
+    step_s: Count = Field(
+        default=600,
+        gt=0,
+        description="Seconds that a rank waits for the others within a step. Then it gives them up, and the run ends.",
+    )
+    start_s: Count = Field(
+        default=1800,
+        gt=0,
+        description="The same while ranks meet, load and do the first step of a run, and while a checkpoint is saved.",
+    )
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        if self.start_s < self.step_s:
+            raise ValueError(f"start_s {self.start_s} is less than step_s {self.step_s}; the start takes longer")
+        return self
+
+
 class SiteRecipe(Section):
-    """One place: its paths, and how it starts jobs."""
+    """One place: its paths, how long ranks wait, and how it starts jobs."""
 
     data_root: str = Field(
         default="data", description="Folder of datasets and tokenizers; relative to the working directory."
     )
     run_root: str = Field(default="runs", description="Folder of stages; relative to the working directory.")
+    timeouts: TimeoutsRecipe = Field(
+        default=TimeoutsRecipe(), description="How long the ranks of a run wait for each other."
+    )
     slurm: SlurmRecipe | None = Field(default=None, description="How `study run --launcher slurm` submits jobs here.")

@@ -59,6 +59,12 @@ _PACKAGES = (
     _Package("tokenizers", "tokenizers", "trains and runs tokenizers", "no text can be tokenized"),
     _Package("tensorboard", "tensorboard", "logging.tensorboard: true works", "set logging.tensorboard: false"),
     _Package("wandb", "wandb", "logging.wandb_project works", "logging.wandb_project must stay null"),
+    _Package(
+        "nvidia-resiliency-ext",
+        "nvidia_resiliency_ext",
+        "slurm.hang_s and ft_launcher can watch over hanging ranks",
+        "slurm.hang_s must stay null",
+    ),
     _Package("transformers", "transformers", "the parity tests and benchmarks can run", "parity tests cannot run"),
 )
 

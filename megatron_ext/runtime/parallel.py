@@ -7,6 +7,7 @@ import functools
 import itertools
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -16,12 +17,32 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron_ext.runtime.device import communication_backend, device_scope, select_device
 from megatron_ext.runtime.launch import Launch
 
-TIMEOUT = timedelta(minutes=10)
-"""After this long without an answer a rank gives up on the others (torch's own default for NCCL)."""
-
-
 PATIENCE = timedelta(days=1)
-"""The same where ranks do unequal work on purpose, and the slowest decides."""
+"""How long ranks wait where they do unequal work on purpose, and the slowest decides."""
+
+
+@dataclass(frozen=True)
+class Waits:
+    """How long a rank waits for the others in a collective before it gives them up.
+
+    Attributes:
+        start: While ranks meet, load and do a first step, and while they save: some have much more to do.
+        step: Later.
+    """
+
+    start: timedelta = timedelta(minutes=30)
+    step: timedelta = timedelta(minutes=10)
+
+    def begin_steps(self) -> None:
+        """From here on ranks do equal work. All ranks must call this, inside `process_groups`."""
+        parallel_state.update_pg_timeout(self.step)
+
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """Some write longer than others. All ranks must enter it, inside `process_groups`."""
+        parallel_state.update_pg_timeout(self.start)
+        yield
+        parallel_state.update_pg_timeout(self.step)
 
 
 class PatientWait:
@@ -45,6 +66,7 @@ def process_groups(
     tensor_model_parallel_size: int = 1,
     pipeline_model_parallel_size: int = 1,
     context_parallel_size: int = 1,
+    timeout: timedelta = Waits.start,
 ) -> Iterator[ProcessGroupCollection]:
     """Joins the process groups of Megatron-Core inside a device scope, and leaves them.
 
@@ -55,18 +77,20 @@ def process_groups(
         tensor_model_parallel_size: Ranks that share one layer.
         pipeline_model_parallel_size: Ranks in the layer chain.
         context_parallel_size: Ranks that share one sequence.
+        timeout: How long ranks wait for each other, here and in collectives.
 
     Yields:
         The groups: `tp`, `pp`, `dp`, `mp` and the rest of Megatron-Core's collection.
     """
     select_device(launch.local_rank)
     with device_scope():
-        _join(launch)
+        _join(launch, timeout)
         try:
             parallel_state.initialize_model_parallel(
                 tensor_model_parallel_size=tensor_model_parallel_size,
                 pipeline_model_parallel_size=pipeline_model_parallel_size,
                 context_parallel_size=context_parallel_size,
+                distributed_timeout_minutes=timeout.total_seconds() / 60,
             )
             yield ProcessGroupCollection.use_mpu_process_groups()
         finally:
@@ -74,13 +98,17 @@ def process_groups(
             dist.destroy_process_group()
 
 
-def _join(launch: Launch) -> None:
-    backend, number = communication_backend(), next(_JOINS)
+def _join(launch: Launch, timeout: timedelta) -> None:
+    number = next(_JOINS)
     store, rank, world_size = (
-        _store() if "MASTER_ADDR" in os.environ else (dist.HashStore(), launch.rank, launch.world_size)
+        _store(timeout) if "MASTER_ADDR" in os.environ else (dist.HashStore(), launch.rank, launch.world_size)
     )
     dist.init_process_group(
-        backend, store=dist.PrefixStore(f"join {number}", store), rank=rank, world_size=world_size, timeout=TIMEOUT
+        communication_backend(),
+        store=dist.PrefixStore(f"join {number}", store),
+        rank=rank,
+        world_size=world_size,
+        timeout=timeout,
     )
 
 
@@ -90,8 +118,8 @@ connections that are closed, and waits for them."""
 
 
 @functools.cache
-def _store() -> tuple[dist.Store, int, int]:
+def _store(timeout: timedelta) -> tuple[dist.Store, int, int]:
     """Where the ranks of this job find each other, this rank and their number; asked once, for its port is one."""
-    store, rank, world_size = next(iter(dist.rendezvous("env://", timeout=TIMEOUT)))
-    store.set_timeout(TIMEOUT)
+    store, rank, world_size = next(iter(dist.rendezvous("env://", timeout=timeout)))
+    store.set_timeout(timeout)
     return store, rank, world_size

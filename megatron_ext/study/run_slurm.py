@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
-from data_tools.errors import RecipeError, UsageError
+from data_tools.errors import RecipeError, SetupError, UsageError
 from megatron_ext.plan.layouts import plan_layout
 from megatron_ext.recipe.load import DEFAULT_SITE, load_file, load_recipe
 from megatron_ext.recipe.problems import Problems
@@ -101,11 +102,18 @@ def _slurm_of(site_file: str) -> SlurmRecipe:
 
     Raises:
         UsageError: The file is no site, or says nothing of Slurm.
+        SetupError: It asks for a watch over hanging ranks, and this Python, which jobs will run, has none.
     """
     site = load_file(site_file)
     if not isinstance(site, SiteRecipe) or site.slurm is None:
         raise UsageError(
             f"--launcher slurm: {site_file} has no slurm section, which says how jobs are submitted here; give --site "
             "a copy of recipes/sites/slurm_gpu.yaml with what is yours"
+        )
+    is_this_python = site.slurm.python is None and not site.slurm.container
+    if site.slurm.hang_s is not None and is_this_python and find_spec("nvidia_resiliency_ext") is None:
+        raise SetupError(
+            f"{site_file}: slurm.hang_s {site.slurm.hang_s}: nvidia-resiliency-ext is not installed. Run `pip install "
+            "'nvidia-resiliency-ext>=0.6'` (wheels need glibc 2.39 or later), or leave slurm.hang_s out."
         )
     return site.slurm

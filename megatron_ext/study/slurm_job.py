@@ -52,6 +52,8 @@ if [[ $told == save ]]; then
     again="the time limit is near"
 elif [[ -z $told ]] && { [[ $code -gt 128 ]] || grep -qE '^ *exitcode +: -[0-9]' "$log"; }; then
     again="a process was killed"
+elif [[ -z $told ]] && grep -q '^error: another rank was lost' "$log"; then  # runtime/roll_call.py
+    again="a rank was lost"
 elif [[ $told == ended ]]; then
     echo "study: Slurm ends this job"
     sleep 600 &

@@ -15,8 +15,8 @@ Signals to the script, which runs on a job's first node:
 | USR2 | `study cancel` | it saves; the job ends |
 | TERM | Slurm, which ends the job (scancel, preemption) and tells the run itself | it saves; Slurm decides |
 
-A job also goes back to the queue where a process was killed. Either way only if this start has saved something,
-or if it was begun fewer than four times: else it would turn in circles.
+A job also goes back to the queue where a process was killed or a rank was lost. Either way only if this start has
+saved something, or if it was begun fewer than four times: else it would turn in circles.
 
 Source: sbatch(1), srun(1), scontrol(1) of Slurm 22.05. `scontrol requeue` of an array's number alone would requeue
 all its tasks; srun takes --cpus-per-task from no sbatch since 22.05. torchrun kills workers 30 s after SIGTERM
@@ -173,7 +173,7 @@ def _run(size: JobSize, slurm: SlurmRecipe) -> list[str]:
     srun = ["srun", f"--nodes={size.nodes}", f"--ntasks={size.nodes}", "--kill-on-bad-exit=1", *options]
     start = f"{shlex.join(srun)} ${{SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK}}"
     python = f'{slurm.container} "$python"'.strip()
-    if size.ranks == 1:
+    if size.ranks == 1 and slurm.hang_s is None:
         return [f'run() {{ {start} {python} "${{command[@]}}"; }}']
     return [
         'first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
@@ -181,8 +181,24 @@ def _run(size: JobSize, slurm: SlurmRecipe) -> list[str]:
         "run() {  # torchrun reads PET_NODE_RANK; which node it is on, only srun's task knows",
         f"    {start} \\",
         "        bash -c 'PET_NODE_RANK=$SLURM_NODEID exec \"$@\"' - \\",
-        f"        {python} -m torch.distributed.run --nnodes={size.nodes} \\",
+        f"        {python} -m {_launcher(slurm)} --nnodes={size.nodes} \\",
         f"        --nproc-per-node={size.ranks_per_node} \\",
-        '        --master-addr="$first" --master-port="$port" "${command[@]}"',
+        f'        {_meeting(slurm)} "${{command[@]}}"',
         "}",
     ]
+
+
+def _launcher(slurm: SlurmRecipe) -> str:
+    """The module that starts a node's ranks."""
+    return "torch.distributed.run" if slurm.hang_s is None else "nvidia_resiliency_ext.fault_tolerance.launcher"
+
+
+def _meeting(slurm: SlurmRecipe) -> str:
+    """How nodes meet; ft_launcher (0.7.0) takes no other rendezvous, and is told when a rank hangs."""
+    if slurm.hang_s is None:
+        return '--master-addr="$first" --master-port="$port"'
+    first_beat = 2 * slurm.hang_s  # loading comes before the first step
+    return (
+        '--rdzv-backend=c10d --rdzv-endpoint="$first:$port" --rdzv-id="$SLURM_JOB_ID" '
+        f"--ft-rank-heartbeat-timeout={slurm.hang_s} --ft-initial-rank-heartbeat-timeout={first_beat}"
+    )

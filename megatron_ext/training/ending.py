@@ -15,10 +15,14 @@ import resource
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data_tools.atomic_files import write_atomically
 from data_tools.errors import SetupError, TrainingError, UserError
 from megatron_ext.runtime.launch import Launch
+
+if TYPE_CHECKING:
+    from megatron_ext.runtime.roll_call import RollCall
 
 EXIT_FILE = "exit.json"
 
@@ -37,6 +41,7 @@ class Ending:
     """Where the end of this run is recorded, while a folder is this run's."""
 
     folder: Path | None = None
+    roll_call: RollCall | None = None
 
     def record(self, *, code: int, reason: str, message: str) -> None:
         """Writes exit.json."""
@@ -48,6 +53,21 @@ class Ending:
             write_atomically(file, (json.dumps(ending, indent=1) + "\n").encode())
         except OSError as error:  # the disk may be what ended the run; its message must not be lost for this one
             print(f"WARNING: {file}: not written ({error.strerror})", file=sys.stderr)
+
+    def lost_rank(self, error: Exception) -> int | None:
+        """The exit code where a collective failed because of another rank, which one rank then says; else None."""
+        if self.roll_call is None:
+            return None
+        from megatron_ext.runtime.roll_call import is_of_other_rank
+
+        if not is_of_other_rank(error):
+            self.roll_call.say_end(f"{type(error).__name__}: {error}".splitlines()[0])
+            return None
+        lost = self.roll_call.explain(error)
+        if lost is not None:
+            self.record(code=lost.exit_code, reason=type(lost).__name__, message=str(lost))
+            print(f"error: {lost}\nmegatron_ext.run: exit code {lost.exit_code}", file=sys.stderr, flush=True)
+        return SetupError.exit_code
 
     def fail(self, error: UserError, launch: Launch) -> int:
         """Says an error, records it, and gives the exit code."""

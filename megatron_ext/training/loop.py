@@ -9,6 +9,7 @@ from typing import Literal
 
 from data_tools.errors import UserError
 from megatron_ext.plan.stage_plan import StagePlan
+from megatron_ext.runtime.parallel import Waits
 from megatron_ext.runtime.signals import StopRequest
 from megatron_ext.training.parts import Parts
 from megatron_ext.training.rl_step import rl_step
@@ -68,6 +69,8 @@ def train(
     trace: StepTrace,
     stop: StopRequest,
     collect: Callable[[int], None],
+    waits: Waits,
+    beat: Callable[[], None],
 ) -> Outcome:
     """Trains from `state` to the end of the stage, a cut, or a stop.
 
@@ -81,9 +84,11 @@ def train(
         trace: Records the steps that the plan wants a profile of.
         stop: Is asked after every step.
         collect: Is told of every step that is over; collects garbage where the plan wants it.
+        waits: How long ranks wait for each other.
+        beat: Tells who watches this rank that it goes on.
     """
     plan, cadence = parts.plan, parts.plan.cadence
-    last_step = last_step_of(plan)
+    last_step, first_step = last_step_of(plan), state.step + 1
     while state.step < last_step and not is_spent(plan, state):
         began = time.perf_counter()
         consumed_after = state.consumed_samples + plan.batch.batch_size_at(state.consumed_samples)
@@ -104,8 +109,11 @@ def train(
         validation = validate(parts) if is_validated else {}
         if watcher is not None:
             watcher.on_step(state, result, seconds=seconds, validation=validation, save_s=saver.take_seconds())
+        if state.step == first_step:
+            waits.begin_steps()
         signal_name = stop.agreed()
         saver.after_step(state, is_last=is_last or signal_name is not None)
+        beat()
         if signal_name and not is_last:
             return Outcome(state, "stopped", signal_name)
     is_finished = state.step >= plan.batch.total_steps or is_spent(plan, state)

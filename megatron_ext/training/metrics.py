@@ -62,6 +62,7 @@ class MetricsLog:
         validation: dict[str, float],
         save_s: float,
         loss_spike: float | None = None,
+        slow_ranks: dict[int, float] | None = None,
     ) -> None:
         """Writes one step.
 
@@ -72,6 +73,7 @@ class MetricsLog:
             validation: Held-out loss by source, empty when there was none.
             save_s: Seconds that training stood still for saving since the line before.
             loss_spike: Nats above the median of recent steps, in a spike.
+            slow_ranks: Of the window that ends here, with the ratio of their time to that of their peers.
         """
         line: dict[str, Any] = {
             **state.to_json(),
@@ -94,6 +96,8 @@ class MetricsLog:
         if result.rank_seconds:
             line["rank_times"] = slowest(result.rank_seconds)
             line["rank_seconds"] = {str(rank): seconds for rank, seconds in enumerate(result.rank_seconds)}
+        if slow_ranks:
+            line["slow_ranks"] = {str(rank): ratio for rank, ratio in slow_ranks.items()}
         if loss_spike is not None:
             line["loss_spike"] = loss_spike
         if result.skipped is not None:

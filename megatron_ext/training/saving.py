@@ -34,6 +34,7 @@ from megatron_ext.models.backends import choose_backend
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.runtime.agreement import answer_of_main_rank, raise_on_all_ranks
 from megatron_ext.runtime.device import device
+from megatron_ext.runtime.parallel import Waits
 from megatron_ext.training.chat_template import chat_template_of
 from megatron_ext.training.checkpoint import sharded_random_state, sharding_metadata
 from megatron_ext.training.checkpoint_facts import layout_of
@@ -58,10 +59,11 @@ class Saver:
         parts: What is trained.
         folder: The stage's `checkpoints` folder.
         say: Tells people; does nothing on all ranks but the main one.
+        waits: How long ranks wait for each other.
     """
 
-    def __init__(self, parts: Parts, folder: Path, *, say: Callable[[str], None]) -> None:
-        self._parts, self._folder, self._say = parts, folder, say
+    def __init__(self, parts: Parts, folder: Path, *, say: Callable[[str], None], waits: Waits) -> None:
+        self._parts, self._folder, self._say, self._waits = parts, folder, say, waits
         self._in_flight: CheckpointWrite | None = None
         self._seconds = 0.0
 
@@ -94,13 +96,14 @@ class Saver:
                 self._finish()
             in_background = plan.execution.async_save and not is_last
             is_sharded = plan.layout.use_distributed_optimizer and not is_last
-            self._in_flight = CheckpointWrite(
-                self._folder,
-                self._parts,
-                state,
-                optimizer_format=plan.execution.optimizer_format if is_sharded else "fully_reshardable",
-                in_background=in_background,
-            )
+            with self._waits.saving():
+                self._in_flight = CheckpointWrite(
+                    self._folder,
+                    self._parts,
+                    state,
+                    optimizer_format=plan.execution.optimizer_format if is_sharded else "fully_reshardable",
+                    in_background=in_background,
+                )
             if not in_background:
                 self._finish()
         self._seconds += time.perf_counter() - began
@@ -127,7 +130,8 @@ class Saver:
         if self._in_flight is None:
             return
         write, self._in_flight = self._in_flight, None
-        write.finish()
+        with self._waits.saving():
+            write.finish()
         if dist.get_rank() == 0:
             cadence = self._parts.plan.cadence
             remove_old_checkpoints(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch.distributed as dist
@@ -13,6 +13,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from data_tools.errors import TrainingError
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.runtime.agreement import answer_of_main_rank
+from megatron_ext.runtime.parallel import Waits
 from megatron_ext.runtime.seed import seed_everything
 from megatron_ext.runtime.signals import StopRequest
 from megatron_ext.training.chat_template import chat_template_of
@@ -37,6 +38,7 @@ from megatron_ext.training.progress import describe_validation
 from megatron_ext.training.rollout_source import RolloutSource
 from megatron_ext.training.run_record import record_run
 from megatron_ext.training.saving import Saver, remove_unfinished
+from megatron_ext.training.slow_ranks import Place, places_of_ranks
 from megatron_ext.training.stage_folder import StageFolder, write_json
 from megatron_ext.training.state import TrainState
 from megatron_ext.training.step import NonFiniteError
@@ -62,7 +64,15 @@ def taken(folder: StageFolder, plan: StagePlan, *, is_main: bool) -> Iterator[No
         yield
 
 
-def walk(plan: StagePlan, folder: StageFolder, groups: ProcessGroupCollection, *, is_main: bool) -> Outcome:
+def walk(
+    plan: StagePlan,
+    folder: StageFolder,
+    groups: ProcessGroupCollection,
+    *,
+    is_main: bool,
+    waits: Waits,
+    beat: Callable[[], None],
+) -> Outcome:
     """Builds, resumes, trains, and writes stage.json when the budget is spent.
 
     All ranks must call this, inside a device scope, with the folder taken.
@@ -72,6 +82,8 @@ def walk(plan: StagePlan, folder: StageFolder, groups: ProcessGroupCollection, *
         folder: Taken by this run.
         groups: Process groups.
         is_main: Whether this rank speaks and writes for all.
+        waits: How long ranks wait for each other.
+        beat: Tells who watches this rank that it goes on.
     """
     # Read again now that nobody else writes: another run may have come further since the first look.
     newest, is_finished = answer_of_main_rank((newest_checkpoint(folder), folder.is_finished))
@@ -90,7 +102,8 @@ def walk(plan: StagePlan, folder: StageFolder, groups: ProcessGroupCollection, *
             (continue_from if plan.parent is not None else begin_with_weights)(begins_at, parts)
         if isinstance(parts.cursor, RolloutSource):
             _load_reference(parts.cursor, plan, folder, groups)
-        watcher = _watcher(folder, plan, state, begins_at) if is_main else None
+        places = places_of_ranks(groups) if plan.logging.rank_times else ()
+        watcher = _watcher(folder, plan, state, begins_at, places) if is_main else None
         if is_main:
             record_run(folder.path, plan, begins_at_step=state.step, begins_from=begins_at)
         say = (lambda _: None) if watcher is None else watcher.say
@@ -105,12 +118,22 @@ def walk(plan: StagePlan, folder: StageFolder, groups: ProcessGroupCollection, *
         with (
             contextlib.closing(parts),
             watcher or contextlib.nullcontext(),
-            Saver(parts, folder.checkpoints, say=say) as saver,
+            Saver(parts, folder.checkpoints, say=say, waits=waits) as saver,
             StepTrace(parts, folder.path / "profile", say=say) as trace,
             collecting_every(plan.execution.gc_interval_steps) as collect,
             _naming_the_batch(folder, plan),
         ):
-            outcome = train(parts, state, saver=saver, watcher=watcher, trace=trace, stop=stop, collect=collect)
+            outcome = train(
+                parts,
+                state,
+                saver=saver,
+                watcher=watcher,
+                trace=trace,
+                stop=stop,
+                collect=collect,
+                waits=waits,
+                beat=beat,
+            )
         if outcome.reason == "finished" and is_main:
             ledger = [row.to_json() for row in parts.ledger()]
             write_json(folder.stage_file, _stage_facts(plan, folder, outcome) | {"ledger": ledger})
@@ -141,8 +164,10 @@ def _naming_the_batch(folder: StageFolder, plan: StagePlan) -> Iterator[None]:
         raise TrainingError(f"{error}\n  Their {what}: {command}") from None
 
 
-def _watcher(folder: StageFolder, plan: StagePlan, state: TrainState, begins_at: Path | None) -> Watcher:
-    watcher = Watcher(folder.metrics_file, plan, state, last_step=last_step_of(plan))
+def _watcher(
+    folder: StageFolder, plan: StagePlan, state: TrainState, begins_at: Path | None, places: Sequence[Place]
+) -> Watcher:
+    watcher = Watcher(folder.metrics_file, plan, state, last_step=last_step_of(plan), places=places)
     if begins_at is not None:
         watcher.say(describe_resume(begins_at, plan))
     return watcher

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -10,6 +11,7 @@ from typing import Self
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.training.metrics import MetricsLog, read_last
 from megatron_ext.training.progress import TrainingProgress
+from megatron_ext.training.slow_ranks import Place, SlowRanks
 from megatron_ext.training.spikes import WINDOW_STEPS, SpikeWatch
 from megatron_ext.training.state import StepResult, TrainState
 
@@ -22,13 +24,17 @@ class Watcher:
         plan: The stage.
         state: Where it goes on.
         last_step: Where it will end.
+        places: Of all ranks, where their times are measured.
     """
 
-    def __init__(self, metrics_file: Path, plan: StagePlan, state: TrainState, *, last_step: int) -> None:
+    def __init__(
+        self, metrics_file: Path, plan: StagePlan, state: TrainState, *, last_step: int, places: Sequence[Place] = ()
+    ) -> None:
         self._metrics = MetricsLog(metrics_file, plan, from_step=state.step)
         self._loss_kind = read_last(metrics_file).get("loss_kind", "")
         self._progress = TrainingProgress(plan.stage, from_step=state.step, last_step=last_step)
         self._spikes = SpikeWatch(plan.logging.loss_spike_nats, self._metrics.recent_losses)
+        self._ranks = SlowRanks(places)
         self._max_skipped_steps = plan.execution.max_skipped_steps
 
     def __enter__(self) -> Self:
@@ -38,6 +44,8 @@ class Watcher:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.close()
+        for line in self._ranks.report():
+            self._progress.say(line)
         self._metrics.close()
 
     def say(self, text: str) -> None:
@@ -49,7 +57,12 @@ class Watcher:
     ) -> None:
         """Writes and shows one step; `state` holds the counters after it."""
         above, begins = self._spikes.look(result.loss) if math.isfinite(result.loss) else (None, False)
-        self._metrics.write(state, result, seconds=seconds, validation=validation, save_s=save_s, loss_spike=above)
+        slow = self._ranks.add(result.rank_seconds) if result.rank_seconds else {}
+        self._metrics.write(
+            state, result, seconds=seconds, validation=validation, save_s=save_s, loss_spike=above, slow_ranks=slow
+        )
+        if slow:
+            self._progress.say(self._ranks.sentence(slow, state.step))
         if result.skipped is not None:
             self._progress.say(
                 f"WARNING: {result.skipped}\n  The update was skipped: {state.skipped_steps} of "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -285,3 +286,15 @@ def test_watching_for_programs_is_refused(study: ToyStudy, capsys: pytest.Captur
 def test_cancel_of_a_study_of_which_nothing_runs_says_so(study: ToyStudy, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["study", "cancel", *PLACE]) == 0
     assert capsys.readouterr().out == "nothing of it runs\n"
+
+
+def test_a_watch_over_hanging_ranks_that_nothing_here_can_keep_is_refused(
+    study: ToyStudy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "nvidia_resiliency_ext", None)  # as where it is not installed
+    with (study.root / "site.yaml").open("a") as site:
+        site.write("slurm: {time: '60', hang_s: 900}\n")
+    assert main(["study", "run", *PLACE, "--launcher", "slurm", "--dry-run"]) == 4
+    said = capsys.readouterr().err
+    assert "slurm.hang_s 900: nvidia-resiliency-ext is not installed. Run `pip install 'nvidia-resiliency" in said
+    assert not (study.root / "runs" / "studies").exists()

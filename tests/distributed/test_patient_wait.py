@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from datetime import timedelta
@@ -21,14 +22,13 @@ from tests.support.distributed import RankError, run_distributed
 from tests.support.rl_project import add_rl
 from tests.support.toy_project import ToyProject, make_toy_project
 
-LIMIT_S, LATE_S = 6, 10
+LIMIT_S, LATE_S = 15, 20
 
 
 def waited(is_patient: bool, second_rank_stays: bool) -> float:
     """The sum of both ranks' numbers, where a collective may take 2 s and the second rank comes 5 s late."""
-    parallel.TIMEOUT = timedelta(seconds=2)
     launch = Launch.from_environment()
-    with parallel.process_groups(launch):
+    with parallel.process_groups(launch, timeout=timedelta(seconds=2)):
         wait = parallel.PatientWait()
         dist.barrier()
         if launch.rank == 1:
@@ -58,9 +58,30 @@ def test_a_rank_that_is_gone_ends_the_wait() -> None:
     assert time.monotonic() - began < 30
 
 
+def summed_late(is_saving: bool) -> float:
+    """The sum over core's data-parallel group when the second rank comes 5 s late and a step's limit is 2 s."""
+    launch, waits = Launch.from_environment(), parallel.Waits(start=timedelta(seconds=60), step=timedelta(seconds=2))
+    with parallel.process_groups(launch, timeout=waits.start) as groups:
+        waits.begin_steps()
+        number = torch.tensor(float(launch.rank + 1))
+        with waits.saving() if is_saving else contextlib.nullcontext():
+            if launch.rank == 1:
+                time.sleep(5)
+            dist.all_reduce(number, group=groups.dp)
+        return float(number)
+
+
+def test_a_save_may_keep_ranks_waiting_longer_than_a_step() -> None:
+    assert run_distributed(summed_late, 2, True) == [3.0, 3.0]
+
+
+def test_in_a_step_ranks_give_up_sooner() -> None:
+    with pytest.raises(RankError, match="[Tt]imed out|Connection closed"):
+        run_distributed(summed_late, 2, False)
+
+
 def sampled_late(root: Path, run_root: Path) -> int:
     """The exit code of one step of an rl stage, where each sampling of the second rank takes `LATE_S` longer."""
-    parallel.TIMEOUT = timedelta(seconds=LIMIT_S)
     finish = SamplingRun.finish
 
     def finish_late(self: SamplingRun) -> Any:
@@ -79,6 +100,8 @@ def sampled_late(root: Path, run_root: Path) -> int:
 def test_a_stage_goes_on_when_one_rank_samples_longer_than_a_collective_may_take(tmp_path: Path) -> None:
     project = make_toy_project(tmp_path)
     add_rl(project)
+    with (tmp_path / "site.yaml").open("a") as site:
+        site.write(f"timeouts: {{step_s: {LIMIT_S}, start_s: {LIMIT_S}}}\n")
     assert project.run(project.root / "runs").code == 0
     began = time.monotonic()
     assert run_distributed(sampled_late, 2, tmp_path, project.root / "runs", timeout_s=180) == [0, 0]

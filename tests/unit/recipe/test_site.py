@@ -83,3 +83,11 @@ def test_environment_variables_are_settings(tmp_path: Path) -> None:
 )
 def test_a_time_limit_is_read_as_sbatch_reads_it(time: str, minutes: float) -> None:
     assert minutes_of(time) == minutes
+
+
+def test_how_long_ranks_wait_stands_in_the_site(tmp_path: Path) -> None:
+    timeouts = site(tmp_path, "timeouts: {step_s: 60}\n").timeouts
+    assert (timeouts.step_s, timeouts.start_s) == (60, 1800)
+    assert (SiteRecipe().timeouts.step_s, SiteRecipe().timeouts.start_s) == (600, 1800)
+    with pytest.raises(RecipeError, match=r"site.yaml:1: timeouts: start_s 60 is less than step_s 600"):
+        site(tmp_path, "timeouts: {start_s: 60}\n")

@@ -208,3 +208,15 @@ def test_the_script_is_bash_and_says_what_it_is_for(tmp_path: Path) -> None:
     by_hand = f"sbatch {shlex.quote(f'{tmp_path}/a node.sbatch')}"
     assert text.splitlines()[1] == f"# a.yaml, 2 seeds; written by megatron-ext study run. By hand: {by_hand}"
     assert subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True).stderr == ""
+
+
+def test_a_watch_over_hanging_ranks_takes_the_place_of_torchrun(tmp_path: Path) -> None:
+    slurm = SlurmRecipe(gpus_per_node=8, pretrain=SlurmJob(nodes=2), hang_s=900, python="python")
+    text = script(tmp_path, slurm, stage_task(tmp_path, world_size=16))
+    assert "torch.distributed.run" not in text
+    assert "python -m nvidia_resiliency_ext.fault_tolerance.launcher" in text.replace('"$python"', "python")
+    assert '--rdzv-backend=c10d --rdzv-endpoint="$first:$port" --rdzv-id="$SLURM_JOB_ID"' in text
+    assert "--ft-rank-heartbeat-timeout=900 --ft-initial-rank-heartbeat-timeout=1800" in text
+    assert "--master-addr" not in text
+    alone = script(tmp_path, SlurmRecipe(hang_s=900), stage_task(tmp_path))
+    assert "nvidia_resiliency_ext" in alone  # a job of one rank can hang too

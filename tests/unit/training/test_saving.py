@@ -13,6 +13,7 @@ import pytest
 
 from data_tools.errors import SetupError
 from megatron_ext.plan.stage_plan import ExecutionPlan
+from megatron_ext.runtime.parallel import Waits
 from megatron_ext.training import saving, walk
 from megatron_ext.training.file_list import checkpoints_of, damage_of
 from megatron_ext.training.loop import Outcome
@@ -56,7 +57,7 @@ def test_a_save_that_comes_too_early_waits_and_says_so(
         is_heard.set()
 
     monkeypatch.setattr(saving, "CheckpointWrite", WriteToSlowDisk)
-    with Saver(parts, tmp_path / "checkpoints", say=say) as saver:
+    with Saver(parts, tmp_path / "checkpoints", say=say, waits=Waits()) as saver:
         saver.after_step(TrainState(step=1), is_last=False)
         assert said == []
         saver.after_step(TrainState(step=2), is_last=False)

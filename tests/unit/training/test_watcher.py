@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from megatron_ext.training.rank_times import slowest
+from megatron_ext.training.slow_ranks import WINDOW_STEPS, Place
 from megatron_ext.training.state import StepResult, TrainState
 from megatron_ext.training.watcher import Watcher
 from tests.support.plans import make_plan
@@ -25,7 +26,8 @@ def watch(
     """Lines of metrics.jsonl after steps with these losses."""
     tokens = 128 * from_step
     state = TrainState(step=from_step, consumed_samples=4 * from_step, consumed_tokens=tokens, trained_tokens=tokens)
-    with Watcher(file, make_plan(), state, last_step=100) as watcher:
+    places = [Place("node-a", 0), Place("node-b", 0)]
+    with Watcher(file, make_plan(), state, last_step=100, places=places) as watcher:
         for loss in losses:
             step = StepResult(
                 loss=loss,
@@ -104,7 +106,7 @@ def test_the_metrics_page_names_every_field_and_no_other(tmp_path: Path) -> None
     norms = {"grad_norm_by_kind": {"mamba": 1.0}, "weight_norm_by_kind": {"mamba": 1.0}}
     lines = watch(
         tmp_path / "metrics.jsonl",
-        LOSSES,
+        [*LOSSES, *[2.0] * (WINDOW_STEPS - len(LOSSES))],
         rank_seconds=(1.0, 2.0),
         norms=norms,
         loss_by_domain={"math": 1.0},

@@ -1,0 +1,78 @@
+"""When a collective fails because of another rank, one of those that are left says which and why."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from megatron_ext.runtime.launch import Launch
+from megatron_ext.runtime.parallel import process_groups
+from megatron_ext.runtime.roll_call import RollCall, is_of_other_rank
+from tests.support.distributed import run_distributed
+
+HOST = socket.gethostname()
+
+
+def said(what_rank_2_does: str) -> str | None:
+    """What this rank of three says when a sum over all ranks fails, 4 s being the limit."""
+    launch = Launch.from_environment()
+    with process_groups(launch, timeout=timedelta(seconds=4)):
+        roll_call = RollCall(launch)
+        dist.barrier()
+        if launch.rank == 2:
+            if what_rank_2_does == "raises":
+                roll_call.say_end("KeyError: 'x'")
+                return None
+            if what_rank_2_does == "sleeps":
+                time.sleep(20)
+                return None
+            subprocess.Popen(["sh", "-c", f"sleep 20; kill -CONT {os.getpid()}"])
+            os.kill(os.getpid(), signal.SIGSTOP)
+            return None
+        error = None
+        try:
+            dist.all_reduce(torch.ones(1))
+        except RuntimeError as caught:
+            error = caught
+        assert error is not None
+        assert is_of_other_rank(error)
+        lost = roll_call.explain(error)
+        if launch.rank == 0:
+            time.sleep(8)  # the store is this process's; the other rank may be asking it
+        return None if lost is None else str(lost)
+
+
+@pytest.mark.parametrize(
+    ("what_rank_2_does", "sentence"),
+    [
+        ("raises", f"another rank was lost. rank 2 ({HOST}) ended: KeyError: 'x'.\n"),
+        pytest.param(
+            "sleeps",
+            f"another rank was lost. rank 2 ({HOST}) lives, and did not come: it works or waits elsewhere.\n",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "stands still",
+            f"another rank was lost. No sign of rank 2 ({HOST}): gone, standing still, or not reached.\n",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_one_rank_says_which_one_was_lost_and_how(what_rank_2_does: str, sentence: str) -> None:
+    texts = [text for text in run_distributed(said, 3, what_rank_2_does, timeout_s=120) if text is not None]
+    assert len(texts) == 1, texts
+    assert texts[0].startswith(sentence)
+    assert texts[0].endswith("Run again to go on from the newest checkpoint.")
+
+
+def test_an_error_of_this_rank_itself_is_not_laid_on_another() -> None:
+    assert not is_of_other_rank(RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"))
+    assert not is_of_other_rank(KeyError("/gloo/"))
