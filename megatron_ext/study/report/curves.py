@@ -150,14 +150,18 @@ def curves_of(groups: Sequence[StageGroup], metrics: dict[str, StageMetrics]) ->
 
 
 def _curve(group: StageGroup, quantity: str, source: str, lines: Sequence[Sequence[tuple[float, float]]]) -> Curve:
-    """One curve: at each place the mean of the seeds that have it, and their smallest and largest."""
-    places: dict[float, list[float]] = {}
-    for line in lines:
-        for x, y in line:
-            places.setdefault(x, []).append(y)
-    xs = sorted(places)
-    has_band = len(lines) > 1
+    """One curve: at each place the mean of the seeds that have it, and their smallest and largest.
+
+    Steps of RL are as long as their answers, so there the places of one step differ between seeds: points are taken
+    together by their number, at the mean of their places.
+    """
     stage: StageKind = group.stages[0].stage
+    places: dict[float, list[tuple[float, float]]] = {}
+    for line in lines:
+        for number, (x, y) in enumerate(line):
+            places.setdefault(number if stage == "rl" else x, []).append((x, y))
+    points = [tuple(zip(*places[place], strict=True)) for place in sorted(places)]
+    has_band = len(lines) > 1
     return Curve(
         stage=stage,
         quantity=quantity,
@@ -166,9 +170,9 @@ def _curve(group: StageGroup, quantity: str, source: str, lines: Sequence[Sequen
         node=group.stages[0].stage_id,
         arms=group.arms,
         stage_ids=tuple(one.stage_id for one in group.stages),
-        tokens=tuple(group.tokens_before + x for x in xs),
-        mean=tuple(sum(places[x]) / len(places[x]) for x in xs),
-        low=tuple(min(places[x]) for x in xs) if has_band else (),
-        high=tuple(max(places[x]) for x in xs) if has_band else (),
+        tokens=tuple(group.tokens_before + sum(xs) / len(xs) for xs, _ in points),
+        mean=tuple(sum(ys) / len(ys) for _, ys in points),
+        low=tuple(min(ys) for _, ys in points) if has_band else (),
+        high=tuple(max(ys) for _, ys in points) if has_band else (),
         lines=0,
     )

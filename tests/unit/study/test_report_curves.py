@@ -115,6 +115,21 @@ def test_seeds_become_a_mean_and_a_band_behind_the_stages_before(tmp_path: Path)
     assert all(1_000 < x <= 1_030 for x in loss.tokens)
 
 
+def test_steps_of_rl_are_taken_together_whatever_their_length(tmp_path: Path) -> None:
+    nodes = tuple(stage_node("rl", "x", parent=None, arms=("a",), replicate=at, tokens=30) for at in (0, 1))
+    metrics = {
+        node.stage_id: read_metrics(
+            write(tmp_path / node.stage_id, [1.0, 1.0], per_step=per, validation={"q": rate}), 30
+        )
+        for node, per, rate in zip(nodes, (10, 30), (0.25, 0.5), strict=True)
+    }
+    curves = curves_of([StageGroup("x", ("a",), nodes, None, 0)], metrics)
+    held_out = next(curve for curve in curves if curve.quantity == "held_out")
+    assert held_out.tokens == (20.0, 40.0)  # of 10 and 30, of 20 and 60
+    assert held_out.mean == (0.375, 0.375)
+    assert (held_out.low, held_out.high) == ((0.25, 0.25), (0.5, 0.5))
+
+
 def test_one_seed_has_no_band(tmp_path: Path) -> None:
     node = stage_node("pretrain", "x", parent=None, arms=("a",), tokens=30)
     metrics = {node.stage_id: read_metrics(write(tmp_path, [1.0, 2.0, 3.0]), 30)}
