@@ -90,15 +90,23 @@ def read_prompt_set(options: RlRecipe, *, data_root: str, tokenizer: str, templa
     return _read(options, data_root, tokenizer, template, seed, states)
 
 
-@functools.lru_cache(maxsize=2)  # a run plans and then reads: files that stay as they are are encoded once
+@functools.lru_cache(maxsize=2)  # a run plans and then reads
 def _read(
     options: RlRecipe, data_root: str, tokenizer: str, template: str, seed: int, states: tuple[tuple[int, ...], ...]
 ) -> PromptSet:
-    encoder = PromptEncoder(tokenizer, template)
-    candidates = _apart([_candidates(source, options, Path(data_root), encoder) for source in options.prompts])
+    candidates, stop_ids = _readable(options, data_root, tokenizer, template, states)
     sizes = _set_sizes(options.prompts, [len(found.rows) for found in candidates])
     chosen = tuple(_chosen(found, size, seed) for found, size in zip(candidates, sizes, strict=True))
-    return PromptSet(chosen, encoder.stop_ids)
+    return PromptSet(chosen, stop_ids)
+
+
+@functools.lru_cache(maxsize=2)  # the replicates of a study differ in the seed alone, and encoding takes longest
+def _readable(
+    options: RlRecipe, data_root: str, tokenizer: str, template: str, states: tuple[tuple[int, ...], ...]
+) -> tuple[list[SourcePrompts], frozenset[int]]:
+    encoder = PromptEncoder(tokenizer, template)
+    sources = [_candidates(source, options, Path(data_root), encoder) for source in options.prompts]
+    return _apart(sources), encoder.stop_ids
 
 
 def _candidates(source: PromptSource, options: RlRecipe, root: Path, encoder: PromptEncoder) -> SourcePrompts:
