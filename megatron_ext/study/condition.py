@@ -38,8 +38,22 @@ def arm_differences(study: LoadedStudy, chains: Mapping[str, Sequence[PlannedSta
     refused = [one for one in found if not _permits(one, varies, confounds)]
     if refused:
         raise RecipeError(_refusal(study, refused))
-    _check_need(study, found)
+    if len(chains) > 1:  # of one arm nothing can differ yet
+        _check_need(study, found)
     return tuple(_explained(one, varies, confounds) for one in found)
+
+
+def between(differences: Sequence[ArmDifference], arms: Sequence[str]) -> tuple[ArmDifference, ...]:
+    """What of the differences is there between some of the arms."""
+    found = []
+    for one in differences:
+        groups = [
+            group.model_copy(update={"arms": tuple(arm for arm in group.arms if arm in arms)}) for group in one.values
+        ]
+        groups = [group for group in groups if group.arms]
+        if len(groups) > 1:
+            found.append(one.model_copy(update={"values": tuple(groups)}))
+    return tuple(found)
 
 
 def _differences(chains: Mapping[str, Sequence[PlannedStage]]) -> list[ArmDifference]:

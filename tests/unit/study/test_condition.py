@@ -113,19 +113,17 @@ def test_conversations_of_unequal_length_are_a_difference_in_tokens(study: Penci
 
 
 def test_any_key_of_the_meaning_is_compared_and_none_of_the_placement(study: PencilProject) -> None:
-    study.edit("more-chat.yaml", "arm: more-chat", "arm: other")
+    study.edit("study.yaml", "sft: {none: null, chat: chat.yaml}", "sft: {chat: chat.yaml}")
+    study.edit("study.yaml", "more: [base.yaml, more.yaml]", "")
     study.edit("study.yaml", "matrix:", "arms: [more-chat.yaml]\nmatrix:")
-    study.edit("study.yaml", "arms: [more*]", "arms: [more*, other]")
-    for setting in ("training.micro_batch_size: 2", "checkpoint.keep_last: 5"):
-        Path("more-chat.yaml").write_text(
-            f"arm: other\nstages: [base.yaml, more.yaml, chat.yaml]\nset: {{pretrain: {{{setting}}}}}\n"
-        )
-        assert "pretrain data.blend" in differences()
-    Path("more-chat.yaml").write_text(
-        "arm: other\nstages: [base.yaml, more.yaml, chat.yaml]\nset: {sft: {optimizer.weight_decay: 0.5}}\n"
-    )
+    study.edit("study.yaml", "arms: [more*]", "arms: [other]")
+    other = "arm: other\nstages: [base.yaml, more.yaml, chat.yaml]\nset: {{sft: {{{}}}}}\n"
+    for setting in ("training.backend: local", "checkpoint.keep_last: 5"):
+        Path("more-chat.yaml").write_text(other.format(setting))
+        assert differences().keys() == {"pretrain data.blend", "pretrain data.repeated"}
+    Path("more-chat.yaml").write_text(other.format("optimizer.weight_decay: 0.5"))
     message = refusal()
-    assert "  sft optimizer.weight_decay\n    0.5  other\n    0.1  plain-chat, more-chat" in message
+    assert "  sft optimizer.weight_decay\n    0.5  other\n    0.1  plain-chat" in message
     assert "- {key: optimizer.weight_decay, stage: sft, arms: [other], why: …}" in message
 
 
@@ -173,6 +171,90 @@ def test_a_section_in_varies_covers_the_keys_below_it(study: PencilProject) -> N
     study.edit("study.yaml", "varies: [data.blend]", "varies: [data]")
     study.edit("study.yaml", f"confounds:\n{CONFOUND}", "")
     assert {one.permitted_by for one in differences().values()} == {"varies"}
+
+
+WEIGHTS = "extends: base.yaml\ninit_from: unresolved\n"
+
+
+def permit_repetition(study: PencilProject) -> None:
+    """A stage that takes weights alone begins its sources anew."""
+    for file, sources in (("base.yaml", "ab"), ("chat.yaml", "cd")):
+        for name, share in zip(sources, (0.75, 0.25), strict=True):
+            study.edit(
+                file,
+                f"{{source: {name}.yaml, share: {share}}}",
+                f"{{source: {name}.yaml, share: {share}, max_epochs: 9}}",
+            )
+
+
+def test_a_stage_that_takes_weights_alone_differs_from_one_that_goes_on(study: PencilProject) -> None:
+    permit_repetition(study)
+    Path("anew.yaml").write_text(WEIGHTS)
+    study.edit(
+        "study.yaml", "plain: [base.yaml, plain.yaml]", "plain: [base.yaml, plain.yaml], anew: [base.yaml, anew.yaml]"
+    )
+    assert (
+        "  pretrain joined\n"
+        "    continue, or one stage  plain, plain-chat, more, more-chat\n"
+        "    init_from: 640 + 640    anew, anew-chat\n"
+    ) in refusal()
+    permit(study, "{key: joined, stage: pretrain, arms: [anew*], why: asked}")
+    assert differences()["pretrain joined"].why == "asked"
+
+
+def test_arms_that_begin_anew_at_the_same_place_are_equal_and_at_another_not(study: PencilProject) -> None:
+    permit_repetition(study)
+    Path("anew.yaml").write_text(WEIGHTS)
+    Path("later.yaml").write_text(WEIGHTS + "budget: {tokens: 320}\n")
+    Path("short.yaml").write_text("extends: base.yaml\nbudget: {tokens: 960}\n")
+    base = "plain: [base.yaml, anew.yaml], more: [base.yaml, plain_w.yaml]"
+    Path("plain_w.yaml").write_text(WEIGHTS + "seed: 7\n")
+    study.edit("study.yaml", "plain: [base.yaml, plain.yaml], more: [base.yaml, more.yaml]", base)
+    study.edit("study.yaml", f"varies: [data.blend]\nconfounds:\n{CONFOUND}", "varies: [seed]\n")
+    assert differences().keys() == {"pretrain seed"}
+    study.edit("study.yaml", "more: [base.yaml, plain_w.yaml]", "more: [short.yaml, later.yaml]")
+    assert "  pretrain joined\n    init_from: 640 + 640  plain, plain-chat\n    init_from: 960 + 320  " in refusal()
+
+
+def test_a_key_that_changes_on_the_way_counts_with_what_each_value_holds_for(study: PencilProject) -> None:
+    permit_repetition(study)
+    settings = {"early": (4, "3e-3"), "late": (12, "1e-3"), "early_long": (12, "3e-3"), "late_short": (4, "1e-3")}
+    for name, (examples, rate) in settings.items():
+        Path(f"{name}.yaml").write_text(
+            f"extends: chat.yaml\nbudget: {{examples: {examples}}}\noptimizer: {{lr: {rate}}}\n"
+        )
+    study.edit("study.yaml", "chat: chat.yaml", "a: [early.yaml, late.yaml], b: [early_long.yaml, late_short.yaml]")
+    study.edit("study.yaml", "baseline: plain-chat\n", "")
+    message = refusal()
+    assert (
+        "  sft optimizer.lr\n"
+        "    0.003 for 4, then 0.001 for 12  plain-a, more-a\n"
+        "    0.003 for 12, then 0.001 for 4  plain-b, more-b\n"
+    ) in message
+    assert "  sft joined\n    init_from: 4 + 12  plain-a, more-a\n    init_from: 12 + 4  plain-b, more-b\n" in message
+
+
+def test_blends_of_fine_tuning_count_with_their_conversations(study: PencilProject) -> None:
+    for name, source, examples in (("c4", "c", 4), ("d12", "d", 12), ("c12", "c", 12), ("d4", "d", 4)):
+        Path(f"{name}.yaml").write_text(
+            f"extends: chat.yaml\nbudget: {{examples: {examples}}}\n"
+            f"data: {{blend: [{{source: {source}.yaml, share: 1.0, max_epochs: 16}}]}}\n"
+        )
+    study.edit("study.yaml", "chat: chat.yaml", "a: [c4.yaml, d12.yaml], b: [c12.yaml, d4.yaml]")
+    study.edit("study.yaml", "baseline: plain-chat\n", "")
+    study.edit("study.yaml", "varies: [data.blend]", "varies: [joined, budget, data.repeated]")
+    study.edit("study.yaml", f"confounds:\n{CONFOUND}", "")
+    assert "  sft data.blend\n    4 100 % c; 12 100 % d  plain-a, more-a\n    12 100 % c; 4 100 % d  " in refusal()
+
+
+def test_arms_that_go_on_with_other_finished_stages_differ_in_that(study: PencilProject) -> None:
+    for number, seed in enumerate((1, 2)):
+        before = record(make_stage_plan(load_recipe("base.yaml", overrides=(f"seed={seed}",))), Path("runs"))
+        Path(f"on_{number}.yaml").write_text(f"extends: base.yaml\ncontinue: {before.stage_id}\nseed: {seed}\n")
+    Path("study.yaml").write_text(
+        "study: two\nvaries: [seed]\nmatrix:\n  - axes: {base: {one: on_0.yaml, other: on_1.yaml}}\n"
+    )
+    assert "  pretrain continue\n" in refusal()
 
 
 def test_arms_that_begin_from_other_finished_stages_differ_in_that(study: PencilProject) -> None:
