@@ -129,24 +129,12 @@ def _planned_arm(arguments: argparse.Namespace, launch: Launch) -> Walk:
         world_size=launch.world_size,
         may_be_provisional=arguments.dry_run,
     )
-    run_root = Path(arm.run_root)
-    plans: list[StagePlan] = []
-    for node in arm.stages:
-        loaded = load_recipe(node.recipe, overrides=node.overrides, site=arguments.site)
-        plans.append(
-            make_stage_plan(
-                loaded,
-                world_size=launch.world_size,
-                may_be_provisional=arguments.dry_run,
-                run_root=run_root,
-                before=plans[-1] if plans else None,
-            )
-        )
-    chosen = tuple(plan for plan in plans if arguments.stage in (None, plan.stage))
+    chosen = tuple(plan for plan in arm.stages if arguments.stage in (None, plan.stage))
     if not chosen:
-        kinds = ", ".join(dict.fromkeys(plan.stage for plan in plans))
+        kinds = ", ".join(dict.fromkeys(plan.stage for plan in arm.stages))
         raise UserError(f"--stage {arguments.stage}: {arguments.recipe} has no such stage; there are: {kinds}")
-    return Walk(run_root, loaded.site.timeouts, chosen, is_arm=True, leaves_out=len(chosen) < len(plans))
+    leaves_out = len(chosen) < len(arm.stages)
+    return Walk(arm.run_root, arm.site.timeouts, chosen, is_arm=True, leaves_out=leaves_out)
 
 
 def _require_beginning(walk: Walk, plan: StagePlan, *, trained_before: Sequence[str]) -> None:

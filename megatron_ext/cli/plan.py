@@ -13,17 +13,12 @@ from megatron_ext.cli.verb import Verb
 
 
 def _validate(arguments: argparse.Namespace) -> int:
-    from megatron_ext.evaluate.suite import is_suite, read_suite
-    from megatron_ext.plan.validate import validate_file
+    from megatron_ext.study.validate import validate
 
     code = 0
     for file in arguments.files:
         try:
-            if is_suite(file):
-                suite = read_suite(file)
-                print(f"{file}: ok: suite {suite.name}, {len(suite.tasks)} tasks, {len(suite.aggregates)} means")
-                continue
-            print(validate_file(file))
+            print(validate(file))
             if arguments.isolation:
                 print(f"{file}: isolation holds: {_prove_isolation(file)}")
         except UserError as error:
@@ -38,7 +33,7 @@ def _validate_arguments(add: Any) -> None:
         nargs="+",
         type=Path,
         metavar="FILE",
-        help="any YAML file of recipes/: stage, model, source, blend, site or suite",
+        help="any YAML file of recipes/: stage, arm, study, suite, model, source, blend or site",
     )
     add("--isolation", action="store_true", help="build each stage's model and prove that packed documents do not meet")
 

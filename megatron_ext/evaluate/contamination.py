@@ -135,7 +135,8 @@ def require_clean(request: TaskRequest, found: Contamination, num_items: int) ->
         return
     raise DataError(
         f"{request.task}: {found.note}.\n"
-        "  What it would measure is memory. Take other items; or have the results marked: --contaminated mark."
+        "  What it would measure is memory. Take other items; or have the results marked: --contaminated mark, in a "
+        "suite options: {contaminated: mark}."
     )
 
 
@@ -159,10 +160,11 @@ def _files_by_data_id(checkpoint: Path) -> dict[str, frozenset[str]]:
     for file in (stages / stage / "plan.json" for stage in behind):
         if file.is_file():
             plans.append(StagePlan.model_validate_json(file.read_bytes()))
-    return {data_id: files for one in plans for data_id, files in _files_of(one)}
+    return {data_id: files for one in plans for data_id, files in files_of_sources(one)}
 
 
-def _files_of(plan: StagePlan) -> Iterable[tuple[str, frozenset[str]]]:
+def files_of_sources(plan: StagePlan) -> Iterable[tuple[str, frozenset[str]]]:
+    """The content of each source of a stage with the hashes of the files that it was made of, where they are known."""
     if plan.rl is not None:
         for of_rl, source in zip(plan.rl.sources, plan.data.sources, strict=True):
             yield source.data_id, frozenset({of_rl.file_sha256} - {""})

@@ -35,7 +35,8 @@ def prompts_of(request: TaskRequest, tokenizer: Path) -> tuple[PromptFile, froze
             raise
         raise DataError(
             f"{tokenizer}: holds no chat template, so its stage was not taught to answer; name a checkpoint of an sft "
-            "stage, or a template that the questions are put into: --set chat_template=FILE."
+            "stage, or a template that the questions are put into: --set chat_template=FILE, in a suite "
+            "options: {chat_template: FILE}."
         ) from None
     path = Path(request.argument)
     if path.is_dir():

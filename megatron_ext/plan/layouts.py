@@ -201,7 +201,7 @@ def _cut_pattern(loaded: LoadedRecipe, problems: Problems) -> LayerPattern:
     num_stages = loaded.recipe.parallel.pipeline_model_parallel_size
     key = ("parallel", "pipeline_model_parallel_size")
     origins = [loaded.origin(key), loaded.origin(("model", "hybrid_layer_pattern"))]
-    blamed = next((origin for origin in origins if not origin.line), origins[0])  # an option, if one changed either
+    blamed = next((origin for origin in origins if origin.is_over), origins[0])  # an option, if one changed either
     pattern = parse_pattern(model.hybrid_layer_pattern)
     if pattern.cuts and len(pattern.cuts) + 1 != num_stages:
         cut = len(pattern.cuts) + 1

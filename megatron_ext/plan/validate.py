@@ -1,4 +1,4 @@
-"""One recipe file, of any kind, checked as far as it can be: a line that says what it is."""
+"""One recipe file of a stage, or of a part of it, checked as far as it can be: a line that says what it is."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from megatron_ext.plan.sizes import model_size
 from megatron_ext.recipe.load import LoadedRecipe, load_file
 from megatron_ext.recipe.locate import locate
 from megatron_ext.recipe.schema import BlendRecipe, ModelRecipe, SiteRecipe, SourceRecipe
-from megatron_ext.recipe.study_load import LoadedArm, LoadedStudy
 
 
 def validate_file(path: Path) -> str:
@@ -22,7 +21,7 @@ def validate_file(path: Path) -> str:
     A stage recipe whose data is not there is checked as far as it goes without data.
 
     Args:
-        path: A YAML file of the recipes folder.
+        path: A YAML file of the recipes folder; no arm and no study.
 
     Returns:
         `PATH: ok: kind, name, …` in one line.
@@ -40,11 +39,8 @@ def validate_file(path: Path) -> str:
         facts = f"blend {loaded.blend}, {loaded.weighting}, {num_sources} source{'s' if num_sources > 1 else ''}"
     elif isinstance(loaded, SiteRecipe):
         facts = f"site, data_root {loaded.data_root}, run_root {loaded.run_root}"
-    elif isinstance(loaded, LoadedArm):
-        facts = f"arm {loaded.id}, {format_exact(len(loaded.recipes))} stages"
-    elif isinstance(loaded, LoadedStudy):
-        facts = f"study {loaded.recipe.study}, {format_exact(len(loaded.arms))} arms"
     else:
+        assert isinstance(loaded, LoadedRecipe), "arms and studies are validated by their plans: study/validate.py"
         facts = _stage_facts(loaded)
     return f"{path}: ok: {facts}"
 

@@ -83,11 +83,11 @@ def checked[Kind: Section](kind: type[Kind], tree: Tree, problems: Problems) -> 
 
 
 def _blamed(tree: Tree, path: KeyPath, section: KeyPath) -> Origin:
-    """The place of a key that a rule joins with others of its section: an option, if one changed any of them."""
+    """The place of a key that a rule joins with others of its section: what stands over the recipe, if it does."""
     written = [origin for key, origin in tree.origins.items() if key[: len(section)] == section and key != section]
-    options = [origin for origin in written if not origin.line]
+    over = [origin for origin in written if origin.is_over]
     origin = tree.origin(path)
-    return options[-1] if origin.line and options else origin
+    return over[-1] if over and not origin.is_over else origin
 
 
 def _valid_sections(kind: type[Section], data: dict[str, Any]) -> list[tuple[KeyPath, Section]]:

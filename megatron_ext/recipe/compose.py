@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from data_tools.errors import RecipeError
@@ -47,12 +48,15 @@ class Tree:
         return origin_of(path, self.origins)
 
 
-def compose(path: str | Path, *, overrides: Sequence[str] = ()) -> Tree:
+def compose(
+    path: str | Path, *, overrides: Sequence[str] = (), places: Mapping[str, Origin] = MappingProxyType({})
+) -> Tree:
     """Reads a file, the files it extends and its model file, and applies overrides.
 
     Args:
         path: A YAML file.
         overrides: `key=value` options, such as `optimizer.lr=1e-3`.
+        places: Where overrides stand that a file writes; others are options of the command line.
 
     Returns:
         What was asked, not yet checked against the schema.
@@ -66,7 +70,7 @@ def compose(path: str | Path, *, overrides: Sequence[str] = ()) -> Tree:
     for child in files[1:]:
         tree = _merged(tree, child)
     for override in overrides:
-        _apply(tree, override)
+        _apply(tree, override, places.get(override) or Origin(f"--set {override}", is_over=True))
     return tree
 
 
@@ -196,9 +200,8 @@ def _value_at(data: Any, path: KeyPath) -> Any:
     return data
 
 
-def _apply(tree: Tree, override: str) -> None:
+def _apply(tree: Tree, override: str, origin: Origin) -> None:
     """Applies one `key=value` as if it were one more file: a mapping merges, anything else replaces."""
-    origin = Origin(f"--set {override}")
     path, value = _parsed(override, origin)
     origins = dict.fromkeys((path[:length] for length in range(len(path))), origin)
     origins |= dict.fromkeys(_paths(value, path), origin)

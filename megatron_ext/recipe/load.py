@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from data_tools.blend_files import BlendFile, SourceFile, read_file
@@ -88,6 +89,7 @@ def load_recipe(
     path: str | Path,
     *,
     overrides: Sequence[str] = (),
+    places: Mapping[str, Origin] = MappingProxyType({}),
     site: str | Path | None = None,
     children: tuple[str, ...] = (),
 ) -> LoadedRecipe:
@@ -96,6 +98,7 @@ def load_recipe(
     Args:
         path: A recipe; one that starts with `recipes/` may be one that came with the code.
         overrides: `key=value` options, checked like the file; parents are read as they stand.
+        places: Where overrides stand that a file writes.
         site: A site file; None takes `DEFAULT_SITE`.
         children: Recipes that begin from this one, for circles.
 
@@ -105,7 +108,7 @@ def load_recipe(
     Raises:
         RecipeError: Everything that is wrong, in one message, as `file:line: key: …` lines.
     """
-    tree = compose(path, overrides=overrides)
+    tree = compose(path, overrides=overrides, places=places)
     if chain_file := next((key for key in ("study", "arm") if key in tree.data), None):
         name = _WITH_ARTICLE[chain_file]
         raise RecipeError(f"{path}: this is {name} file; name a stage recipe, such as recipes/demo/pretrain.yaml")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from data_tools.errors import DataError, RecipeError, UserError
-from data_tools.strict_yaml import KeyPath
+from data_tools.strict_yaml import KeyPath, nearest
 from megatron_ext.recipe.keys import key_name
 
 
@@ -17,10 +17,12 @@ class Origin:
     Attributes:
         file: A file, or the command line option as typed.
         line: 1-based line of the file; 0 for an option.
+        is_over: Whether it changes what a recipe says: an option, or `set` of an arm or a study.
     """
 
     file: str
     line: int = 0
+    is_over: bool = False
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}" if self.line else self.file
@@ -31,6 +33,17 @@ def origin_of(path: KeyPath, origins: Mapping[KeyPath, Origin]) -> Origin:
     while path not in origins:
         path = path[:-1]
     return origins[path]
+
+
+def instead_of(name: str, known: Iterable[str]) -> str:
+    """What a name probably means, and all that there are.
+
+    >>> instead_of("mor", ["plain", "more"])
+    'did you mean more? there are: plain, more'
+    """
+    there = list(known)
+    near = nearest(name, there)
+    return f"{f'did you mean {near}? ' if near is not None else ''}there are: {', '.join(there)}"
 
 
 @dataclass(frozen=True, order=True)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from itertools import pairwise, product
+from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 from data_tools.errors import RecipeError
+from data_tools.schema import NAME
 from data_tools.strict_yaml import KeyPath, load_yaml, nearest, parse_scalar
 from megatron_ext.recipe.checks import checked
 from megatron_ext.recipe.compose import PARENT_KEYS, Tree, compose
 from megatron_ext.recipe.locate import beside, locate
-from megatron_ext.recipe.problems import Origin, Problems, origin_of
+from megatron_ext.recipe.problems import Origin, Problems, instead_of, origin_of
 from megatron_ext.recipe.study_schema import (
     STAGE_KINDS,
     ArmRecipe,
@@ -28,6 +31,36 @@ from megatron_ext.recipe.study_schema import (
 Overrides = dict[StageKind, tuple[str, ...]]
 """`key=value` options by kind of stage."""
 
+_SIGNS = {
+    "study": "a study",
+    "arm": "an arm",
+    "suite": "a suite",
+    "stage": "a stage recipe",
+    "hybrid_layer_pattern": "a model",
+    "prefix": "a source",
+    "entries": "a blend",
+    "data_root": "a site",
+    "run_root": "a site",
+}
+"""What a file is by a key that only its kind has."""
+
+_REMEDIES = {
+    "study": "name a study, a file with study: NAME and its arms",
+    "arm": "name an arm, a file with arm: NAME and its stages: [RECIPE, ...]",
+}
+
+
+class Settings(NamedTuple):
+    """What is set over recipes.
+
+    Attributes:
+        overrides: As `--set` takes it.
+        places: Where each override is written.
+    """
+
+    overrides: Overrides
+    places: dict[str, Origin]
+
 
 @dataclass(frozen=True)
 class LoadedArm:
@@ -37,6 +70,7 @@ class LoadedArm:
         id: Its name.
         recipes: Stage recipes, first to last, as they are reached from the working directory.
         overrides: What is set over them.
+        places: Where overrides are written, of those that a file writes.
         note: For readers.
         origin: Where it was written.
     """
@@ -44,6 +78,7 @@ class LoadedArm:
     id: str
     recipes: tuple[str, ...]
     overrides: Overrides
+    places: Mapping[str, Origin]
     note: str
     origin: Origin
 
@@ -76,7 +111,7 @@ def is_arm_file(path: str | Path) -> bool:
     return "arm" in load_yaml(locate(path)).data
 
 
-def load_arm(path: str | Path, *, above: Overrides | None = None) -> LoadedArm:
+def load_arm(path: str | Path, *, above: Settings | None = None) -> LoadedArm:
     """Reads and checks an arm file; its stage recipes must be there, and are not read.
 
     Args:
@@ -86,7 +121,7 @@ def load_arm(path: str | Path, *, above: Overrides | None = None) -> LoadedArm:
     Raises:
         RecipeError: Everything that is wrong with it, in one message.
     """
-    tree, problems = compose(path), Problems()
+    tree, problems = _composed(path, "arm"), Problems()
     arm = checked(ArmRecipe, tree, problems)
     if arm is not None:
         for index, stage in enumerate(arm.stages):
@@ -94,9 +129,9 @@ def load_arm(path: str | Path, *, above: Overrides | None = None) -> LoadedArm:
     problems.raise_recipe_error()
     assert arm is not None, "an arm without problems is valid"
     recipes = tuple(_path(tree, ("stages", index), stage) for index, stage in enumerate(arm.stages))
-    overrides = _overrides(tree, ("set",), arm.settings, above, problems)
+    settings = _settings(tree, ("set",), arm.settings, above, problems)
     problems.raise_recipe_error()
-    return LoadedArm(arm.arm, recipes, overrides, arm.note, tree.origin(("arm",)))
+    return LoadedArm(arm.arm, recipes, *settings, arm.note, tree.origin(("arm",)))
 
 
 def load_study(path: str | Path) -> LoadedStudy:
@@ -105,12 +140,12 @@ def load_study(path: str | Path) -> LoadedStudy:
     Raises:
         RecipeError: Everything that is wrong, in one message, as `file:line: key: …` lines.
     """
-    tree, problems = compose(path), Problems()
+    tree, problems = _composed(path, "study"), Problems()
     study = checked(StudyRecipe, tree, problems)
     if study is None:
         problems.raise_recipe_error()
     assert study is not None, "a study without problems is valid"
-    above = _overrides(tree, ("set",), study.settings, None, problems)
+    above = _settings(tree, ("set",), study.settings, None, problems)
     arms = [*_arms_of_files(tree, study, above, problems), *_arms_of_matrix(tree, study, above, problems)]
     suites = {kind: tuple(_suites(tree, kind, study, problems)) for kind in STAGE_KINDS}
     if not problems.found and not problems.texts:
@@ -119,7 +154,20 @@ def load_study(path: str | Path) -> LoadedStudy:
     return LoadedStudy(str(path), study, tuple(arms), suites, tree.origins)
 
 
-def _arms_of_files(tree: Tree, study: StudyRecipe, above: Overrides, problems: Problems) -> Iterator[LoadedArm]:
+def _composed(path: str | Path, wanted: str) -> Tree:
+    """The tree of a study or an arm.
+
+    Raises:
+        RecipeError: The file is of another kind.
+    """
+    tree = compose(path)
+    found = next((kind for key, kind in _SIGNS.items() if key in tree.data), None)
+    if wanted not in tree.data and found is not None:
+        raise RecipeError(f"{path}: this is {found}, and not {_SIGNS[wanted]}; {_REMEDIES[wanted]}")
+    return tree
+
+
+def _arms_of_files(tree: Tree, study: StudyRecipe, above: Settings, problems: Problems) -> Iterator[LoadedArm]:
     for index, written in enumerate(study.arms):
         key: KeyPath = ("arms", index)
         file = _path(tree, key, written)
@@ -130,17 +178,17 @@ def _arms_of_files(tree: Tree, study: StudyRecipe, above: Overrides, problems: P
                 problems.add_text(str(error))
 
 
-def _arms_of_matrix(tree: Tree, study: StudyRecipe, above: Overrides, problems: Problems) -> Iterator[LoadedArm]:
+def _arms_of_matrix(tree: Tree, study: StudyRecipe, above: Settings, problems: Problems) -> Iterator[LoadedArm]:
     """One arm for each combination of values, the last axis fastest."""
     for index, matrix in enumerate(study.matrix):
         at: KeyPath = ("matrix", index)
         axes = [list(_axis(tree, at, axis, matrix, problems)) for axis in matrix.axes]
-        overrides = _overrides(tree, (*at, "set"), matrix.settings, above, problems)
+        settings = _settings(tree, (*at, "set"), matrix.settings, above, problems)
         for values in product(*axes):
             recipes = tuple(recipe for _, stages in values for recipe in stages)
             name = "-".join(name for name, stages in values if stages)
             if recipes:
-                yield LoadedArm(name, recipes, overrides, matrix.note, tree.origin((*at, "axes")))
+                yield LoadedArm(name, recipes, *settings, matrix.note, tree.origin((*at, "axes")))
 
 
 def _axis(
@@ -149,6 +197,9 @@ def _axis(
     """The values of an axis: a name, and the stage recipes that it adds."""
     for name, value in matrix.axes[axis].items():
         key: KeyPath = (*at, "axes", axis, name)
+        if not re.fullmatch(NAME, name):
+            message = f"{name!r} is not allowed; it becomes a part of arms' ids: letters, digits, '_' and '-'"
+            problems.add(tree.origin(key), key, message)
         written = {(*key, place): one for place, one in enumerate(value)} if isinstance(value, tuple) else {key: value}
         files = {where: _path(tree, where, one) for where, one in written.items() if one is not None}
         for where, file in files.items():
@@ -180,32 +231,33 @@ def _require(file: str, key: KeyPath, tree: Tree, problems: Problems) -> bool:
     return False
 
 
-def _overrides(
-    tree: Tree, at: KeyPath, settings: StageSettings, above: Overrides | None, problems: Problems
-) -> Overrides:
+def _settings(tree: Tree, at: KeyPath, settings: StageSettings, above: Settings | None, problems: Problems) -> Settings:
     """What is set over recipes: the study's first, so that an arm's own stand over them."""
     found: Overrides = {}
+    places = dict(above.places) if above is not None else {}
     for kind in STAGE_KINDS:
         own = []
         for name, value in getattr(settings, kind).items():
             key: KeyPath = (*at, kind, name)
             if name in PARENT_KEYS:
                 problems.add(tree.origin(key), key, f"{value}: the stage before it in the arm is taken; remove the key")
-            is_file = name == "model" and isinstance(value, str)
+            is_file = (name == "model" or name.endswith("].source")) and isinstance(value, str)
             own.append(f"{name}={_path(tree, key, value) if is_file else _scalar(value)}")
-        found[kind] = (*(above[kind] if above is not None else ()), *own)
-    return found
+            places[own[-1]] = replace(tree.origin(key), is_over=True)
+        found[kind] = (*(above.overrides[kind] if above is not None else ()), *own)
+    return Settings(found, places)
 
 
 def _scalar(value: Scalar) -> str:
     """A value as `--set` reads it back."""
     if isinstance(value, str):
-        return value if parse_scalar(value) == value else f'"{value}"'
+        is_plain = parse_scalar(value) == value and not value.startswith(("[", "{"))
+        return value if is_plain else f'"{value}"'
     return json.dumps(value)
 
 
 def _check_names(tree: Tree, study: StudyRecipe, arms: list[LoadedArm], problems: Problems) -> None:
-    """Refuses arms of one id, arms that nobody knows, and fewer replicates of a stage than of the one before it."""
+    """Refuses arms of one id, and arms that nobody knows."""
     if not arms:
         problems.add(tree.origin(()), (), "no arms; write arms, a matrix, or both")
     known: dict[str, LoadedArm] = {}
@@ -222,25 +274,14 @@ def _check_names(tree: Tree, study: StudyRecipe, arms: list[LoadedArm], problems
             named += [((*at, "than"), name) for name in comparison.than]
     for key, name in named:
         if name not in known:
-            problems.add(tree.origin(key), key, _unknown_arm(name, known))
+            problems.add(tree.origin(key), key, no_such_arm(name, known))
     for index, confound in enumerate(study.confounds):
         key = ("confounds", index, "arms")
         for pattern in confound.arms:
             if not any(fnmatchcase(arm_id, pattern) for arm_id in known):
-                problems.add(tree.origin(key), key, _unknown_arm(pattern, known))
-    _check_seeds(tree, study, problems)
+                problems.add(tree.origin(key), key, no_such_arm(pattern, known))
 
 
-def _unknown_arm(name: str, known: Mapping[str, LoadedArm]) -> str:
-    near = nearest(name, known)
-    return f"{name}: no such arm; {f'did you mean {near}? ' if near else ''}there are: {', '.join(sorted(known))}"
-
-
-def _check_seeds(tree: Tree, study: StudyRecipe, problems: Problems) -> None:
-    counts = [(kind, getattr(study.seeds, kind)) for kind in STAGE_KINDS]
-    for (before, more), (kind, fewer) in pairwise(counts):
-        if fewer < more:
-            message = (
-                f"{fewer} and seeds.{before} {more}: a replicate begins from one of the stage before; write {more}"
-            )
-            problems.add(tree.origin(("seeds", kind)), ("seeds", kind), message)
+def no_such_arm(name: str, known: Iterable[str]) -> str:
+    """What is said of an arm that a study does not have."""
+    return f"{name}: no such arm; {instead_of(name, known)}"

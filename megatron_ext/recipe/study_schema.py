@@ -51,7 +51,7 @@ class MatrixRecipe(Section):
     axes: dict[str, dict[str, str | tuple[str, ...] | None]] = Field(
         min_length=1,
         description="Axes in the order of the chain, each with its values: a stage recipe, several, or null for none. "
-        "An arm's id joins the names of its values with '-'; values of null leave no name.",
+        "An arm's id joins the names of its values (letters, digits, '_', '-') with '-'; values of null leave no name.",
     )
     note: str = Field(default="", description="What a reader of the report should know of these arms.")
     settings: StageSettings = Field(
@@ -81,11 +81,11 @@ class StageSuites(Section):
 
 
 class StageSeeds(Section):
-    """How often each stage is trained, with other seeds."""
+    """How often each stage is trained, with other seeds; a kind that no arm has counts for nothing."""
 
     pretrain: Count = Field(default=1, gt=0, description="Replicates of each pretrain stage.")
-    sft: Count = Field(default=1, gt=0, description="Replicates of each sft stage; at least those of pretrain.")
-    rl: Count = Field(default=1, gt=0, description="Replicates of each rl stage; at least those of sft.")
+    sft: Count = Field(default=1, gt=0, description="Replicates of each sft stage; a multiple of those of pretrain.")
+    rl: Count = Field(default=1, gt=0, description="Replicates of each rl stage; a multiple of those of sft.")
 
 
 class PaperNumbers(Section):
@@ -114,10 +114,10 @@ class ComparisonRecipe(Section):
 
     @model_validator(mode="after")
     def _check_groups(self) -> Self:
-        if (self.expect == "equal") != (self.within is not None):
-            raise ValueError(
-                f"expect is {self.expect}, and within {self.within}; expect equal needs within, higher none"
-            )
+        if self.expect == "equal" and self.within is None:
+            raise ValueError("expect is equal, and nothing says how near that is; add within, in points")
+        if self.expect == "higher" and self.within is not None:
+            raise ValueError(f"within is {self.within:g}, and expect is higher; within goes with expect: equal")
         if both := [arm for arm in self.better if arm in self.than]:
             raise ValueError(f"better and than both name {', '.join(both)}: no arm is compared with itself")
         return self
@@ -147,7 +147,7 @@ class StudyRecipe(Section):
         default=StageSettings(), alias="set", description="Keys set over the recipes of all arms, by kind of stage."
     )
     varies: tuple[str, ...] = Field(
-        min_length=1, description="Keys, or sections, in which arms differ by intent; in others they must be equal."
+        default=(), description="Keys, or sections, in which arms differ by intent; in others they must be equal."
     )
     confounds: tuple[ConfoundRecipe, ...] = Field(default=(), description="Other differences, with the reason of each.")
     baseline: str | None = Field(default=None, description="The arm that others are compared with; null: none.")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from data_tools.strict_yaml import KeyPath, nearest
+from data_tools.strict_yaml import KeyPath
 from megatron_ext.evaluate.options import options_of
 from megatron_ext.evaluate.suite import Suite, read_suite
-from megatron_ext.recipe.problems import Problems
+from megatron_ext.recipe.problems import Problems, instead_of
 from megatron_ext.recipe.study_load import LoadedStudy
 from megatron_ext.recipe.study_schema import STAGE_KINDS, ComparisonRecipe, StageKind
 from megatron_ext.study.nodes import PlannedStage
@@ -56,7 +56,7 @@ def _of_metric(asked: ComparisonRecipe, suites: Sequence[Suite]) -> list[tuple[s
         return [("stage", f"{asked.stage}: no suite judges this kind of stage; name one in evaluate.{asked.stage}")]
     names = [suite.name for suite in suites]
     if asked.suite and asked.suite not in names:
-        return [("suite", f"{asked.suite}: judges no {asked.stage} stage; {_instead(asked.suite, names)}")]
+        return [("suite", f"{asked.suite}: judges no {asked.stage} stage; {instead_of(asked.suite, names)}")]
     meant = [suite for suite in suites if asked.suite in ("", suite.name)]
     known = list(dict.fromkeys(name for suite in meant for name in _numbers(suite)))
     tasks = [task.name for suite in meant for task in suite.requests(options_of(suite.options, said="options:"))]
@@ -64,7 +64,7 @@ def _of_metric(asked: ComparisonRecipe, suites: Sequence[Suite]) -> list[tuple[s
     if asked.metric in known or is_part:
         return []
     where = f"suite {meant[0].name}" if len(meant) == 1 else f"suites {', '.join(names)}"
-    return [("metric", f"{asked.metric}: no aggregate, task or domain of {where}; {_instead(asked.metric, known)}")]
+    return [("metric", f"{asked.metric}: no aggregate, task or domain of {where}; {instead_of(asked.metric, known)}")]
 
 
 def _numbers(suite: Suite) -> list[str]:
@@ -72,8 +72,3 @@ def _numbers(suite: Suite) -> list[str]:
     tasks = suite.requests(options_of(suite.options, said="options:"))
     domains = [task.domain for task in tasks if task.domain]
     return [*(mean.name for mean in suite.aggregates), *(task.name for task in tasks), *domains]
-
-
-def _instead(name: str, known: Sequence[str]) -> str:
-    near = nearest(name, known)
-    return f"{f'did you mean {near}? ' if near else ''}there are: {', '.join(known)}"

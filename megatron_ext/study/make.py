@@ -3,22 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from itertools import pairwise
 from pathlib import Path
 
 from data_tools.errors import DataError, RecipeError, UsageError, UserError
-from data_tools.strict_yaml import nearest
-from megatron_ext.recipe.study_load import LoadedArm, LoadedStudy, load_arm, load_study
+from megatron_ext.plan.stage_plan import StagePlan
+from megatron_ext.recipe.problems import Problems
+from megatron_ext.recipe.site_schema import SiteRecipe
+from megatron_ext.recipe.study_load import LoadedArm, LoadedStudy, load_arm, load_study, no_such_arm
 from megatron_ext.recipe.study_schema import STAGE_KINDS, FindingRecipe, StageKind, StageSeeds
 from megatron_ext.study.claims import require_answerable
-from megatron_ext.study.condition import arm_differences
+from megatron_ext.study.condition import arm_differences, between
 from megatron_ext.study.nodes import PlannedStage, arm_plan, evaluation_nodes, stage_node, study_totals
 from megatron_ext.study.planner import Planner
+from megatron_ext.study.questions import require_judgeable
 from megatron_ext.study.study_plan import Hardware, StageNode, StudyPlan
 
-Chains = Mapping[str, Sequence[Sequence[PlannedStage]]]
-"""The stages of each arm, once for each replicate of its last one."""
+Chain = Sequence[Sequence[PlannedStage]]
+"""The stages of an arm, once for each replicate of its last one."""
+
+
+@dataclass(frozen=True)
+class PlannedArm:
+    """An arm that is to be trained alone.
+
+    Attributes:
+        id: Its name.
+        site: Where it is trained.
+        run_root: Folder that holds `stages/`.
+        stages: First to last.
+    """
+
+    id: str
+    site: SiteRecipe
+    run_root: Path
+    stages: tuple[StagePlan, ...]
 
 
 def make_study_plan(
@@ -38,54 +59,28 @@ def make_study_plan(
         site: A site file; None takes the default.
         run_root: Folder that holds `stages/`; None takes the site's.
         seeds: Replicates of every stage, or by kind of stage; None takes the study's.
-        may_be_provisional: Whether declared sizes may stand for data that is not built; if not, stages are about to
-            run, and what they would have to compute again is kept in the store.
-        arms: Ids of arms, `*` for any letters: only these stand in the plan, and findings of these alone; () takes all.
-            Arms are compared before.
+        may_be_provisional: Whether declared sizes may stand for data; if not, what stages share is kept in the store.
+        arms: Ids, `*` for any letters: of these alone are the plan and its findings; all are compared. () takes all.
         hardware: Counts GPU-hours, and memory as on GPUs.
 
-    Returns:
-        The plan.
-
     Raises:
-        RecipeError: What cannot be carried out as written; arms that differ in more than the study says; findings of
-            numbers that it will not have.
+        RecipeError: What cannot be carried out, compared, or judged as written.
         DataError: Data that is missing, damaged, or does not fit.
         UsageError: No arm of such an id.
     """
     study = load_study(path)
-    chosen = _chosen(study, arms)
-    if isinstance(seeds, int):
-        seeds = StageSeeds(pretrain=seeds, sft=seeds, rl=seeds)
-    counts = seeds or study.recipe.seeds
-    planner = Planner(site, run_root, counts, may_be_provisional)
+    chosen = [arm.id for arm in _chosen(study, arms)]
+    planner = Planner(site, run_root, _counts(study, seeds), may_be_provisional)
     chains = _all_chains(planner, study.arms)
+    if seeds is None:
+        _check_seeds(study, chains)
     first = {arm_id: found[0] for arm_id, found in chains.items()}
+    _refuse_one_arm_twice(study, first)
     require_answerable(study, first)
-    differences = arm_differences(study, first)
-    chosen_chains = {arm.id: chains[arm.id] for arm in chosen}
-    nodes = _nodes(chosen_chains, hardware)
-    by_id = {node.stage_id: node for node in nodes}
-    arm_plans = tuple(arm_plan(arm, chains[arm.id], by_id) for arm in chosen)
-    evaluations = tuple(evaluation_nodes(study.suites, arm_plans, nodes))
-    return StudyPlan(
-        name=study.recipe.study,
-        path=study.path,
-        note=study.recipe.note,
-        run_root=planner.place,
-        arms=arm_plans,
-        stages=nodes,
-        evaluations=evaluations,
-        varies=study.recipe.varies,
-        baseline=study.recipe.baseline if study.recipe.baseline in chosen_chains else None,
-        differences=differences,
-        findings=tuple(one for one in study.recipe.findings if one.arms <= chosen_chains.keys()),
-        findings_left_out=tuple(one.name for one in study.recipe.findings if not one.arms <= chosen_chains.keys()),
-        findings_notes=study.recipe.findings_notes,
-        main_metrics=_main_metrics(study.recipe.findings),
-        totals=study_totals(arm_plans, nodes, evaluations),
-        hardware=hardware,
-    )
+    require_judgeable(study, first)
+    differences = between(arm_differences(study, first), chosen)
+    plan = _joined(study, {arm: chains[arm] for arm in chosen}, hardware, run_root=planner.place)
+    return plan.model_copy(update={"differences": differences})
 
 
 def make_arm_plan(
@@ -96,8 +91,8 @@ def make_arm_plan(
     overrides: Sequence[str] = (),
     world_size: int | None = None,
     may_be_provisional: bool = True,
-) -> StudyPlan:
-    """Decides everything about one arm: a study of one arm and one replicate, without evaluations.
+) -> PlannedArm:
+    """Decides everything about one arm.
 
     Args:
         path: An arm file.
@@ -114,22 +109,34 @@ def make_arm_plan(
     arm = load_arm(path)
     arm = replace(arm, overrides={kind: (*arm.overrides[kind], *overrides) for kind in STAGE_KINDS})
     planner = Planner(site, run_root, StageSeeds(), may_be_provisional, world_size)
-    chains = planner.chains(arm)
-    nodes = _nodes({arm.id: chains}, None)
-    arms = (arm_plan(arm, chains, {node.stage_id: node for node in nodes}),)
+    (chain,) = planner.chains(arm)
+    return PlannedArm(arm.id, chain[0].loaded.site, Path(planner.place), tuple(stage.plan for stage in chain))
+
+
+def _joined(study: LoadedStudy, chains: Mapping[str, Chain], hardware: Hardware | None, *, run_root: str) -> StudyPlan:
+    """All that was decided of some arms, but for what they differ in."""
+    nodes = _nodes(chains, hardware)
+    by_id = {node.stage_id: node for node in nodes}
+    arm_plans = tuple(arm_plan(arm, chains[arm.id], by_id) for arm in study.arms if arm.id in chains)
+    evaluations = tuple(evaluation_nodes(study.suites, arm_plans, nodes))
+    recipe = study.recipe
     return StudyPlan(
-        name=arm.id,
-        path=str(path),
-        note=arm.note,
-        run_root=planner.place,
-        arms=arms,
+        name=recipe.study,
+        path=study.path,
+        note=recipe.note,
+        run_root=run_root,
+        arms=arm_plans,
         stages=nodes,
-        evaluations=(),
-        varies=(),
-        baseline=None,
+        evaluations=evaluations,
+        varies=recipe.varies,
+        baseline=recipe.baseline if recipe.baseline in chains else None,
         differences=(),
-        findings=(),
-        totals=study_totals(arms, nodes, ()),
+        findings=tuple(one for one in recipe.findings if one.arms <= chains.keys()),
+        findings_left_out=tuple(one.name for one in recipe.findings if not one.arms <= chains.keys()),
+        findings_notes=recipe.findings_notes,
+        main_metrics=_main_metrics(recipe.findings),
+        totals=study_totals(arm_plans, nodes, evaluations),
+        hardware=hardware,
     )
 
 
@@ -137,6 +144,49 @@ def _main_metrics(findings: Sequence[FindingRecipe]) -> dict[StageKind, str]:
     """Of each kind of stage the metric that most comparisons ask for."""
     asked = {kind: [c.metric for one in findings for c in one.comparisons if c.stage == kind] for kind in STAGE_KINDS}
     return {kind: max(metrics, key=metrics.count) for kind, metrics in asked.items() if metrics}
+
+
+def _counts(study: LoadedStudy, seeds: int | StageSeeds | None) -> StageSeeds:
+    if isinstance(seeds, int):
+        return StageSeeds(pretrain=seeds, sft=seeds, rl=seeds)
+    return seeds or study.recipe.seeds
+
+
+def _check_seeds(study: LoadedStudy, chains: Mapping[str, Chain]) -> None:
+    """Refuses replicates of a kind that cannot share out those of the kind before it.
+
+    Raises:
+        RecipeError: With all of them.
+    """
+    there = {stage.plan.stage for of_arm in chains.values() for stage in of_arm[0]}
+    kinds = [kind for kind in STAGE_KINDS if kind in there]
+    problems = Problems()
+    for before, kind in pairwise(kinds):
+        fewer, more = (getattr(study.recipe.seeds, one) for one in (before, kind))
+        if more % fewer:
+            fitting = ", ".join(str(fewer * times) for times in range(max(more // fewer, 1), more // fewer + 2))
+            message = (
+                f"{more} and seeds.{before} {fewer}: as many replicates must begin from each of the stage before; "
+                f"write a multiple of {fewer}, such as {fitting}"
+            )
+            problems.add(study.origin(("seeds", kind)), ("seeds", kind), message)
+    problems.raise_recipe_error()
+
+
+def _refuse_one_arm_twice(study: LoadedStudy, chains: Mapping[str, Sequence[PlannedStage]]) -> None:
+    """Refuses two arms of the same stages: whatever the study says of one is said of the other.
+
+    Raises:
+        RecipeError: With all of them.
+    """
+    seen: dict[tuple[str, ...], str] = {}
+    problems = Problems()
+    for arm in study.arms:
+        first = seen.setdefault(tuple(stage.plan.stage_id for stage in chains[arm.id]), arm.id)
+        if first != arm.id:
+            message = f"has the same stages as arm {first}: {', '.join(arm.recipes)}; mend one of them, or remove it"
+            problems.add(arm.origin, (arm.id,), message)
+    problems.raise_recipe_error()
 
 
 def _all_chains(planner: Planner, arms: Sequence[LoadedArm]) -> dict[str, list[list[PlannedStage]]]:
@@ -162,7 +212,7 @@ def _all_chains(planner: Planner, arms: Sequence[LoadedArm]) -> dict[str, list[l
     raise (DataError if is_data else RecipeError)("\n".join(errors))
 
 
-def _nodes(chains: Chains, hardware: Hardware | None) -> tuple[StageNode, ...]:
+def _nodes(chains: Mapping[str, Chain], hardware: Hardware | None) -> tuple[StageNode, ...]:
     """The stages that some arms need, each with these arms, in the order in which arms come to them."""
     stages: dict[str, PlannedStage] = {}
     serving: dict[str, dict[str, None]] = {}
@@ -176,8 +226,5 @@ def _nodes(chains: Chains, hardware: Hardware | None) -> tuple[StageNode, ...]:
 def _chosen(study: LoadedStudy, patterns: Sequence[str]) -> list[LoadedArm]:
     for pattern in patterns:
         if not any(fnmatchcase(arm.id, pattern) for arm in study.arms):
-            known = [arm.id for arm in study.arms]
-            near = nearest(pattern, known)
-            meant = f"did you mean {near}? " if near is not None else ""
-            raise UsageError(f"--arms {pattern}: no such arm; {meant}there are: {', '.join(known)}")
+            raise UsageError(f"--arms {no_such_arm(pattern, (arm.id for arm in study.arms))}")
     return [arm for arm in study.arms if not patterns or any(fnmatchcase(arm.id, one) for one in patterns)]

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_tools.errors import DataError, UsageError
-from data_tools.strict_yaml import nearest
 from megatron_ext.datasets.ledger import checkpoint_at
 from megatron_ext.plan.lineage import STAGE_FILE
+from megatron_ext.recipe.problems import instead_of
 from megatron_ext.study.as_run import read_record, seeds_of_run
 from megatron_ext.study.make import make_study_plan
 from megatron_ext.study.study_plan import StudyPlan
@@ -43,9 +43,7 @@ def arm_named(name: str, plan: StudyPlan) -> NamedArm:
     arm_id, mark, number = name.partition("#")
     known = [arm.id for arm in plan.arms]
     if arm_id not in known:
-        near = nearest(arm_id, known)
-        meant = f"did you mean {near}? " if near is not None else ""
-        raise UsageError(f"{name}: no such arm in {plan.path}; {meant}there are: {', '.join(known)}")
+        raise UsageError(f"{name}: no such arm in {plan.path}; {instead_of(arm_id, known)}")
     stages = Path(plan.run_root) / "stages"
     chains = tuple(tuple(stages / stage_id for stage_id in chain) for chain in plan.arm(arm_id).chains)
     if mark:

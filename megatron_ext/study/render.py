@@ -13,6 +13,7 @@ from megatron_ext.plan.render import counted, terminal
 from megatron_ext.plan.render_cost import format_bytes
 from megatron_ext.plan.render_table import align_numbers, frame
 from megatron_ext.study.graph import ending_arms, stage_name
+from megatron_ext.study.questions import missing_questions
 from megatron_ext.study.study_plan import ArmDifference, Cost, StageNode, StudyPlan
 
 _NUMBERS = ("arms", "tokens", "FLOPs", "memory", "disk", "GPU-hours", "GPUs", "stages", "kept")
@@ -25,6 +26,8 @@ def print_study_plan(plan: StudyPlan) -> None:
     console.print(headline(plan), soft_wrap=True)
     if plan.is_provisional:
         console.print(Text.assemble(("note", "yellow"), "  sizes are declared, data is not built yet: ids will change"))
+    for line in missing_questions(one.suite for one in plan.evaluations):
+        console.print(Text.assemble(("note", "yellow"), f"  a run is refused until this is there: {line}"))
     console.print("", _graph(plan), *_suites(plan), "", _arms(plan), sep="\n")
     if plan.differences:
         console.print("\nArms differ in")

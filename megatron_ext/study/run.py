@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Literal
 
 from data_tools.errors import DataError, UsageError
-from megatron_ext.evaluate.suite import read_suite
 from megatron_ext.study.as_run import plan_to_record, write_record
 from megatron_ext.study.finish import conclude
 from megatron_ext.study.launcher import Task, study_folder
 from megatron_ext.study.launchers import finders
 from megatron_ext.study.local import LocalLauncher, Machine, command_of
 from megatron_ext.study.make import make_study_plan
+from megatron_ext.study.questions import missing_questions
 from megatron_ext.study.run_display import display
 from megatron_ext.study.runner import Runner
 from megatron_ext.study.state import node_states
@@ -139,6 +139,8 @@ def print_dry_run(request: RunRequest, *, workers: int) -> None:
         provisional = f" ({PROVISIONAL})" if is_provisional(task) else ""
         _say(f"\n{task.name}: {states[task.name].state}{after}{provisional}\n  {shlex.join(command_of(task))}")
     _warn_of_missing_parents(plan, run_root, tasks)
+    for line in missing_questions(one.suite for one in plan.evaluations if node_name(one) in tasks):
+        _say(f"WARNING: a run is refused: {line}")
 
 
 def tasks_of(plan: StudyPlan, run_root: Path, request: RunRequest) -> dict[str, Task]:
@@ -164,13 +166,7 @@ def require_questions(plan: StudyPlan, tasks: Mapping[str, Task]) -> None:
     Raises:
         DataError: With each file that is missing.
     """
-    suites = dict.fromkeys(one.suite for one in plan.evaluations if node_name(one) in tasks)
-    missing = []
-    for suite in suites:
-        for task in read_suite(Path(suite)).tasks:
-            kind, _, argument = task.task.partition(":")
-            if kind == "verifiable" and not Path(argument).is_file():
-                missing.append(f"{suite}: {task.task}: no such file")
+    missing = missing_questions(one.suite for one in plan.evaluations if node_name(one) in tasks)
     if missing:
         raise DataError("\n".join(missing) + "\n  Make them first, or leave them out of the suite.")
 

@@ -45,6 +45,7 @@ READERS = {
         *("evaluate.suite", "evaluate.results", "evaluate.kept_items", "evaluate.estimators", "datasets.ledger"),
         *("evaluate.compare", "evaluate.options", "training.intervals"),  # of results' items; how they were asked
         "evaluate.tasks",  # what a task's file holds
+        "evaluate.foreseen",  # what a task needs
         "runtime.code_version",
         "training.file_list",  # what lists a checkpoint's files, and finds their damage
     }

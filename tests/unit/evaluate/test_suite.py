@@ -104,7 +104,7 @@ def test_aime_is_asked_16_times_and_the_rest_4_times() -> None:
 
 def test_validate_takes_suites_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validate", str(FOLDER / "base.yaml")]) == 0
-    assert capsys.readouterr().out.endswith("base.yaml: ok: suite front_loading_base, 12 tasks, 5 means\n")
+    assert "base.yaml: ok: suite front_loading_base, 12 tasks, 5 means" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,12 @@ from typing import Any
 import pytest
 
 from data_tools.errors import DataError, RecipeError
+from megatron_ext.evaluate.foreseen import ForeseenStage, never_judged
+from megatron_ext.evaluate.options import Options
+from megatron_ext.evaluate.tasks import read_request
 from megatron_ext.plan.make import make_stage_plan
 from megatron_ext.plan.render_rl import rl_rows
+from megatron_ext.plan.rl_prompts import _readable
 from megatron_ext.plan.rollout import slots_in_use
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.plan.suggest import suggest_layouts
@@ -339,3 +343,24 @@ def test_every_value_that_the_loss_would_refuse_is_refused_with_the_recipes_key(
 ) -> None:
     with pytest.raises(RecipeError, match=f": {re.escape(key)}: "):
         plan_of(shared, override)
+
+
+def test_prompts_are_encoded_once_for_all_seeds(shared: ToyProject) -> None:
+    _readable.cache_clear()
+    plans = [plan_of(shared, f"seed={seed}", "rl.prompts[0].prompts=12", "budget.steps=2") for seed in (1, 2, 3)]
+    assert _readable.cache_info().misses == 1
+    assert len({plan.data.sources[0].data_id for plan in plans}) == 3  # each seed its own 12 of 24
+    assert len({plan.data.sources[0].validation_data_id for plan in plans}) == 1
+
+
+def test_questions_that_are_practised_on_are_known_before_the_stage_is_trained(shared: ToyProject) -> None:
+    stage = ForeseenStage(plan_of(shared))
+    file = shared.root / "data" / "sums.prompts.jsonl"
+    said = never_judged(read_request(f"verifiable:{file}", Options()), [stage])
+    assert said.startswith(
+        f"the stage is trained on this very file, source sums of {stage.plan.stage_id}: what it would"
+    )
+    assert never_judged(read_request(f"verifiable:{file}", Options(contaminated="mark")), [stage]) == ""
+    assert never_judged(read_request(f"verifiable:{file}", Options(contamination_items=1)), [stage]) == ""
+    write_prompts(shared.root / "other.jsonl", [prompt_line(99)])
+    assert never_judged(read_request(f"verifiable:{shared.root / 'other.jsonl'}", Options()), [stage]) == ""

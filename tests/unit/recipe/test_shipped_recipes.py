@@ -12,8 +12,8 @@ import pytest
 import megatron_ext.plan
 import megatron_ext.recipe
 from megatron_ext.plan.make import draft_plan
-from megatron_ext.plan.validate import validate_file
 from megatron_ext.recipe.load import load_recipe
+from megatron_ext.study.validate import validate
 
 REPOSITORY = Path(__file__).parents[3]
 FILES = sorted(
@@ -32,7 +32,7 @@ MODULES = [
 @pytest.mark.parametrize("file", FILES, ids=str)
 def test_a_shipped_file_is_valid(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
-    assert validate_file(file).startswith(f"{file}: ok: ")
+    assert validate(file).startswith(f"{file}: ok: ")
 
 
 @pytest.mark.parametrize(

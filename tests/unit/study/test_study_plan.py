@@ -76,11 +76,32 @@ def test_replicate_0_is_the_recipe_and_the_others_have_the_next_seeds(study: Pen
 
 
 def test_replicates_of_a_stage_begin_in_turn_from_those_of_the_stage_before(study: PencilProject) -> None:
-    study.edit("study.yaml", "baseline:", "seeds: {pretrain: 2, sft: 3, rl: 3}\nbaseline:")
+    study.edit("study.yaml", "baseline:", "seeds: {pretrain: 2, sft: 4}\nbaseline:")
     plan = make_study_plan("study.yaml")
     chains = plan.arm("more-chat").chains
-    assert [[plan.stage(one).replicate for one in chain] for chain in chains] == [[0, 0, 0], [1, 1, 1], [0, 0, 2]]
-    assert (plan.totals.chain_stages, plan.totals.unique_stages) == (2 * 4 + 2 * 7, 2 + 4 + 6)
+    assert [[plan.stage(one).replicate for one in chain] for chain in chains] == [
+        [0, 0, 0],
+        [1, 1, 1],
+        [0, 0, 2],
+        [1, 1, 3],
+    ]
+    assert (plan.totals.chain_stages, plan.totals.unique_stages) == (2 * 4 + 2 * 8, 2 + 4 + 8)
+
+
+@pytest.mark.parametrize(("sft", "fitting"), [(3, "2, 4"), (1, "2"), (5, "4, 6")])
+def test_replicates_that_parents_cannot_share_out_equally_are_refused(
+    study: PencilProject, sft: int, fitting: str
+) -> None:
+    study.edit("study.yaml", "baseline:", f"seeds: {{pretrain: 2, sft: {sft}}}\nbaseline:")
+    assert refusal() == (
+        f"study.yaml:9: seeds.sft: {sft} and seeds.pretrain 2: as many replicates must begin from each of the stage "
+        f"before; write a multiple of 2, such as {fitting}"
+    )
+
+
+def test_seeds_of_a_kind_that_no_arm_has_count_for_nothing(study: PencilProject) -> None:
+    study.edit("study.yaml", "baseline:", "seeds: {pretrain: 3, sft: 3}\nbaseline:")  # of rl 1, the default
+    assert make_study_plan("study.yaml").totals.unique_stages == 15
 
 
 def test_fewer_arms_are_planned_and_all_are_compared(study: PencilProject) -> None:
@@ -88,7 +109,46 @@ def test_fewer_arms_are_planned_and_all_are_compared(study: PencilProject) -> No
     assert [arm.id for arm in plan.arms] == ["more", "more-chat"]
     assert (plan.totals.unique_stages, plan.baseline) == (3, None)
     assert named(plan, "base.yaml")[0].arms == ("more", "more-chat")
-    assert [difference.key for difference in plan.differences] == ["data.blend", "data.repeated"]
+    study.edit("study.yaml", "why: b is small}", "why: b is small}\n  - {key: seed, why: none differs}")
+    assert "confounds[1]: seed: nothing needs the permission" in refused(
+        lambda: make_study_plan("study.yaml", arms=("more*",))
+    )
+
+
+def test_differences_are_those_between_the_arms_of_the_plan(study: PencilProject) -> None:
+    assert make_study_plan("study.yaml", arms=("more*",)).differences == ()
+    found = make_study_plan("study.yaml", arms=("plain", "more-chat")).differences
+    assert [(one.key, [group.arms for group in one.values]) for one in found] == [
+        ("data.blend", [("plain",), ("more-chat",)]),
+        ("data.repeated", [("plain",), ("more-chat",)]),
+    ]
+
+
+@pytest.mark.parametrize("varies", ["", "varies: [data.blend]\n"])
+def test_a_study_of_one_arm_is_planned(study: PencilProject, varies: str) -> None:
+    Path("study.yaml").write_text(f"study: one\narms: [more-chat.yaml]\n{varies}")
+    plan = make_study_plan("study.yaml", seeds=3)
+    assert (len(plan.arms), plan.totals.unique_stages, plan.differences) == (1, 9, ())
+
+
+def test_two_arms_of_the_same_stages_are_refused(study: PencilProject) -> None:
+    study.edit("more-chat.yaml", "arm: more-chat", "arm: copy")
+    study.edit("study.yaml", "matrix:", "arms: [more-chat.yaml]\nmatrix:")
+    assert refusal() == (
+        "study.yaml:4: more-chat: has the same stages as arm copy: base.yaml, more.yaml, chat.yaml; mend one of them, "
+        "or remove it"
+    )
+
+
+def test_a_stage_that_two_arms_place_differently_is_refused(study: PencilProject) -> None:
+    Path("more-chat.yaml").write_text(
+        "arm: direct\nstages: [base.yaml, chat.yaml]\nset: {pretrain: {training.micro_batch_size: 2}}\n"
+    )
+    study.edit("study.yaml", "matrix:", "arms: [more-chat.yaml]\nmatrix:")
+    message = refusal()
+    assert "arm direct: base.yaml: is pretrain-" in message or "arm plain: base.yaml: is pretrain-" in message
+    assert "which runs once: training.micro_batch_size " in message
+    assert "such as in `set` of the study" in message
 
 
 def test_an_arm_that_the_study_does_not_have_is_refused(study: PencilProject) -> None:
@@ -112,8 +172,9 @@ def test_an_arm_may_begin_from_a_finished_stage_of_the_run_root(study: PencilPro
     finished = record(make_stage_plan(load_recipe("base.yaml")), Path("runs"))
     study.edit("chat.yaml", "init_from: unresolved", f"init_from: {finished.stage_id}")
     Path("more-chat.yaml").write_text("arm: direct\nstages: [chat.yaml]\n")
-    plan = make_arm_plan("more-chat.yaml")
-    assert [(stage.recipe, stage.parent, stage.overrides) for stage in plan.stages] == [("chat.yaml", None, ())]
+    (plan,) = make_arm_plan("more-chat.yaml").stages
+    assert plan.init_from is not None
+    assert (plan.recipe, plan.init_from.stage_id) == ("chat.yaml", finished.stage_id)
 
 
 def test_every_arm_that_cannot_be_carried_out_is_named(study: PencilProject) -> None:
@@ -169,11 +230,11 @@ def test_a_plan_reads_back_from_its_json(study: PencilProject) -> None:
 
 
 def test_an_arm_alone_is_a_study_of_one_chain(study: PencilProject) -> None:
-    plan = make_arm_plan("more-chat.yaml", overrides=("training.validation_tokens=32",), world_size=2)
+    arm = make_arm_plan("more-chat.yaml", overrides=("training.validation_tokens=32",), world_size=2)
     whole = make_study_plan("study.yaml")
-    assert plan.arms[0].chains[0] == whole.arm("more-chat").chains[0]
-    assert {stage.world_size for stage in plan.stages} == {2}
-    assert all("training.validation_tokens=32" in stage.overrides for stage in plan.stages)
+    assert tuple(plan.stage_id for plan in arm.stages) == whole.arm("more-chat").chains[0]
+    assert {plan.layout.world_size for plan in arm.stages} == {2}
+    assert [plan.cadence.validation_samples for plan in arm.stages] == [2, 2, 2]  # of 16 tokens; the recipes say 48
 
 
 def test_what_is_set_over_a_kind_changes_its_stages_alone(study: PencilProject) -> None:
