@@ -25,6 +25,7 @@ from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.recipe.load import load_recipe
 from megatron_ext.recipe.site_schema import TimeoutsRecipe
 from megatron_ext.recipe.study_load import is_arm_file
+from megatron_ext.rollout.vllm_server import servers_of_environment
 from megatron_ext.runtime.determinism import be_deterministic
 from megatron_ext.runtime.heartbeat import heartbeat
 from megatron_ext.runtime.launch import Launch
@@ -145,6 +146,8 @@ def _require_beginning(walk: Walk, plan: StagePlan, *, trained_before: Sequence[
     """
     if walk.is_finished(plan.stage_id):
         return
+    if plan.rl is not None and plan.rl.options.engine == "vllm":
+        servers_of_environment()
     if plan.layout.backend == "te" or plan.layout.context_parallel_size > 1 or plan.fp8 is not None:
         from megatron_ext.runtime.warnings import quiet_known_warnings
 

@@ -1,8 +1,6 @@
 """From a `torch_dist` checkpoint of any layout to a folder that `transformers` loads.
 
-    DIR/config.json, generation_config.json             hf_config.py
-    DIR/model.safetensors, or several and an index      safetensors_files.py
-    DIR/tokenizer.json, tokenizer_config.json, chat_template.jinja
+    DIR/config.json, weights, tokenizer                  hf_folder.py
     DIR/README.md                                        model_card.py
 
 Weights go through one tensor at a time: a few of the largest are in memory, never the model. The folder is written
@@ -11,36 +9,19 @@ under another name and renamed when it is whole and, if that was asked, verified
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import math
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from data_tools.atomic_files import only_writer, sync_folder, sync_tree
-from data_tools.errors import UsageError
 from megatron_ext.convert.giver import Giver, open_giver
-from megatron_ext.convert.hf_config import Dtype, hf_config, require_architecture
-from megatron_ext.convert.mapping import hf_shapes, pieces_of
+from megatron_ext.convert.hf_config import Dtype, require_architecture
+from megatron_ext.convert.hf_folder import DTYPES, HfContent, folder_in_writing, write_hf_folder
 from megatron_ext.convert.model_card import model_card
-from megatron_ext.convert.safetensors_files import SHARD_BYTES, TensorFacts, write_safetensors
-from megatron_ext.convert.tensors import by_hf_name, hf_tensor
-from megatron_ext.convert.tokenizer_files import (
-    chat_template,
-    copy_tokenizer,
-    generation_config,
-    pad_on_the_left,
-    token_ids,
-    write_json,
-)
+from megatron_ext.convert.safetensors_files import SHARD_BYTES
+from megatron_ext.convert.tokenizer_files import chat_template
 from megatron_ext.recipe.layer_pattern import MAMBA
 from megatron_ext.recipe.schema import ModelRecipe
-
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -98,16 +79,16 @@ def export_checkpoint(
     dtype = dtype or _stored_dtype(giver)
     notes = _notes(giver, dtype)
     with folder_in_writing(to) as writing:
-        parameters = _write_weights(giver, writing, DTYPES[dtype], shard_bytes)
-        copy_tokenizer(giver.tokenizer, writing)
-        pad_on_the_left(writing)
-        ids = token_ids(giver.tokenizer, giver.facts)
-        length = giver.plan.batch.sequence_length if giver.plan is not None else None
-        config = hf_config(
-            giver.model, padded_vocab_size=giver.padded_vocab_size, ids=ids, sequence_length=length, dtype=dtype
+        content = HfContent(
+            giver.model,
+            giver.padded_vocab_size,
+            giver.tokenizer,
+            giver.facts,
+            giver.plan.batch.sequence_length if giver.plan is not None else None,
+            dtype,
         )
-        write_json(writing / "config.json", config)
-        write_json(writing / "generation_config.json", generation_config(giver.tokenizer, ids))
+        read = functools.lru_cache(maxsize=1)(giver.weights.read)  # q, k and v lie in one tensor
+        parameters = write_hf_folder(writing, content, read, shard_bytes=shard_bytes)
         (writing / "README.md").write_text(model_card(giver, dtype=dtype), encoding="utf-8")
         difference = None
         if verify:
@@ -115,31 +96,6 @@ def export_checkpoint(
 
             difference = verify_export(giver, writing, dtype=DTYPES[dtype], say=say)
     return Exported(to, dtype, parameters, notes, difference)
-
-
-@contextlib.contextmanager
-def folder_in_writing(to: Path) -> Iterator[Path]:
-    """A folder beside `to` that gets its name at the end, or is removed.
-
-    Raises:
-        UsageError: `to` is there already.
-        DataError: Another process is writing it.
-    """
-    to.parent.mkdir(parents=True, exist_ok=True)
-    writing = to.with_name(f".writing_{to.name}")
-    with only_writer(writing):
-        if to.exists():
-            raise UsageError(f"{to}: is there already; nothing is overwritten. Remove it, or name another folder.")
-        shutil.rmtree(writing, ignore_errors=True)  # of a killed run
-        writing.mkdir()
-        try:
-            yield writing
-            sync_tree(writing)
-            writing.rename(to)
-        except BaseException:
-            shutil.rmtree(writing, ignore_errors=True)
-            raise
-    sync_folder(to.parent)
 
 
 def _notes(giver: Giver, dtype: Dtype) -> tuple[str, ...]:
@@ -163,12 +119,3 @@ def _stored_dtype(giver: Giver) -> Dtype:
     if giver.plan is not None:
         return giver.plan.precision
     return "fp32" if giver.weights.num_float32 else "bf16"
-
-
-def _write_weights(giver: Giver, folder: Path, dtype: torch.dtype, shard_bytes: int) -> int:
-    pieces = by_hf_name(pieces_of(giver.model, giver.padded_vocab_size))
-    shapes = {name: hf_shapes(group)[name] for name, group in pieces.items()}
-    tensors = {name: TensorFacts(shape, dtype) for name, shape in shapes.items()}
-    read = functools.lru_cache(maxsize=1)(giver.weights.read)  # q, k and v lie in one tensor
-    write_safetensors(folder, tensors, lambda name: hf_tensor(pieces[name], read, dtype=dtype), shard_bytes=shard_bytes)
-    return sum(math.prod(shape) for shape in shapes.values())

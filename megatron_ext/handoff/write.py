@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Literal
 
 from data_tools.errors import RecipeError
-from megatron_ext.convert.export import export_checkpoint, folder_in_writing
+from megatron_ext.convert.export import export_checkpoint
+from megatron_ext.convert.hf_folder import folder_in_writing
 from megatron_ext.handoff import nemo_rl, verl
 from megatron_ext.handoff.facts import StageFacts
 from megatron_ext.handoff.lost import lost_in_both

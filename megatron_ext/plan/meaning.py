@@ -89,6 +89,8 @@ def _rl_meaning(options: RlRecipe, rl: RlPlan) -> dict[str, Any]:
                 exclude[name] = True
             case ["rl", name, below] if name != "prompts":
                 exclude.setdefault(name, {})[below] = True
+    if options.engine == "in-process":  # stages of this engine had their ids before there was another
+        exclude["engine"] = True
     meaning = options.model_dump(exclude=exclude)
     meaning["files"] = [source.file_sha256 for source in rl.sources]
     meaning["chat_template"] = rl.chat_template_sha256

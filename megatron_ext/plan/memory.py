@@ -72,11 +72,14 @@ def _rl_bytes(
     if rl is None:
         return {}
     numel = sum(size.numel for size in stage_parameter_sizes(model, layout, stage))
+    width = 2 if precision == "bf16" else 4
+    reference = width * numel if rl.kl.coefficient else 0
+    if rl.engine == "vllm":
+        return {"reference": reference}  # the servers have the caches
     longest = rl.max_prompt_tokens + rl.max_new_tokens
     slots = slots_in_use(rl, batch)
     caches = rollout_bytes(model, layout, num_slots=slots, tokens_per_slot=longest, precision=precision)
-    width = 2 if precision == "bf16" else 4
-    return {"reference": width * numel if rl.kl.coefficient else 0, "caches": caches.total}
+    return {"reference": reference, "caches": caches.total}
 
 
 def stage_parameter_sizes(model: ModelRecipe, layout: LayoutPlan, stage: int) -> tuple[ParameterSize, ...]:

@@ -19,6 +19,7 @@ from megatron_ext.plan.render_rl import rl_rows
 from megatron_ext.plan.render_sft import sft_rows
 from megatron_ext.plan.render_table import Row, cut_rows, frame
 from megatron_ext.plan.stage_plan import BatchPlan, NewTokensPlan, StagePlan
+from megatron_ext.plan.vllm import serve_lines
 
 _PIPE_WIDTH = 10_000
 """Wider than any table: a table that is cut where nobody can widen the window is lost."""
@@ -44,6 +45,8 @@ def print_plan(plan: StagePlan, *, run_root: Path, time: GpuTime | None = None) 
     for sentence in sentences:
         label = "rounded" if "round" in sentence else "note"
         console.print(Text.assemble((label, "yellow"), f"  {sentence}"), soft_wrap=True)
+    if plan.rl is not None and plan.rl.options.engine == "vllm":
+        console.print("", "A server for it:", *serve_lines(plan, run_root=run_root), sep="\n", soft_wrap=True)
 
 
 def _remarks(plan: StagePlan, run_root: Path) -> list[str]:

@@ -9,6 +9,7 @@ from megatron_ext.plan.render_table import Row, align_numbers, cut_rows, frame
 from megatron_ext.plan.rl_batch import MOST_REFILLS
 from megatron_ext.plan.rollout import slots_in_use
 from megatron_ext.plan.stage_plan import BatchPlan, DataPlan, RlPlan
+from megatron_ext.plan.vllm import SERVERS, UNTRIED
 
 
 def rl_rows(rl: RlPlan, batch: BatchPlan, data: DataPlan) -> list[Row]:
@@ -46,6 +47,7 @@ def rl_rows(rl: RlPlan, batch: BatchPlan, data: DataPlan) -> list[Row]:
             ", ".join([f"temperature {options.temperature:g}", f"top-p {options.top_p:g}", *top])
             + f"; {format_exact(slots)}{of_asked} at once on a rank",
         ),
+        *_engine_row(options.engine),
         (
             "steps",
             f"{format_exact(batch.total_steps)} of {format_exact(batch.global_batch_size)} prompts, "
@@ -61,6 +63,14 @@ def rl_rows(rl: RlPlan, batch: BatchPlan, data: DataPlan) -> list[Row]:
         ),
     ]
     return rows + cut_rows(batch)
+
+
+def _engine_row(engine: str) -> list[Row]:
+    """What samples, where it is not the training model itself."""
+    if engine == "in-process":
+        return []
+    said = f"{engine}: servers that {SERVERS} names take over each step's weights; {UNTRIED}"
+    return [("engine", f"{said}, and its tokens cannot be sampled again")]
 
 
 def _dynamic_row(is_on: bool) -> list[Row]:

@@ -131,6 +131,13 @@ def _loss_rules(recipe: Recipe, rl: RlRecipe) -> Iterator[Broken]:
         )
     if rl.kl.weighted and not rl.kl.coefficient:
         yield ("rl", "kl", "weighted"), "true, and kl.coefficient is 0: there is nothing to weigh; remove it"
+    if rl.engine == "vllm" and rl.temperature != 1 and (rl.top_k or rl.top_p < 1):
+        key, value = ("top_k", rl.top_k) if rl.top_k else ("top_p", rl.top_p)
+        yield (
+            ("rl", key),
+            f"{value:g} with engine vllm and temperature {rl.temperature:g}: a server gives log-probabilities before "
+            "both or behind both, and the loss needs those between them; set temperature 1, or keep all tokens",
+        )
     if rl.top_k > recipe.model.vocab_size:
         yield ("rl", "top_k"), f"{rl.top_k:,} of {recipe.model.vocab_size:,} tokens: keeps all; write 0"
     if rl.kl.estimator == "k1" and rl.kl.coefficient and not rl.kl.weighted:

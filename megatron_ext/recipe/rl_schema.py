@@ -112,6 +112,11 @@ class RlRecipe(Section):
     temperature: Number = Field(default=1.0, gt=0, description="Of sampling, and of all log-probabilities.")
     top_p: Number = Field(default=1.0, gt=0, le=1, description="Sample among the likeliest tokens that hold this sum.")
     top_k: Count = Field(default=0, ge=0, description="Sample among so many likeliest tokens; 0: all.")
+    engine: Literal["in-process", "vllm"] = Field(
+        default="in-process",
+        description="What samples: the training model itself, or vLLM servers of this place, which take over each "
+        "step's weights; their tokens cannot be sampled again, so vllm is hashed.",
+    )
     slots: Count = Field(default=32, gt=0, description="Completions that a rank samples at once, at most; not hashed.")
     advantage: Literal["mean-std", "mean", "leave-one-out"] = Field(
         default="mean-std",

@@ -60,6 +60,16 @@ def _step(parts: Parts, *, lr: float, step: int, may_skip: bool) -> StepResult:
     return act(parts, lr=lr, step=step, may_skip=may_skip)
 
 
+def _held_out(parts: Parts, *, may_fail: bool) -> tuple[dict[str, float], UserError | None]:
+    """The validation; of an rl stage that can go on behind this step, the error of one that could not sample."""
+    try:
+        return validate(parts), None
+    except UserError as error:
+        if not may_fail or parts.plan.rl is None:
+            raise
+        return {}, error
+
+
 def train(
     parts: Parts,
     state: TrainState,
@@ -106,11 +116,14 @@ def train(
         seconds = time.perf_counter() - began
         is_last = state.step == last_step or is_spent(plan, state)
         is_validated = is_last or state.step % cadence.validation_interval_steps == 0
-        validation = validate(parts) if is_validated else {}
+        validation, failed = _held_out(parts, may_fail=not is_last) if is_validated else ({}, None)
         if watcher is not None:
             watcher.on_step(state, result, seconds=seconds, validation=validation, save_s=saver.take_seconds())
         if state.step == first_step:
             waits.begin_steps()
+        if failed is not None:
+            saver.keep(state)
+            raise failed
         signal_name = stop.agreed()
         saver.after_step(state, is_last=is_last or signal_name is not None)
         beat()

@@ -24,8 +24,9 @@ from megatron_ext.plan.rl_prompts import PromptSet
 from megatron_ext.plan.rollout import slots_in_use
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.rollout.inprocess import InProcessEngine
-from megatron_ext.rollout.protocol import Completion, Prompt
+from megatron_ext.rollout.protocol import Completion, Prompt, RolloutEngine
 from megatron_ext.rollout.sampling_run import NonFiniteLogitsError
+from megatron_ext.rollout.vllm_engine import VllmEngine
 from megatron_ext.runtime.agreement import answer_of_main_rank, raise_on_all_ranks
 from megatron_ext.runtime.parallel import PatientWait
 from megatron_ext.training.rl_options import reward_options, sampling_of
@@ -67,14 +68,7 @@ class RolloutSampler:
         self._folder = folder
         self._tokenizer = Tokenizer.load(plan.data.tokenizer, special_tokens="parse")
         self._sampling = sampling_of(self._rl, prompts.stop_ids)
-        self._engine = InProcessEngine(
-            model,
-            plan,
-            groups,
-            num_slots=slots_in_use(self._rl, plan.batch),
-            tokens_per_slot=self._rl.max_prompt_tokens + self._rl.max_new_tokens,
-            decode=self._tokenizer.decode,
-        )
+        self._engine = self._engine_of(model)
         self._wait_for_all = PatientWait()
         self._rewards: RewardPool | None = None
         if groups.tp.rank() == 0:  # of the ranks that hold the same completions
@@ -84,10 +78,26 @@ class RolloutSampler:
         self._step = 0
         self.expected: dict[str, int] = {}
 
+    def _engine_of(self, model: Any) -> RolloutEngine:
+        num_slots = slots_in_use(self._rl, self._plan.batch)
+        if self._rl.engine == "vllm":
+            assert self._folder is not None, "servers read weights from the stage's folder"
+            return VllmEngine(model, self._plan, self._groups, num_slots=num_slots, folder=self._folder)
+        return InProcessEngine(
+            model,
+            self._plan,
+            self._groups,
+            num_slots=num_slots,
+            tokens_per_slot=self._rl.max_prompt_tokens + self._rl.max_new_tokens,
+            decode=self._tokenizer.decode,
+        )
+
     def close(self) -> None:
-        """Ends the workers."""
+        """Ends the workers, and removes weights that were pushed."""
         if self._rewards is not None:
             self._rewards.close()
+        if isinstance(self._engine, VllmEngine):
+            self._engine.close()
 
     def take_weights(self, *, step: int) -> None:
         """Samples with the present weights from now on.

@@ -41,6 +41,7 @@ ROOMS = {
 """The rooms of megatron_ext that each of them may import, beside itself."""
 
 READERS = {
+    "rollout": {"convert.live_folder"},  # writes a model in memory; reads nothing of training
     "study": {
         *("evaluate.suite", "evaluate.results", "evaluate.kept_items", "evaluate.estimators", "datasets.ledger"),
         *("evaluate.compare", "evaluate.options", "training.intervals"),  # of results' items; how they were asked
@@ -50,8 +51,8 @@ READERS = {
         "training.file_list",  # what lists a checkpoint's files, and finds their damage
     }
 }
-"""Modules of rooms above that a room may import beside: they read finished files, or this code's version, and load no
-torch."""
+"""Modules of rooms above that a room may import beside. What study may import reads finished files, or this code's
+version, and loads no torch."""
 
 ENTRIES = {Path("megatron_ext/__main__.py"), Path("megatron_ext/run.py"), Path("megatron_ext/rollout/cli.py")}
 ENTRIES |= {Path("megatron_ext", room, "cli.py") for room in ("convert", "evaluate", "study")}

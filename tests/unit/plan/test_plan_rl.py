@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from megatron_ext.evaluate.foreseen import ForeseenStage, never_judged
 from megatron_ext.evaluate.options import Options
 from megatron_ext.evaluate.tasks import read_request
 from megatron_ext.plan.make import make_stage_plan
+from megatron_ext.plan.render import print_plan
 from megatron_ext.plan.render_rl import rl_rows
 from megatron_ext.plan.rl_prompts import _readable
 from megatron_ext.plan.rollout import slots_in_use
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.plan.suggest import suggest_layouts
+from megatron_ext.plan.vllm import log_probs_mode, presets, serve_lines
 from megatron_ext.recipe.load import load_recipe
 from tests.support.rl_project import add_rl, prompt_line, write_prompts
 from tests.support.toy_project import ToyProject, make_toy_project
@@ -364,3 +367,46 @@ def test_questions_that_are_practised_on_are_known_before_the_stage_is_trained(s
     assert never_judged(read_request(f"verifiable:{file}", Options(contamination_items=1)), [stage]) == ""
     write_prompts(shared.root / "other.jsonl", [prompt_line(99)])
     assert never_judged(read_request(f"verifiable:{shared.root / 'other.jsonl'}", Options()), [stage]) == ""
+
+
+def test_the_engine_is_part_of_what_a_stage_is_and_leaves_ids_without_it_alone(shared: ToyProject) -> None:
+    plain, named, served = (plan_of(shared, *keys) for keys in ((), ("rl.engine=in-process",), ("rl.engine=vllm",)))
+    assert plain.stage_id == named.stage_id != served.stage_id
+    assert "engine" not in plain.meaning["rl"]
+    assert served.meaning["rl"]["engine"] == "vllm"
+
+
+def test_a_plan_with_servers_says_how_each_is_started_and_what_is_not_promised(
+    shared: ToyProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_plan(plan_of(shared, "rl.engine=vllm"), run_root=Path("runs"))
+    said = capsys.readouterr().out
+    assert "its tokens cannot be sampled again" in said
+    assert (
+        "VLLM_SERVER_DEV_MODE=1 vllm serve policy --dtype float32 --logprobs-mode raw_logprobs "
+        "--generation-config vllm --no-enable-prefix-caching --mamba-ssm-cache-dtype float32 "
+        "--max-model-len 40 --max-num-seqs 4\n" in said
+    )
+
+
+def test_options_of_the_printed_command_and_places_of_its_checks_are_vllms_own(shared: ToyProject) -> None:
+    recorded = json.loads((Path(__file__).parents[2] / "data" / "rl_engines" / "vllm.json").read_text())
+    plan = plan_of(shared, "rl.engine=vllm", "rl.temperature=0.5")
+    options = [word for word in serve_lines(plan, run_root=Path("runs"))[1].split() if word.startswith("--")]
+    assert sorted(options) == sorted(recorded["options"])
+    for preset in presets(plan):
+        assert preset.key in recorded["config"][preset.section]
+    assert log_probs_mode(plan.rl.options) == "processed_logprobs"  # type: ignore[union-attr]
+    assert {"raw_logprobs", "processed_logprobs"} <= set(recorded["logprobs_modes"])
+
+
+def test_caches_of_servers_take_no_memory_of_the_trainer(shared: ToyProject) -> None:
+    (here,), (there,) = (plan_of(shared, f"rl.engine={name}").memory for name in ("in-process", "vllm"))
+    assert here.caches > 0 == there.caches
+    assert here.reference == there.reference > 0
+
+
+def test_servers_cannot_give_log_probabilities_between_temperature_and_top_p(shared: ToyProject) -> None:
+    with pytest.raises(RecipeError, match=r"rl.top_p: 0.9 with engine vllm and temperature 0.5"):
+        plan_of(shared, "rl.engine=vllm", "rl.temperature=0.5", "rl.top_p=0.9")
+    plan_of(shared, "rl.engine=vllm", "rl.top_p=0.9", "rl.top_k=20")

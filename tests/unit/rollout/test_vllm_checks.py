@@ -1,0 +1,177 @@
+"""A server is refused that is not what the stage needs, and an answer that is not what was asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_tools.errors import SetupError, TrainingError
+from megatron_ext.plan.make import make_stage_plan
+from megatron_ext.plan.stage_plan import StagePlan
+from megatron_ext.recipe.load import load_recipe
+from megatron_ext.rollout.protocol import Prompt, Sampling
+from megatron_ext.rollout.vllm_checks import check_server, completion_of
+from megatron_ext.rollout.vllm_engine import request_of
+from megatron_ext.rollout.vllm_server import SERVERS, ServerDownError, VllmServer, servers_of_environment
+from megatron_ext.rollout.waiting import Sample
+from tests.support.rl_project import add_rl
+from tests.support.toy_project import ToyProject, make_toy_project
+from tests.support.vllm_server import RECORDED, serving
+
+SAMPLING = Sampling(3, stop_ids=frozenset({0}))
+LABEL = "rl-0/step_4"
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> ToyProject:
+    project = make_toy_project(tmp_path_factory.mktemp("vllm"))
+    add_rl(project)
+    return project
+
+
+@pytest.fixture(scope="module")
+def plan(project: ToyProject) -> StagePlan:
+    recipe, site = project.root / "rl.yaml", project.root / "site.yaml"
+    return make_stage_plan(load_recipe(recipe, overrides=["rl.engine=vllm"], site=site))
+
+
+def tokenizer_of(project: ToyProject) -> Path:
+    """A folder that the server tokenises with; nothing is sampled from it."""
+    return project.root / "data" / "tokenizer"
+
+
+def test_a_server_that_is_set_as_the_stage_needs_it_says_its_models_name(project: ToyProject, plan: StagePlan) -> None:
+    with serving(tokenizer_of(project), max_model_len=40) as server:
+        assert check_server(VllmServer(server.url), plan) == "policy"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"version": "0.31.2"}, "vLLM 0.31.2: rl.engine vllm needs 0.32 or newer"),
+        ({"is_in_dev_mode": False}, "/server_info?config_format=json answers 404"),
+        ({"enable_prefix_caching": True}, "cache_config.enable_prefix_caching is True; start it with --no-enable-"),
+        (
+            {"mamba_ssm_cache_dtype": "auto"},
+            "mamba_ssm_cache_dtype is auto; start it with --mamba-ssm-cache-dtype float32",
+        ),
+        ({"logprobs_mode": "processed_logprobs"}, "start it with --logprobs-mode raw_logprobs"),
+        ({"dtype": "torch.bfloat16"}, "model_config.dtype is torch.bfloat16; start it with --dtype float32"),
+        ({"generation_config": "auto"}, "start it with --generation-config vllm"),
+        ({"max_model_len": 39}, "max_model_len 39, and rl.max_prompt_tokens + rl.max_new_tokens are 40"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_server_of_another_setting_is_refused_with_the_option_to_start_it_with(
+    project: ToyProject, plan: StagePlan, changes: dict[str, Any], message: str
+) -> None:
+    with serving(tokenizer_of(project), **changes) as server, pytest.raises(SetupError) as caught:
+        check_server(VllmServer(server.url), plan)
+    assert message in str(caught.value)
+
+
+def test_a_server_of_another_tokenizer_is_refused(plan: StagePlan, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    other = make_toy_project(tmp_path / "other" / "project")
+    file = other.root / "data" / "tokenizer" / "tokenizer.json"
+    file.write_text(file.read_text().replace('"add_prefix_space":false', '"add_prefix_space":true'))
+    with serving(file.parent) as server, pytest.raises(SetupError, match="has another tokenizer than"):
+        check_server(VllmServer(server.url), plan)
+
+
+def test_a_server_that_is_down_is_refused_before_anything_is_trained(plan: StagePlan, tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        url = server.url
+    with pytest.raises(SetupError, match=r"Connection refused.*start it as `megatron-ext plan` says"):
+        check_server(VllmServer(url), plan)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [("", "not set, and rl.engine is vllm"), ("node7:8000", "'node7:8000' is no address of a server")],
+)
+def test_servers_that_are_not_named_are_asked_for(value: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SERVERS, value)
+    with pytest.raises(SetupError, match=message):
+        servers_of_environment()
+
+
+def test_a_server_that_is_named_twice_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SERVERS, "http://a:1, http://b:2/,http://a:1")
+    assert [server.url for server in servers_of_environment()] == ["http://a:1", "http://b:2"]
+
+
+def answer(**changes: Any) -> dict[str, Any]:
+    """Two tokens, of which the second ends the text."""
+    choice = {
+        "token_ids": [7, 0],
+        "logprobs": {"token_logprobs": [-0.5, -0.25]},
+        "finish_reason": "stop",
+        "weight_versions": [{"version": LABEL, "start": 0, "end": 2}],
+    }
+    return {"choices": [choice | changes]}
+
+
+def read(said: dict[str, Any]) -> Any:
+    return completion_of(said, Sample(1, 2), SAMPLING, label=LABEL, vocab_size=9, policy_version=4, url="http://a:1")
+
+
+def test_an_answer_is_a_completion_with_its_log_probabilities_and_version() -> None:
+    found = read(answer())
+    assert (found.token_ids, found.log_probs, found.finish) == ((7, 0), (-0.5, -0.25), "stop")
+    assert (found.prompt_index, found.sample_index, found.policy_version) == (1, 2, 4)
+
+
+def test_a_text_that_reaches_the_limit_ends_by_length() -> None:
+    said = answer(token_ids=[7, 7, 7], logprobs={"token_logprobs": [-1, -1, -1]}, finish_reason="length")
+    assert read(said).finish == "length"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"weight_versions": [{"version": "default"}]},
+            "sampled with weights default, and rl-0/step_4 were pushed last",
+        ),
+        (
+            {"weight_versions": [{"version": "rl-0/step_3"}, {"version": LABEL}]},
+            "sampled with weights rl-0/step_3, rl-0",
+        ),
+        ({"weight_versions": None}, "sampled with weights that it does not name"),
+        ({"logprobs": None}, "2 tokens come with 0 log-probabilities"),
+        ({"logprobs": {"token_logprobs": [-0.5]}}, "2 tokens come with 1 log-probabilities"),
+        ({"logprobs": {"token_logprobs": [-0.5, None]}}, "or empty ones"),
+        ({"logprobs": {"token_logprobs": [-0.5, -9999.0]}}, "the logits of the server are not finite"),
+        ({"token_ids": [9, 0]}, r"ids that are none of the tokenizer's 9: \[9, 0\]"),
+        ({"token_ids": []}, "no tokens, or ids"),
+        ({"token_ids": [7, 3]}, "ended by 'stop' with id 3; asked were at most 3, to be ended by"),
+        ({"finish_reason": "length"}, "a text of 2 tokens ended by 'length'"),
+        ({"token_ids": None}, "no tokens"),
+    ],
+    ids=[
+        *("restarted-server", "half-with-old-weights", "no-weights-named", "no-log-probs", "too-few-log-probs"),
+        *("empty-log-prob", "infinite-log-prob", "padding-of-the-vocabulary", "no-token", "other-end", "cut-short"),
+        "no-ids",
+    ],
+)
+def test_an_answer_that_is_not_what_was_asked_does_not_count(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        read(answer(**changes))
+
+
+def test_a_text_that_was_broken_off_is_asked_for_again() -> None:
+    with pytest.raises(ServerDownError):
+        read(answer(finish_reason="abort"))
+
+
+def test_a_request_names_all_that_decides_the_text_in_fields_that_the_server_has() -> None:
+    prompt = Prompt((5, 6), num_samples=2, seed=11)
+    bodies = [request_of(prompt, Sample(0, number), SAMPLING, {"9": -100.0}) for number in (0, 1)]
+    assert bodies[0].keys() <= set(RECORDED["fields"]["CompletionRequest"])
+    assert (bodies[0]["prompt"], bodies[0]["stop_token_ids"], bodies[0]["max_tokens"]) == ([5, 6], [0], 3)
+    assert bodies[0]["logit_bias"] == {"9": -100.0}
+    assert bodies[0]["seed"] != bodies[1]["seed"]
+    assert all(0 <= body["seed"] < 2**63 for body in bodies)
