@@ -20,8 +20,8 @@ from megatron_ext.recipe.schema import RlRecipe
 SERVERS = "MEGATRON_EXT_VLLM_SERVERS"
 """Environment variable: addresses of the servers, with commas between them."""
 
-OLDEST_VERSION = (0, 32)
-"""Of vLLM. Answers say which weights made them, and a reload in place keeps `D` of Mamba-2 layers; 0.22 lost it."""
+OLDEST_VERSION = (0, 33)
+"""Of vLLM: from here on answers say which weights made them (0.32.0 ignores the question)."""
 
 UNTRIED = "it has not met a GPU yet"
 """What a user should know of this engine."""

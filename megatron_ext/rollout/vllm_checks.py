@@ -56,7 +56,7 @@ def check_server(server: VllmServer, plan: StagePlan) -> str:
         raise SetupError(
             f"{error}\n  Start the server with VLLM_SERVER_DEV_MODE=1, as `megatron-ext plan` says."
         ) from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, SetupError):
             raise
         raise SetupError(f"{server.url}: does not answer as vLLM does ({type(error).__name__}: {error})") from None

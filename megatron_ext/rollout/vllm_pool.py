@@ -95,8 +95,10 @@ class ServerPool:
         self._stop.clear()
 
     def _note(self, error: ServerDownError) -> None:
+        if self._stop.is_set():  # broken off by ourselves
+            return
         self._again.append(str(error))
-        if len(self._again) == 1 and not self._stop.is_set():
+        if len(self._again) == 1:
             print(f"WARNING: rollouts: {error}; asked again", file=sys.stderr, flush=True)
 
     def _push_to(self, server: VllmServer, folder: Path, label: str) -> None:

@@ -28,6 +28,9 @@ from tests.support.toy_project import ToyProject, make_toy_project
 from tests.support.vllm_server import Served, serving
 
 ANSWERS = (r"\boxed{3}", r"\boxed{4}}")
+AGREED = 1e-4
+"""Nats. Logits of this policy reach 80, whose rounding in float32 is 1e-5, and the two programs add in other orders."""
+
 KEYS = ("rl.max_new_tokens=12", "training.validation_interval_tokens=704", "checkpoint.interval_tokens=704")
 """Steps of 4 prompts x 2 samples x 44 tokens; validated and saved after two of them."""
 
@@ -121,7 +124,7 @@ def test_a_stage_outlives_its_server_and_learns_from_the_in_process_engines_prom
     assert not (stage_of(root) / "policy").exists()
     lines = metrics_of(root)
     assert [line["step"] for line in lines] == [1, 2, 3]
-    assert all(line["mismatch_mean"] < 1e-5 for line in lines), lines
+    assert all(line["mismatch_mean"] < AGREED for line in lines), lines
     assert all(line["grad_norm"] > 0 for line in lines)
 
     here = run_root(project, "in_process")
@@ -135,7 +138,7 @@ def test_weights_that_a_server_says_it_took_and_did_not_stop_the_stage_before_it
 ) -> None:
     root = run_root(project, "deaf")
     server.is_deaf = True
-    code, said = run(project, root, server, "rl.mismatch_threshold=1e-4")
+    code, said = run(project, root, server, f"rl.mismatch_threshold={AGREED}")
     assert code == 5, said
     assert "step 2: sampler and trainer disagree" in said  # with the first step's weights they agree
     assert [line["step"] for line in metrics_of(root)] == [1]
@@ -178,6 +181,6 @@ def test_two_tensor_parallel_ranks_push_whole_weights_and_share_what_one_of_them
     two = ("parallel.tensor_model_parallel_size=2", "training.max_steps=2")
     code, said = run(project, root, server, *two, ranks=2)
     assert code == 0, said
-    assert all(line["mismatch_mean"] < 1e-5 for line in metrics_of(root))
+    assert all(line["mismatch_mean"] < AGREED for line in metrics_of(root))
     texts = len(server.requests)
     assert texts == 2 * 4 * 2 + 2 * 8  # two steps; held-out prompts before the first and behind the second

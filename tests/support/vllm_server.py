@@ -40,6 +40,7 @@ class Served:
         before_text: Called before each text.
         changed: Applied to each choice before it is sent.
         is_dead: Whether connections are closed without an answer.
+        dead_for: The same for so many connections.
         is_deaf: Whether it says that it takes weights, and keeps those that it has.
     """
 
@@ -50,6 +51,7 @@ class Served:
         self.before_text: Callable[[], None] = lambda: None
         self.changed: Callable[[dict[str, Any]], dict[str, Any]] = lambda choice: choice
         self.is_dead = self.is_deaf = False
+        self.dead_for = 0
         self.version = changes.pop("version", "0.33.0")
         self.max_model_len = changes.pop("max_model_len", 4096)
         self.is_in_dev_mode = changes.pop("is_in_dev_mode", True)
@@ -178,7 +180,8 @@ def serving(folder: Path, **changes: Any) -> Iterator[Served]:
 
     class Handler(BaseHTTPRequestHandler):
         def _reply(self) -> None:
-            if served.is_dead:
+            if served.is_dead or served.dead_for:
+                served.dead_for = max(0, served.dead_for - 1)
                 return  # http.server closes the connection
             length = int(self.headers.get("Content-Length") or 0)
             body = json.loads(self.rfile.read(length) or "{}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +52,7 @@ def test_a_server_that_is_set_as_the_stage_needs_it_says_its_models_name(project
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": "0.31.2"}, "vLLM 0.31.2: rl.engine vllm needs 0.32 or newer"),
+        ({"version": "0.32.0"}, "vLLM 0.32.0: rl.engine vllm needs 0.33 or newer"),
         ({"is_in_dev_mode": False}, "/server_info?config_format=json answers 404"),
         ({"enable_prefix_caching": True}, "cache_config.enable_prefix_caching is True; start it with --no-enable-"),
         (
@@ -72,12 +74,13 @@ def test_a_server_of_another_setting_is_refused_with_the_option_to_start_it_with
     assert message in str(caught.value)
 
 
-def test_a_server_of_another_tokenizer_is_refused(plan: StagePlan, tmp_path: Path) -> None:
-    (tmp_path / "other").mkdir()
-    other = make_toy_project(tmp_path / "other" / "project")
-    file = other.root / "data" / "tokenizer" / "tokenizer.json"
-    file.write_text(file.read_text().replace('"add_prefix_space":false', '"add_prefix_space":true'))
-    with serving(file.parent) as server, pytest.raises(SetupError, match="has another tokenizer than"):
+def test_a_server_of_another_tokenizer_is_refused(project: ToyProject, plan: StagePlan, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(tokenizer_of(project), tmp_path / "other"))
+    content = json.loads((other / "tokenizer.json").read_text())
+    ids = content["model"]["vocab"]
+    ids["e"], ids["f"] = ids["f"], ids["e"]
+    (other / "tokenizer.json").write_text(json.dumps(content))
+    with serving(other) as server, pytest.raises(SetupError, match="has another tokenizer than"):
         check_server(VllmServer(server.url), plan)
 
 

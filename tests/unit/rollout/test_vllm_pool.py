@@ -49,19 +49,9 @@ def test_a_server_that_comes_back_within_the_waits_is_asked_again(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vllm_pool, "WAITS_S", (0.01, 0.01))
-    rounds: list[float] = []
-    served.is_dead = True
-
-    def read(answer: Any, url: str) -> str:
-        return str(answer["model"])
-
-    class Reviving(ServerPool):
-        def _note(self, error: Exception) -> None:
-            rounds.append(1.0)
-            served.is_dead = len(rounds) < 2
-
-    assert Reviving([VllmServer(served.url)], ["policy"]).ask(0, BODY, read, timeout_s=10) == "policy"
-    assert len(rounds) == 2
+    served.dead_for = 2
+    assert ask(ServerPool([VllmServer(served.url)], ["policy"]), 0) == ("policy", served.url)
+    assert served.dead_for == 0
 
 
 def test_servers_that_stay_away_end_the_step_with_what_the_last_one_said(
