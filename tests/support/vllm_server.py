@@ -17,8 +17,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
-
 from data_tools.tokenizer import Tokenizer
 
 RECORDED: dict[str, Any] = json.loads((Path(__file__).parents[1] / "data" / "rl_engines" / "vllm.json").read_text())
@@ -126,15 +124,17 @@ class Served:
         _require_known(choice, RECORDED["fields"]["CompletionResponseChoice"])
         return {"id": "cmpl-0", "object": "text_completion", "created": 0, "model": body["model"], "choices": [choice]}
 
-    @torch.no_grad()
     def _sample(self, body: dict[str, Any]) -> tuple[list[int], list[float]]:
         """Tokens and log-probabilities: `raw_logprobs` are of logits before bias and temperature."""
+        import torch
+
         assert (body["n"], body["top_p"], body["top_k"], body["ignore_eos"]) == (1, 1.0, 0, True)
         model, generator = self._loaded(), torch.Generator().manual_seed(body["seed"])
         new: list[int] = []
         log_probs: list[float] = []
         while len(new) < body["max_tokens"] and not (new and new[-1] in body["stop_token_ids"]):
-            logits = model(torch.tensor([[*body["prompt"], *new]]), use_cache=False).logits[0, -1].float()
+            with torch.no_grad():
+                logits = model(torch.tensor([[*body["prompt"], *new]]), use_cache=False).logits[0, -1].float()
             biased = logits.clone()
             for token, bias in body.get("logit_bias", {}).items():
                 biased[int(token)] += bias
@@ -147,6 +147,7 @@ class Served:
 
     def _loaded(self) -> Any:
         if self._model is None:
+            import torch
             from transformers import AutoModelForCausalLM
 
             self._model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32).eval()
