@@ -123,9 +123,7 @@ def completion_of(
         raise ServerDownError(f"{url}: broke off a text")
     _require_weights(choice, label, url)
     if not ids or not 0 <= min(ids) <= max(ids) < vocab_size:
-        raise TrainingError(
-            f"{url}: {len(ids):,} tokens, or ids that are none of the tokenizer's {vocab_size:,}: {ids[:8]}"
-        )
+        raise TrainingError(f"{url}: no tokens, or ids that are none of the tokenizer's {vocab_size:,}: {ids[:8]}")
     return Completion(
         prompt_index=sample.prompt_index,
         sample_index=sample.sample_index,

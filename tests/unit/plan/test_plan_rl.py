@@ -401,7 +401,7 @@ def test_options_of_the_printed_command_and_places_of_its_checks_are_vllms_own(s
 
 
 def test_caches_of_servers_take_no_memory_of_the_trainer(shared: ToyProject) -> None:
-    (here,), (there,) = (plan_of(shared, f"rl.engine={name}").memory for name in ("in-process", "vllm"))
+    (here,), (there,) = (plan_of(shared, f"rl.engine={name}").cost.memory for name in ("in-process", "vllm"))
     assert here.caches > 0 == there.caches
     assert here.reference == there.reference > 0
 
