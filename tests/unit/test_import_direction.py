@@ -49,7 +49,7 @@ READERS = {
         "evaluate.foreseen",  # what a task needs
         "runtime.code_version",
         "training.file_list",  # what lists a checkpoint's files, and finds their damage
-    }
+    },
 }
 """Modules of rooms above that a room may import beside. What study may import reads finished files, or this code's
 version, and loads no torch."""
