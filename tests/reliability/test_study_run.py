@@ -55,14 +55,16 @@ class Place:
         )
         return {node["name"]: node["state"] for node in json.loads(done.stdout)["nodes"]}
 
-    def at_work(self) -> dict[str, psutil.Process]:
-        """The processes of its nodes, by name, asked of the machine itself."""
+    def at_work(self, *, is_starting: bool = False) -> dict[str, psutil.Process]:
+        """The processes of its nodes, by name, asked of the machine itself; also of those about to start, if asked."""
         found = {}
         for process in psutil.process_iter(["cmdline", "status"]):
             words = process.info["cmdline"] or []
             if str(self.run_root) not in " ".join(words) or process.info["status"] == psutil.STATUS_ZOMBIE:
                 continue
-            if "evaluate" in words:
+            if is_starting and "megatron_ext.study.local_child" in words:
+                found[Path(words[-1]).name] = process
+            elif "evaluate" in words:
                 found[f"{Path(words[words.index('evaluate') + 1]).name}.{words[-1]}"] = process
             elif "megatron_ext.run" in words:
                 found[self.stage_of(words)] = process
@@ -99,7 +101,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Place:
 def place(undisturbed: Place, tmp_path: Path) -> Iterator[Place]:
     made = Place(undisturbed.study, tmp_path / "runs")
     yield made
-    for process in made.at_work().values():
+    for process in made.at_work(is_starting=True).values():
         process.kill()
 
 
@@ -115,7 +117,7 @@ def test_killed_at_random_it_ends_as_if_nobody_had_disturbed_it(seed: int, place
             study.kill()
             study.wait()
         if victim != "run":
-            for process in place.at_work().values():
+            for process in place.at_work(is_starting=True).values():
                 process.kill()
             time.sleep(0.5)
         if victim == "stages":

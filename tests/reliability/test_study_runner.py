@@ -37,6 +37,7 @@ def kills[Test: Callable[..., None]](test: Test) -> Test:
 
 
 STAGE = "tests.support.stand_in_stage"
+STARTING = "megatron_ext.study.local_child"
 PATIENCE_S = 600
 
 
@@ -109,10 +110,11 @@ class StandIn:
         return letters
 
     def kill_stages(self) -> None:
-        """kill -9 of all of them."""
+        """kill -9 of all of them, also of those that wait to be written down."""
         for process in psutil.process_iter(["cmdline"]):
             words = process.info["cmdline"] or []
-            if STAGE in words and any(word.startswith(f"{self.run_root}/stages/") for word in words):
+            is_mine = any(word.startswith(f"{self.run_root}/") for word in words)
+            if is_mine and {STAGE, STARTING} & {*words}:
                 process.kill()
 
     def states(self) -> dict[str, NodeState]:
@@ -154,7 +156,7 @@ class StandIn:
         deadline = time.monotonic() + PATIENCE_S
         while True:
             for process in psutil.process_iter(["cmdline"]):
-                if (process.info["cmdline"] or [])[-2:] == ["megatron_ext.study.local_child", str(node)]:
+                if (process.info["cmdline"] or [])[-2:] == [STARTING, str(node)]:
                     return process
             assert time.monotonic() < deadline
             time.sleep(0.02)
