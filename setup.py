@@ -12,6 +12,7 @@ setup(
     package_dir={"megatron_ext._recipes": "recipes"},
     package_data={
         "megatron_ext._recipes": ["**/*.yaml", "**/*.md"],
+        "megatron_ext.plan": ["*.jsonl"],
         "megatron_ext.study.page": ["templates/*"],
         "data_tools": ["chat_templates/*.jinja"],
     },

@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_tools.errors import UsageError, UserError
 from megatron_ext.cli.arguments import number_of_bytes, positive, recipe_arguments, run_root_argument
 from megatron_ext.cli.verb import Verb
+
+if TYPE_CHECKING:
+    from megatron_ext.plan.hardware import Gpu
+    from megatron_ext.plan.measured import MeasuredPoint
 
 
 def _validate(arguments: argparse.Namespace) -> int:
@@ -65,6 +69,7 @@ def _plan(arguments: argparse.Namespace) -> None:
         return
     from megatron_ext.plan.cost import gpu_time, with_gpu_memory
     from megatron_ext.plan.make import make_stage_plan
+    from megatron_ext.plan.predict import predict
     from megatron_ext.plan.render import plan_json, print_plan
     from megatron_ext.recipe.load import load_recipe
 
@@ -72,19 +77,46 @@ def _plan(arguments: argparse.Namespace) -> None:
     plan = make_stage_plan(
         loaded, world_size=arguments.world_size, may_be_provisional=True, run_root=arguments.run_root
     )
-    if (time := gpu_time(plan, mfu=arguments.mfu, gpu=arguments.gpu)) is not None:
+    time = prediction = None
+    if arguments.gpu is not None and arguments.mfu is None:
+        prediction = predict(plan, _gpu(arguments), _points(arguments))
+    else:
+        time = gpu_time(plan, mfu=arguments.mfu, gpu=arguments.gpu)
+    if time is not None or prediction is not None:
         plan = with_gpu_memory(plan)
     if arguments.json:
-        print(plan_json(plan, time))
+        print(plan_json(plan, time, prediction))
     else:
-        print_plan(plan, run_root=Path(arguments.run_root or loaded.site.run_root), time=time)
+        run_root = Path(arguments.run_root or loaded.site.run_root)
+        print_plan(plan, run_root=run_root, time=time, prediction=prediction)
+
+
+def _gpu(arguments: argparse.Namespace) -> Gpu:
+    """The GPU that is named, with the network that is stated."""
+    from megatron_ext.plan.hardware import known_gpu
+
+    gpu = known_gpu(arguments.gpu)
+    return gpu if arguments.network is None else gpu._replace(network=float(arguments.network))
+
+
+def _points(arguments: argparse.Namespace) -> list[MeasuredPoint]:
+    """The measured steps that came with the code, and those of --points."""
+    from megatron_ext.plan.measured import read_points
+
+    return read_points() + (read_points(arguments.points) if arguments.points is not None else [])
 
 
 def _refuse_idle_options(arguments: argparse.Namespace) -> None:
     """Options of `plan` that the rest of the command line would leave unread."""
-    unread: dict[str, tuple[str, ...]] = {"without --suggest": ("gpus", "gpu_memory")}
+    if arguments.gpus is not None:
+        raise UsageError(f"plan: --gpus {arguments.gpus}: is --world-size now.")
+    unread = {"without --suggest": ("gpu_memory",)}
     if arguments.suggest:
-        unread = {"with --suggest": ("world_size", "mfu", "gpu")}
+        unread = {"with --suggest": ("mfu",)}
+    if arguments.gpu is None:
+        unread["without --gpu"] = ("network", "points")
+    elif arguments.mfu is not None:
+        unread["with --mfu"] = ("network", "points")
     for where, names in unread.items():
         given = [f"--{name.replace('_', '-')}" for name in names if getattr(arguments, name) is not None]
         if given:
@@ -92,18 +124,31 @@ def _refuse_idle_options(arguments: argparse.Namespace) -> None:
 
 
 def _suggest(arguments: argparse.Namespace) -> None:
+    from megatron_ext.plan.predict import anchor_of
     from megatron_ext.plan.render_suggestions import print_suggestions, suggestions_json
-    from megatron_ext.plan.suggest import suggest_layouts
+    from megatron_ext.plan.suggest import search_layouts
     from megatron_ext.recipe.load import load_recipe
 
-    if arguments.gpus is None or arguments.gpu_memory is None:
-        raise UsageError("plan: --suggest needs --gpus N and --gpu-memory SIZE, such as 80GB.")
+    memory = arguments.gpu_memory
+    if memory is None and arguments.gpu is not None:
+        memory = _gpu(arguments).memory
+    if arguments.world_size is None or memory is None:
+        raise UsageError("plan: --suggest needs --world-size N, and --gpu GPU or --gpu-memory SIZE, such as 80GB.")
     loaded = load_recipe(arguments.recipe, overrides=arguments.set, site=arguments.site)
-    found = suggest_layouts(loaded, gpus=arguments.gpus, gpu_memory=arguments.gpu_memory, run_root=arguments.run_root)
+    speed, unknown = None, ""
+    if arguments.gpu is not None:
+        gpu = _gpu(arguments)
+        try:
+            speed = gpu, anchor_of(loaded.recipe, gpu, _points(arguments))
+        except UsageError as error:
+            unknown = str(error).removeprefix("plan: ")
+    search = search_layouts(
+        loaded, gpus=arguments.world_size, gpu_memory=memory, run_root=arguments.run_root, speed=speed
+    )
     if arguments.json:
-        print(suggestions_json(found))
+        print(suggestions_json(search.found))
     else:
-        print_suggestions(found, loaded, gpus=arguments.gpus, gpu_memory=arguments.gpu_memory)
+        print_suggestions(search, loaded, gpus=arguments.world_size, gpu_memory=memory, unknown=unknown)
 
 
 def _plan_arguments(add: Any) -> None:
@@ -115,15 +160,33 @@ def _plan_arguments(add: Any) -> None:
         help="processes of the run (default: the fewest that the layout needs)",
     )
     add("--mfu", type=float, metavar="RATIO", help="say GPU-hours at this share of the peak, such as 0.45; with --gpu")
-    add("--gpu", metavar="GPU", help="h100, h200, a100, or dense bf16 peak in TFLOP/s, such as 989.4; with --mfu")
+    add(
+        "--gpu",
+        metavar="GPU",
+        help="a100, h100 or h200: predict the speed from the nearest measured step; with --mfu also a dense bf16 peak "
+        "in TFLOP/s, such as 989.4",
+    )
+    add(
+        "--network",
+        type=number_of_bytes,
+        metavar="SIZE",
+        help="with --gpu, of predictions: what a GPU's adapter moves a second, one way (default: 25GB of an a100, 50GB "
+        "of an h100 or h200)",
+    )
+    add("--points", type=Path, metavar="FILE", help="with --gpu: measured steps of yours too (make gpu-check)")
     add("--json", action="store_true", help="print the plan or the suggestions alone, as JSON")
-    add("--suggest", action="store_true", help="rank layouts that fit --gpus of --gpu-memory, instead of planning one")
-    add("--gpus", type=positive, metavar="N", help="with --suggest: processes of the run")
+    add(
+        "--suggest",
+        action="store_true",
+        help="rank layouts of --world-size processes that fit --gpu (by predicted speed) or --gpu-memory, instead of "
+        "planning one",
+    )
+    add("--gpus", help=argparse.SUPPRESS)
     add(
         "--gpu-memory",
         type=number_of_bytes,
         metavar="SIZE",
-        help="with --suggest: memory of one GPU, such as 80GB or 80GiB",
+        help="with --suggest: memory of one GPU, such as 80GB or 80GiB (default: that of --gpu)",
     )
     run_root_argument(add)
 
@@ -143,6 +206,6 @@ VERBS = (
         "Show everything that a stage will do, before anything does it.",
         _plan,
         _plan_arguments,
-        "plan recipes/front_loading/sft/shq.yaml --suggest --gpus 64",
+        "plan recipes/front_loading/pretrain/base_v1.yaml --suggest --world-size 512 --gpu h100",
     ),
 )

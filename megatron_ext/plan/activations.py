@@ -1,13 +1,18 @@
 """What the forward pass keeps for the backward pass, in bytes of one rank.
 
-`local`: what this project's layers save (`models/`), as autograd's `saved_tensors_hooks` see it; a parity
-test holds the two together. `te`: what the autograd functions of Transformer Engine 2 (`LayerNormLinear`,
-`FusedAttnFunc`) and mamba-ssm 2 (`MambaSplitConv1dScanCombinedFn`) pass to `save_for_backward`, read, not
-yet measured. A layer keeps, for each token of a microbatch (sizes of this rank):
+`local`: what this project's layers save (`models/`), as autograd's `saved_tensors_hooks` see it on a CPU; a parity
+test holds the two together. `local` on a GPU in half precision: the same layers with mamba-ssm's and causal-conv1d's
+kernels (`models/kernels.py`). `te`: what the autograd functions of Transformer Engine 2 (`LayerNormLinear`,
+`FusedAttnFunc`) and mamba-ssm 2 (`MambaSplitConv1dScanCombinedFn`) pass to `save_for_backward`. The last two are read
+in these packages and held against measured peaks (`measured_points.jsonl`). A layer keeps, for each token of a
+microbatch (sizes of this rank):
 
     its norm            input and output
     Mamba-2, local      in_proj's output; in fp32 the convolution before its SiLU, x, B, C, dt, y; a chunk's
                         decays [heads, q, q] and C B^T [groups, q, q] and state; the gated norm's ends
+    Mamba-2, local      in_proj's output, which its gate keeps whole; the convolution's input (a copy) and output; the
+      with kernels      scan's output, and a copy where a batch has several rows; fp32 dt before and after its
+                        softplus and its sums; the norm's output
     Mamba-2, te         in_proj's output, the scan's output, the norm's ends; the rest is computed again. With context
                         parallelism the first two are all tokens of some heads: as many bytes, but that ranks which
                         share a group have a copy of its B and C each
@@ -16,8 +21,9 @@ yet measured. A layer keeps, for each token of a microbatch (sizes of this rank)
 
 and the last pipeline stage the fp32 softmax over its part of the vocabulary. Transformer Engine's cross entropy keeps
 logits as wide as the parameters instead, which is counted the same: `hybrid_130m` in bf16 took 0.6 % more than that in
-all. Temporary buffers are not counted: those of kernels, of communication, the logits before the softmax and gradients
-on their way.
+all. On a GPU the logits before the softmax are counted with core's cross entropy, because they stand beside it when
+memory is fullest: Transformer Engine's took 1.10 GB less of `hybrid_130m`, whose logits are 1.07 GB in bf16. Other
+temporary buffers are not counted: those of kernels, of communication, and gradients on their way.
 """
 
 from __future__ import annotations
@@ -59,12 +65,14 @@ def activation_bytes(
     *,
     stage: int,
     precision: str,
+    on_gpu: bool = False,
 ) -> dict[str, int | bool]:
     """Bytes at the fullest moment of a step on a rank of one pipeline stage.
 
     A stage holds the activations of `min(stages - stage, microbatches)` microbatches (Source: core's
     1F1B schedule, `pipeline_parallel/schedules.py`), the last one the logits of one. What is computed
-    again comes back for one layer (or group of layers) at a time, when the logits are gone.
+    again comes back for one layer (or group of layers) at a time, when the logits are gone. `on_gpu`: as
+    `memory_per_rank` has it.
 
     Returns:
         `activations`, `logits` and `is_calibrated`, as in `RankMemory`.
@@ -72,7 +80,7 @@ def activation_bytes(
     num_stages = layout.pipeline_model_parallel_size
     symbols = parse_pattern(layout.hybrid_layer_pattern).segments[stage]
     kept, again = 0, 0
-    layers = [_layer(model, layout, batch, symbol, precision) for symbol in symbols]
+    layers = [_layer(model, layout, batch, symbol, precision, on_gpu) for symbol in symbols]
     if execution.recompute == "full":
         size = execution.recompute_num_layers
         groups = [layers[start : start + size] for start in range(0, len(layers), size)]
@@ -85,11 +93,26 @@ def activation_bytes(
             again = max(again, dropped)
     in_flight = min(num_stages - stage, batch.num_microbatches)
     logits = head_bytes(model, layout, batch, precision) if stage == num_stages - 1 else 0
+    if logits and on_gpu and layout.backend == "local":
+        logits += unnormalised_bytes(model, layout, batch, precision)
     return {
         "activations": in_flight * kept + max(0, again - logits),
         "logits": logits,
-        "is_calibrated": layout.backend == "local",
+        "is_calibrated": layout.backend == "local" and not on_gpu,
     }
+
+
+def kept_bytes(model: ModelRecipe, layout: LayoutPlan, batch: BatchPlan, *, stage: int, precision: str) -> int:
+    """Bytes that the layers of a pipeline stage keep of one microbatch on a GPU, nothing computed again."""
+    symbols = parse_pattern(layout.hybrid_layer_pattern).segments[stage]
+    kinds = {symbol: _layer(model, layout, batch, symbol, precision, True).total for symbol in set(symbols)}
+    return sum(kinds[symbol] for symbol in symbols)
+
+
+def unnormalised_bytes(model: ModelRecipe, layout: LayoutPlan, batch: BatchPlan, precision: str) -> int:
+    """Logits as the output layer leaves them, this rank's part of the vocabulary."""
+    columns = padded_vocab_size(model.vocab_size) // layout.tensor_model_parallel_size
+    return _tokens(layout, batch) * columns * _WIDTHS[precision]
 
 
 def head_bytes(model: ModelRecipe, layout: LayoutPlan, batch: BatchPlan, precision: str) -> int:
@@ -108,7 +131,7 @@ def _dropped(layer: Kept, execution: ExecutionPlan) -> int:
     return sum(parts[module] for module in execution.recompute_modules)
 
 
-def _layer(model: ModelRecipe, layout: LayoutPlan, batch: BatchPlan, symbol: str, precision: str) -> Kept:
+def _layer(model: ModelRecipe, layout: LayoutPlan, batch: BatchPlan, symbol: str, precision: str, on_gpu: bool) -> Kept:
     stream, width = _stream(model, layout, batch, precision), _WIDTHS[precision]
     tokens, tensor = _tokens(layout, batch), layout.tensor_model_parallel_size
     if symbol == MLP:
@@ -124,6 +147,8 @@ def _layer(model: ModelRecipe, layout: LayoutPlan, batch: BatchPlan, symbol: str
     assert symbol == MAMBA, symbol
     if layout.backend == "te":
         return stream._replace(rest=_mamba_te(model, layout, tokens, width))
+    if on_gpu and width < 4:  # fp32 stays in torch: models/kernels.py
+        return stream._replace(rest=_mamba_kernels(model, tensor, batch, tokens, width))
     return stream._replace(rest=_mamba_local(model, tensor, batch, tokens, width))
 
 
@@ -140,6 +165,21 @@ def _mamba_local(model: ModelRecipe, tensor: int, batch: BatchPlan, tokens: int,
     per_token += 2 * inner * width + 4 * groups  # input and output of the gated norm, its mean squares
     per_chunk = chunk * (heads + groups) * chunk + inner * state  # decays, C B^T; the state
     return tokens * per_token + 4 * (chunks * per_chunk + batch.micro_batch_size * inner * state)
+
+
+def _mamba_kernels(model: ModelRecipe, tensor: int, batch: BatchPlan, tokens: int, width: int) -> int:
+    """Bytes that `LocalMambaMixer` keeps through the kernels of models/kernels.py.
+
+    Source: `save_for_backward` of mamba-ssm 2.3.2's `MambaChunkScanCombinedFn` and gated `LayerNormFn`, and of
+    causal-conv1d 1.7.0's `CausalConv1dFn`. The copy of the scan's output is the gated norm's: rows lie behind one
+    another in the one and beside one another in the other. Measured by it: 0.51 GB of `hybrid_130m`, counted 0.50.
+    """
+    inner, heads = mamba_inner_size(model) // tensor, model.mamba_num_heads // tensor
+    groups = model.mamba_num_groups // tensor
+    conv = inner + 2 * groups * model.mamba_state_dim
+    copies = 2 if batch.micro_batch_size > 1 else 1
+    per_token = (inner + conv + heads + 2 * conv + copies * inner + inner) * width + 4 * (3 * heads + groups)
+    return tokens * per_token
 
 
 def _mamba_te(model: ModelRecipe, layout: LayoutPlan, tokens: int, width: int) -> int:

@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 from data_tools.errors import UsageError
 from megatron_ext.plan.flops import recomputed_token_flops, stage_token_flops, token_flops
+from megatron_ext.plan.hardware import GPUS
 from megatron_ext.plan.memory import buffer_sizes, memory_per_rank, stage_parameter_sizes
 from megatron_ext.plan.sizes import model_size
 from megatron_ext.plan.stage_plan import BatchPlan, CadencePlan, CostPlan, ExecutionPlan, LayoutPlan, StagePlan
 from megatron_ext.recipe.schema import ModelRecipe, RlRecipe
 
-PEAK_TFLOPS = {"a100": 312.0, "h100": 989.4, "h200": 989.4}
-"""Dense bf16 peaks of the SXM cards in TFLOP/s (Source: NVIDIA's data sheets of A100, H100 and H200, whose
-1,979 for the latter two are with sparsity)."""
+PEAK_TFLOPS = {name: gpu.peak_tflops for name, gpu in GPUS.items()}
+"""Dense bf16 peaks in TFLOP/s."""
 
 
 class GpuTime(NamedTuple):
@@ -122,7 +122,9 @@ def with_gpu_memory(plan: StagePlan) -> StagePlan:
     assert plan.cost is not None, "a plan made from a recipe has its cost"
     layout = counted_on_gpus(plan.layout)
     rl = plan.rl.options if plan.rl is not None else None
-    memory = memory_per_rank(plan.model, layout, plan.batch, plan.execution, precision=plan.precision, rl=rl)
+    memory = memory_per_rank(
+        plan.model, layout, plan.batch, plan.execution, precision=plan.precision, rl=rl, on_gpu=True
+    )
     return plan.model_copy(update={"cost": plan.cost.model_copy(update={"memory": memory})})
 
 

@@ -76,12 +76,17 @@ def token_flops(model: ModelRecipe, sequence_length: int) -> dict[str, int]:
     return _times(PASSES, _forward(model, segments, sequence_length) + Counter(output=output_flops(model)))
 
 
+def stage_token_kinds(model: ModelRecipe, layout: LayoutPlan, sequence_length: int) -> tuple[dict[str, int], ...]:
+    """Training operations for one token in each pipeline stage, by kind, over its tensor-parallel ranks together."""
+    segments = parse_pattern(layout.hybrid_layer_pattern).segments
+    stages = [_forward(model, segment, sequence_length) for segment in segments]
+    stages[-1] += Counter(output=output_flops(model))
+    return tuple(_times(PASSES, forward) for forward in stages)
+
+
 def stage_token_flops(model: ModelRecipe, layout: LayoutPlan, sequence_length: int) -> tuple[int, ...]:
     """Training operations for one token in each pipeline stage, over its tensor-parallel ranks together."""
-    segments = parse_pattern(layout.hybrid_layer_pattern).segments
-    stages = [_forward(model, segment, sequence_length).total() for segment in segments]
-    stages[-1] += output_flops(model)
-    return tuple(PASSES * forward for forward in stages)
+    return tuple(sum(kinds.values()) for kinds in stage_token_kinds(model, layout, sequence_length))
 
 
 def recomputed_token_flops(model: ModelRecipe, execution: ExecutionPlan, sequence_length: int) -> int:

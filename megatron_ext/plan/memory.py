@@ -41,6 +41,7 @@ def memory_per_rank(
     *,
     precision: str,
     rl: RlRecipe | None = None,
+    on_gpu: bool = False,
 ) -> tuple[RankMemory, ...]:
     """Counts the bytes of a rank of every pipeline stage.
 
@@ -51,6 +52,7 @@ def memory_per_rank(
         execution: Gives what is computed again instead of kept.
         precision: `fp32` or `bf16`.
         rl: Of an rl stage: gives the caches of its slots, and whether a reference is kept.
+        on_gpu: Backend `local` with the kernels that it takes on a GPU in bf16, which keep less.
 
     Returns:
         One entry for each pipeline stage, first stage first.
@@ -58,7 +60,7 @@ def memory_per_rank(
     return tuple(
         RankMemory(
             **_state_bytes(recipe_model, layout, stage, precision),
-            **activation_bytes(recipe_model, layout, batch, execution, stage=stage, precision=precision),
+            **activation_bytes(recipe_model, layout, batch, execution, stage=stage, precision=precision, on_gpu=on_gpu),
             **_rl_bytes(recipe_model, layout, batch, rl, stage=stage, precision=precision),
         )
         for stage in range(layout.pipeline_model_parallel_size)

@@ -13,10 +13,12 @@ from rich.text import Text
 from data_tools.quantities import format_exact
 from megatron_ext.plan.cost import GpuTime
 from megatron_ext.plan.lineage import unfinished_parent
+from megatron_ext.plan.predict import Prediction
 from megatron_ext.plan.render_cost import cost_rows, execution_rows
 from megatron_ext.plan.render_data import chain_rows, data_tables, domain_rows
 from megatron_ext.plan.render_rl import rl_rows
 from megatron_ext.plan.render_sft import sft_rows
+from megatron_ext.plan.render_speed import prediction_facts
 from megatron_ext.plan.render_table import Row, cut_rows, frame
 from megatron_ext.plan.stage_plan import BatchPlan, NewTokensPlan, StagePlan
 from megatron_ext.plan.vllm import serve_lines
@@ -27,18 +29,21 @@ _PIPE_WIDTH = 10_000
 _SHOWN_TOKENS = 5
 
 
-def print_plan(plan: StagePlan, *, run_root: Path, time: GpuTime | None = None) -> None:
+def print_plan(
+    plan: StagePlan, *, run_root: Path, time: GpuTime | None = None, prediction: Prediction | None = None
+) -> None:
     """Prints a plan on stdout.
 
     Args:
         plan: A decided stage.
         run_root: Folder that holds `stages/`.
         time: GPU-hours, when they were asked for.
+        prediction: Its speed, when it was asked for.
     """
     console = terminal()
     console.print(Text.assemble((plan.stage_id, "bold"), "  ", (plan.recipe, "dim")))
     tables = [part for title, table in data_tables(plan) for part in (title, table) if part]
-    console.print(_facts(plan, run_root, time), "", *tables, sep="\n")
+    console.print(_facts(plan, run_root, cost_rows(plan, time, prediction)), "", *tables, sep="\n")
     sentences = [*plan.roundings, *_remarks(plan, run_root)]
     if sentences:
         console.print("")
@@ -61,11 +66,12 @@ def _remarks(plan: StagePlan, run_root: Path) -> list[str]:
     return remarks
 
 
-def plan_json(plan: StagePlan, time: GpuTime | None) -> str:
-    """A plan as JSON; with `gpu_time` where GPU-hours were asked for."""
-    if time is None:
+def plan_json(plan: StagePlan, time: GpuTime | None, prediction: Prediction | None = None) -> str:
+    """A plan as JSON; with `gpu_time` or `prediction` where one was asked for."""
+    if time is None and prediction is None:
         return plan.model_dump_json(indent=2)
-    return json.dumps(plan.model_dump(mode="json") | {"gpu_time": time._asdict()}, indent=2)
+    more = {"gpu_time": time._asdict()} if time is not None else {"prediction": prediction_facts(prediction)}
+    return json.dumps(plan.model_dump(mode="json") | more, indent=2)
 
 
 class _Console(Console):
@@ -91,7 +97,7 @@ def counted(number: int, one: str, many: str | None = None) -> str:
     return f"{format_exact(number)} {one if number == 1 else many or one + 's'}"
 
 
-def _facts(plan: StagePlan, run_root: Path, time: GpuTime | None) -> Table:
+def _facts(plan: StagePlan, run_root: Path, cost: list[Row]) -> Table:
     table = frame("", "")
     table.columns[0].style = "bold"
     rows = [
@@ -102,7 +108,7 @@ def _facts(plan: StagePlan, run_root: Path, time: GpuTime | None) -> Table:
         *_schedule_rows(plan),
         *_cadence_rows(plan),
         *execution_rows(plan.execution),
-        *cost_rows(plan, time),
+        *cost,
         *domain_rows(plan),
         ("tokenizer", f"{plan.data.tokenizer}, {format_exact(plan.data.tokenizer_vocab_size)} ids"),
         ("written to", str(run_root / "stages" / plan.stage_id)),

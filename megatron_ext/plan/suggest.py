@@ -21,8 +21,9 @@ does not count: temporary buffers of kernels, of communication, of the allocator
 4. the least PP;
 5. the largest micro-batch: fewer and larger kernels.
 
-The order is a rule of thumb and predicts no speed: time a few steps of the first ones. The best of each
-TP x PP x CP is kept.
+The order is a rule of thumb and predicts no speed: time a few steps of the first ones. Where a GPU is named and a
+measured step is near (predict.py), they are ranked by the predicted time of a step instead, these rules deciding
+between equals. The best of each TP x PP x CP is kept.
 """
 
 from __future__ import annotations
@@ -31,16 +32,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_tools.errors import RecipeError
 from megatron_ext.plan.cost import counted_on_gpus
 from megatron_ext.plan.datasets import has_sizes
 from megatron_ext.plan.execution import legal_recompute_modules
 from megatron_ext.plan.flops import recomputed_token_flops, stage_token_flops, token_flops
+from megatron_ext.plan.hardware import NODE, Gpu
 from megatron_ext.plan.layouts import legal_tensor_parallel_sizes
 from megatron_ext.plan.make import Draft, draft_before, draft_plan
 from megatron_ext.plan.memory import memory_per_rank
+from megatron_ext.plan.predict import Anchor, Prediction, predict_layout
 from megatron_ext.plan.sft import plan_sft
 from megatron_ext.plan.sft_batch import row_slots
 from megatron_ext.plan.sft_declared import PackedStage
@@ -49,9 +52,6 @@ from megatron_ext.recipe.layer_pattern import parse_pattern
 from megatron_ext.recipe.load import LoadedRecipe
 from megatron_ext.recipe.rules import divisors, listed
 from megatron_ext.recipe.schema import ParallelRecipe, Recipe, SftRecipe, TrainingRecipe
-
-NODE = 8
-"""GPUs that one NVLink domain joins (H100 SXM5, the paper's)."""
 
 _CONTEXTS = range(2, NODE + 1)
 
@@ -78,6 +78,7 @@ class Candidate:
     recomputed: float  # share of a step's operations that is done again
     imbalance: float  # operations of the slowest pipeline stage over the mean
     time_over_work: float  # of a rank, in microbatches, were all pipeline stages equal
+    prediction: Prediction | None = None
 
     @property
     def idle(self) -> float:
@@ -95,9 +96,10 @@ class Candidate:
         return self.layout.context_parallel_size, *self.sizes
 
     @property
-    def rank(self) -> tuple[float, int, int, int, int]:
+    def rank(self) -> tuple[float, float, int, int, int, int]:
         """The order of this module's docstring; less is better."""
-        return self.idle + self.recomputed, *self.all_sizes, -self.batch.micro_batch_size
+        seconds = self.prediction.step.total if self.prediction is not None else 0.0
+        return seconds, self.idle + self.recomputed, *self.all_sizes, -self.batch.micro_batch_size
 
 
 @dataclass(frozen=True)
@@ -119,9 +121,29 @@ class Suggestion:
         return " ".join(f"--set {override}" for override in self.overrides)
 
 
+class Search(NamedTuple):
+    """What came of all legal layouts, by their sizes."""
+
+    found: list[Suggestion]  # fit, the best first
+    too_large: list[Suggestion]  # fit in no micro-batch and with nothing kept: as frugal as they can be
+    further: int  # fit too, and stand behind the found ones
+
+
 def suggest_layouts(
     loaded: LoadedRecipe, *, gpus: int, gpu_memory: int, run_root: Path | None = None
 ) -> list[Suggestion]:
+    """The layouts that fit, the best first: `search_layouts` without a GPU of known speed."""
+    return search_layouts(loaded, gpus=gpus, gpu_memory=gpu_memory, run_root=run_root).found
+
+
+def search_layouts(
+    loaded: LoadedRecipe,
+    *,
+    gpus: int,
+    gpu_memory: int,
+    run_root: Path | None = None,
+    speed: tuple[Gpu, Anchor] | None = None,
+) -> Search:
     """Ranks the layouts that fit.
 
     Args:
@@ -130,9 +152,10 @@ def suggest_layouts(
         gpus: Processes of the run.
         gpu_memory: Bytes of one GPU.
         run_root: Where a parent named by its id lies; None takes the site's.
+        speed: The GPU, and the measured step that predictions start from; None ranks without predictions.
 
     Returns:
-        Up to `MOST`, the best first.
+        Up to `MOST` that fit, and why the others are not among them.
 
     Raises:
         RecipeError: What no layout mends; no layout is legal; or none fits, with the smallest need.
@@ -143,16 +166,37 @@ def suggest_layouts(
     if loaded.recipe.stage == "sft" and has_sizes(loaded):
         packed = plan_sft(loaded, [], store=str(run_root or loaded.site.run_root), is_kept=False)
     draft_plan(_smallest_layout(loaded), before=before, packed=packed)
-    candidates = list(_candidates(loaded, gpus, before, packed))
-    found, hopeless = _fitting(candidates, loaded.recipe, gpu_memory)
-    if not any(one.candidate.recomputed == 0 for one in found):
-        candidates += _candidates(loaded, gpus, before, packed, is_shared=True)
-        found, hopeless = _fitting(candidates, loaded.recipe, gpu_memory)
+    candidates = [_timed(one, loaded.recipe, speed) for one in _candidates(loaded, gpus, before, packed)]
+    result = _fitting(candidates, loaded.recipe, gpu_memory)
+    if not any(one.candidate.recomputed == 0 for one in result.found):
+        shared = _candidates(loaded, gpus, before, packed, is_shared=True)
+        candidates += [_timed(one, loaded.recipe, speed) for one in shared]
+        result = _fitting(candidates, loaded.recipe, gpu_memory)
     if not candidates:
         raise RecipeError(_nothing_legal(loaded.recipe, gpus))
-    if not found:
-        raise RecipeError(_nothing_fits(min(hopeless, key=lambda one: one.memory.total), gpus, gpu_memory))
-    return found
+    if not result.found:
+        raise RecipeError(_nothing_fits(min(result.too_large, key=lambda one: one.memory.total), gpus, gpu_memory))
+    return result
+
+
+def _timed(candidate: Candidate, recipe: Recipe, speed: tuple[Gpu, Anchor] | None) -> Candidate:
+    """The candidate with its predicted speed, where one can be told."""
+    if speed is None:
+        return candidate
+    gpu, anchor = speed
+    work = sum(token_flops(recipe.model, candidate.batch.sequence_length).values())
+    prediction = predict_layout(
+        recipe.model,
+        candidate.layout,
+        candidate.batch,
+        candidate.execution,
+        precision=recipe.precision,
+        gpu=gpu,
+        anchor=anchor,
+        token_flops=work,
+        time_over_work=candidate.time_over_work,
+    )
+    return replace(candidate, prediction=prediction)
 
 
 def untried_pad_multiple(found: Sequence[Suggestion], recipe: Recipe) -> int | None:
@@ -167,20 +211,22 @@ def untried_pad_multiple(found: Sequence[Suggestion], recipe: Recipe) -> int | N
     return pad if is_refused and not any(one.candidate.recomputed == 0 for one in found) else None
 
 
-def _fitting(candidates: list[Candidate], recipe: Recipe, gpu_memory: int) -> tuple[list[Suggestion], list[Suggestion]]:
-    """The best candidates that fit, and those of sizes that never do, as frugal as they can be."""
-    most_frugal = {candidate.all_sizes: candidate for candidate in sorted(candidates, key=_frugality)}
-    found: list[Suggestion] = []
-    hopeless: list[Suggestion] = []
+def _fitting(candidates: list[Candidate], recipe: Recipe, gpu_memory: int) -> Search:
+    """The best candidate that fits of all sizes, and the sizes that never do, as frugal as they can be."""
+    by_sizes: dict[tuple[int, int, int], list[Candidate]] = {}
     for candidate in sorted(candidates, key=lambda candidate: candidate.rank):
-        if any(candidate.all_sizes == known.candidate.all_sizes for known in (*found, *hopeless)) or len(found) == MOST:
+        by_sizes.setdefault(candidate.all_sizes, []).append(candidate)
+    found: list[Suggestion] = []
+    too_large: list[Suggestion] = []
+    for ranked in by_sizes.values():
+        frugal = _counted(max(ranked, key=_frugality), recipe)
+        if not _fits(frugal, gpu_memory):
+            too_large.append(frugal)
             continue
-        counted = _counted(candidate, recipe)
-        if _fits(counted, gpu_memory):
-            found.append(counted)
-        elif not _fits(frugal := _counted(most_frugal[candidate.all_sizes], recipe), gpu_memory):
-            hopeless.append(frugal)
-    return found, hopeless
+        all_counted = (_counted(candidate, recipe) for candidate in ranked)
+        found.append(next(one for one in all_counted if _fits(one, gpu_memory)))
+    found.sort(key=lambda one: one.candidate.rank)
+    return Search(found[:MOST], too_large, len(found[MOST:]))
 
 
 def _smallest_layout(loaded: LoadedRecipe) -> LoadedRecipe:
@@ -270,7 +316,9 @@ def _frugality(candidate: Candidate) -> tuple[float, int]:
 
 def _counted(candidate: Candidate, recipe: Recipe) -> Suggestion:
     layout, batch, execution = candidate.layout, candidate.batch, candidate.execution
-    ranks = memory_per_rank(recipe.model, layout, batch, execution, precision=recipe.precision, rl=recipe.rl)
+    ranks = memory_per_rank(
+        recipe.model, layout, batch, execution, precision=recipe.precision, rl=recipe.rl, on_gpu=True
+    )
     fullest = max(ranks, key=lambda rank: rank.total)
     return Suggestion(candidate, fullest, _overrides(recipe, candidate))
 
@@ -314,7 +362,7 @@ def _nothing_legal(recipe: Recipe, gpus: int) -> str:
             f", ramp_start_batch_size {training.ramp_start_batch_size} and ramp_increment {training.ramp_increment}"
         )
     return (
-        f"--gpus {gpus}: no layout is legal: TP can be {tensor}, and {gpus} / (TP x PP) must divide {batch}; "
+        f"--world-size {gpus}: no layout is legal: TP can be {tensor}, and {gpus} / (TP x PP) must divide {batch}; "
         "take another number of GPUs or another batch"
     )
 

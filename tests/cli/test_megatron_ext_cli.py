@@ -174,7 +174,8 @@ for words in (
     ["plan", "pretrain.yaml"],
     ["diff", "pretrain.yaml", "pretrain.yaml"],
     [*base, "--world-size", "512"],
-    [*base, "--suggest", "--gpus", "512", "--gpu-memory", "80GB"],
+    [*base, "--suggest", "--world-size", "512", "--gpu-memory", "80GB"],
+    [*base, "--world-size", "512", "--gpu", "h100"],
 ):
     assert main(words) == 0
 print("heavy:", sorted({"torch", "megatron", "tokenizers", "transformers"} & set(sys.modules)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -37,7 +38,9 @@ def stripped(text: str) -> list[str]:
 
 
 def command_with(words: str) -> str:
-    (command,) = [command for command in COMMANDS if words in command]
+    (command,) = [
+        command for command in COMMANDS if words in command and ("--suggest" in words) == ("--suggest" in command)
+    ]
     return command
 
 
@@ -52,7 +55,7 @@ def sentence_of(words: str) -> str:
 
 
 def test_every_command_of_the_page_does_what_the_page_says(capsys: pytest.CaptureFixture[str]) -> None:
-    assert len(COMMANDS) == 5
+    assert len(COMMANDS) == 6
     for command in COMMANDS:
         if "=736" in command:
             assert "does not divide global_batch_size 736" in "".join(printed(capsys, command, code=2))
@@ -60,7 +63,10 @@ def test_every_command_of_the_page_does_what_the_page_says(capsys: pytest.Captur
             assert printed(capsys, command)
 
 
-@pytest.mark.parametrize(("command", "block"), [("--mfu", "FLOPs   "), ("--suggest", "GB a rank")])
+@pytest.mark.parametrize(
+    ("command", "block"),
+    [("--mfu", "FLOPs   "), ("--suggest", "GB a rank"), ("512 --gpu h100", "speed   ")],
+)
 def test_the_printed_blocks_are_the_output(command: str, block: str, capsys: pytest.CaptureFixture[str]) -> None:
     lines = printed(capsys, command_with(command))
     shown = output_with(block)
@@ -83,7 +89,7 @@ def test_the_numbers_beside_the_first_plan_are_its_own(capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("option", "there"),
     [
-        ("training.backend=local", ["activations 20.3 GB"]),
+        ("training.backend=local", ["activations 11.7 GB"]),
         ("training.recompute=full", ["7.81 GB", "31 % more"]),
         ("checkpoint.optimizer_format=dp_reshardable", ["2.22 GB"]),
     ],
@@ -96,3 +102,21 @@ def test_the_numbers_beside_an_option_are_its_own(
     for number in there:
         assert number.removeprefix("activations ") in sentence
         assert number in text
+
+
+def test_the_numbers_of_the_step_by_hand_are_those_that_are_predicted(capsys: pytest.CaptureFixture[str]) -> None:
+    selected = ("parallel.tensor_model_parallel_size=2", "parallel.pipeline_model_parallel_size=1")
+    words = [word for key in selected for word in ("--set", key)]
+    (line, *_) = printed(capsys, command_with("512 --gpu h100"), *words, "--json"), None
+    facts = json.loads(" ".join(line))["prediction"]
+    for part, name in {
+        "products": "matrix products", "ssd": "SSD", "elementwise": "elementwise", "tensor": "tensor", "data": "data",
+        "update": "update",
+    }.items():  # fmt: skip
+        assert sentence_of(f"| {name} | 0.").split("|")[2].strip() == f"{facts['parts_s'][part]:.3f}"
+    assert sentence_of("| step | ").split("|")[2].strip() == f"{facts['step_s']:.3f}"
+    own = facts["step_s"] - sum(facts["parts_s"][part] for part in ("tensor", "context", "pipeline", "data"))
+    assert f"TP 2 would reach {100 * facts['mfu'] * facts['step_s'] / own:.0f} %" in PAGE
+    hours = printed(capsys, command_with("512 --gpu h100"), *words)
+    assert any(line.startswith("GPU-hours 35,230 ") and "2.87 days" in line for line in hours)
+    assert "it is 35,230 GPU-hours, 2.87 days" in PAGE

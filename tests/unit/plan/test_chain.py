@@ -327,7 +327,7 @@ def test_a_parent_may_be_named_by_its_id(project: PencilProject) -> None:
     [
         ["plan", "--json"],
         ["plan"],
-        ["plan", "--suggest", "--gpus", "2", "--gpu-memory", "80GB"],
+        ["plan", "--suggest", "--world-size", "2", "--gpu-memory", "80GB"],
         ["diff", "child.yaml"],
     ],
 )

@@ -39,7 +39,7 @@ def test_a_plan_says_what_will_happen(project: PencilProject, capsys: pytest.Cap
         "projection 59.9 %, ssd 9.02 %, convolution 1.04 %, attention 0.462 %, output 29.6 %",
         "memory 4.76 MB on the fullest rank, temporary buffers on top",
         "parameters 1.07 MB, gradients 1.07 MB, optimizer 2.14 MB, activations 407 KB, logits 73.9 KB",
-        "activations as backend local keeps them; with --mfu and --gpu auto is counted as te",
+        "activations as backend local keeps them on a CPU; with --gpu auto is counted as te",
         "disk 6.42 MB = 2 checkpoints x 3.21 MB (weights 1.07 MB), one more while it is written",
         "a save the busiest rank writes 3.21 MB",
         "tokenizer data/tokenizer, 100 ids",

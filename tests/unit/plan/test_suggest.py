@@ -13,7 +13,7 @@ from megatron_ext.__main__ import main
 from megatron_ext.plan.flops import stage_token_flops
 from megatron_ext.plan.make import draft_plan
 from megatron_ext.plan.memory import memory_per_rank
-from megatron_ext.plan.suggest import RESERVE, Suggestion, suggest_layouts
+from megatron_ext.plan.suggest import MOST, RESERVE, Suggestion, search_layouts, suggest_layouts
 from megatron_ext.recipe.load import LoadedRecipe, load_recipe
 from tests.support.sft_project import SHORT, make_sft_project, write_chat
 
@@ -130,7 +130,7 @@ def test_rows_of_data_that_is_not_built_are_counted_from_its_declared_size_or_sa
     project = make_sft_project(tmp_path)
     for file in (project.root / "data").glob("c*"):
         file.unlink()
-    command = ["plan", "--suggest", "--gpus", "64", "--gpu-memory", "80GB", "--site", str(project.site)]
+    command = ["plan", "--suggest", "--world-size", "64", "--gpu-memory", "80GB", "--site", str(project.site)]
     command += ["--set", "sft.batch_unit=conversations"]
     assert main([*command, str(project.recipe)]) == 0
     assert "counted as if each conversation filled a row, for the data is not built" in capsys.readouterr().out
@@ -187,7 +187,7 @@ def test_rows_too_long_for_a_rank_are_shared(capsys: pytest.CaptureFixture[str])
     best = suggest_layouts(base(*long), gpus=64, gpu_memory=80 * GB)[0].candidate
     assert (best.all_sizes, best.execution.recompute) == ((2, 8, 1), "none")
     keys = [word for key in long for word in ("--set", key)]
-    assert main(["plan", str(BASE), *keys, "--suggest", "--gpus", "64", "--gpu-memory", "80GB"]) == 0
+    assert main(["plan", str(BASE), *keys, "--suggest", "--world-size", "64", "--gpu-memory", "80GB"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["1", "8", "1", "2", "4"] in [line[:5] for line in lines]  # tensor, pipeline, context, data
     unshared = suggest_layouts(base(*long, "training.backend=local"), gpus=64, gpu_memory=640 * GB)
@@ -195,7 +195,7 @@ def test_rows_too_long_for_a_rank_are_shared(capsys: pytest.CaptureFixture[str])
 
 
 def test_when_nothing_fits_the_smallest_need_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", str(BASE), "--suggest", "--gpus", "8", "--gpu-memory", "10GB"]) == 2
+    assert main(["plan", str(BASE), "--suggest", "--world-size", "8", "--gpu-memory", "10GB"]) == 2
     text = capsys.readouterr().err
     assert text.startswith(
         "error: --gpu-memory 10 GB: nothing fits 8 GPUs with 10% of each kept free.\n  smallest need  "
@@ -212,13 +212,13 @@ def test_a_number_of_gpus_without_a_layout_is_refused() -> None:
     with pytest.raises(RecipeError) as caught:
         suggest_layouts(base(), gpus=53, gpu_memory=80 * GB)
     assert str(caught.value) == (
-        "--gpus 53: no layout is legal: TP can be 1, 2, 4, 8, and 53 / (TP x PP) must divide "
+        "--world-size 53: no layout is legal: TP can be 1, 2, 4, 8, and 53 / (TP x PP) must divide "
         "global_batch_size 768; take another number of GPUs or another batch"
     )
 
 
 def test_the_table_and_the_json_say_the_same(capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["plan", str(BASE), "--suggest", "--gpus", "64", "--gpu-memory", "80GB"]
+    command = ["plan", str(BASE), "--suggest", "--world-size", "64", "--gpu-memory", "80GB"]
     assert main(command) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert main([*command, "--json"]) == 0
@@ -231,17 +231,22 @@ def test_the_table_and_the_json_say_the_same(capsys: pytest.CaptureFixture[str])
     assert any(line[:2] == ["ranked", "by"] for line in lines)
 
 
-SUGGEST = ["--suggest", "--gpus", "8", "--gpu-memory", "80GB"]
+SUGGEST = ["--suggest", "--world-size", "8", "--gpu-memory", "80GB"]
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--suggest"], "--suggest needs --gpus N and --gpu-memory SIZE"),
-        (["--gpus", "8"], "--gpus: not read without --suggest"),
+        (["--suggest"], "--suggest needs --world-size N, and --gpu GPU or --gpu-memory SIZE"),
+        (["--suggest", "--world-size", "8"], "--suggest needs --world-size N, and --gpu GPU or --gpu-memory SIZE"),
+        (["--suggest", "--gpu", "h100"], "--suggest needs --world-size N, and --gpu GPU or --gpu-memory SIZE"),
+        (["--suggest", "--gpus", "8", "--gpu", "h100"], "--gpus 8: is --world-size now"),
         (["--gpu-memory", "8GB"], "--gpu-memory: not read without --suggest"),
-        ([*SUGGEST, "--mfu", "0.4", "--gpu", "h100"], "--mfu, --gpu: not read with --suggest"),
-        ([*SUGGEST, "--world-size", "8", "--json"], "--world-size: not read with --suggest"),
+        ([*SUGGEST, "--mfu", "0.4", "--gpu", "h100"], "--mfu: not read with --suggest"),
+        (["--network", "50GB"], "--network: not read without --gpu"),
+        (["--points", "p", "--mfu", "0.4", "--gpu", "h100"], "--points: not read with --mfu"),
+        (["--gpu", "989.4"], "--gpu '989.4': its memory and links are not known"),
+        ([*SUGGEST, "--gpu", "b9"], "--gpu 'b9': its memory and links are not known"),
         (["--json", "--mfu", "7", "--gpu", "nonsense"], "--mfu 7 is no share of the peak"),
         (["--json", "--mfu", "0.4", "--gpu", "nonsense"], "--gpu 'nonsense': use a100"),
     ],
@@ -270,13 +275,13 @@ def test_hours_are_in_the_json_and_auto_is_counted_as_te_where_gpus_are_named(
     te = json.loads(printed("--json", "--set", "training.backend=te"))
     assert timed["cost"]["memory"] == te["cost"]["memory"] != bare["cost"]["memory"]
     assert timed | {"cost": None} == bare | {"cost": None}
-    assert "activations as backend local keeps them; with --mfu and --gpu auto is counted as te" in printed()
+    assert "activations as backend local keeps them on a CPU; with --gpu auto is counted as te" in printed()
     assert "activations of backend te (as auto is counted on GPUs) are an estimate" in printed(*time)
 
 
 def test_a_size_without_its_unit_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        main(["plan", str(BASE), "--suggest", "--gpus", "8", "--gpu-memory", "80"])
+        main(["plan", str(BASE), "--suggest", "--world-size", "8", "--gpu-memory", "80"])
     assert ended.value.code == 2
     assert "write a number and its unit" in capsys.readouterr().err
 
@@ -284,7 +289,7 @@ def test_a_size_without_its_unit_is_refused(capsys: pytest.CaptureFixture[str]) 
 def test_a_padding_that_stands_against_context_parallelism_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     """Of the shipped stage nothing fits 20 GB without computing again, and CP needs pieces of a multiple of 4 to 16."""
     recipe = str(BASE.parents[1] / "sft/shq.yaml")
-    command = ["plan", recipe, "--suggest", "--gpus", "64", "--gpu-memory", "20GB"]
+    command = ["plan", recipe, "--suggest", "--world-size", "64", "--gpu-memory", "20GB"]
     assert main(command) == 0
     said = "context     none was tried: it cuts each conversation into 2 x context pieces, and sft.pad_multiple is 1; "
     assert f"{said}ask again with --set sft.pad_multiple=16, which makes it another stage" in capsys.readouterr().out
@@ -294,3 +299,24 @@ def test_a_padding_that_stands_against_context_parallelism_is_said(capsys: pytes
     assert "none was tried" not in out
     assert main([*command[:-1], "80GB"]) == 0
     assert "none was tried" not in capsys.readouterr().out
+
+
+def test_what_fits_nowhere_is_named_with_its_least_need(capsys: pytest.CaptureFixture[str]) -> None:
+    """An 8B does not fit one H100 in any way, nor does half of it: 8.1e9 x (2 + 4) / 2 + 12 / 4 is 48.6 and 24.3 GB."""
+    search = search_layouts(base(), gpus=16, gpu_memory=40 * GB)
+    alone = {one.candidate.sizes: one for one in search.too_large}
+    assert (1, 1) in alone
+    assert alone[1, 1].candidate.execution.recompute == "full"
+    assert alone[1, 1].memory.total > (1 - RESERVE) * 40 * GB
+    assert not set(alone) & {one.candidate.sizes for one in search.found}
+    assert main(["plan", str(BASE), "--suggest", "--world-size", "16", "--gpu-memory", "40GB"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("too large ")]
+    assert f"1 x 1 x 1 ({alone[1, 1].memory.total / GB:.3g} GB)" in line
+
+
+def test_sizes_behind_the_shown_ones_are_counted(paper: list[Suggestion]) -> None:
+    search = search_layouts(base(), gpus=512, gpu_memory=80 * GB)
+    assert len(search.found) == len(paper) == MOST
+    every = search.further + len(search.found) + len(search.too_large)
+    # TP 1 to 8, PP 1 to 32 of 52 layers, in powers of two; 768 rows do not divide among 512 ranks of a single one.
+    assert every == 4 * 6 - 1
