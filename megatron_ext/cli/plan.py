@@ -69,7 +69,7 @@ def _plan(arguments: argparse.Namespace) -> None:
         return
     from megatron_ext.plan.cost import gpu_time, with_gpu_memory
     from megatron_ext.plan.make import make_stage_plan
-    from megatron_ext.plan.predict import predict
+    from megatron_ext.plan.predict import anchor_of, predict
     from megatron_ext.plan.render import plan_json, print_plan
     from megatron_ext.recipe.load import load_recipe
 
@@ -79,7 +79,8 @@ def _plan(arguments: argparse.Namespace) -> None:
     )
     time = prediction = None
     if arguments.gpu is not None and arguments.mfu is None:
-        prediction = predict(plan, _gpu(arguments), _points(arguments))
+        gpu = _gpu(arguments)
+        prediction = predict(plan, gpu, anchor_of(loaded.recipe, gpu, _points(arguments)))
     else:
         time = gpu_time(plan, mfu=arguments.mfu, gpu=arguments.gpu)
     if time is not None or prediction is not None:

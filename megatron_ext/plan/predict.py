@@ -162,27 +162,12 @@ def predict_layout(
     )
 
 
-def predict(plan: StagePlan, gpu: Gpu, points: Sequence[MeasuredPoint]) -> Prediction:
-    """Predicts a planned stage; `auto` is counted as `te`, as memory is.
-
-    Raises:
-        UsageError: No measured step is near, or the stage samples.
-    """
-    if plan.rl is not None:
-        raise UsageError("plan: --gpu without --mfu: how long an rl stage samples is not predicted; state an --mfu.")
+def predict(plan: StagePlan, gpu: Gpu, anchor: Anchor) -> Prediction:
+    """Predicts a planned stage from the anchor of its recipe; `auto` is counted as `te`, as memory is."""
     assert plan.cost is not None, "a plan made from a recipe has its cost"
-    layout = counted_on_gpus(plan.layout)
-    anchor = find_anchor(
-        plan.model,
-        sequence_length=plan.batch.sequence_length,
-        backend=layout.backend,
-        precision=plan.precision,
-        gpu=gpu,
-        points=points,
-    )
     return predict_layout(
         plan.model,
-        layout,
+        counted_on_gpus(plan.layout),
         plan.batch,
         plan.execution,
         precision=plan.precision,
