@@ -112,10 +112,14 @@ def anchor_of(recipe: Recipe, gpu: Gpu, points: Sequence[MeasuredPoint]) -> Anch
     """The nearest point of a recipe; backend `auto` is counted as `te`, as memory is.
 
     Raises:
-        UsageError: No measured step is near, or the stage samples.
+        UsageError: No measured step is near, or the stage samples or multiplies in fp8.
     """
     if recipe.stage == "rl":
         raise UsageError("plan: --gpu without --mfu: how long an rl stage samples is not predicted; state an --mfu.")
+    if recipe.fp8 is not None:
+        raise UsageError(
+            "plan: --gpu without --mfu: no step in fp8 has been measured; state an --mfu, or set fp8=null."
+        )
     return find_anchor(
         recipe.model,
         sequence_length=recipe.training.sequence_length,
@@ -185,7 +189,7 @@ def origin(prediction: Prediction) -> list[str]:
         f"rows x {anchor.length_ratio:.3g}" if anchor.length_ratio != 1 else "",
         f"{anchor.point.gpu} to {gpu.name} by peak and memory bandwidth" if anchor.point.gpu != gpu.name else "",
         f"{anchor.point.ranks} to {prediction.ranks:,} GPUs by bytes over NVLink of {gpu.nvlink / 1e9:g} and "
-        f"adapters of {gpu.network / 1e9:g} GB/s at {LINK_RATIO:.0%}, nothing overlapped, never measured"
+        f"adapters of {gpu.network / 1e9:g} GB/s at {LINK_RATIO:.0%}, as if nothing overlapped, never measured"
         if prediction.ranks != anchor.point.ranks
         else "",
     ]

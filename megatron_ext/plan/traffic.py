@@ -12,7 +12,7 @@ With t, c, d, p ranks of tensor, context, data and pipeline parallelism, n token
               bf16 parameters gathered), 8 (d-1)/d N without (fp32 gradients are reduced); d counts context ranks too
 
 Numbers are 2 bytes wide, as bf16 is. Embedding and output layer count as 2 and 3 more of the 5. Nothing is taken to
-run beside computation: this project's settings overlap no reduction (`training/parts.py`).
+run beside computation, whatever `parallel.overlap_*` and `tp_comm_overlap` say: no overlap has been measured.
 
 Source: Korthikanti et al., arXiv 2205.05198 section 4.2 (sequence parallelism moves what tensor parallelism does);
 megatron-core 0.19, `tensor_parallel/layers.py` (the second gather), `ssm/mamba_context_parallel.py`,

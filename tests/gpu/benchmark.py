@@ -72,7 +72,9 @@ def measure(
             more["isolation"] = isolation_times(parts)
     tokens_per_s = plan.batch.tokens_per_step / median
     flops = sum(token_flops(plan.model, plan.batch.sequence_length).values())
-    (planned,) = memory_per_rank(plan.model, plan.layout, plan.batch, plan.execution, precision=plan.precision)
+    (planned,) = memory_per_rank(
+        plan.model, plan.layout, plan.batch, plan.execution, precision=plan.precision, on_gpu=True
+    )
     return {
         "layers": describe_layers(plan),
         "step_ms": median * 1e3,
@@ -200,7 +202,7 @@ def main() -> None:
         found = measure(plan, steps, warmup=warmup, with_kernels=args.kernels, with_graphs=args.graphs)
     shape = {"model": args.model.stem, "rows": args.rows, "sequence_length": args.sequence_length}
     shape |= {"document_tokens": args.document_tokens, "precision": args.precision}
-    shape |= {"tensor": args.tensor}
+    shape |= {"tensor": args.tensor, "steps": steps}
     if launch.is_main:
         print(json.dumps({"backend": args.backend, **shape, **found}))
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from tests.gpu.comparison import comparison_lines, recorded_file
 from tests.gpu.part import Part
+from tests.gpu.points import write_points
 
 PACKAGES = ("torch", "triton", "megatron-core", "transformer-engine", "mamba-ssm", "causal-conv1d", "apex")
 
@@ -49,10 +50,14 @@ def stamp_of(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_report(out: Path, facts: dict[str, Any], parts: list[Part], *, is_recorded: bool = False) -> None:
-    """Writes report.json and report.md; with `is_recorded` to `tests/gpu/reports` too, without the output of parts."""
+    """Writes report.json, report.md and points.jsonl (points.py).
+
+    With `is_recorded` the report goes to `tests/gpu/reports` too, without the output of parts.
+    """
     report = {**facts, "parts": [asdict(part) for part in parts]}
     (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     (out / "report.md").write_text(markdown(facts, parts))
+    write_points(out, facts, parts)
     print(f"{out / 'report.md'}\n{out / 'report.json'}")
     if is_recorded:
         file = recorded_file(facts["gpus"])

@@ -13,6 +13,8 @@ from data_tools.errors import DataError
 from megatron_ext.plan.measured import MeasuredPoint, read_points, steps_of
 from megatron_ext.plan.speed import FITTED, LEFT_OUT_RATIO
 from tests.benchmarks.fit_speed import constants_of, memory_ratio, residuals
+from tests.gpu.part import Part
+from tests.gpu.points import write_points
 
 PAGE = (Path(__file__).parents[3] / "docs/reference/benchmarks.md").read_text()
 MODEL_PAGE = (Path(__file__).parents[3] / "docs/explanation/cost-model.md").read_text()
@@ -83,6 +85,27 @@ def test_a_point_without_a_package_gives_no_step(tmp_path: Path) -> None:
     file.write_text(json.dumps(GOOD | {"without": ["causal-conv1d"]}))
     assert read_points(file)
     assert not steps_of(read_points(file))
+
+
+def test_the_steps_of_a_gpu_check_are_points(tmp_path: Path) -> None:
+    """Of a benchmark's facts, with its kernels' shares of 60 ms; what several GPUs or packed rows took is none."""
+    step = {"mfu": 0.2, "backend": "te", "model": "hybrid_130m", "rows": 8, "sequence_length": 2048, "steps": 20}
+    step |= {"precision": "bf16", "step_ms": 88.3, "matmul_peak_tflops": 766.0, "peak_memory": 12_150_000_000}
+    shares = {"matrix products": 0.3, "ssd": 0.2, "attention": 0.05, "other": 0.45}
+    machine = {"gpus": ["NVIDIA H200, 139 GiB, sm 9.0"], "date": "2026-11-27T10:00+00:00", "code_sha256": "a" * 64}
+    machine |= {"versions": {"mamba-ssm": "2.3.2", "causal-conv1d": "not installed"}}
+    parts = [
+        Part("benchmark te", "passed", facts=step | {"kernels": {"busy_ms": 60.0, "shares": shares}}),
+        Part("benchmark 8", "passed", facts=step | {"gpus": 8}),
+        Part("benchmark packed", "passed", facts=step | {"document_tokens": 512}),
+        Part("kernels", "passed", facts={"passed": 3}),
+    ]
+    write_points(tmp_path, machine, parts)
+    (point,) = read_points(tmp_path / "points.jsonl")
+    assert point.kinds_ms == pytest.approx({"products": 18.0, "ssd": 12.0, "rest": 27.0})
+    assert (point.gpu, point.step_ms, point.busy_ms, point.date) == ("h200", 88.3, 60.0, "2026-11-27")
+    assert point.without == ["causal-conv1d"]
+    write_points(tmp_path / "nowhere", machine | {"gpus": ["Another, 8 GiB, sm 7.5"]}, parts)  # writes nothing
 
 
 def test_the_constants_are_the_fit_to_the_table() -> None:

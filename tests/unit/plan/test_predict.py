@@ -102,6 +102,11 @@ def test_how_long_a_stage_samples_is_not_predicted(capsys: pytest.CaptureFixture
     assert "how long an rl stage samples is not predicted; state an --mfu" in capsys.readouterr().err
 
 
+def test_products_in_fp8_are_not_predicted() -> None:
+    with pytest.raises(UsageError, match="no step in fp8 has been measured; state an --mfu, or set fp8=null"):
+        anchor_of(load_recipe(BASE, overrides=["fp8={recipe: tensorwise}"]).recipe, H100, POINTS)
+
+
 def test_the_order_is_that_of_predicted_steps(paper: Search) -> None:
     seconds = [one.candidate.prediction.step.total for one in paper.found if one.candidate.prediction]
     assert len(seconds) == len(paper.found)
