@@ -107,8 +107,8 @@ def test_the_numbers_beside_an_option_are_its_own(
 def test_the_numbers_of_the_step_by_hand_are_those_that_are_predicted(capsys: pytest.CaptureFixture[str]) -> None:
     selected = ("parallel.tensor_model_parallel_size=2", "parallel.pipeline_model_parallel_size=1")
     words = [word for key in selected for word in ("--set", key)]
-    (line, *_) = printed(capsys, command_with("512 --gpu h100"), *words, "--json"), None
-    facts = json.loads(" ".join(line))["prediction"]
+    text = " ".join(printed(capsys, command_with("512 --gpu h100"), *words, "--json"))
+    facts = json.loads(text)["prediction"]
     for part, name in {
         "products": "matrix products", "ssd": "SSD", "elementwise": "elementwise", "tensor": "tensor", "data": "data",
         "update": "update",
