@@ -173,16 +173,18 @@ def step_time(
         parts = _microbatch(work, layout, gpu, constants, factor, sent)
         sums = [total + part for total, part in zip(sums, parts, strict=True)]
         slowest = max(slowest, sum(parts))
-    products, ssd, elementwise, host, *sent_s = (micro * part / len(works) for part in sums)
+    products, ssd, elementwise, host, tensor, context, pipeline = (micro * part / len(works) for part in sums)
     stretch = (batch.num_microbatches + len(works) - 1) / micro if time_over_work is None else time_over_work
     numel = max(work.numel for work in works)
     return StepTime(
-        products,
-        ssd,
-        elementwise,
-        factor * update_seconds(layout, gpu, numel=numel),
-        host,
-        *sent_s,
+        products=products,
+        ssd=ssd,
+        elementwise=elementwise,
+        update=factor * update_seconds(layout, gpu, numel=numel),
+        host=host,
+        tensor=tensor,
+        context=context,
+        pipeline=pipeline,
         data=data_seconds(layout, gpu, numel=numel),
         idle=micro * (slowest * stretch - sum(sums) / len(works)),
     )
