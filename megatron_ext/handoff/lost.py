@@ -20,6 +20,7 @@ def lost_in_both(facts: StageFacts) -> list[Lost]:
             "an engine draws other random numbers: completions are others, and resume as exact as it is there",
         ),
         Lost("rl.mismatch_threshold", f"{rl.mismatch_threshold:g}: the mismatch is logged, and nothing stops above it"),
+        Lost("rl.engine", f"{rl.engine}: the engine samples with a generation backend of its own"),
         Lost("rl.slots", "the sampler decides how many completions it advances at once"),
         Lost("rl.max_epochs", "repeated prompts stand in the rows; the engine asks nobody"),
         Lost(

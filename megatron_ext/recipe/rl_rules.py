@@ -131,6 +131,11 @@ def _loss_rules(recipe: Recipe, rl: RlRecipe) -> Iterator[Broken]:
         )
     if rl.kl.weighted and not rl.kl.coefficient:
         yield ("rl", "kl", "weighted"), "true, and kl.coefficient is 0: there is nothing to weigh; remove it"
+    if rl.engine == "vllm" and recipe.training.cuda_graphs:
+        yield (
+            ("training", "cuda_graphs"),
+            "true: in stage rl these are graphs of sampling in-process, and vLLM makes its own; set it to false",
+        )
     if rl.engine == "vllm" and rl.temperature != 1 and (rl.top_k or rl.top_p < 1):
         key, value = ("top_k", rl.top_k) if rl.top_k else ("top_p", rl.top_p)
         yield (

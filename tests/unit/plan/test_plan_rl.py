@@ -410,3 +410,8 @@ def test_servers_cannot_give_log_probabilities_between_temperature_and_top_p(sha
     with pytest.raises(RecipeError, match=r"rl.top_p: 0.9 with engine vllm and temperature 0.5"):
         plan_of(shared, "rl.engine=vllm", "rl.temperature=0.5", "rl.top_p=0.9")
     plan_of(shared, "rl.engine=vllm", "rl.top_p=0.9", "rl.top_k=20")
+
+
+def test_graphs_of_sampling_are_not_asked_of_servers(shared: ToyProject) -> None:
+    with pytest.raises(RecipeError, match=r"training.cuda_graphs: true: in stage rl .* vLLM makes its own"):
+        plan_of(shared, "rl.engine=vllm", "training.cuda_graphs=true", "training.backend=te")
