@@ -23,7 +23,7 @@ from megatron_ext.study.report.bootstrap import (
 from megatron_ext.study.report.evaluated import Evaluated
 from megatron_ext.study.report.families import Family, families_of, runs_of
 from megatron_ext.study.report.numbers import Drawn, Estimate, MetricInfo
-from megatron_ext.study.report.seed_tree import SeedTree
+from megatron_ext.study.report.seed_tree import SeedTree, contrast_draws
 from megatron_ext.training.intervals import NORMAL_95
 
 
@@ -82,9 +82,20 @@ class Measured:
         value = sign * (means[0] - means[1])
         if self.drawn([*better, *than]) == "nothing":
             return Estimate(value=value)
-        draws = sign * (self.draws[:, list(better)].mean(1) - self.draws[:, list(than)].mean(1))
-        low, high = ends(draws, value)
-        return Estimate(value=value, low=low, high=high)
+        intervals = [
+            ends(sign * (drawn[:, list(better)].mean(1) - drawn[:, list(than)].mean(1)) + moved, value)
+            for drawn, moved in self._contrasts(better, than)
+        ]
+        return Estimate(value=value, low=min(low for low, _ in intervals), high=max(high for _, high in intervals))
+
+    def _contrasts(self, better: Sequence[int], than: Sequence[int]) -> list[tuple[Array, Array | float]]:
+        """Draws whose differences give intervals, the widest of which counts, and what seeds add to each."""
+        info, runs = self.info, runs_of(self.values, self.families)
+        draw = generator_of(info.stage, info.suite, info.name, info.role, "contrast", f"{better} {than}")
+        by_replicate = contrast_draws([runs[row] for row in better], [runs[row] for row in than], draw)
+        if by_replicate is None:
+            return [(self.draws, 0.0)]
+        return [(self.draws, 0.0), (draw_both(self.item_draws, 0.0), by_replicate)]
 
     def are_comparable(self, rows: Sequence[int]) -> bool:
         """Whether rows were asked the same and counted in the same way."""

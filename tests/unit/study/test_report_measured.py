@@ -74,6 +74,27 @@ def test_fine_tunings_of_the_only_base_are_runs_of_their_own() -> None:
     assert [one.replicates for one in families] == [(0,), (1,), (2,)]
 
 
+def test_what_fine_tunings_share_across_bases_widens_their_difference() -> None:
+    """Two recipes behind two bases: both differences are +0.1 with one seed and +0.5 with the other."""
+    right = {"x": ((50, 80), (40, 70)), "y": ((40, 30), (30, 20))}
+    rows = [
+        [
+            replace(
+                evaluated(seed, right={"sums": found}, n=100),
+                chain=(f"first-{seed}", f"{base}-{seed}", f"{name}-{base}-{seed}"),
+            )
+            for seed, found in enumerate(of_base)
+        ]
+        for name, of_bases in right.items()
+        for base, of_base in enumerate(of_bases)
+    ]
+    delta = measure_task("sft", "toy", "sums", rows).difference([0, 1], [2, 3])
+    assert delta is not None
+    assert delta.value == pytest.approx(0.3)
+    assert (delta.low or 0) < 0.3 - 12.706 * 0.2 * 0.9  # the t-test of +0.1 and +0.5: 12.7 standard errors of 0.2
+    assert (delta.high or 0) > 0.3 + 12.706 * 0.2 * 0.9
+
+
 def test_a_mean_is_of_means_as_the_suite_makes_it() -> None:
     found = measured([[evaluated(right={"sums": 2, "series": 4, "words": 9})]], "average")
     assert found.value(0) == pytest.approx((0.3 + 0.9) / 2)

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from megatron_ext.study.report.bootstrap import Array, ends, generator_of
-from megatron_ext.study.report.seed_tree import SeedRun, SeedTree
+from megatron_ext.study.report.seed_tree import SeedRun, SeedTree, contrast_draws
 
 LUCK = (10.0, 20.0, 60.0)
 """What the first stage of each replicate adds to all arms."""
@@ -98,16 +98,37 @@ def test_an_arm_that_ends_where_others_go_on_shares_their_luck() -> None:
     assert half_of(draws[:, 0] - draws[:, 1]) == pytest.approx((interval.high - interval.low) / 2, rel=0.06)
 
 
-def test_replicates_that_some_arms_miss_make_arms_unrelated() -> None:
-    rows = arms_of((3.0, 2.0), (1.0, 0.5))
-    rows[1].pop()
-    tree = SeedTree(rows)
-    assert [one and one.degrees for one in tree.spreads] == [1]
-    draws = tree.draw(generator_of("test"))
-    assert np.mean(np.sign(draws[:, 0]) == np.sign(draws[:, 1])) == pytest.approx(0.5, abs=0.03)
+def test_arms_that_miss_a_replicate_are_no_part_of_spreads() -> None:
+    rows = arms_of((3.0, 2.0, 2.5), (1.0, 0.5, 0.0), (7.0, 0.0, 1.0))
+    del rows[2][1:]
+    assert SeedTree(rows).spreads[:2] == SeedTree(rows[:2]).spreads[:2]
+
+
+def test_where_no_two_arms_have_all_replicates_differences_take_the_whole_spread() -> None:
+    rows = arms_of((0.0, 0.0), (2.0, 2.0), luck=(0.0, 10.0))
+    del rows[1][1:]
+    draws = drawn(rows)
+    # A first stage more on one side, variance 1/4 + 1/4; two arms' own luck, 1/2 + 1. With one degree scales add.
+    half = 12.706 * 50**0.5 * (0.5**0.5 + 1.5**0.5)
+    assert half_of(draws[:, 0] - draws[:, 1]) == pytest.approx(half, rel=0.08)
+
+
+def test_a_contrast_by_replicate_is_the_paired_t_test() -> None:
+    rows = arms_of((3.0, 2.0, 2.5), (1.0, 0.5, 0.0), (0.0, 4.0, 1.0))
+    draws = contrast_draws(rows[:1], rows[1:], generator_of("test"))
+    values = np.asarray([[run.value for run in row] for row in rows])
+    interval = stats.ttest_rel(values[0], values[1:].mean(0)).confidence_interval(0.95)
+    assert draws is not None
+    assert half_of(draws) == pytest.approx((interval.high - interval.low) / 2, rel=0.06)
+
+
+def test_arms_that_share_no_first_stage_have_no_contrast_by_replicate() -> None:
+    rows = [[SeedRun(1.0, ("a-0",)), SeedRun(2.0, ("a-1",))], [SeedRun(5.0, ("b-0",)), SeedRun(5.0, ("b-1",))]]
+    assert contrast_draws(rows[:1], rows[1:], generator_of("test")) is None
 
 
 def test_one_replicate_everywhere_moves_nothing() -> None:
     tree = SeedTree(arms_of((3.0,), (1.0,)))
     assert (tree.draw(generator_of("test")) == 0).all()
     assert tree.spreads == [None, None, None]
+    assert contrast_draws(arms_of((3.0,)), arms_of((1.0,)), generator_of("test")) is None
