@@ -37,7 +37,7 @@ def test_the_examples_of_a_module_are_true(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
-    return make_report(write_study(tmp_path_factory.mktemp("study"), skip=["rl-grpo-1"]), command="x")
+    return make_report(write_study(tmp_path_factory.mktemp("study"), seeds=3, skip=["rl-grpo-1"]), command="x")
 
 
 def test_the_five_questions_are_answered(report: Report) -> None:
@@ -56,7 +56,7 @@ def test_the_five_questions_are_answered(report: Report) -> None:
     assert (
         found["What did each read?"].lines[0].startswith("base-shq: 3K tokens in pretraining (web 50 %, traces 50 %)")
     )
-    assert found["What did it cost?"].short == "3 min 16 s of process time"  # who ran it was not recorded
+    assert found["What did it cost?"].short == "5 min of process time"  # who ran it was not recorded
 
 
 def answer(report: Report, question: str, **changed: object) -> tuple[str, str]:
@@ -109,8 +109,8 @@ def test_markdown_has_the_numbers_and_what_is_missing(report: Report) -> None:
     row = next(row for row in report.rows if row.label == "lmq-shq")
     cell = next(cell for cell in row.cells if cell.metric == "average")
     assert cell.estimate is not None
-    assert f"| lmq-shq | 2 of 2 | **{100 * cell.estimate.value:.1f}**" in text
-    assert "| rl lmq-shq-grpo, seed 2 of 2 | waiting | nobody has begun it | – | lmq-shq-grpo |" in text
+    assert f"| lmq-shq | 3 of 3 | **{100 * cell.estimate.value:.1f}**" in text
+    assert "| rl lmq-shq-grpo, seed 2 of 3 | waiting | nobody has begun it | – | lmq-shq-grpo |" in text
     assert r"| +21.03 points (docs/reference/paper.md\#results) | shows |" in text
     assert "- lmq-shq: lmq-shq, lmq-shq-grpo" in text  # whose row it is
 
@@ -147,7 +147,7 @@ def test_a_loss_has_its_unit_and_says_how_its_differences_are_turned(report: Rep
         if (line["arm"], line["stage"], line["metric"]) == ("lmq-shq", "sft", "average")
     }
     loss, share = ("nats per token", "lower"), ("share", "higher")
-    assert units == {(name, *loss) for name in ("mean", "0", "1", "delta")} | {("best_ratio", *share)}
+    assert units == {(name, *loss) for name in ("mean", "0", "1", "2", "delta")} | {("best_ratio", *share)}
 
 
 @pytest.mark.parametrize(("after_rl", "after_sft", "stage"), [(2, 9, "sft"), (2, 4, "rl"), (1, 2, "sft"), (1, 1, "rl")])
@@ -199,16 +199,16 @@ def test_the_tidy_table_has_a_line_for_each_number_of_each_arm(report: Report) -
         }
 
     found = of("lmq-shq", "sft", "average")
-    assert list(found) == ["mean", "0", "1", "delta", "best_ratio"]
-    values = [float(found[name]["value"]) for name in ("0", "1")]
-    assert float(found["mean"]["value"]) == pytest.approx(sum(values) / 2)
+    assert list(found) == ["mean", "0", "1", "2", "delta", "best_ratio"]
+    values = [float(found[name]["value"]) for name in ("0", "1", "2")]
+    assert float(found["mean"]["value"]) == pytest.approx(sum(values) / 3)
     assert float(found["mean"]["low"]) < float(found["mean"]["value"]) < float(found["mean"]["high"])
     assert found["mean"]["n"] == "300"
     assert of("lmq-shq-grpo", "sft", "average") == {
         name: line | {"arm": "lmq-shq-grpo"}
         for name, line in found.items()  # it shares the row
     }
-    assert of("all", "", "cost:tokens")["all"]["value"] == "17000"
+    assert of("all", "", "cost:tokens")["all"]["value"] == "26000"
 
 
 def test_what_has_not_run_has_no_value_in_the_tidy_table(tmp_path: Path) -> None:
