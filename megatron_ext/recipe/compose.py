@@ -95,7 +95,7 @@ def _chain(path: str | Path) -> list[Tree]:
         if len(seen) > MAX_LEVELS_ABOVE:
             raise RecipeError(
                 f"{origin}: extends: {len(seen)} levels above {seen[0]}, at most {MAX_LEVELS_ABOVE} are allowed: "
-                f"{chain}; write the values of one level into another"
+                f"{chain}; write the values of one level into another, or those of an arm's stage into its set:"
             )
         _require_file(file, origin, key="extends")
 

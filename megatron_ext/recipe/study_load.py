@@ -47,6 +47,7 @@ _SIGNS = {
 _REMEDIES = {
     "study": "name a study, a file with study: NAME and its arms",
     "arm": "name an arm, a file with arm: NAME and its stages: [RECIPE, ...]",
+    "suite": "name a suite, a file with suite: NAME and its tasks",
 }
 
 
@@ -161,10 +162,17 @@ def _composed(path: str | Path, wanted: str) -> Tree:
         RecipeError: The file is of another kind.
     """
     tree = compose(path)
-    found = next((kind for key, kind in _SIGNS.items() if key in tree.data), None)
-    if wanted not in tree.data and found is not None:
-        raise RecipeError(f"{path}: this is {found}, and not {_SIGNS[wanted]}; {_REMEDIES[wanted]}")
+    if message := _of_another_kind(str(path), tree, wanted):
+        raise RecipeError(message)
     return tree
+
+
+def _of_another_kind(path: str, tree: Tree, wanted: str) -> str:
+    """What is said of a file that is plainly of another kind than wanted; "" of any other."""
+    found = next((kind for key, kind in _SIGNS.items() if key in tree.data), None)
+    if wanted in tree.data or found is None:
+        return ""
+    return f"{path}: this is {found}, and not {_SIGNS[wanted]}; {_REMEDIES[wanted]}"
 
 
 def _arms_of_files(tree: Tree, study: StudyRecipe, above: Settings, problems: Problems) -> Iterator[LoadedArm]:
@@ -211,7 +219,11 @@ def _suites(tree: Tree, kind: StageKind, study: StudyRecipe, problems: Problems)
     for index, written in enumerate(getattr(study.evaluate, kind)):
         key: KeyPath = ("evaluate", kind, index)
         file = _path(tree, key, written)
-        if _require(file, key, tree, problems):
+        if not _require(file, key, tree, problems):
+            continue
+        if message := _of_another_kind(file, compose(file), "suite"):
+            problems.add(tree.origin(key), key, message)
+        else:
             yield file
 
 
@@ -264,7 +276,12 @@ def _check_names(tree: Tree, study: StudyRecipe, arms: list[LoadedArm], problems
     for arm in arms:
         first = known.setdefault(arm.id, arm)
         if first is not arm:
-            message = f"is the id of the arm of {first.origin} too; name one of them otherwise"
+            is_twice = arm.origin == first.origin
+            message = (
+                "is listed twice; remove one"
+                if is_twice
+                else f"is the id of the arm of {first.origin} too; name one of them otherwise"
+            )
             problems.add(arm.origin, (arm.id,), message)
     named: list[tuple[KeyPath, str]] = [(("baseline",), study.baseline)] if study.baseline is not None else []
     for index, finding in enumerate(study.findings):

@@ -49,12 +49,13 @@ def seeds_of_run(plan: StudyPlan) -> StageSeeds | None:
 
 
 def recorded(run_root: Path, name: str) -> StudyPlan | None:
-    """The plan that the last run of a study has left; None where there is none, or none that can be read."""
+    """The plan that the last run of a study has left; None where there is none, or with a warning none to read."""
     file = study_folder(run_root, name) / RECORD
     try:
         return read_study_plan(file) if file.is_file() else None
-    except DataError:
-        return None  # `seeds_of_run` says so
+    except DataError as error:
+        print(f"WARNING: {error}: arms and seeds of earlier runs are not known", file=sys.stderr)
+        return None
 
 
 def plan_to_record(plan: StudyPlan, *, has_all_arms: bool, site: str | Path | None) -> StudyPlan:

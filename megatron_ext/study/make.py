@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data_tools.errors import DataError, RecipeError, UsageError, UserError
 from megatron_ext.plan.stage_plan import StagePlan
-from megatron_ext.recipe.problems import Problems
+from megatron_ext.recipe.problems import Origin, Problems
 from megatron_ext.recipe.site_schema import SiteRecipe
 from megatron_ext.recipe.study_load import LoadedArm, LoadedStudy, load_arm, load_study, no_such_arm
 from megatron_ext.recipe.study_schema import STAGE_KINDS, FindingRecipe, StageKind, StageSeeds
@@ -75,6 +75,7 @@ def make_study_plan(
     if seeds is None:
         _check_seeds(study, chains)
     first = {arm_id: found[0] for arm_id, found in chains.items()}
+    _refuse_idle_settings({arm.id: (arm, first[arm.id]) for arm in study.arms})
     _refuse_one_arm_twice(study, first)
     require_answerable(study, first)
     require_judgeable(study, first)
@@ -110,7 +111,27 @@ def make_arm_plan(
     arm = replace(arm, overrides={kind: (*arm.overrides[kind], *overrides) for kind in STAGE_KINDS})
     planner = Planner(site, run_root, StageSeeds(), may_be_provisional, world_size)
     (chain,) = planner.chains(arm)
+    _refuse_idle_settings({arm.id: (arm, chain)})
     return PlannedArm(arm.id, chain[0].loaded.site, Path(planner.place), tuple(stage.plan for stage in chain))
+
+
+def _refuse_idle_settings(chains: Mapping[str, tuple[LoadedArm, Sequence[PlannedStage]]]) -> None:
+    """Refuses what a file sets over stages of a kind that no arm of it has.
+
+    Raises:
+        RecipeError: It does nothing.
+    """
+    idle: dict[Origin, StageKind] = {}
+    used: set[Origin] = set()
+    for arm, chain in chains.values():
+        kinds = {stage.plan.stage for stage in chain}
+        for kind in STAGE_KINDS:
+            places = [arm.places[one] for one in arm.overrides[kind] if one in arm.places]
+            used |= set(places) if kind in kinds else set()
+            idle |= {} if kind in kinds else dict.fromkeys(places, kind)
+    for place, kind in idle.items():
+        if place not in used:
+            raise RecipeError(f"{place}: set.{kind}: no arm that it is for has a stage of this kind; remove it")
 
 
 def _joined(study: LoadedStudy, chains: Mapping[str, Chain], hardware: Hardware | None, *, run_root: str) -> StudyPlan:

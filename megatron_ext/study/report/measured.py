@@ -107,7 +107,8 @@ class Measured:
         if not rows or self.drawn(rows) == "nothing":
             return {}
         signed = self.draws[:, rows] * (1.0 if self.info.is_higher_better else -1.0)
-        wins = np.bincount(signed.argmax(1), minlength=len(rows)) / len(signed)
+        is_best = signed == signed.max(1, keepdims=True)  # of equal draws each has its part
+        wins = (is_best / is_best.sum(1, keepdims=True)).mean(0)
         return {row: float(wins[at]) for at, row in enumerate(rows)}
 
     def best_rows(self) -> list[int]:

@@ -65,7 +65,7 @@ def test_three_levels_above_a_file_are_one_too_many() -> None:
     assert data_of("c.yaml") == {"x": 1}
     assert refusal("d.yaml") == (
         "b.yaml:1: extends: 3 levels above d.yaml, at most 2 are allowed: d.yaml -> c.yaml -> b.yaml -> a.yaml; "
-        "write the values of one level into another"
+        "write the values of one level into another, or those of an arm's stage into its set:"
     )
 
 

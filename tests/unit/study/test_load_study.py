@@ -11,7 +11,7 @@ from data_tools.errors import RecipeError
 from megatron_ext.recipe.compose import compose
 from megatron_ext.recipe.load import load_file, load_recipe
 from megatron_ext.recipe.study_load import LoadedArm, LoadedStudy, is_arm_file, load_arm, load_study
-from megatron_ext.study.make import make_study_plan
+from megatron_ext.study.make import make_arm_plan, make_study_plan
 from tests.support.pencil_project import PencilProject, refused
 
 
@@ -192,3 +192,25 @@ def test_a_study_may_extend_another(study: PencilProject) -> None:
     Path("two.yaml").write_text("extends: study.yaml\nstudy: two\nbaseline: more\n")
     two = load_study("two.yaml").recipe
     assert (two.study, two.baseline, len(two.confounds)) == ("two", "more", 1)
+
+
+def test_a_recipe_where_a_suite_belongs_is_refused_in_one_sentence(study: PencilProject) -> None:
+    study.edit("study.yaml", "[suite.yaml]", "[base.yaml]")
+    assert refusal() == (
+        "study.yaml:10: evaluate.sft[0]: base.yaml: this is a stage recipe, and not a suite; name a suite, a file with "
+        "suite: NAME and its tasks"
+    )
+
+
+def test_an_arm_that_is_listed_twice_is_said_to_be_so(study: PencilProject) -> None:
+    Path("twice.yaml").write_text("study: twice\narms: [more-chat.yaml, more-chat.yaml]\n")
+    assert refusal("twice.yaml").endswith(": is listed twice; remove one")
+
+
+def test_what_is_set_over_stages_that_no_arm_has_is_refused(study: PencilProject) -> None:
+    study.edit("study.yaml", "evaluate:", "set:\n  sft: {training.backend: local}\n  rl: {optimizer.lr: 1}\nevaluate:")
+    assert refused(lambda: make_study_plan("study.yaml")) == (
+        "study.yaml:12: set.rl: no arm that it is for has a stage of this kind; remove it"
+    )
+    study.edit("more-chat.yaml", "stages:", "set: {rl: {optimizer.lr: 1}}\nstages:")
+    assert refused(lambda: make_arm_plan("more-chat.yaml")).startswith("more-chat.yaml:2: set.rl: no arm")

@@ -205,6 +205,12 @@ def test_where_nothing_can_be_drawn_nothing_is_counted() -> None:
     assert found.best_ratios() == {}
 
 
+def test_rows_that_are_equal_in_every_draw_are_the_best_in_half_of_them() -> None:
+    rows = [[evaluated(right={"sums": 5})], [evaluated(right={"sums": 5})], [evaluated(right={"sums": 1})]]
+    ratios = measure_task("sft", "toy", "sums", rows).best_ratios()
+    assert ratios[0] == ratios[1] == pytest.approx(0.5, abs=0.01)
+
+
 def test_domains_are_means_of_their_tasks() -> None:
     found = measure_suite("sft", "toy", [[evaluated(right={"sums": 2, "series": 4, "words": 9})]], None)
     domains = {one.info.name: one.value(0) for one in found if one.info.role == "domain"}
