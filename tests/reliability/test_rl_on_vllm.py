@@ -144,6 +144,7 @@ def test_weights_that_a_server_says_it_took_and_did_not_stop_the_stage_before_it
     assert [line["step"] for line in metrics_of(root)] == [1]
 
 
+@pytest.mark.slow
 def test_texts_of_a_server_that_was_started_again_are_not_counted(project: ToyProject, server: Served) -> None:
     root = run_root(project, "restarted")
 
@@ -158,6 +159,7 @@ def test_texts_of_a_server_that_was_started_again_are_not_counted(project: ToyPr
     assert [line["step"] for line in metrics_of(root)] == [1]
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_in_a_validation_loses_no_step(project: ToyProject, server: Served) -> None:
     root = run_root(project, "validation")
     dies_when_asked_for(server, 2)  # the second step is learned, and its weights are validated first
@@ -174,6 +176,7 @@ def test_without_servers_nothing_is_trained(project: ToyProject, tmp_path: Path)
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_two_tensor_parallel_ranks_push_whole_weights_and_share_what_one_of_them_asks_for(
     project: ToyProject, server: Served
 ) -> None:
