@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from megatron_ext.study.report.bootstrap import ItemScores, draw_both, draw_items, ends
-from megatron_ext.study.report.seed_tree import SeedRun, SeedTree
+from megatron_ext.study.report.seed_tree import SeedRun, SeedTree, contrast_draws
 
 ITEMS = 200
 SEED_DEVIATION = 0.25  # of the logit: about 5 points at a half
@@ -76,8 +76,41 @@ def covered(scores: list[list[ItemScores]], *, knows_parents: bool, true: float,
     return Covered(low <= true <= high, (high - low) / 2, lowest <= true <= highest)
 
 
+def crossed(seeds: int, shared: float, draw: np.random.Generator) -> tuple[bool, bool]:
+    """Whether intervals hold 0, the true difference of two SFT recipes over three bases: of the tree alone, and both.
+
+    Luck in points, without noise of items: 8 of a first stage, 2 of a base, 2 of a fine-tuning.
+
+    Args:
+        seeds: Of each arm.
+        shared: Luck that the arms of one SFT recipe share across bases in a seed, in points.
+        draw: Of all that is random.
+    """
+    first = draw.normal(0.0, 8.0, seeds)
+    base, recipe = draw.normal(0.0, 2.0, (3, seeds)), draw.normal(0.0, shared, (2, seeds))
+    rows = [
+        [
+            SeedRun(
+                float(first[seed] + base[at, seed] + recipe[sft, seed] + draw.normal(0.0, 2.0)),
+                (f"first-{seed}", f"base-{at}-{seed}", f"sft-{sft}-{at}-{seed}"),
+            )
+            for seed in range(seeds)
+        ]
+        for sft in range(2)
+        for at in range(3)
+    ]
+    means = [float(np.mean([run.value for run in row])) for row in rows]
+    value = float(np.mean(means[:3]) - np.mean(means[3:]))
+    tree = SeedTree(rows).draw(draw)
+    by_replicate = contrast_draws(rows[:3], rows[3:], draw)
+    assert by_replicate is not None, "all rows share their first stages"
+    low, high = ends(value + tree[:, :3].mean(1) - tree[:, 3:].mean(1), value)
+    lower, higher = ends(value + by_replicate, value)
+    return low <= 0 <= high, min(low, lower) <= 0 <= max(high, higher)
+
+
 def main() -> None:
-    """Prints a table of coverages and widths."""
+    """Prints tables of coverages and widths."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--studies", type=int, default=400)
     studies = parser.parse_args().studies
@@ -96,6 +129,10 @@ def main() -> None:
                 f"{arms:4} {seeds:5} {shared:6.1f}  {'yes' if knows_parents else 'no':5} {100 * true:6.1f} "
                 f"{100 * holds:6.1f} %  {100 * width:7.1f}     | {100 * resampled:6.1f} %"
             )
+    print("two SFT recipes over three bases\nseeds shared  covered by the tree, by tree and t-test by replicate")
+    for seeds, shared in ((2, 0.0), (2, 5.0), (3, 5.0), (4, 5.0)):
+        held = np.mean([crossed(seeds, shared, np.random.default_rng([seeds, study])) for study in range(studies)], 0)
+        print(f"{seeds:5} {shared:6.1f}  {100 * held[0]:6.1f} %  {100 * held[1]:6.1f} %")
 
 
 if __name__ == "__main__":
