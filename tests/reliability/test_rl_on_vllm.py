@@ -10,7 +10,6 @@ import contextlib
 import io
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,11 @@ from megatron_ext.convert.export import export_checkpoint
 from megatron_ext.datasets.rollout_file import read_rollouts
 from megatron_ext.plan.vllm import SERVERS
 from megatron_ext.training.file_list import checkpoints_of
-from tests.support.answering_policy import teach
 from tests.support.distributed import run_distributed
-from tests.support.rl_project import add_rl, prompt_line, write_prompts
-from tests.support.toy_project import ToyProject, make_toy_project
+from tests.support.lucky_project import lucky_run_root, make_lucky_project, policy_folder
+from tests.support.toy_project import ToyProject
 from tests.support.vllm_server import Served, serving
 
-ANSWERS = (r"\boxed{3}", r"\boxed{4}}")
 AGREED = 1e-6
 """Nats, of the mean; 2e-8 was measured. The two programs add the same float32 products in other orders."""
 
@@ -37,15 +34,8 @@ KEYS = ("rl.max_new_tokens=12", "training.validation_interval_tokens=704", "chec
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> ToyProject:
-    project = make_toy_project(tmp_path_factory.mktemp("vllm_run"))
-    add_rl(project)
-    truths = [{"style": "rule", "ground_truth": str(3 + n % 2)} for n in range(32)]
-    lines = [prompt_line(n, reward_model=truth) for n, truth in enumerate(truths)]
-    write_prompts(project.root / "data" / "sums.prompts.jsonl", lines)
-    base = project.run(project.root / "base")
-    assert base.code == 0, base.output
-    teach(project, base, ANSWERS, prompt="<|im_start|>assistant\n", blocks=0.04)
-    export_checkpoint(checkpoints_of(base.stage_folder / "checkpoints")[-1], project.root / "policy")
+    project = make_lucky_project(tmp_path_factory.mktemp("vllm_run"))
+    export_checkpoint(checkpoints_of(policy_folder(project) / "checkpoints")[-1], project.root / "policy")
     return project
 
 
@@ -53,11 +43,6 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> ToyProject:
 def server(project: ToyProject) -> Iterator[Served]:
     with serving(project.root / "policy") as served:
         yield served
-
-
-def run_root(project: ToyProject, name: str) -> Path:
-    """A folder of stages with the trained base in it."""
-    return Path(shutil.copytree(project.root / "base", project.root / name))
 
 
 def run(project: ToyProject, root: Path, server: Served, *overrides: str, ranks: int = 1) -> tuple[int, str]:
@@ -107,7 +92,7 @@ def dies_when_asked_for(server: Served, step: int) -> None:
 def test_a_stage_outlives_its_server_and_learns_from_the_in_process_engines_prompts(
     project: ToyProject, server: Served
 ) -> None:
-    root = run_root(project, "served")
+    root = lucky_run_root(project, "served")
     dies_when_asked_for(server, 1)
     code, said = run(project, root, server)
     assert code == 5, said
@@ -127,7 +112,7 @@ def test_a_stage_outlives_its_server_and_learns_from_the_in_process_engines_prom
     assert all(line["mismatch_mean"] < AGREED for line in lines), lines
     assert all(line["grad_norm"] > 0 for line in lines)
 
-    here = run_root(project, "in_process")
+    here = lucky_run_root(project, "in_process")
     done = project.run(here, *KEYS, "training.max_steps=3", recipe=project.root / "rl.yaml")
     assert done.code == 0, done.output
     assert prompts_of(root) == prompts_of(here)
@@ -136,7 +121,7 @@ def test_a_stage_outlives_its_server_and_learns_from_the_in_process_engines_prom
 def test_weights_that_a_server_says_it_took_and_did_not_stop_the_stage_before_it_learns(
     project: ToyProject, server: Served
 ) -> None:
-    root = run_root(project, "deaf")
+    root = lucky_run_root(project, "deaf")
     server.is_deaf = True
     code, said = run(project, root, server, f"rl.mismatch_threshold={AGREED}")
     assert code == 5, said
@@ -146,7 +131,7 @@ def test_weights_that_a_server_says_it_took_and_did_not_stop_the_stage_before_it
 
 @pytest.mark.slow
 def test_texts_of_a_server_that_was_started_again_are_not_counted(project: ToyProject, server: Served) -> None:
-    root = run_root(project, "restarted")
+    root = lucky_run_root(project, "restarted")
 
     def before_text() -> None:
         if server.label.endswith("/step_1"):
@@ -161,7 +146,7 @@ def test_texts_of_a_server_that_was_started_again_are_not_counted(project: ToyPr
 
 @pytest.mark.slow
 def test_a_server_that_dies_in_a_validation_loses_no_step(project: ToyProject, server: Served) -> None:
-    root = run_root(project, "validation")
+    root = lucky_run_root(project, "validation")
     dies_when_asked_for(server, 2)  # the second step is learned, and its weights are validated first
     code, said = run(project, root, server)
     assert code == 5, said
@@ -180,7 +165,7 @@ def test_without_servers_nothing_is_trained(project: ToyProject, tmp_path: Path)
 def test_two_tensor_parallel_ranks_push_whole_weights_and_share_what_one_of_them_asks_for(
     project: ToyProject, server: Served
 ) -> None:
-    root = run_root(project, "tp2")
+    root = lucky_run_root(project, "tp2")
     two = ("parallel.tensor_model_parallel_size=2", "training.max_steps=2")
     code, said = run(project, root, server, *two, ranks=2)
     assert code == 0, said

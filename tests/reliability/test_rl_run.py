@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import time
@@ -17,12 +16,9 @@ import pytest
 
 from megatron_ext.datasets.ledger import read_ledger
 from megatron_ext.datasets.rollout_file import read_rollouts
-from tests.support.answering_policy import teach
-from tests.support.rl_project import add_rl, prompt_line, write_prompts
-from tests.support.toy_project import Run, ToyProject, environment, make_toy_project
-
-ANSWERS = (r"\boxed{3}", r"\boxed{4}}")
-"""What the policy says, now the one and now the other, with more braces at times; it is right where it is lucky."""
+from tests.support.lucky_project import lucky_run_root, make_lucky_project
+from tests.support.rl_project import prompt_line, write_prompts
+from tests.support.toy_project import Run, ToyProject, environment
 
 OPTIONS = (
     *("rl.overlong=soft-penalty", "rl.overlong_penalty_tokens=2", "rl.max_new_tokens=12"),
@@ -34,20 +30,7 @@ TIMES = ("tokens_per_s", "save_s", "sampling_s", "sampled_tokens_per_s", "learni
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> ToyProject:
-    project = make_toy_project(tmp_path_factory.mktemp("rl_run"))
-    add_rl(project)
-    truths = [{"style": "rule", "ground_truth": str(3 + n % 2)} for n in range(32)]
-    lines = [prompt_line(n, reward_model=truth) for n, truth in enumerate(truths)]
-    write_prompts(project.root / "data" / "sums.prompts.jsonl", lines)
-    base = project.run(project.root / "base")
-    assert base.code == 0, base.output
-    teach(project, base, ANSWERS, prompt="<|im_start|>assistant\n", blocks=0.04)
-    return project
-
-
-def run_root(project: ToyProject, name: str) -> Path:
-    """A folder of stages with the trained base in it."""
-    return Path(shutil.copytree(project.root / "base", project.root / name))
+    return make_lucky_project(tmp_path_factory.mktemp("rl_run"))
 
 
 def run(project: ToyProject, root: Path, *overrides: str, processes: int | None = None) -> Run:
@@ -67,7 +50,7 @@ def metrics_of(root: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def whole(project: ToyProject) -> Path:
     """A stage run from its beginning to its end."""
-    root = run_root(project, "whole")
+    root = lucky_run_root(project, "whole")
     done = run(project, root)
     assert done.code == 0, done.output
     return root
@@ -111,7 +94,7 @@ def test_penalties_of_length_are_kept_and_advantages_follow_from_reward_and_pena
 
 
 def test_another_temperature_is_that_of_the_sampler_and_of_every_log_probability(project: ToyProject) -> None:
-    root = run_root(project, "cooler")
+    root = lucky_run_root(project, "cooler")
     done = run(project, root, "rl.temperature=0.5", "rl.mismatch_threshold=1e-5", "training.max_steps=2")
     assert done.code == 0, done.output
     first, second = metrics_of(root)
@@ -130,7 +113,7 @@ def test_the_ledger_counts_prompts_and_sampled_and_trained_tokens(whole: Path) -
 
 
 def test_three_steps_and_three_resumed_are_six_to_the_bit(project: ToyProject, whole: Path) -> None:
-    root = run_root(project, "resumed")
+    root = lucky_run_root(project, "resumed")
     assert run(project, root, "training.max_steps=3").code == 0
     assert run(project, root).code == 0
     assert metrics_of(root) == metrics_of(whole)
@@ -140,7 +123,7 @@ def test_three_steps_and_three_resumed_are_six_to_the_bit(project: ToyProject, w
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_end(project: ToyProject, whole: Path) -> None:
-    root = run_root(project, "killed")
+    root = lucky_run_root(project, "killed")
     command = project.command(root, *OPTIONS, recipe=project.root / "rl.yaml")
     with subprocess.Popen(command, cwd=project.root, env=environment(), stdout=subprocess.DEVNULL) as process:
         try:
@@ -156,7 +139,7 @@ def test_a_killed_run_goes_on_to_the_same_end(project: ToyProject, whole: Path) 
 
 
 def test_several_updates_of_one_step_read_its_completions_in_mini_batches(project: ToyProject) -> None:
-    root = run_root(project, "mini")
+    root = lucky_run_root(project, "mini")
     done = run(project, root, "rl.mini_batch_prompts=2", "rl.epochs=2", "training.max_steps=2")
     assert done.code == 0, done.output
     lines = metrics_of(root)
@@ -168,7 +151,7 @@ def test_several_updates_of_one_step_read_its_completions_in_mini_batches(projec
 
 def test_a_budget_of_tokens_ends_the_stage_behind_the_step_that_reaches_it(project: ToyProject, whole: Path) -> None:
     after_two = metrics_of(whole)[1]["sampled_tokens"]
-    root = run_root(project, "spent")
+    root = lucky_run_root(project, "spent")
     done = run(project, root, f"budget.tokens={after_two}")
     assert done.code == 0, done.output
     assert [line["step"] for line in metrics_of(root)] == [1, 2]
@@ -176,7 +159,7 @@ def test_a_budget_of_tokens_ends_the_stage_behind_the_step_that_reaches_it(proje
 
 
 def test_disagreement_of_sampler_and_trainer_stops_before_anything_is_learned(project: ToyProject) -> None:
-    root = run_root(project, "mismatch")
+    root = lucky_run_root(project, "mismatch")
     done = run(project, root, "rl.mismatch_threshold=1e-12")
     assert done.code == 5
     assert "step 1: sampler and trainer disagree" in done.output
@@ -185,7 +168,7 @@ def test_disagreement_of_sampler_and_trainer_stops_before_anything_is_learned(pr
 
 
 def test_weights_that_give_no_finite_logits_stop_the_stage(project: ToyProject) -> None:
-    root = run_root(project, "diverged")
+    root = lucky_run_root(project, "diverged")
     done = run(project, root, "optimizer={lr: 1e30, min_lr: 1e30, clip_grad: 0}")
     assert done.code == 5
     assert "finite" in done.output
@@ -193,7 +176,7 @@ def test_weights_that_give_no_finite_logits_stop_the_stage(project: ToyProject) 
 
 
 def test_without_a_reference_none_is_read(project: ToyProject) -> None:
-    root = run_root(project, "no_kl")
+    root = lucky_run_root(project, "no_kl")
     assert run(project, root, "rl.kl.coefficient=0", "training.max_steps=1").code == 0
     (line,) = metrics_of(root)
     assert line["kl_reference"] == 0
@@ -228,7 +211,7 @@ def test_what_cannot_be_sampled_ends_before_a_device_is_touched_and_writes_nothi
 
 
 def test_an_update_whose_completions_are_all_masked_says_so_and_keeps_them(project: ToyProject) -> None:
-    root = run_root(project, "masked")
+    root = lucky_run_root(project, "masked")
     done = run(project, root, "rl.max_new_tokens=1", "rl.overlong=mask", "rl.overlong_penalty_tokens=0")
     assert done.code == 5, done.output
     said = re.search(
@@ -243,7 +226,7 @@ def test_an_update_whose_completions_are_all_masked_says_so_and_keeps_them(proje
 
 
 def test_a_cap_on_importance_weights_reaches_the_loss(project: ToyProject, whole: Path) -> None:
-    root = run_root(project, "capped")
+    root = lucky_run_root(project, "capped")
     done = run(project, root, "rl.importance_cap=1", "training.max_steps=1")
     assert done.code == 0, done.output
     (line,) = metrics_of(root)
@@ -253,7 +236,7 @@ def test_a_cap_on_importance_weights_reaches_the_loss(project: ToyProject, whole
 
 
 def test_a_stage_goes_on_with_other_ranks_than_it_began_with(project: ToyProject, whole: Path) -> None:
-    root = run_root(project, "moved")
+    root = lucky_run_root(project, "moved")
     assert run(project, root, "training.max_steps=3").code == 0
     done = run(project, root, processes=2)
     assert done.code == 0, done.output
@@ -268,7 +251,7 @@ def test_a_stage_goes_on_with_other_ranks_than_it_began_with(project: ToyProject
 def test_a_step_that_cannot_begin_loses_nothing_of_those_before_it(
     project: ToyProject, whole: Path, processes: int | None
 ) -> None:
-    root = run_root(project, f"full_{processes}")
+    root = lucky_run_root(project, f"full_{processes}")
     assert run(project, root, "training.max_steps=2", processes=processes).code == 0
     full = stage_of(root) / "rollouts" / "step_5.jsonl.zst.partial"
     full.symlink_to("/dev/full")
@@ -296,7 +279,7 @@ def test_the_pass_rate_of_the_weights_that_it_began_with_is_kept(whole: Path) ->
 @pytest.fixture(scope="module")
 def dynamic(project: ToyProject) -> Path:
     """Two steps with dynamic sampling."""
-    root = run_root(project, "dynamic")
+    root = lucky_run_root(project, "dynamic")
     done = run(project, root, "rl.dynamic_sampling=true", "training.max_steps=2", "rl.max_epochs=4")
     assert done.code == 0, done.output
     return root
@@ -339,7 +322,7 @@ def test_a_scorer_that_raises_keeps_what_was_sampled_and_may_be_counted_in_the_s
     truth = {"style": "rule", "ground_truth": "ab"}  # is no palindrome: the scorer does not come to the letters
     lines = [prompt_line(n, meta_data={"scorer": "reasoning-gym", "task": task}, reward_model=truth) for n in range(32)]
     write_prompts(project.root / "data" / "broken.jsonl", lines)
-    root = run_root(project, "broken")
+    root = lucky_run_root(project, "broken")
     options = ("rl.prompts[0].file=broken.jsonl", "training.max_steps=1")
     done = run(project, root, *options, processes=2)
     assert done.code != 0
@@ -363,7 +346,7 @@ def test_a_scorer_that_raises_keeps_what_was_sampled_and_may_be_counted_in_the_s
 
 
 def test_refills_leave_the_planned_steps_their_prompts(project: ToyProject) -> None:
-    root = run_root(project, "scarce")
+    root = lucky_run_root(project, "scarce")
     done = run(project, root, "rl.dynamic_sampling=true", "rl.max_epochs=1.25")
     assert done.code == 0, done.output
     lines = metrics_of(root)
@@ -372,7 +355,7 @@ def test_refills_leave_the_planned_steps_their_prompts(project: ToyProject) -> N
 
 
 def test_a_disk_that_is_full_when_completions_are_kept_ends_all_ranks_alike(project: ToyProject) -> None:
-    root = run_root(project, "full")
+    root = lucky_run_root(project, "full")
     assert run(project, root, "training.max_steps=1").code == 0
     (stage_of(root) / "rollouts" / "step_2.jsonl.zst.partial").symlink_to("/dev/full")
     done = run(project, root, processes=2)
@@ -393,7 +376,7 @@ def test_trace_names_the_verb_that_shows_completions(whole: Path, capsys: pytest
 
 @pytest.mark.parametrize("sizes", ["{}", "{tensor_model_parallel_size: 2, sequence_parallel: true}"])
 def test_two_ranks_sample_and_learn_what_one_does(project: ToyProject, whole: Path, sizes: str) -> None:
-    root = run_root(project, f"two_ranks_{len(sizes)}")
+    root = lucky_run_root(project, f"two_ranks_{len(sizes)}")
     done = run(project, root, "training.max_steps=3", f"parallel={sizes}", processes=2)
     assert done.code == 0, done.output
     for step in (1, 2, 3):
