@@ -16,6 +16,7 @@ from megatron_ext.models.backends import BackendName
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.recipe.fp8_schema import Fp8Recipe
 from megatron_ext.runtime.device import has_gpu
+from megatron_ext.runtime.extensions import has_exact_cross_entropy
 
 
 def transformer_config(plan: StagePlan, backend: BackendName = "local") -> TransformerConfig:
@@ -88,17 +89,18 @@ _LOCAL_FIELDS: dict[str, Any] = {
 
 
 def _te_fields(plan: StagePlan) -> dict[str, Any]:
-    """What differs with Transformer Engine: these fusions stand as Megatron-LM's `pretrain_hybrid.py` has them.
+    """What differs with Transformer Engine: fusions as Megatron-LM's `pretrain_hybrid.py` has them, and the loss.
 
     Source: core 0.19, `training/arguments.py`. Weight gradients are added to fp32 buffers inside the matrix product
-    only with apex's extension, without which core's embedding and output layers refuse the option.
+    only with apex's extension, without which core's embedding and output layers refuse the option. Megatron-LM refuses
+    Transformer Engine's cross entropy; here it is taken where its gradients are exact, else core's own.
     """
     return {
         "transformer_impl": "transformer_engine",
         "use_mamba_mem_eff_path": True,  # the only path of core's that takes packed rows
         "activation_func": fused_squared_relu,
         "bias_dropout_fusion": True,
-        "cross_entropy_loss_fusion": has_gpu(),  # Transformer Engine's, a Triton kernel
+        "cross_entropy_loss_fusion": has_gpu() and has_exact_cross_entropy(),  # a Triton kernel
         "cross_entropy_fusion_impl": "te",
         "apply_rope_fusion": plan.model.position_embedding_type == "rope",
         "gradient_accumulation_fusion": importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None,

@@ -58,6 +58,17 @@ def missing_for_packed_rows() -> str | None:
     return None if takes_them else reason
 
 
+def has_exact_cross_entropy() -> bool:
+    """Whether Transformer Engine's fused cross entropy keeps the gradients of bf16 logits in float32.
+
+    It does from 2.18 on (TransformerEngine#3193). Before, they stood in the logits' own buffer, rounded to bf16, and
+    trainings diverged: core 0.19 warns of the kernel, and Megatron-LM refuses it, whatever its version.
+    """
+    from megatron.core.utils import is_te_min_version
+
+    return bool(is_te_min_version("2.18.0"))
+
+
 def _lack(package: str, module: str) -> str | None:
     if importlib.util.find_spec(module.split(".")[0]) is None:
         return package

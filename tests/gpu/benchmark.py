@@ -62,6 +62,7 @@ def measure(
         median = statistics.median(seconds[warmup:])
         peak_memory = torch.accelerator.max_memory_allocated()
         peak = matmul_peak()
+        is_fused = parts.model.config.cross_entropy_loss_fusion
         more: dict[str, Any] = {}
         if with_kernels:
             times = kernel_times(lambda: train_step(parts, lr=1e-4, step=1), steps=KERNEL_STEPS)
@@ -77,6 +78,7 @@ def measure(
     )
     return {
         "layers": describe_layers(plan),
+        "cross_entropy": "te" if is_fused else "core",
         "step_ms": median * 1e3,
         "tokens_per_s": tokens_per_s,
         "flops_per_token": flops,

@@ -50,7 +50,7 @@ def _point(facts: dict[str, Any], part: Part, gpu: str, source: str) -> Measured
         model=step["model"],
         backend=step["backend"],
         precision=step["precision"],
-        cross_entropy="te" if step["backend"] == "te" else "core",
+        cross_entropy=step["cross_entropy"],
         rows=step["rows"],
         sequence_length=step["sequence_length"],
         steps=step["steps"],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from packaging.version import Version
 
 from megatron_ext.models.activation import squared_relu
 from megatron_ext.models.config import transformer_config
@@ -64,3 +66,13 @@ def test_without_edge_layers_all_layers_are_in_fp8() -> None:
 
 def test_no_fp8_is_no_fp8() -> None:
     assert transformer_config(make_plan(precision="bf16"), "te").fp8 is None
+
+
+@pytest.mark.parametrize(("engine", "is_taken"), [("2.17.1", False), ("2.18.0", True), ("2.20.2", True)])
+def test_a_fused_cross_entropy_that_rounds_gradients_is_not_taken(
+    monkeypatch: pytest.MonkeyPatch, engine: str, is_taken: bool
+) -> None:
+    monkeypatch.setattr("megatron_ext.models.config.has_gpu", lambda: True)  # nothing of a config is on a device
+    monkeypatch.setattr("megatron.core.utils._te_version", Version(engine))
+    config = transformer_config(make_plan(precision="bf16"), "te")
+    assert (config.cross_entropy_loss_fusion, config.cross_entropy_fusion_impl) == (is_taken, "te")

@@ -90,7 +90,7 @@ def test_a_point_without_a_package_gives_no_step(tmp_path: Path) -> None:
 def test_the_steps_of_a_gpu_check_are_points(tmp_path: Path) -> None:
     """Of a benchmark's facts, with its kernels' shares of 60 ms; what several GPUs or packed rows took is none."""
     step = {"mfu": 0.2, "backend": "te", "model": "hybrid_130m", "rows": 8, "sequence_length": 2048, "steps": 20}
-    step |= {"precision": "bf16", "step_ms": 88.3, "matmul_peak_tflops": 766.0, "peak_memory": 12_150_000_000}
+    step |= {"cross_entropy": "core", "precision": "bf16", "step_ms": 88.3, "matmul_peak_tflops": 766.0, "peak_memory": 12_150_000_000}
     shares = {"matrix products": 0.3, "ssd": 0.2, "attention": 0.05, "other": 0.45}
     machine = {"gpus": ["NVIDIA H200, 139 GiB, sm 9.0"], "date": "2026-11-27T10:00+00:00", "code_sha256": "a" * 64}
     machine |= {"versions": {"mamba-ssm": "2.3.2", "causal-conv1d": "not installed"}}
@@ -104,7 +104,7 @@ def test_the_steps_of_a_gpu_check_are_points(tmp_path: Path) -> None:
     (point,) = read_points(tmp_path / "points.jsonl")
     assert point.kinds_ms == pytest.approx({"products": 18.0, "ssd": 12.0, "rest": 27.0})
     assert (point.gpu, point.step_ms, point.busy_ms, point.date) == ("h200", 88.3, 60.0, "2026-11-27")
-    assert point.without == ["causal-conv1d"]
+    assert (point.without, point.cross_entropy) == (["causal-conv1d"], "core")
     write_points(tmp_path / "nowhere", machine | {"gpus": ["Another, 8 GiB, sm 7.5"]}, parts)  # writes nothing
 
 
