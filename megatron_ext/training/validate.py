@@ -17,7 +17,7 @@ from megatron_ext.objectives.pretrain import PretrainObjective, Report
 from megatron_ext.plan.stage_plan import SourcePlan, StagePlan
 from megatron_ext.training.intervals import wilson_interval
 from megatron_ext.training.microbatches import run_schedule
-from megatron_ext.training.parts import Parts
+from megatron_ext.training.parts import Parts, gather_weights
 from megatron_ext.training.rollout_source import RolloutSource
 from megatron_ext.training.step import losses_by_source, sum_over_ranks
 
@@ -41,6 +41,7 @@ def validate(parts: Parts) -> dict[str, float]:
             for source, rates in parts.cursor.pass_rates().items()
             for name, value in _with_interval(source, rates).items()
         }
+    gather_weights(parts.model)  # core calls no hook that would, of layers behind a CUDA graph (0.19.2, cuda_graphs.py)
     parts.model.eval()
     losses = {}
     for source in parts.plan.data.sources:

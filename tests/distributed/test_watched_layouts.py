@@ -21,9 +21,10 @@ from megatron_ext.datasets.blended import BlendedCursor
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.runtime.launch import Launch
 from megatron_ext.runtime.parallel import process_groups
-from megatron_ext.training.parts import make_parts
+from megatron_ext.training.parts import gather_weights, make_parts
 from megatron_ext.training.state import StepResult
 from megatron_ext.training.step import train_step
+from megatron_ext.training.validate import validate
 from tests.support.distributed import run_distributed
 from tests.support.sources import plan_reading, write_source
 from tests.support.toy_project import Run, ToyProject
@@ -137,3 +138,27 @@ def test_ranks_agree_on_a_skipped_update_and_on_who_is_slow(tmp_path: Path, dist
     fast, slow = zip(*(result.rank_seconds for result in mine), strict=True)
     assert min(slow) > 1.0
     assert min(fast) < 0.5, "waiting a second for the slow reader is no time of the fast one"
+
+
+OVERLAPPED = {"data_parallel_size": 2} | dict.fromkeys(
+    ("use_distributed_optimizer", "overlap_grad_reduce", "overlap_param_gather"), True
+)
+
+
+def _held_out_losses(folder: Path) -> tuple[float, float]:
+    """Behind an update, as if every layer stood behind a CUDA graph; and once the weights are surely whole."""
+    plan = plan_reading({"toy": (folder / "toy", 8)}, global_batch_size=4, micro_batch_size=2, layout=OVERLAPPED)
+    with process_groups(Launch.from_environment()) as groups:
+        parts = make_parts(plan, groups)
+        train_step(parts, lr=0.1, step=1)
+        parts.model.disable_forward_pre_hook(param_sync=False)  # what core does not call for a graphed layer
+        (first,) = validate(parts).values()
+        gather_weights(parts.model)
+        (second,) = validate(parts).values()
+    return first, second
+
+
+def test_a_validation_reads_whole_weights_where_no_hook_of_a_layer_gathers_them(tmp_path: Path) -> None:
+    write_source(tmp_path / "toy", [[1, 2, 3, 4, 5, 6, 7, 0]] * 9)
+    for first, second in run_distributed(_held_out_losses, 2, tmp_path):
+        assert first == second
