@@ -42,6 +42,10 @@ _NEVER = -100.0
 """The lowest bias that vLLM takes, in nats: for ids that the tokenizer does not have."""
 
 
+_MOST_BIASED = 1024
+"""Ids of a request that a server can bias (vLLM 0.33.0, `v1/worker/gpu/sample/logit_bias.py`): more end its worker."""
+
+
 class VllmEngine:
     """A `RolloutEngine` over HTTP.
 
@@ -64,10 +68,9 @@ class VllmEngine:
         self._model, self._plan, self._groups = unwrapped(model), plan, groups
         self._num_slots, self._folder = num_slots, folder.resolve() / "policy"
         self._wait_for_all = PatientWait()
+        self._bias = bias_of_unknown_ids(plan.data.tokenizer_vocab_size, plan.model_size.padded_vocab_size)
         servers = servers_of_environment()
         self._pool = ServerPool(servers, self._checked_names(servers))
-        known, padded = plan.data.tokenizer_vocab_size, plan.model_size.padded_vocab_size
-        self._bias = {str(token): _NEVER for token in range(known, padded)}
         self._policy_version, self._label = -1, ""
         self._prompt_tokens = self._sampled_tokens = 0
 
@@ -197,6 +200,25 @@ class VllmEngine:
 
         body = request_of(prompt, sample, sampling, self._bias)
         return self._pool.ask(first, body, read, timeout_s=_patience_s(sampling))
+
+
+def bias_of_unknown_ids(known: int, padded: int) -> dict[str, float]:
+    """What keeps a server from sampling ids that the tokenizer does not have.
+
+    Args:
+        known: Ids of the tokenizer.
+        padded: Rows of the model's output layer.
+
+    Raises:
+        SetupError: They are more than a server takes.
+    """
+    if padded - known > _MOST_BIASED:
+        raise SetupError(
+            f"rl.engine: vllm: the model has {padded:,} ids and the tokenizer {known:,}; a server can be kept from "
+            f"{_MOST_BIASED:,} ids, and these are {padded - known:,}. Sample in-process, or train a model whose "
+            "vocab_size is the tokenizer's."
+        )
+    return {str(token): _NEVER for token in range(known, padded)}
 
 
 def request_of(prompt: Prompt, sample: Sample, sampling: Sampling, bias: dict[str, float]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.recipe.load import load_recipe
 from megatron_ext.rollout.protocol import Prompt, Sampling
 from megatron_ext.rollout.vllm_checks import check_server, completion_of
-from megatron_ext.rollout.vllm_engine import request_of
+from megatron_ext.rollout.vllm_engine import bias_of_unknown_ids, request_of
 from megatron_ext.rollout.vllm_server import SERVERS, ServerDownError, VllmServer, servers_of_environment
 from megatron_ext.rollout.waiting import Sample
 from tests.support.rl_project import add_rl
@@ -178,3 +178,10 @@ def test_a_request_names_all_that_decides_the_text_in_fields_that_the_server_has
     assert bodies[0]["logit_bias"] == {"9": -100.0}
     assert bodies[0]["seed"] != bodies[1]["seed"]
     assert all(0 <= body["seed"] < 2**63 for body in bodies)
+
+
+def test_ids_of_the_model_alone_are_biased_and_refused_where_they_are_more_than_a_server_takes() -> None:
+    assert bias_of_unknown_ids(6, 8) == {"6": -100.0, "7": -100.0}
+    assert len(bias_of_unknown_ids(1000, 2024)) == 1024
+    with pytest.raises(SetupError, match=r"2,025 ids and the tokenizer 1,000; .* 1,024 ids, and these are 1,025"):
+        bias_of_unknown_ids(1000, 2025)
