@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib.util
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,6 +25,9 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 _CPU = torch.device("cpu")
+
+_BLACKWELL = 10
+"""Major compute capability."""
 
 
 def has_gpu() -> bool:
@@ -57,6 +61,29 @@ def describe_gpus() -> list[str]:
     return lines
 
 
+def gpu_generation() -> int | None:
+    """The major compute capability of this process's GPU; None without one."""
+    return torch.cuda.get_device_capability()[0] if has_gpu() else None
+
+
+def queue_note(generation: int | None) -> str:
+    """What to say where a GPU may start late what ranks send that share layers or rows; mostly empty.
+
+    Before Blackwell kernels start in the order of their launches within one queue of the GPU only. The variable is
+    read when the GPU is first used. (Source: core 0.19, `training/arguments.py`, which refuses such a run.)
+
+    Args:
+        generation: Of `gpu_generation`.
+    """
+    queues = os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS")
+    if generation is None or generation >= _BLACKWELL or queues == "1":
+        return ""
+    return (
+        f"CUDA_DEVICE_MAX_CONNECTIONS: {queues or 'not set'}, and ranks share layers or rows: what they send may start "
+        "late. Set it to 1, in the shell or in the site's slurm.environment."
+    )
+
+
 def device_random_state() -> torch.Tensor | None:
     """The state of the GPU's default generator; None without a GPU."""
     return torch.cuda.get_rng_state() if has_gpu() else None
@@ -80,7 +107,7 @@ def capture(call: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
     if not has_gpu():
         return call
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # a save in the background may use the GPU
         result = call()
 
     def replay() -> torch.Tensor:

@@ -3,7 +3,7 @@
 Core 0.19 only hands `tp_comm_overlap` to the layers; the buffers are made beside it, once a process, of one shape:
 the whole sequence of a microbatch. So every pass must have that shape, which `plan/te_options.py` sees to.
 
-Source: core 0.19 `training/initialize.py:_initialize_tp_communicators`; transformer_engine 2.7 or later,
+Source: core 0.19 `training/initialize.py:_initialize_tp_communicators`; transformer_engine 2.8 or later,
 `pytorch/module/base.py:initialize_ub`. **Written from these; no GPU has run it.**
 """
 
@@ -32,7 +32,7 @@ def tp_buffers(plan: StagePlan) -> Iterator[None]:
     try:
         from transformer_engine.pytorch.module import UserBufferQuantizationMode, destroy_ub, initialize_ub
     except ImportError as error:
-        raise SetupError(f"parallel.tp_comm_overlap: needs transformer-engine 2.7 or later ({error}).") from None
+        raise SetupError(f"parallel.tp_comm_overlap: needs transformer-engine 2.8 or later ({error}).") from None
     kinds = [getattr(UserBufferQuantizationMode, name) for name in quantization_modes(plan)]
     try:
         initialize_ub(quantization_modes=kinds, ub_cfgs={}, **buffer_shape(plan))

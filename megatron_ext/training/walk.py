@@ -13,6 +13,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from data_tools.errors import TrainingError
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.runtime.agreement import answer_of_main_rank
+from megatron_ext.runtime.device import gpu_generation, queue_note
 from megatron_ext.runtime.parallel import Waits
 from megatron_ext.runtime.seed import seed_everything
 from megatron_ext.runtime.signals import StopRequest
@@ -108,6 +109,9 @@ def walk(
             record_run(folder.path, plan, begins_at_step=state.step, begins_from=begins_at)
         say = (lambda _: None) if watcher is None else watcher.say
         say(describe_adam(parts.optimizer))
+        is_shared = plan.layout.tensor_model_parallel_size * plan.layout.context_parallel_size > 1
+        if is_shared and (note := queue_note(gpu_generation())):
+            say(f"WARNING: {note}")
         if plan.data.document_isolation == "full" or plan.layout.context_parallel_size > 1:
             say(f"isolation holds: {require_isolation(parts.model, plan, groups)}")
         if plan.stage != "pretrain" and newest is None:  # what it starts from; pretraining starts from noise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megatron_ext.runtime.device import cpu_stand_ins, device, device_scope, has_gpu
+from megatron_ext.runtime.device import cpu_stand_ins, device, device_scope, has_gpu, queue_note
 
 needs_no_gpu = pytest.mark.skipif(has_gpu(), reason="the stand-ins are for machines without a GPU")
 
@@ -65,3 +65,18 @@ def test_the_stand_ins_are_refused_where_a_gpu_exists() -> None:
 @needs_no_gpu
 def test_the_device_without_a_gpu_is_the_cpu() -> None:
     assert device() == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("generation", "queues", "said"),
+    [(9, None, "not set"), (9, "8", "8"), (9, "1", ""), (10, None, ""), (None, None, "")],
+)
+def test_a_gpu_that_may_start_late_what_ranks_send_is_said(
+    monkeypatch: pytest.MonkeyPatch, generation: int | None, queues: str | None, said: str
+) -> None:
+    if queues is None:
+        monkeypatch.delenv("CUDA_DEVICE_MAX_CONNECTIONS", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", queues)
+    note = queue_note(generation)
+    assert note.startswith(f"CUDA_DEVICE_MAX_CONNECTIONS: {said}, and ranks share") if said else note == ""
