@@ -1,4 +1,4 @@
-"""Layouts of the toy recipe that the GPU check trains over several GPUs, and the losses they must have.
+"""Layouts of the toy recipe that the GPU check trains over several GPUs; one of each backend is resumed by one GPU.
 
 layouts(8)["tp2-sp"]        (2, ("training.backend=local", …))
 """
@@ -35,3 +35,14 @@ def layouts(gpus: int) -> dict[str, tuple[int, tuple[str, ...]]]:
         "te tp2 sp, sent while multiplied": (2, (*TE, *SP, "parallel.tp_comm_overlap=true")),
     }
     return {name: layout for name, layout in every.items() if layout[0] <= gpus}
+
+
+def resumed(gpus: int) -> list[str]:
+    """Of each backend the layout whose checkpoint one GPU goes on with: the one that cuts weights and states the most.
+
+    >>> resumed(1), resumed(2), resumed(8)
+    ([], ['local tp2 sp', 'te tp2 sp'], ['local tp2 sp pp2 dp2', 'te tp2 sp pp2 dp2'])
+    """
+    held = layouts(gpus)
+    cuts = next((cut for cut in ("tp2 sp pp2 dp2", "tp2 sp pp2", "tp2 sp") if f"local {cut}" in held), None)
+    return [] if cuts is None else [f"{backend} {cuts}" for backend in ("local", "te")]

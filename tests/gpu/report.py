@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -85,9 +86,7 @@ def markdown(facts: dict[str, Any], parts: list[Part]) -> str:
     lines += ["|---|---|---|---|---|---|---|---|---|"]
     lines += [_benchmark_row(part.facts) for part in parts if "mfu" in part.facts]
     for part in parts:
-        lines += [f"- {part.name}: {name} {speed:.1f} GB/s" for name, speed in _collectives(part)]
-        if "times_of_megatron_lm" in part.facts:
-            lines.append(f"- {part.name}: our step takes {part.facts['times_of_megatron_lm']:.3f}x the time of its own")
+        lines += [f"- {part.name}: {what}" for what in _more_numbers(part.facts)]
     reasons = sorted({reason for part in parts for reason in part.facts.get("not_run", [])})
     lines += ["", *(f"- {reason}" for reason in reasons)]
     lines += comparison_lines({**facts, "parts": [asdict(part) for part in parts]})
@@ -97,8 +96,19 @@ def markdown(facts: dict[str, Any], parts: list[Part]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _collectives(part: Part) -> list[tuple[str, float]]:
-    return list(part.facts.get("collectives_gb_per_s", {}).items())
+def _more_numbers(facts: dict[str, Any]) -> Iterator[str]:
+    """Kinds of kernels, speeds of sampling, links, and the comparison with Megatron-LM, where they were measured."""
+    if kernels := facts.get("kernels"):
+        shares = ", ".join(f"{kind} {share:.1%}" for kind, share in kernels["shares"].items())
+        yield f"the GPU is busy for {kernels['busy_ms']:.1f} ms of a step: {shares}"
+    for key, how in {"sampled_tokens_per_s": "", "graphed_tokens_per_s": " as CUDA graphs"}.items():
+        if speeds := facts.get(key):
+            said = ", ".join(f"{speed:,.0f} of {texts} at once" for texts, speed in speeds.items())
+            yield f"sampled tokens/s{how}: {said}"
+    for name, speed in facts.get("collectives_gb_per_s", {}).items():
+        yield f"{name} {speed:.1f} GB/s"
+    if "times_of_megatron_lm" in facts:
+        yield f"our step takes {facts['times_of_megatron_lm']:.3f}x the time of its own"
 
 
 def _benchmark_row(facts: dict[str, Any]) -> str:

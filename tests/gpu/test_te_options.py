@@ -56,3 +56,14 @@ def test_losses_with_cuda_graphs_are_those_without_and_resume(
     done(toy_project.run(tmp_path / "cut", *keys, "training.max_steps=5", processes=1, is_launched=True))
     rest = done(toy_project.run(tmp_path / "cut", *keys, processes=1, is_launched=True))
     assert rest.losses == pytest.approx(whole.losses, abs=1e-3)
+
+
+def test_losses_in_fp8_with_cuda_graphs_are_those_without_graphs(toy_project: ToyProject, tmp_path: Path) -> None:
+    if lack := "te" if missing_for_te() else missing_for_fp8("tensorwise"):
+        pytest.skip(f"not run: {lack}")
+    keys = (*TE, "fp8={recipe: tensorwise, bf16_edge_layers: 1}")
+    usual, graphed = (
+        done(toy_project.run(tmp_path / str(is_asked), *keys, *more, processes=1, is_launched=True)).losses
+        for is_asked, more in enumerate(((), ("training.cuda_graphs=true",)))
+    )
+    assert graphed == pytest.approx(usual, abs=1e-3)

@@ -12,14 +12,16 @@ from typing import Any
 import pytest
 
 from data_tools.strict_yaml import load_yaml
+from megatron_ext.models.config import transformer_config
 from megatron_ext.plan.make import draft_plan
 from megatron_ext.recipe.load import load_recipe
+from megatron_ext.recipe.schema import ModelRecipe
 from megatron_ext.runtime.device import has_gpu
 from tests.gpu import check
 from tests.gpu.against_megatron import options_of, step_times
 from tests.gpu.benchmark import MODEL, make_benchmark_plan
 from tests.gpu.comparison import REPORTS, compare, recorded_file
-from tests.gpu.layouts import layouts
+from tests.gpu.layouts import layouts, resumed
 from tests.gpu.part import Part, Wanted, read_json, read_junit, run_part
 from tests.gpu.parts import chosen, parts_of
 from tests.gpu.report import markdown, write_report
@@ -119,7 +121,12 @@ def test_the_report_has_a_row_for_each_part_and_benchmark() -> None:
         "peak_memory": 5 * 10**9,
         "planned_memory": 4 * 10**9,
     }
+    speed |= {"kernels": {"busy_ms": 61.04, "shares": {"ssd": 0.22, "matrix products": 0.28}}}
+    speed |= {"sampled_tokens_per_s": {"1": 58.9, "32": 1550.0}, "graphed_tokens_per_s": {"32": 3000.0}}
     text = markdown(facts, [Part("benchmark te", "passed", 9.0, speed), Part("x", "not run: why")])
+    assert "- benchmark te: the GPU is busy for 61.0 ms of a step: ssd 22.0%, matrix products 28.0%\n" in text
+    assert "- benchmark te: sampled tokens/s: 59 of 1 at once, 1,550 of 32 at once\n" in text
+    assert "- benchmark te: sampled tokens/s as CUDA graphs: 3,000 of 32 at once\n" in text
     assert "| backend: te | m | 8 x 2,048 | 1,000 | 1.0 | 40.0% | 700 TFLOP/s | 5.00 | 4.00 |" in text
     assert "| x | not run: why | 0 |  |  |" in text
     assert "- missing: mamba-ssm" in text
@@ -146,7 +153,7 @@ def names(gpus: int, tmp_path: Path) -> list[str]:
 def test_one_gpu_needs_no_network_and_several_look_at_it(tmp_path: Path) -> None:
     one, eight = names(1, tmp_path), names(8, tmp_path)
     assert set(eight) - set(one) == {
-        "network", "layouts", "benchmark te 1b, data x 8", "benchmark te 1b, tensor 2 x data 4",
+        "network", "layouts local", "layouts te", "benchmark te 1b, data x 8", "benchmark te 1b, tensor 2 x data 4",
     }  # fmt: skip
     assert "network" not in one
     assert [name for name in eight if name in one] == one
@@ -175,6 +182,13 @@ def test_every_part_runs_a_file_that_is_there(tmp_path: Path) -> None:
         else:
             file = next(word for word in one.words if word.startswith("tests.gpu.")).replace(".", "/") + ".py"
         assert (REPOSITORY / file).is_file(), one
+
+
+def test_all_layouts_of_a_backend_are_in_one_part_and_none_in_two(tmp_path: Path) -> None:
+    parts = {one.name: one.words for one in parts_of(tmp_path, gpus=8, cores=4, missing=[])}
+    chosen_by = {name: parts[f"layouts {name}"][parts[f"layouts {name}"].index("-k") + 1] for name in ("local", "te")}
+    assert chosen_by == {"local": "local", "te": "not local"}
+    assert all(("local" in name) != name.startswith("te ") for name in layouts(8))
 
 
 def count_file(path: Path) -> str:
@@ -259,26 +273,45 @@ def test_every_layout_of_the_check_can_be_planned(toy_project: ToyProject, name:
 
 
 def test_fewer_gpus_have_fewer_layouts() -> None:
-    assert layouts(1) == {}
+    assert (layouts(1), resumed(1)) == ({}, [])
+    assert resumed(4) == ["local tp2 sp pp2", "te tp2 sp pp2"]
     assert max(processes for processes, _ in layouts(4).values()) == 4
     assert "te cp2" in layouts(2)
 
 
-def test_megatron_lm_knows_every_option_that_it_is_given(tmp_path: Path) -> None:
-    from megatron_ext.recipe.schema import ModelRecipe
+OURS_ALONE = {
+    "cross_entropy_loss_fusion", "cross_entropy_fusion_impl",  # against_megatron.py says why
+    "perform_initialization", "inference_sampling_seed",  # not of a training step
+    "use_cpu_initialization",  # without a GPU
+    "attention_softmax_in_fp32", "masked_softmax_fusion", "persist_layer_norm",  # Transformer Engine reads none of them
+    "cp_comm_type", "tensor_parallel_num_weight_shards", "expert_tensor_parallel_num_weight_shards",  # of one rank
+}  # fmt: skip
+"""Fields of core's config that differ between Megatron-LM's run and ours."""
 
-    model = ModelRecipe(**load_yaml(MODEL.with_name("hybrid_1b.yaml")).data)
-    options = options_of(model, rows=1, sequence_length=8192, steps=20)
+
+def test_megatron_lm_takes_its_options_and_they_mean_what_our_benchmark_does(tmp_path: Path) -> None:
+    recipe = load_yaml(MODEL.with_name("hybrid_1b.yaml")).data
     code = (
-        "from megatron.training.arguments import parse_args\n"
-        "a = parse_args()\n"
-        "print(a.hidden_size, a.mamba_num_heads, a.seq_length, a.train_iters, a.bf16, a.squared_relu)"
+        "import dataclasses, json\n"
+        "from megatron.training.arguments import core_transformer_config_from_args, parse_args, validate_args\n"
+        "args = parse_args()\n"
+        "validate_args(args)\n"
+        "config = core_transformer_config_from_args(args)\n"
+        "fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}\n"
+        "print(json.dumps({name: getattr(value, '__name__', str(value)) for name, value in fields.items()}))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, *options], capture_output=True, text=True, timeout=300, check=False, cwd=tmp_path
-    )
+        [sys.executable, "-c", code, *options_of(ModelRecipe(**recipe), rows=1, sequence_length=8192, steps=20)],
+        capture_output=True, text=True, timeout=300, check=False, cwd=tmp_path,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split() == [str(model.hidden_size), str(model.mamba_num_heads), "8192", "25", "True", "True"]
+    theirs = read_json(done.stdout, None)
+    ours = transformer_config(make_benchmark_plan(tmp_path, "te", 1, 1, 8192, recipe), "te")
+    values = {name: getattr(ours, name) for name in theirs}
+    assert theirs["hidden_size"] == str(recipe["hidden_size"])
+    assert {name for name, value in values.items() if getattr(value, "__name__", str(value)) != theirs[name]} - {
+        name for name, value in values.items() if callable(value) and not hasattr(value, "__name__")
+    } == OURS_ALONE
 
 
 def test_step_times_are_read_from_megatron_lms_log() -> None:
