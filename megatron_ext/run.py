@@ -60,6 +60,8 @@ def main(argv: list[str] | None = None) -> int:
         if launch.is_main:
             ending.record(code=1, reason="crashed", message=f"{type(bug).__name__}: {bug}")
         raise
+    finally:
+        ending.close()
     return 0
 
 
@@ -169,6 +171,7 @@ def _require_beginning(walk: Walk, plan: StagePlan, *, trained_before: Sequence[
 
 def _execute(walk: Walk, launch: Launch, ending: Ending) -> None:
     """Everything from here on needs torch."""
+    launch.require_fresh_starts()
     from megatron_ext.runtime.warnings import quiet_known_warnings
 
     quiet_known_warnings()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from data_tools.errors import SetupError
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -28,3 +30,22 @@ class Launch:
     def is_main(self) -> bool:
         """Whether this rank speaks for all."""
         return self.rank == 0
+
+    def require_fresh_starts(self) -> None:
+        """Refuses ranks that torchrun would start again in vain.
+
+        Its agents share one store with their ranks and keep it for every start (torch 2.13,
+        elastic/rendezvous/dynamic_rendezvous.py, static_tcp_rendezvous.py): ranks find the addresses of the start
+        before, where nobody listens, and an agent that replaces a lost one never learns where the store is.
+
+        Raises:
+            SetupError: There are several ranks, restarts, and such a store.
+        """
+        restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
+        is_shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        if self.world_size > 1 and is_shared and restarts != "0":
+            raise SetupError(
+                f"torchrun --max-restarts={restarts}: ranks that are started again would not find each other, for "
+                "they would meet where those before them met. Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 where each "
+                "torchrun is started, with --rdzv-backend=c10d or --standalone, or leave --max-restarts out."
+            )

@@ -2,7 +2,8 @@
 
 Gloo tells a rank that a connection broke, or that nobody answered in time; not who. So a thread of every rank
 waits at the job's store for an alarm and answers it. The first rank whose collective fails raises the alarm and
-says who gave no answer; the others end without a word.
+says who gave no answer; the others wait until it has, and end without a word. The store may live in the process of
+rank 0: where it is gone, whoever has heard an alarm before leaves the word to the one that raised it.
 
 With NCCL torch's watchdog ends the process before Python hears of it (TORCH_NCCL_ASYNC_ERROR_HANDLING is 3,
 torch 2.13): there its own lines and the flight recorder tell (docs/how-to/run-on-a-cluster.md).
@@ -53,12 +54,23 @@ class RollCall:
         self._rank, self._world_size = launch.rank, launch.world_size
         self._store = _connect()
         self._store.set(f"host {self._rank}", socket.gethostname())
-        threading.Thread(target=self._answer, args=(_connect(),), name="roll call", daemon=True).start()
+        self._is_closed, self._is_alarmed = False, False
+        self._thread = threading.Thread(target=self._answer, args=(_connect(),), name="roll call", daemon=True)
+        self._thread.start()
 
     def _answer(self, store: dist.Store) -> None:
         with contextlib.suppress(RuntimeError):  # the store ends with the job
-            store.wait(["alarm"], _FOR_EVER)
-            store.set(f"here {self._rank}", "")
+            store.wait([f"alarm {self._rank}"], _FOR_EVER)
+            if not self._is_closed:
+                self._is_alarmed = True
+                store.set(f"here {self._rank}", "")
+
+    def close(self) -> None:
+        """Ends the thread. If the store ended while Python does, its error would abort the process (SIGABRT)."""
+        self._is_closed = True
+        with contextlib.suppress(RuntimeError):
+            self._store.set(f"alarm {self._rank}", "")
+        self._thread.join(_ANSWER_S)
 
     def say_end(self, reason: str) -> None:
         """Tells the others why this rank ends, which they will only see missing."""
@@ -73,20 +85,24 @@ class RollCall:
         """
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the ranks of a node when it sees one dead
         cause = str(error).splitlines()[0]
+        others = [rank for rank in range(self._world_size) if rank != self._rank]
         try:
             self._store.set(f"failed {self._rank}", "")
-            self._store.set("alarm", "")
+            self._store.multi_set([f"alarm {rank}" for rank in others], [""] * len(others))
             if self._store.add("speakers", 1) > 1:
+                self._store.wait(["spoken"], 2 * timedelta(seconds=_ANSWER_S))
                 return None
-            who = self._missing(is_late=any(words in cause for words in _TIMED_OUT))
+            who = self._missing(others, is_late=any(words in cause for words in _TIMED_OUT))
+            self._store.set("spoken", "")
         except RuntimeError:
-            who = f"The machine of rank 0 ({os.environ['MASTER_ADDR']}) does not answer: the job's store is there."
+            if self._is_alarmed:
+                return None
+            who = f"Rank 0 or its machine ({os.environ['MASTER_ADDR']}) does not answer: the job's store is there."
         return LostRankError(
             f"{LOST_RANK}. {who}\n  {cause}\n  Seen at {_place(error)}. Run again to go on from the newest checkpoint."
         )
 
-    def _missing(self, *, is_late: bool) -> str:
-        others = [rank for rank in range(self._world_size) if rank != self._rank]
+    def _missing(self, others: list[int], *, is_late: bool) -> str:
         end = time.monotonic() + _ANSWER_S
         while time.monotonic() < end and not all(self._has_answered(rank) for rank in others):
             time.sleep(0.1)

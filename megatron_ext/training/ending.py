@@ -43,6 +43,11 @@ class Ending:
     folder: Path | None = None
     roll_call: RollCall | None = None
 
+    def close(self) -> None:
+        """Leaves the roll call; comes last."""
+        if self.roll_call is not None:
+            self.roll_call.close()
+
     def record(self, *, code: int, reason: str, message: str) -> None:
         """Writes exit.json."""
         if self.folder is None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
+import threading
 import time
 from datetime import timedelta
 
@@ -44,9 +46,7 @@ def said(what_rank_2_does: str) -> str | None:
             error = caught
         assert error is not None
         assert is_of_other_rank(error)
-        lost = roll_call.explain(error)
-        if launch.rank == 0:
-            time.sleep(8)  # the store is this process's; the other rank may be asking it
+        lost = roll_call.explain(error)  # the store ends with rank 0
         return None if lost is None else str(lost)
 
 
@@ -71,6 +71,42 @@ def test_one_rank_says_which_one_was_lost_and_how(what_rank_2_does: str, sentenc
     assert len(texts) == 1, texts
     assert texts[0].startswith(sentence)
     assert texts[0].endswith("Run again to go on from the newest checkpoint.")
+
+
+def spoke_first_and_last() -> list[str]:
+    """What two ranks say of a failure: rank 0, with which the store ends, and later rank 1."""
+    launch = Launch.from_environment()
+    store, _, _ = next(iter(dist.rendezvous("env://", timeout=timedelta(seconds=20))))
+    roll_call = RollCall(launch)
+    store.set(f"there {launch.rank}", "")
+    store.wait(["there 0", "there 1"])
+    if launch.rank == 1:
+        with contextlib.suppress(RuntimeError):
+            store.wait(["never"], timedelta(seconds=30))
+    lost = roll_call.explain(RuntimeError("[/gloo/pair.cc:1] Connection closed by peer"))
+    return [] if lost is None else [str(lost).splitlines()[0]]
+
+
+def test_a_rank_that_heard_an_alarm_does_not_accuse_the_rank_that_raised_it_and_is_gone() -> None:
+    assert run_distributed(spoke_first_and_last, 2) == [
+        ["another rank was lost. All ranks live: a connection between them broke."],
+        [],
+    ]
+
+
+def ended_silently() -> tuple[bool, bool]:
+    """Whether this rank still answers after it has left, and whether it answers an alarm that comes then."""
+    launch = Launch.from_environment()
+    store, _, _ = next(iter(dist.rendezvous("env://", timeout=timedelta(seconds=20))))
+    roll_call = RollCall(launch)
+    roll_call.close()
+    answers = any(thread.name == "roll call" for thread in threading.enumerate())
+    return answers, store.check([f"roll call/here {launch.rank}"])
+
+
+def test_a_rank_that_leaves_leaves_no_thread_behind_and_answers_nothing() -> None:
+    """A thread that waits for a store which ends while Python does aborts the process."""
+    assert run_distributed(ended_silently, 1) == [(False, False)]
 
 
 def test_an_error_of_this_rank_itself_is_not_laid_on_another() -> None:
