@@ -130,8 +130,6 @@ class SlowRanks:
                 for times, to_peers in zip(zip(*steps, strict=True), zip(*ratios, strict=True), strict=True)
             ]
         )
-        if len(steps) < _FEWEST_STEPS:
-            return {}
         return {rank: times.ratio for rank, times in enumerate(self._windows[-1]) if times.ratio >= SLOW_RATIO}
 
     def _ratios(self, step: tuple[float, ...]) -> list[float]:

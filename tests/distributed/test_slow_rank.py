@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from megatron_ext.runtime.launch import Launch
+from megatron_ext.runtime.parallel import process_groups
+from megatron_ext.training.slow_ranks import Place, places_of_ranks
+from tests.support.distributed import run_distributed
+from tests.support.ranks import wait_for_rank
 from tests.support.toy_project import Run, ToyProject, environment
-
-pytestmark = [pytest.mark.slow, pytest.mark.system]
 
 KEYS = (
     "budget.tokens=51_200",  # 100 steps: two windows
@@ -26,33 +29,13 @@ KEYS = (
 )
 
 
-def rank_of(process: int) -> str | None:
-    """The rank of a process of torchrun; None of any other."""
-    try:
-        variables = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
-    except OSError:  # it has just ended
-        return None
-    return next((one[5:].decode() for one in variables if one.startswith(b"RANK=")), None)
-
-
-def worker(torchrun: int, rank: str) -> int:
-    """The process of a rank, when it is there."""
-    deadline = time.monotonic() + 600
-    while time.monotonic() < deadline:
-        children = Path(f"/proc/{torchrun}/task/{torchrun}/children").read_text().split()
-        if found := [int(child) for child in children if rank_of(int(child)) == rank]:
-            return found[0]
-        time.sleep(0.1)
-    pytest.fail(f"torchrun starts no rank {rank}")
-
-
 def run_with_a_slow_rank(project: ToyProject, run_root: Path) -> Run:
     """Two ranks, of which the second stands still for half of the time, in pulses of a few milliseconds."""
     command = project.command(run_root, *KEYS, processes=2)
     with subprocess.Popen(
         command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as torchrun:
-        slow = worker(torchrun.pid, "1")
+        slow = wait_for_rank(torchrun.pid, 1)
         while torchrun.poll() is None:
             try:
                 os.kill(slow, signal.SIGSTOP)
@@ -65,6 +48,18 @@ def run_with_a_slow_rank(project: ToyProject, run_root: Path) -> Run:
     return Run(code=torchrun.returncode, output=output, run_root=run_root)
 
 
+def places(stages: int) -> tuple[Place, ...]:
+    with process_groups(Launch.from_environment(), pipeline_model_parallel_size=stages) as groups:
+        return places_of_ranks(groups)
+
+
+def test_every_rank_knows_the_machine_and_the_pipeline_stage_of_each() -> None:
+    host = socket.gethostname()
+    assert run_distributed(places, 2, 2) == [(Place(host, 0), Place(host, 1))] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.system
 def test_a_rank_that_stands_still_half_of_the_time_is_accused_and_the_one_that_waits_is_not(
     toy_project: ToyProject, tmp_path: Path
 ) -> None:

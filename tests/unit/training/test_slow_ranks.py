@@ -26,6 +26,23 @@ def test_a_rank_that_stays_slow_is_named_with_its_host_and_its_ratio() -> None:
     ]
 
 
+def test_a_rank_is_slow_from_the_stated_ratio_on() -> None:
+    ranks = SlowRanks(FOUR)
+    assert judged(ranks, (1.0, 1.0, 1.24, 1.25)) == {3: 1.25}
+    assert [line.split()[0] for line in ranks.report() if line.endswith("1 of 1")] == ["3"]
+
+
+def test_a_warning_has_the_times_of_its_own_window_the_slowest_rank_first_and_eight_at_most() -> None:
+    ranks = SlowRanks([Place("node-a", 0)] * 30)
+    judged(ranks, (1.0,) * 30)
+    slow = judged(ranks, tuple(1.0 if rank < 20 else rank / 10 for rank in range(30)))
+    assert sorted(slow) == list(range(20, 30))
+    lines = ranks.sentence(slow, 100).splitlines()
+    assert [line.split()[1] for line in lines[1:9]] == ["29", "28", "27", "26", "25", "24", "23", "22"]
+    assert "2.900 s, 2.90 times its peers" in lines[1]
+    assert lines[9:] == ["  and 2 ranks more"]
+
+
 @pytest.mark.parametrize(
     "steps",
     [
@@ -61,10 +78,33 @@ def test_the_table_at_the_end_has_every_window_and_the_slowest_first() -> None:
     ]
 
 
+def test_in_the_table_stand_first_those_that_were_slow_most_often_then_those_that_took_longest() -> None:
+    ranks = SlowRanks([Place("node-a", 0)] * 10)
+    judged(ranks, (1.5, 1.2, 1.1, *[1.0] * 7))
+    judged(ranks, (1.0, 1.2, 1.1, *[1.0] * 7))
+    judged(ranks, (1.0, 1.2, 1.1, *[1.0] * 7))
+    head, _, *rows, more = ranks.report()
+    assert "; 1 slow ranks (" in head
+    assert [row.split()[0] for row in rows] == ["0", "1", "2", "3", "4", "5", "6", "7"]
+    assert [row.split()[-3:] for row in rows[:2]] == [["1", "of", "3"], ["0", "of", "3"]]
+    assert more == "  and 2 ranks more, 1.00 times its peers at most"
+
+
+@pytest.mark.parametrize(("steps", "windows"), [(9, 1), (10, 2)])
+def test_what_is_left_at_the_end_is_a_window_from_ten_steps_on(steps: int, windows: int) -> None:
+    ranks = SlowRanks(FOUR)
+    judged(ranks, (1.0, 1.0, 1.0, 1.0))
+    for _ in range(steps):
+        ranks.add((1.0, 1.0, 1.0, 2.0))
+    slow = "1 slow ranks" if windows == 2 else "no slow rank"
+    assert ranks.report()[0].startswith(f"rank times: {50 + steps} steps, {windows} windows; {slow} (")
+
+
 def test_the_95th_percentile_is_reached_by_a_twentieth_of_the_steps() -> None:
     ranks = SlowRanks(FOUR[:2])
     for number in range(WINDOW_STEPS):
-        ranks.add((1.0, 1.0 if number < 47 else 5.0))
+        ranks.add((1.0 if number < 48 else 9.0, 1.0 if number < 47 else 5.0))
+    assert [line.split()[3] for line in ranks.report() if line.split()[0] == "0"] == ["1.000"]
     (row,) = (line.split() for line in ranks.report() if line.split()[0] == "1")
     assert row[2:4] == ["1.000", "5.000"]
 
