@@ -229,17 +229,8 @@ def make_rows(
     for number, drawn in enumerate(rounds):
         cuts.append(_cut(drawn, number, tallies, options))
         progress.advance(len(drawn))
-    if options.unit == "rows":
-        packed = [
-            _packed(cut, options, progress, key=f"rows {options.seed} {number}") for number, cut in enumerate(cuts)
-        ]
-        cut, row_of = _in_a_row(packed)
-        num_rows = int(row_of[-1]) + 1 if len(row_of) else 0
-        first_row = np.append(np.arange(0, num_rows, options.step), num_rows)
-        begins = _begins(cut.pieces, cut.source)
-        conversations = np.bincount(row_of[begins] // options.step, minlength=len(first_row) - 1)
-    else:
-        cut, row_of, first_row, conversations = _by_conversations(cuts, options, progress)
+    by = _by_rows if options.unit == "rows" else _by_conversations
+    cut, row_of, first_row, conversations = by(cuts, options, progress)
     pieces_of_row = np.bincount(row_of, minlength=int(first_row[-1]))
     return Rows(
         length=options.length,
@@ -276,23 +267,43 @@ def _of_conversations(pieces: Pieces, numbers: Ints) -> Pieces:
     return Pieces(numbers[pieces.conversation], pieces.start, pieces.stop, pieces.skip_start, pieces.skip_stop)
 
 
-def _packed(cut: _Cut, options: RowOptions, progress: Progress, *, key: str) -> tuple[_Cut, Ints]:
-    """The pieces of some rows in order, and the row of each; rows in random order."""
+def _packed(
+    cut: _Cut, bounds: Sequence[int], options: RowOptions, progress: Progress, *, name: str
+) -> tuple[_Cut, Ints, Ints]:
+    """The pieces of some parts, each packed by itself, in the order of rows.
+
+    Args:
+        cut: The pieces.
+        bounds: [parts + 1] number of the first piece of each part.
+        options: How.
+        progress: Is told of each conversation.
+        name: Of the random order of a part's rows, with its number behind.
+
+    Returns:
+        The pieces, the row of each, and [parts + 1] the number of the first row of each part.
+    """
     padded = -(-cut.pieces.lengths // options.pad_multiple) * options.pad_multiple
-    row_of = best_fit_decreasing(padded, options.length)
-    row_of = keyed_permutation(int(row_of.max(initial=-1)) + 1, key=key)[row_of]
+    begins = cut.pieces.start == 0
+    row_of = np.empty(len(padded), np.int64)
+    first_row = [0]
+    for number, (begin, end) in enumerate(pairwise(bounds)):
+        packs = best_fit_decreasing(padded[begin:end], options.length)
+        num_rows = int(packs.max(initial=-1)) + 1
+        row_of[begin:end] = first_row[-1] + keyed_permutation(num_rows, key=f"{name}{number}")[packs]
+        first_row.append(first_row[-1] + num_rows)
+        progress.advance(int(begins[begin:end].sum()))
     order = np.argsort(row_of, kind="stable")
-    progress.advance(int((cut.pieces.start == 0).sum()))
-    return cut.take(order), row_of[order]
+    return cut.take(order), row_of[order], np.array(first_row)
 
 
-def _in_a_row(packed: Sequence[tuple[_Cut, Ints]]) -> tuple[_Cut, Ints]:
-    """Several packings, their rows numbered through."""
-    begin, numbered = 0, []
-    for _, row_of in packed:
-        numbered.append(row_of + begin)
-        begin += int(row_of[-1]) + 1 if len(row_of) else 0
-    return _Cut.joined([cut for cut, _ in packed]), np.concatenate(numbered)
+def _by_rows(cuts: Sequence[_Cut], options: RowOptions, progress: Progress) -> tuple[_Cut, Ints, Ints, Ints]:
+    """As `_by_conversations`; each round is packed as one."""
+    bounds = np.cumsum([0, *(len(cut.place) for cut in cuts)]).tolist()
+    cut, row_of, first_of_round = _packed(_Cut.joined(cuts), bounds, options, progress, name=f"rows {options.seed} ")
+    num_rows = int(first_of_round[-1])
+    first_row = np.append(np.arange(0, num_rows, options.step), num_rows)
+    begins = _begins(cut.pieces, cut.source)
+    return cut, row_of, first_row, np.bincount(row_of[begins] // options.step, minlength=len(first_row) - 1)
 
 
 def _by_conversations(cuts: Sequence[_Cut], options: RowOptions, progress: Progress) -> tuple[_Cut, Ints, Ints, Ints]:
@@ -304,20 +315,11 @@ def _by_conversations(cuts: Sequence[_Cut], options: RowOptions, progress: Progr
     is_new[1:] |= round_of[1:] != round_of[:-1]
     conversation = np.cumsum(is_new) - 1
     total = int(conversation[-1]) + 1 if len(conversation) else 0
-    bounds = np.searchsorted(conversation, np.arange(0, total + options.step, options.step))
-    packed = [
-        _packed(cut.take(np.arange(begin, end)), options, progress, key=f"rows {options.seed} step {number}")
-        for number, (begin, end) in enumerate(pairwise(bounds))
-        if end > begin
-    ]
-    if not packed:
-        packed = [_packed(cut, options, progress, key="")]  # no step, and no row in it
-        return *_in_a_row(packed), np.zeros(1, np.int64), np.zeros(0, np.int64)
-    num_rows = [int(row_of[-1]) + 1 for _, row_of in packed]
-    first_row = np.concatenate([np.zeros(1, np.int64), np.cumsum(num_rows, dtype=np.int64)])
-    conversations = np.full(len(packed), options.step)
-    conversations[-1:] = total - options.step * (len(packed) - 1)
-    return *_in_a_row(packed), first_row, conversations
+    bounds = np.searchsorted(conversation, np.arange(0, total + options.step, options.step)).tolist()
+    cut, row_of, first_row = _packed(cut, bounds, options, progress, name=f"rows {options.seed} step ")
+    conversations = np.full(len(first_row) - 1, options.step)
+    conversations[-1:] = total - options.step * (len(conversations) - 1)
+    return cut, row_of, first_row, conversations
 
 
 def _targets_of_whole(source: Conversations) -> Ints:

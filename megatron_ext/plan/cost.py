@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from functools import lru_cache
 from typing import NamedTuple
 
 from data_tools.errors import UsageError
@@ -27,6 +28,7 @@ class GpuTime(NamedTuple):
     days: float  # at the plan's world size
 
 
+@lru_cache(maxsize=64)  # the replicates of a study differ in the seed alone
 def plan_cost(
     model: ModelRecipe,
     layout: LayoutPlan,

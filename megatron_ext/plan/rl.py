@@ -5,19 +5,21 @@ from __future__ import annotations
 import hashlib
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from data_tools.chat_template_files import SHIPPED_TEMPLATE, template_source
 from data_tools.errors import DataError
 from data_tools.quantities import format_exact
 from data_tools.tokenizer import TokenizerFacts
 from megatron_ext.plan.datasets import read_tokenizer, tokenizer_folder
-from megatron_ext.plan.rl_prompts import PromptSet, SourcePrompts, read_prompt_set
 from megatron_ext.plan.stage_plan import DataPlan, RlPlan, RlSource, SourcePlan, StagePlan
 from megatron_ext.recipe.load import LoadedRecipe
 from megatron_ext.recipe.locate import shown
 from megatron_ext.recipe.problems import Problems
 from megatron_ext.recipe.schema import PromptSource, RlRecipe
+
+if TYPE_CHECKING:  # what reads prompts is heavy, and a plan of declared ones needs none of it
+    from megatron_ext.plan.rl_prompts import PromptSet, SourcePrompts
 
 
 class PromptStage(NamedTuple):
@@ -52,6 +54,8 @@ def plan_rl(
     problems.raise_data_error()
     if declared:
         return _declared_stage(loaded, options, tokenizer, roundings)
+    from megatron_ext.plan.rl_prompts import read_prompt_set
+
     template, template_file = _chat_template(loaded, giver, roundings)
     found = read_prompt_set(
         options,

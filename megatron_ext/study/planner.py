@@ -17,11 +17,15 @@ from megatron_ext.recipe.explain import values_of, yaml_scalar
 from megatron_ext.recipe.keys import key_name, role_of
 from megatron_ext.recipe.load import LoadedRecipe, load_recipe
 from megatron_ext.recipe.locate import shown
+from megatron_ext.recipe.problems import Origin
 from megatron_ext.recipe.schema import UNRESOLVED
 from megatron_ext.recipe.study_load import LoadedArm
 from megatron_ext.recipe.study_schema import STAGE_KINDS, StageKind, StageSeeds
 from megatron_ext.study.nodes import PlannedStage
 from megatron_ext.study.study_plan import Takes
+
+_FIELDS = {"continue": "parent", "init_from": "init_from"}
+"""Fields of a recipe by the keys of its parent."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Planner:
     _by_question: dict[tuple[str, tuple[str, ...], str | None, int], PlannedStage] = field(default_factory=dict)
     _by_id: dict[str, PlannedStage] = field(default_factory=dict)
     _first_arm: dict[str, str] = field(default_factory=dict)  # by stage id: the arm that came to it first
+    _first_parent: dict[tuple[str, tuple[str, ...]], str] = field(default_factory=dict)  # by recipe and its options
     _asked: dict[str, _Asked] = field(default_factory=dict)
     _loaded: dict[tuple[str, tuple[str, ...]], LoadedRecipe] = field(default_factory=dict)
 
@@ -80,10 +85,7 @@ class Planner:
         return self._by_question[question]
 
     def _plan(self, arm: LoadedArm, asked: _Asked, before: PlannedStage | None, replicate: int) -> PlannedStage:
-        overrides = arm.overrides[asked.stage]
-        if before is not None:
-            overrides = (*overrides, f"{asked.key}={before.plan.stage_id}")
-        loaded = self._load(arm, asked.path, overrides)
+        loaded, overrides = self._with_parent(arm, asked, before)
         if replicate:
             seed = loaded.recipe.seed + replicate
             overrides = (*overrides, f"seed={seed}")
@@ -105,6 +107,22 @@ class Planner:
         stage = PlannedStage(loaded, plan, overrides, parent, takes, replicate)
         self._by_id[plan.stage_id], self._first_arm[plan.stage_id] = stage, arm.id
         return stage
+
+    def _with_parent(
+        self, arm: LoadedArm, asked: _Asked, before: PlannedStage | None
+    ) -> tuple[LoadedRecipe, tuple[str, ...]]:
+        """A stage's recipe with its parent's id, and the options that give it; it is checked with its first parent."""
+        overrides = arm.overrides[asked.stage]
+        if before is None:
+            return self._load(arm, asked.path, overrides), overrides
+        option = f"{asked.key}={before.plan.stage_id}"
+        first = self._first_parent.setdefault((asked.path, overrides), option)
+        loaded = self._load(arm, asked.path, (*overrides, first))
+        if option != first:
+            recipe = loaded.recipe.model_copy(update={_FIELDS[asked.key]: before.plan.stage_id})
+            origins = {**loaded.origins, (asked.key,): Origin(f"--set {option}", is_over=True)}
+            loaded = replace(loaded, recipe=recipe, origins=origins)
+        return loaded, (*overrides, option)
 
     def _read(self, path: str) -> _Asked:
         """What a stage recipe says of its kind and its parent.

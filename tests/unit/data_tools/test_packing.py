@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_tools.errors import DataError, UsageError
-from data_tools.packing import Packing, best_fit_decreasing, pack
+from data_tools.packing import _FEW, Packing, _one_by_one, best_fit_decreasing, pack
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=60).map(np.array)
 ALGORITHMS = st.sampled_from(["bfd", "bf-shuffle", "concat"])
@@ -53,9 +53,17 @@ def rooms_of(lengths: npt.NDArray[np.int64], packs: npt.NDArray[np.int64], lengt
 
 @given(LENGTHS, st.integers(40, 90))
 @settings(max_examples=300, deadline=None)
-def test_grouped_best_fit_decreasing_is_the_plain_one(lengths: npt.NDArray[np.int64], length: int) -> None:
+def test_best_fit_decreasing_is_the_plain_one(lengths: npt.NDArray[np.int64], length: int) -> None:
     packs = best_fit_decreasing(lengths, length)
     assert rooms_of(lengths, packs, length) == plain_best_fit_decreasing(lengths, length)
+
+
+@pytest.mark.parametrize("longest", [9, 100, 2_000])
+def test_groups_of_equal_lengths_go_where_single_pieces_do(longest: int) -> None:
+    lengths = np.random.default_rng(longest).integers(1, longest, _FEW + 904)
+    order = np.argsort(-lengths, kind="stable")
+    packs = best_fit_decreasing(lengths, 2_048)
+    assert packs.tolist() == _one_by_one(lengths, order, 2_048, newest_first=False).tolist()
 
 
 @given(LENGTHS, st.integers(1, 12), st.sampled_from([1, 2, 3, 4]), ALGORITHMS, KEEPING, st.integers(0, 3))
@@ -103,6 +111,10 @@ def test_trimming_takes_only_the_tail_of_the_thinking(
 def test_the_longest_go_first_and_each_into_the_fullest_pack() -> None:
     packs = best_fit_decreasing(np.array([3, 7, 5, 2, 3]), 10)
     assert packs.tolist() == [0, 0, 1, 1, 1]
+
+
+def test_of_packs_with_equal_room_the_first_is_filled() -> None:
+    assert best_fit_decreasing(np.array([6, 3, 6]), 10).tolist() == [0, 0, 1]
 
 
 def test_what_is_too_long_is_refused_unless_something_is_said() -> None:
