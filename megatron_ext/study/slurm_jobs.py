@@ -31,7 +31,7 @@ class SlurmJobs:
     run_root: Path
     look_s: float = 10.0
     kind: str = SLURM
-    _seen: dict[str, QueuedTask] | None = None
+    _seen: dict[str, QueuedTask] | SetupError | None = None  # an error: why Slurm could not be asked
     _seen_at: float = 0.0
     _jobs: dict[str, Any] = field(default_factory=dict)
     _told: dict[str, Any] = field(default_factory=dict)
@@ -40,12 +40,15 @@ class SlurmJobs:
         """What the queue says of nodes that were launched; where Slurm cannot be asked, they are taken to be in it."""
         jobs = {name: one.handle.get("job") for name, one in launched.items()}
         is_old = time.monotonic() - self._seen_at > self.look_s
-        try:
-            if self._seen is None or is_old or not jobs.items() <= self._jobs.items():  # of a new one it knows nothing
-                self._seen, self._seen_at, self._jobs = queued_nodes(self.run_root), time.monotonic(), jobs
-            queued = self._seen
-        except SetupError as error:
-            return {name: _not_seen(one, str(error)) for name, one in launched.items()}
+        if self._seen is None or is_old or not jobs.items() <= self._jobs.items():  # of a new one it knows nothing
+            try:
+                self._seen = queued_nodes(self.run_root)
+            except SetupError as error:  # kept as long as an answer: squeue may take seconds to refuse
+                self._seen = error
+            self._seen_at, self._jobs = time.monotonic(), jobs
+        queued = self._seen
+        if isinstance(queued, SetupError):
+            return {name: _not_seen(one, str(queued)) for name, one in launched.items()}
         return {
             name: _job_status(queued[name]) if name in queued else JobStatus("gone", _last_words(one))
             for name, one in launched.items()
