@@ -131,9 +131,9 @@ def _difference(delta: Estimate, info: MetricInfo) -> str:
 
 
 def _noise(report: Report, head: Headline, info: MetricInfo) -> Answer:
-    against = {"the baseline": head.over_baseline}
-    against |= {"the second": head.over_second} if head.second != head.baseline else {}
-    found = {name: is_noise(delta) for name, delta in against.items() if delta is not None}
+    others = [("the baseline", head.baseline, head.over_baseline)]
+    others += [("the second", head.second, head.over_second)] if head.second != head.baseline else []
+    found = {name: is_noise(delta) for name, row, delta in others if delta is not None and row not in head.tied}
     lines = [f"{name[0].upper()}{name[1:]}: {text}." for name, (_, text) in found.items()]
     if head.evaluated > 1 and not head.tied:
         lines.append(_about_choice(head))

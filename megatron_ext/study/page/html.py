@@ -25,20 +25,8 @@ from megatron_ext.study.page.views import (
 from megatron_ext.study.report.bootstrap import DRAWS
 from megatron_ext.study.report.content import Report
 
-_FILTERS = (
-    "value",
-    "signed",
-    "interval",
-    "count",
-    "duration",
-    "plural",
-    "part_name",
-    "moment",
-    "printed",
-    "heading",
-    "unit",
-    "passes",
-)
+_FILTERS = "value signed interval count duration plural part_name moment printed heading unit passes badge beside_paper"
+"""Functions of `wording` that templates call, by name."""
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -56,7 +44,7 @@ def page_html(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {name: getattr(wording, name) for name in _FILTERS}
+    environment.filters |= {name: getattr(wording, name) for name in _FILTERS.split()}
     script = (TEMPLATES / "report.js").read_text()
     bars, sources = read_bars(report)
     tables = tables_of(report)

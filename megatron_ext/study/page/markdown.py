@@ -8,6 +8,8 @@ from megatron_ext.recipe.study_schema import STAGE_NAMES
 from megatron_ext.study.page.answers import answers_of
 from megatron_ext.study.page.views import Table, read_bars, rows_by_status, tables_of
 from megatron_ext.study.page.wording import (
+    badge,
+    beside_paper,
     count,
     duration,
     interval,
@@ -69,9 +71,15 @@ def _findings(report: Report) -> list[str]:
     rows = []
     for finding in report.findings:
         for one in finding.comparisons:
-            rows.append([plain(finding.name), _what(one), *_numbers(one), one.verdict, plain(one.reason)])
+            rows.append(
+                [plain(finding.name), _what(one), *_numbers(one), badge(one.verdict, [one.drawn]), plain(one.reason)]
+            )
     columns = ("Finding", "Comparison", "This study", "Paper", "Verdict", "Why")
-    says = _list(f"{finding.name}: {finding.says} {finding.verdict.capitalize()}." for finding in report.findings)
+    verdicts = [badge(one.verdict, (part.drawn for part in one.comparisons)) for one in report.findings]
+    says = _list(
+        f"{one.name}: {one.says} {verdict.capitalize()}."
+        for one, verdict in zip(report.findings, verdicts, strict=True)
+    )
     notes = f"What to know of these numbers:\n\n{_list(report.findings_notes)}" if report.findings_notes else ""
     more = left_out if report.findings_left_out else ""
     return [says, _grid(columns, rows, numbers_from=9), more, notes, _list(report.differences)]
@@ -91,7 +99,7 @@ def _numbers(one: Comparison) -> tuple[str, str]:
         own += "" if one.is_share else f" {one.unit}, + is better".replace(" ,", ",")
         own += f" ({seeds(*one.seeds)})"
     paper = f"{printed(one.paper.delta, is_difference=True)} points ({one.paper.source})" if one.paper else "–"
-    return plain(own), plain(paper)
+    return plain(own), plain(", ".join(part for part in (paper, beside_paper(one)) if part))
 
 
 def _results(table: Table) -> list[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from data_tools.quantities import format_count
 from megatron_ext.recipe.study_schema import STAGE_NAMES
-from megatron_ext.study.report.numbers import Estimate, MetricInfo
+from megatron_ext.study.report.numbers import Comparison, Drawn, Estimate, MetricInfo, Verdict
 
-NOT_RUN = "not run"
 MINUS = "−"
 
 
@@ -72,6 +73,24 @@ def printed(points_of_paper: float, *, is_difference: bool = False) -> str:
 def points(*, is_share: bool) -> str:
     """Of a difference."""
     return " points" if is_share else ""
+
+
+def badge(verdict: Verdict, drawn: Iterable[Drawn]) -> str:
+    """A verdict; where items alone were drawn it says so, for other seeds may say otherwise.
+
+    >>> badge("shows", ["items and seeds"]), badge("shows", ["items and seeds", "items"]), badge("not run", ["items"])
+    ('shows', 'shows, of items alone', 'not run')
+    """
+    is_told = verdict in ("shows", "shows the opposite")
+    return f"{verdict}, of items alone" if is_told and "items" in drawn else verdict
+
+
+def beside_paper(one: Comparison) -> str:
+    """Where the paper's number lies outside of this study's interval, that; else ""."""
+    if one.paper is None or not one.is_share or one.delta is None or one.delta.low is None or one.delta.high is None:
+        return ""
+    is_inside = one.delta.low <= one.paper.delta / 100 <= one.delta.high
+    return "" if is_inside else "outside of this study's interval"
 
 
 def unit(info: MetricInfo) -> str:

@@ -20,7 +20,7 @@ from megatron_ext.study.page.markdown import page_markdown
 from megatron_ext.study.page.tidy import COLUMNS, tidy_csv
 from megatron_ext.study.report.content import Curve, GraphNode, Report
 from megatron_ext.study.report.make import make_report
-from megatron_ext.study.report.numbers import Estimate
+from megatron_ext.study.report.numbers import Estimate, PaperNumber
 from tests.support.study_on_disk import study_plan, write_study
 
 MODULES = sorted(
@@ -88,7 +88,40 @@ def test_equal_arms_have_no_best_and_the_end_of_a_scale_is_said(report: Report) 
     assert short == "None: 2 are equal"
     assert lines.startswith("Equal: base-shq, lmq-shq. That is an end of the scale: this test cannot tell them apart.")
     assert answer(report, "By how much?", **tie)[0] == "Not at all: the best are equal"
-    assert "draws" not in answer(report, "Is it noise?", **tie)[1]
+    noise, lines = answer(report, "Is it noise?", **tie, baseline="base-shq", second="lmq-shq")
+    assert noise == "Nothing to compare"
+    assert "draws" not in lines
+    assert answer(report, "Is it noise?", **tie, baseline="ldq-shq", second="lmq-shq")[0] != "Nothing to compare"
+
+
+def one_comparison(report: Report, **changed: object) -> Report:
+    """The first finding with its first comparison alone, changed."""
+    first = report.findings[0]
+    comparison = first.comparisons[0].model_copy(update=changed)
+    return report.model_copy(update={"findings": (first.model_copy(update={"comparisons": (comparison,)}),)})
+
+
+@pytest.mark.parametrize(
+    ("drawn", "said"), [("items", "Shows, of items alone."), ("items and seeds", "Shows."), ("seeds", "Shows.")]
+)
+def test_a_verdict_of_items_alone_says_so(report: Report, drawn: str, said: str) -> None:
+    changed = one_comparison(report, drawn=drawn, verdict="shows")
+    changed = changed.model_copy(update={"findings": (changed.findings[0].model_copy(update={"verdict": "shows"}),)})
+    text = page_markdown(changed)
+    assert f"{changed.findings[0].says} {said}" in text
+    shown = said.rstrip(".").lower()
+    assert f"| {shown} |" in text
+    assert f"</span> {shown}</span></header>" in page_html(changed)
+
+
+@pytest.mark.parametrize(("delta", "is_outside"), [(3.9, True), (4.0, False), (12.0, False), (12.1, True)])
+def test_a_number_of_the_paper_outside_of_the_interval_is_marked(
+    report: Report, delta: float, is_outside: bool
+) -> None:
+    paper = PaperNumber(better=None, than=None, delta=delta, source="table 1", remark="")
+    changed = one_comparison(report, paper=paper, delta=Estimate(value=0.08, low=0.04, high=0.12), is_share=True)
+    for text in (page_markdown(changed), page_html(changed)):
+        assert ("outside of this study's interval" in text.replace("&#39;", "'")) == is_outside
 
 
 def test_a_study_that_has_not_run_says_so_and_no_zero(tmp_path: Path) -> None:
