@@ -126,7 +126,11 @@ def run_here(
 
 
 def print_dry_run(request: RunRequest, *, workers: int) -> None:
-    """Says what a run would begin, with which commands, and begins nothing."""
+    """Says what a run would begin, with which commands, and begins nothing.
+
+    Raises:
+        DataError: A run would be refused, for its suites ask what is not there.
+    """
     plan = request.plan(is_dry=True)
     run_root = Path(plan.run_root)
     launcher = LocalLauncher(workers=workers, machine=Machine.found())
@@ -134,13 +138,12 @@ def print_dry_run(request: RunRequest, *, workers: int) -> None:
     states = node_states(plan, run_root, finders(run_root))
     _say(f"{plan.name}: {counts(states)}; {len(tasks)} nodes to run in {run_root}")
     _say(describe_machine(launcher, tasks))
+    _warn_of_missing_parents(plan, run_root, tasks)
     for task in tasks.values():
         after = f" after {', '.join(task.after)}" if task.after else ""
         provisional = f" ({PROVISIONAL})" if is_provisional(task) else ""
         _say(f"\n{task.name}: {states[task.name].state}{after}{provisional}\n  {shlex.join(command_of(task))}")
-    _warn_of_missing_parents(plan, run_root, tasks)
-    for line in missing_questions(one.suite for one in plan.evaluations if node_name(one) in tasks):
-        _say(f"WARNING: a run is refused: {line}")
+    require_questions(plan, tasks)
 
 
 def tasks_of(plan: StudyPlan, run_root: Path, request: RunRequest) -> dict[str, Task]:

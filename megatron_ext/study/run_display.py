@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.live import Live
 
+from megatron_ext.study.page.wording import duration
 from megatron_ext.study.state import States
-from megatron_ext.study.status_view import at_work, counts, duration
+from megatron_ext.study.status_view import at_work, counts
 from megatron_ext.study.study_plan import StudyPlan
 
 _LINE_S = 60.0

@@ -16,7 +16,7 @@ from megatron_ext.study.as_run import RECORD, recorded, what_changed
 from megatron_ext.study.launcher import Launcher, study_folder
 from megatron_ext.study.launchers import finders
 from megatron_ext.study.named import study_named
-from megatron_ext.study.state import States, node_states
+from megatron_ext.study.state import NodeState, States, node_states
 from megatron_ext.study.status_view import status_json, status_view
 from megatron_ext.study.study_lock import runner_of
 from megatron_ext.study.study_plan import StudyPlan, read_study_plan
@@ -81,10 +81,23 @@ class StudyStatus:
         """Kept while it is study: they remember what they asked a moment ago."""
         return finders(self.run_root)
 
-    def remark(self) -> str:
-        """Who brings it forward."""
+    def remark(self, states: States) -> str:
+        """Who brings it forward, and of how many nodes the end that is told is from before that."""
         runner = runner_of(self.folder)
-        return f"run by process {runner['pid']}" if runner is not None else "no run is at work, so nothing more begins"
+        if runner is None:
+            return "no run is at work, so nothing more begins"
+        earlier = sum(_ended_before(state, self.folder / ".lock") for state in states.values())
+        again = f"; {earlier} failed or stopped before it, and what is in this run begins again" if earlier else ""
+        return f"run by process {runner['pid']}{again}"
+
+
+def _ended_before(state: NodeState, lock: Path) -> bool:
+    """Whether a node ended before the run at work began, which then wrote itself into its lock."""
+    try:
+        is_earlier = state.log is not None and state.log.stat().st_mtime_ns < lock.stat().st_mtime_ns
+    except FileNotFoundError:
+        return False
+    return state.state in ("failed", "stopped") and is_earlier
 
 
 def _warn(text: str) -> None:
@@ -96,7 +109,8 @@ def print_status(study: StudyStatus, *, as_json: bool) -> None:
     if as_json:
         print(status_json(study.plan, study.states(), runner=runner_of(study.folder)))
         return
-    terminal().print(status_view(study.plan, study.states(), remark=study.remark()))
+    states = study.states()
+    terminal().print(status_view(study.plan, states, remark=study.remark(states)))
 
 
 def watch_status(study: StudyStatus) -> None:
@@ -104,7 +118,7 @@ def watch_status(study: StudyStatus) -> None:
     with Live(console=terminal(), auto_refresh=False, vertical_overflow="visible") as live:
         while True:
             states = study.states()
-            live.update(status_view(study.plan, states, remark=study.remark()), refresh=True)
+            live.update(status_view(study.plan, states, remark=study.remark(states)), refresh=True)
             is_moving = any(state.state in ("running", "queued") for state in states.values())
             if not is_moving and runner_of(study.folder) is None:
                 return

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from data_tools.quantities import format_count
 from megatron_ext.plan.render_table import align_numbers, frame
+from megatron_ext.study.page.wording import duration
 from megatron_ext.study.state import NodeState, States
 from megatron_ext.study.study_plan import ArmPlan, EvaluationNode, StudyPlan
 from megatron_ext.study.tasks import Node, node_name, nodes_of
@@ -28,15 +29,8 @@ _STYLES = {
     "blocked": "red",
     "waiting": "dim",
 }
-_MARKS = {
-    "finished": "done",
-    "running": "running",
-    "queued": "queued",
-    "stopped": "stopped",
-    "failed": "FAILED",
-    "blocked": "blocked",
-    "waiting": "-",
-}
+_MARKS = {"finished": "done", "failed": "FAILED", "waiting": "-"}
+"""Of the states that chains of arms show in another word."""
 
 
 def status_view(plan: StudyPlan, states: States, *, remark: str = "") -> Group:
@@ -152,21 +146,9 @@ def _chain(plan: StudyPlan, chain: Sequence[str], states: States) -> Text:
         done = evaluations.count("finished")
         judged = f", judged {done}/{len(evaluations)}" if evaluations else ""
         recipe = Path(plan.stage(stage_id).recipe).stem
-        parts.append(Text.assemble(f"{recipe} ", (f"{_MARKS[state]}{judged}", _STYLES[state])))
+        parts.append(Text.assemble(f"{recipe} ", (f"{_MARKS.get(state, state)}{judged}", _STYLES[state])))
     return Text("  >  ").join(parts)
 
 
 def _some(arms: Sequence[str], most: int = 2) -> str:
     return ", ".join(arms[:most]) + (f" +{len(arms) - most}" if len(arms) > most else "")
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them.
-
-    >>> duration(8), duration(150), duration(9_000), duration(200_000)
-    ('8 s', '2.5 min', '2.5 h', '2.3 d')
-    """
-    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"

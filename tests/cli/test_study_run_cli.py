@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from megatron_ext.__main__ import main
+from megatron_ext.study.launcher import Launched, write_launched
 from megatron_ext.study.make import make_study_plan
+from megatron_ext.study.processes import identity_of
+from megatron_ext.study.study_lock import only_runner
 from tests.support.toy_project import ToyProject
 from tests.support.toy_study import ToyStudy, add_study, make_toy_study
 
@@ -68,8 +72,9 @@ def test_a_suite_that_asks_a_file_that_is_not_there_is_refused_before_anything_s
 ) -> None:
     suite = study.root / "evaluate" / "held.yaml"
     suite.write_text("suite: held\ntasks: [{task: 'verifiable:nothing.jsonl', name: sums}]\n")
-    assert main(["study", "run", *PLACE]) == 3
-    assert "evaluate/held.yaml: verifiable:nothing.jsonl: no such file" in capsys.readouterr().err
+    for options in ([], ["--dry-run"]):
+        assert main(["study", "run", *PLACE, *options]) == 3
+        assert "evaluate/held.yaml: verifiable:nothing.jsonl: no such file" in capsys.readouterr().err
     assert not (study.root / "runs" / "studies").exists()
 
 
@@ -264,6 +269,24 @@ def test_status_for_people_ends_with_the_counts(study: ToyStudy, capsys: pytest.
     output = capsys.readouterr().out
     assert "common done  >  sums_base -  >  sft -, judged 0/1" in output
     assert output.rstrip().endswith("toy: 1 of 7 finished, 6 waiting; no run is at work, so nothing more begins")
+
+
+def test_status_tells_what_ended_before_the_run_at_work_from_what_ended_in_it(
+    study: ToyStudy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = make_study_plan(study.file, site="site.yaml").stages[0].stage_id
+    log = study.root / "runs" / "studies" / "toy" / "nodes" / common / "attempt_1.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("error: the disk is full\nstudy: exit code 4\n")
+    with subprocess.Popen(["true"], stdout=subprocess.DEVNULL) as child:
+        write_launched(log.parent, Launched("local", 1, 0.0, handle=identity_of(child.pid)))
+    os.utime(log, (1, 1))
+    with only_runner(log.parents[2]):
+        for ended, said in ((1, "; 1 failed or stopped before it, and what is in this run begins again"), (2**32, "")):
+            os.utime(log, (ended, ended))
+            assert main(["study", "status", *PLACE]) == 0
+            output = capsys.readouterr().out.rstrip()
+            assert output.endswith(f"toy: 0 of 7 finished, 1 failed, 6 blocked; run by process {os.getpid()}{said}")
 
 
 def test_status_of_a_plan_of_another_version_shows_what_the_study_says_now(
