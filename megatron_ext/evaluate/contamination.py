@@ -135,8 +135,8 @@ def require_clean(request: TaskRequest, found: Contamination, num_items: int) ->
         return
     raise DataError(
         f"{request.task}: {found.note}.\n"
-        "  What it would measure is memory. Take other items; or have the results marked: --contaminated mark, in a "
-        "suite options: {contaminated: mark}."
+        "  What it would measure is memory. Take other items; or have the results marked: --contaminated mark, or in "
+        "the suite's file options: {contaminated: mark}."
     )
 
 

@@ -115,7 +115,7 @@ def _against_questions(file: Path, chain: Sequence[ForeseenStage]) -> str:
 def _trained_on(what: str) -> str:
     return (
         f"the stage is trained on {what}: what it would measure is memory; take other items, or have the result "
-        "marked: options: {contaminated: mark}"
+        "marked, in the suite's file: options: {contaminated: mark}"
     )
 
 

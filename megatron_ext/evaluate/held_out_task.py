@@ -66,8 +66,8 @@ def _require_fit(request: TaskRequest, dataset: StoredDataset, plan: StagePlan, 
     if (name := trained.get(dataset.data_id)) is not None and request.options.contaminated == "refuse":
         raise DataError(
             f"{request.task}: the checkpoint was trained on these very tokens, source {name!r}: what it would measure "
-            "is memory. Take held-out documents; or have the result marked: --contaminated mark, in a suite "
-            "options: {contaminated: mark}."
+            "is memory. Take held-out documents; or have the result marked: --contaminated mark, or in the suite's "
+            "file options: {contaminated: mark}."
         )
 
 

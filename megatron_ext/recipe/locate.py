@@ -47,7 +47,7 @@ def locate(path: str | Path) -> Path:
     siblings = {file.stem for candidate in candidates for file in candidate.parent.glob("*.yaml")}
     near = nearest(path.stem, siblings)
     meant = f"\n  Did you mean {path.with_name(f'{near}.yaml')}?" if near is not None else ""
-    raise RecipeError(f"{path}: no such recipe file; looked for{looked}{meant}")
+    raise RecipeError(f"{path}: no such file; looked for{looked}{meant}")
 
 
 def shown(path: str | Path) -> str:

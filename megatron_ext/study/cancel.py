@@ -105,7 +105,8 @@ def _named(name: str, at_work: Mapping[str, object]) -> str:
     if len(fitting) != 1:
         there = ", ".join(at_work) or "none"
         what = "fits several nodes" if fitting else "is no node that runs"
-        raise UsageError(f"{name}: {what}; running or queued: {there}")
+        hint = "" if fitting else "\n  A node that waits has not begun: name no node, and the run itself ends too."
+        raise UsageError(f"{name}: {what}; running or queued: {there}{hint}")
     return fitting[0]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from data_tools.errors import DataError, UsageError
 from megatron_ext.datasets.ledger import checkpoint_at
 from megatron_ext.plan.lineage import STAGE_FILE
+from megatron_ext.plan.render import counted
 from megatron_ext.recipe.problems import instead_of
 from megatron_ext.study.as_run import read_record, seeds_of_run
 from megatron_ext.study.make import make_study_plan
@@ -48,7 +49,8 @@ def arm_named(name: str, plan: StudyPlan) -> NamedArm:
     chains = tuple(tuple(stages / stage_id for stage_id in chain) for chain in plan.arm(arm_id).chains)
     if mark:
         if not number.isdecimal() or int(number) >= len(chains):
-            raise UsageError(f"{name}: {arm_id} has {len(chains)} replicates: write #0 to #{len(chains) - 1}")
+            write = f"write #0 to #{len(chains) - 1}" if len(chains) > 1 else "write #0, or the arm alone"
+            raise UsageError(f"{name}: {arm_id} has {counted(len(chains), 'replicate')}: {write}")
         chains = (chains[int(number)],)
     return NamedArm(arm_id, name, chains)
 

@@ -122,7 +122,7 @@ def test_missing_data_ends_with_3(project: PencilProject, capsys: pytest.Capture
 
 def test_a_missing_recipe_ends_with_2(project: PencilProject, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", "nothing.yaml"]) == 2
-    assert capsys.readouterr().err.startswith("error: nothing.yaml: no such recipe file; looked for")
+    assert capsys.readouterr().err.startswith("error: nothing.yaml: no such file; looked for")
 
 
 @pytest.mark.parametrize(("file", "kind"), [("model.yaml", "model"), ("a.yaml", "source"), ("site.yaml", "site")])

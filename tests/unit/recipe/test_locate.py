@@ -42,7 +42,7 @@ def test_a_missing_recipe_names_every_place_that_was_looked_at(tmp_path: Path, m
         locate.locate("recipes/demo/nothing.yaml")
     places = [tmp_path / "recipes", REPOSITORY / "megatron_ext" / "_recipes", REPOSITORY / "recipes"]
     assert str(caught.value).splitlines() == [
-        "recipes/demo/nothing.yaml: no such recipe file; looked for",
+        "recipes/demo/nothing.yaml: no such file; looked for",
         *(f"  {place}/demo/nothing.yaml" for place in places),
     ]
 

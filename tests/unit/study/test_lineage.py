@@ -237,7 +237,7 @@ def test_an_arm_that_is_not_trained_to_its_end_is_refused(arms: Arms, capsys: py
 
 def test_a_replicate_that_is_not_there_is_refused(arms: Arms, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["lineage", "more-words#1", "--study", "study.yaml", "--site", "site.yaml"]) == 2
-    assert "more-words has 1 replicates: write #0 to #0" in capsys.readouterr().err
+    assert "more-words has 1 replicate: write #0, or the arm alone" in capsys.readouterr().err
 
 
 def test_a_lineage_is_read_without_torch(arms: Arms) -> None:

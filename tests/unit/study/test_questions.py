@@ -71,8 +71,8 @@ def test_a_dataset_that_is_trained_on_is_refused(study: PencilProject, kind: str
     ask(study, "held-out:data/a", kind=kind)
     assert refusal().endswith(
         f"{kind} of arm {'plain' if kind == 'pretrain' else 'plain-chat'}: the stage is trained on these very tokens, "
-        "source a: what it would measure is memory; take other items, or have the result marked: options: "
-        "{contaminated: mark}"
+        "source a: what it would measure is memory; take other items, or have the result marked, in the suite's "
+        "file: options: {contaminated: mark}"
     )
 
 
