@@ -68,15 +68,14 @@ class Suite(BaseModel):
         """Of the suite."""
         return self.suite
 
-    def requests(self, options: Options) -> list[TaskRequest]:
-        """Its tasks; what an entry sets stands over `options`."""
-        return [
-            read_request(one.task, options, name=one.name, domain=one.domain, extra=one.extra) for one in self.tasks
-        ]
+    def requests(self, options: Options | None = None) -> list[TaskRequest]:
+        """Its tasks; what an entry sets stands over `options`, which are its own where none are given."""
+        asked = options or options_of(self.options, said="options:")
+        return [read_request(one.task, asked, name=one.name, domain=one.domain, extra=one.extra) for one in self.tasks]
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:
-        asked = self.requests(options_of(self.options, said="options:"))
+        asked = self.requests()
         refuse_same_names(asked)
         known = {one.name for one in asked}
         for mean in self.aggregates:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from data_tools.strict_yaml import KeyPath
-from megatron_ext.evaluate.options import options_of
 from megatron_ext.evaluate.suite import Suite, read_suite
 from megatron_ext.recipe.problems import Problems, instead_of
 from megatron_ext.recipe.study_load import LoadedStudy
@@ -59,7 +58,7 @@ def _of_metric(asked: ComparisonRecipe, suites: Sequence[Suite]) -> list[tuple[s
         return [("suite", f"{asked.suite}: judges no {asked.stage} stage; {instead_of(asked.suite, names)}")]
     meant = [suite for suite in suites if asked.suite in ("", suite.name)]
     known = list(dict.fromkeys(name for suite in meant for name in _numbers(suite)))
-    tasks = [task.name for suite in meant for task in suite.requests(options_of(suite.options, said="options:"))]
+    tasks = [task.name for suite in meant for task in suite.requests()]
     is_part = any(asked.metric.startswith(f"{task}/") for task in tasks)  # of a task that gives several: TASK/PART
     if asked.metric in known or is_part:
         return []
@@ -69,6 +68,6 @@ def _of_metric(asked: ComparisonRecipe, suites: Sequence[Suite]) -> list[tuple[s
 
 def _numbers(suite: Suite) -> list[str]:
     """What a report will have of a suite: its means, its tasks, and a mean of each domain."""
-    tasks = suite.requests(options_of(suite.options, said="options:"))
+    tasks = suite.requests()
     domains = [task.domain for task in tasks if task.domain]
     return [*(mean.name for mean in suite.aggregates), *(task.name for task in tasks), *domains]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_tools.errors import UsageError
 from megatron_ext.cli.verb import Verb
-from megatron_ext.study.arguments import study_arguments
+from megatron_ext.study.arguments import choice_arguments, chosen, study_arguments
 from megatron_ext.study.compare_verbs import COMPARE_VERBS
 from megatron_ext.study.report_verbs import REPORT_VERBS
 from megatron_ext.study.run_verbs import RUN_VERBS
@@ -22,14 +22,7 @@ def _plan(arguments: argparse.Namespace) -> None:
     from megatron_ext.study.make import make_study_plan
     from megatron_ext.study.render import print_study_plan
 
-    plan = make_study_plan(
-        arguments.study,
-        site=arguments.site,
-        run_root=arguments.run_root,
-        seeds=arguments.seeds,
-        arms=arguments.arms,
-        hardware=_hardware(arguments),
-    )
+    plan = make_study_plan(arguments.study, **chosen(arguments), hardware=_hardware(arguments))
     if arguments.graph is not None:
         write_graph(plan, arguments.graph)
     if arguments.json:
@@ -49,7 +42,8 @@ def _hardware(arguments: argparse.Namespace) -> Hardware | None:
 
 
 def _plan_arguments(add: Any) -> None:
-    study_arguments(add)
+    study_arguments(add, takes_record=False)
+    choice_arguments(add, default_seeds="those of the study")
     add("--mfu", type=float, metavar="RATIO", help="say GPU-hours at this share of the peak, such as 0.45; with --gpu")
     add("--gpu", metavar="GPU", help="h100, h200, a100, or dense bf16 peak in TFLOP/s, such as 989.4; with --mfu")
     add("--graph", type=Path, metavar="FILE", help="also draw the graph of stages: FILE.svg, or FILE.dot for Graphviz")

@@ -5,7 +5,8 @@ A stage has at most one stage before it, so the graph is a forest: SVG draws it 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Mapping
 from html import escape
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def dot(plan: StudyPlan) -> str:
 
 def svg(plan: StudyPlan) -> str:
     """The graph as a picture of its own."""
-    places = dict(_places(plan))
+    places = places_of({stage.stage_id: stage.parent for stage in plan.stages})
     columns = 1 + max(column for column, _ in places.values())
     rows = 1 + max(row for _, row in places.values())
     width, height = 2 * _MARGIN + columns * (_WIDTH + _GAP) + _WIDTH, round(2 * _MARGIN + rows * _LINE)
@@ -72,23 +73,30 @@ def svg(plan: StudyPlan) -> str:
     return "\n".join([head, title, background, *body, "</svg>", ""])
 
 
-def _places(plan: StudyPlan) -> Iterator[tuple[str, tuple[int, float]]]:
-    """Column and line of each stage: a leaf takes the next line, any other the middle of those that begin from it."""
-    next_line = 0
+def places_of(parents: Mapping[str, str | None]) -> dict[str, tuple[int, float]]:
+    """Column and line of each node of a forest: a leaf takes the next line, any other the middle of those behind it.
 
-    def walk(stage: StageNode, column: int) -> Iterator[tuple[str, tuple[int, float]]]:
-        nonlocal next_line
-        below = []
-        for child in plan.children(stage.stage_id):
-            for found in walk(child, column + 1):
-                yield found
-            below.append(found[1][1])
-        line = (below[0] + below[-1]) / 2 if below else float(next_line)
-        next_line += not below
-        yield stage.stage_id, (column, line)
+    Args:
+        parents: Of each node; one that is no node itself counts as none.
 
-    for stage in plan.roots():
-        yield from walk(stage, 0)
+    >>> places_of({"base": None, "ldq": "base", "shq": "base"})
+    {'ldq': (1, 0.0), 'shq': (1, 1.0), 'base': (0, 0.5)}
+    """
+    children: dict[str | None, list[str]] = {}
+    for node, parent in parents.items():
+        children.setdefault(parent if parent in parents else None, []).append(node)
+    places: dict[str, tuple[int, float]] = {}
+    leaves = itertools.count()
+
+    def put(node: str, column: int) -> float:
+        below = [put(child, column + 1) for child in children.get(node, ())]
+        line = (below[0] + below[-1]) / 2 if below else float(next(leaves))
+        places[node] = (column, line)
+        return line
+
+    for root in children.get(None, ()):
+        put(root, 0)
+    return places
 
 
 def _drawn(plan: StudyPlan, stage: StageNode, places: dict[str, tuple[int, float]]) -> Iterator[str]:

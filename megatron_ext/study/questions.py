@@ -7,9 +7,7 @@ from pathlib import Path
 
 from data_tools.strict_yaml import KeyPath
 from megatron_ext.evaluate.foreseen import ForeseenStage, never_judged, not_there
-from megatron_ext.evaluate.options import options_of
 from megatron_ext.evaluate.suite import read_suite
-from megatron_ext.evaluate.tasks import TaskRequest
 from megatron_ext.recipe.problems import Problems
 from megatron_ext.recipe.study_load import LoadedStudy
 from megatron_ext.recipe.study_schema import STAGE_KINDS
@@ -32,7 +30,7 @@ def require_judgeable(study: LoadedStudy, chains: Mapping[str, Sequence[PlannedS
         judged = {arm: [by_id[one] for one in ids] for arm, chain in chains.items() if (ids := _up_to(chain, kind))}
         for index, file in enumerate(study.suites[kind]):
             at: KeyPath = ("evaluate", kind, index)
-            for request in requests_of(file):
+            for request in read_suite(Path(file)).requests():
                 whys = {arm: why for arm, found in judged.items() if (why := never_judged(request, found))}
                 for why in dict.fromkeys(whys.values()):
                     arm = next(arm for arm in whys if whys[arm] == why)
@@ -47,17 +45,11 @@ def _up_to(chain: Sequence[PlannedStage], kind: str) -> list[str]:
     return [stage.plan.stage_id for stage in chain[: last + 1]]
 
 
-def requests_of(file: str | Path) -> list[TaskRequest]:
-    """The tasks of a suite."""
-    suite = read_suite(Path(file))
-    return suite.requests(options_of(suite.options, said="options:"))
-
-
 def missing_questions(suites: Iterable[str]) -> list[str]:
     """What some suites ask for and is not there: a sentence for each reason, with its tasks."""
     found: dict[tuple[str, str], list[str]] = {}
     for suite in dict.fromkeys(suites):
-        for request in requests_of(suite):
+        for request in read_suite(Path(suite)).requests():
             if why := not_there(request):
                 found.setdefault((suite, why), []).append(request.task)
     return [f"{suite}: {', '.join(tasks)}: {why}" for (suite, why), tasks in found.items()]

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ext.cli.verb import Verb
-from megatron_ext.study.arguments import study_arguments
+from megatron_ext.study.arguments import choice_arguments, chosen, study_arguments
 
 
 def _report_arguments(add: Any) -> None:
-    study_arguments(add)
+    study_arguments(add, takes_record=True)
+    choice_arguments(add, default_seeds="those that were run, else those of the study")
     add("-o", "--output", type=Path, metavar="FILE", help="where to (default: RUN_ROOT/studies/NAME/report.html)")
     add(
         "--format",
@@ -29,13 +30,7 @@ def _report(arguments: argparse.Namespace) -> None:
     from megatron_ext.study.page.write import FORMATS, format_of, write_report
     from megatron_ext.study.report.make import make_report
 
-    plan = study_named(
-        arguments.study,
-        site=arguments.site,
-        run_root=arguments.run_root,
-        seeds=arguments.seeds,
-        arms=arguments.arms,
-    )
+    plan = study_named(arguments.study, **chosen(arguments))
     form = format_of(arguments.output, arguments.format)
     report = make_report(plan, finders(Path(plan.run_root)), command=shlex.join(["megatron-ext", *sys.argv[1:]]))
     output = arguments.output

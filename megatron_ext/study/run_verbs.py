@@ -6,19 +6,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from megatron_ext.cli.arguments import positive, run_root_argument
+from megatron_ext.cli.arguments import positive
 from megatron_ext.cli.verb import Verb
-from megatron_ext.study.arguments import study_arguments
-
-
-def _place_arguments(add: Any) -> None:
-    add("study", type=Path, metavar="STUDY", help="a study file, such as recipes/demo/study.yaml, or its study.json")
-    add("--site", type=Path, metavar="FILE", help="paths of this place (default: recipes/sites/laptop.yaml)")
-    run_root_argument(add)
+from megatron_ext.study.arguments import choice_arguments, chosen, study_arguments
 
 
 def _run_arguments(add: Any) -> None:
-    study_arguments(add)
+    study_arguments(add, takes_record=False)
+    choice_arguments(add, default_seeds="those of the study")
     add("--launcher", choices=("local", "slurm"), default="local", help="here, or as jobs of Slurm (default: local)")
     add("--workers", type=positive, metavar="N", help="local: nodes at once (default: 1, or one for each GPU there is)")
     add("--only", choices=("pretrain", "sft", "rl", "evaluate"), help="only nodes of one kind")
@@ -33,14 +28,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from data_tools.errors import UsageError
     from megatron_ext.study.run import RunRequest, default_workers, print_dry_run, run_study
 
-    request = RunRequest(
-        study=arguments.study,
-        site=arguments.site,
-        run_root=arguments.run_root,
-        arms=arguments.arms,
-        seeds=arguments.seeds,
-        only=arguments.only,
-    )
+    request = RunRequest(arguments.study, **chosen(arguments), only=arguments.only)
     if arguments.launcher == "slurm":
         from megatron_ext.study.run_slurm import submit_study
 
@@ -52,7 +40,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _status_arguments(add: Any) -> None:
-    _place_arguments(add)
+    study_arguments(add, takes_record=True)
     add("--watch", action="store_true", help="show it until nothing runs any more, or Ctrl-C")
     add("--json", action="store_true", help="print it as JSON")
 
@@ -72,7 +60,7 @@ def _status(arguments: argparse.Namespace) -> None:
 
 
 def _cancel_arguments(add: Any) -> None:
-    _place_arguments(add)
+    study_arguments(add, takes_record=True)
     add("nodes", nargs="*", metavar="NODE", help="only these: names as status has them, or beginnings of them")
     add(
         "--now",

@@ -7,7 +7,6 @@ the questions on a machine that only reads reports, tells nothing.
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from megatron_ext.evaluate.results import ASKED
 from megatron_ext.evaluate.tasks import content_of_files
 from megatron_ext.plan.lineage import STAGE_FILE
+from megatron_ext.study.lineage.lines import read_object
 from megatron_ext.training.file_list import FILE_LIST, weights_fingerprint
 
 
@@ -25,7 +25,7 @@ def why_stale(folder: Path) -> str:
         folder: RUN_ROOT/stages/ID/evaluations/NAME.
     """
     stage = folder.parents[1]
-    asked, finished = _read(folder / ASKED), _read(stage / STAGE_FILE)
+    asked, finished = read_object(folder / ASKED), read_object(stage / STAGE_FILE)
     if not asked:
         return ""
     last = finished.get("checkpoint")
@@ -48,13 +48,6 @@ def _is_changed(asked: dict[str, Any]) -> bool:
     files = (argument, f"{argument}.manifest.json", f"{argument}/plan.json")
     now = _content(argument, tuple(_stamp(Path(file)) for file in files))
     return now is not None and now != asked["content"]
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(file.read_bytes()))
-    except (OSError, ValueError):
-        return {}
 
 
 def _stamp(file: Path) -> tuple[int, int] | None:

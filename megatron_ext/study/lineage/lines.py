@@ -1,10 +1,21 @@
-"""Files of one JSON object a line, of which a kill may have cut the last."""
+"""Files of JSON that may be missing or cut by a kill: of one object, and of one a line."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The object of a file; {} where there is none, or it cannot be read."""
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def read_lines[Line: BaseModel](file: Path, kind: type[Line], unknown: list[str]) -> tuple[Line, ...]:

@@ -9,7 +9,6 @@ import hashlib
 import json
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -19,7 +18,7 @@ from megatron_ext.plan.lineage import RUNS_FILE, STAGE_FILE
 from megatron_ext.plan.meaning import canonical_json, stage_id
 from megatron_ext.plan.stage_plan import ChainStage, StagePlan
 from megatron_ext.recipe.locate import shown
-from megatron_ext.study.lineage.lines import read_lines
+from megatron_ext.study.lineage.lines import read_lines, read_object
 from megatron_ext.study.lineage.record import (
     CheckpointFacts,
     FileFact,
@@ -89,7 +88,7 @@ def _stage_behind(stage: ChainStage, checkpoint: Path, unknown: list[str]) -> St
 
 def _last_checkpoint(folder: Path) -> Path:
     """The checkpoint that a finished stage names, else its newest one."""
-    named = folder / str((_read_json(folder / STAGE_FILE) or {}).get("checkpoint"))
+    named = folder / str(read_object(folder / STAGE_FILE).get("checkpoint"))
     return named if named.is_dir() else checkpoint_at(folder)
 
 
@@ -172,11 +171,11 @@ def _checkpoint(path: Path, folder: Path, unknown: list[str]) -> CheckpointFacts
         files = read_file_list(path)
         facts = json.loads((path / "state.json").read_bytes())
         state = facts["state"]
-        finished = _read_json(folder / STAGE_FILE)
+        finished = read_object(folder / STAGE_FILE)
         return CheckpointFacts(
             path=str(path),
             step=state["step"],
-            is_last=None if finished is None else finished.get("checkpoint") == f"checkpoints/{path.name}",
+            is_last=finished.get("checkpoint") == f"checkpoints/{path.name}" if finished else None,
             weights=weights_fingerprint(path),
             bytes=sum(file["bytes"] for file in files.values()),
             backend=facts["backend"],
@@ -212,10 +211,3 @@ def _compare_weights(stages: list[StageFacts], unknown: list[str]) -> None:
                 f"{after.stage_id}: began with weights {taken.weights[:12]} of {before.stage_id}, and "
                 f"{before.checkpoint.path} holds {before.checkpoint.weights[:12]} now: it was trained again since"
             )
-
-
-def _read_json(file: Path) -> dict[str, Any] | None:
-    try:
-        return dict(json.loads(file.read_bytes()))
-    except (OSError, ValueError, TypeError):
-        return None

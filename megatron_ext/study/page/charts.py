@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data_tools.quantities import format_count
+from megatron_ext.study.graph import places_of
 from megatron_ext.study.report.content import Curve, GraphNode
 
 WIDTH, HEIGHT = 420, 240
@@ -149,23 +150,8 @@ MOST_LETTERS = 31
 
 def stage_graph(nodes: Sequence[GraphNode]) -> StageGraph:
     """The graph of stages, drawn from left to right."""
-    children = {one.node: [child for child in nodes if child.parent == one.node] for one in nodes}
-    places: dict[str, tuple[float, float]] = {}
-    next_row = [0.0]
-
-    def put(node: GraphNode, depth: int) -> float:
-        ys = [put(child, depth + 1) for child in children[node.node]]
-        if ys:
-            y = (ys[0] + ys[-1]) / 2
-        else:
-            y = next_row[0]
-            next_row[0] += _ROW
-        places[node.node] = (depth * _COLUMN + 4, y + 4)
-        return y
-
-    for root in nodes:
-        if root.parent is None:
-            put(root, 0)
+    found = places_of({one.node: one.parent for one in nodes})
+    places = {node: (column * _COLUMN + 4, line * _ROW + 4) for node, (column, line) in found.items()}
     blank = StageGraph((), 0, 0)
     boxes = []
     for node in nodes:
@@ -179,4 +165,5 @@ def stage_graph(nodes: Sequence[GraphNode]) -> StageGraph:
         short = node.label if len(node.label) <= MOST_LETTERS else f"{node.label[: MOST_LETTERS - 1]}…"
         boxes.append(Box(node, x, y, edge, short))
     width = max((box.x for box in boxes), default=0) + blank.box_width + 4
-    return StageGraph(tuple(boxes), width, next_row[0] + 4)
+    bottom = max((box.y + _ROW for box in boxes), default=4.0)
+    return StageGraph(tuple(boxes), width, bottom)

@@ -7,13 +7,13 @@ once in the sums of the study and in each arm that needs it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from megatron_ext.evaluate.results import Results
 from megatron_ext.plan.lineage import STAGE_FILE
+from megatron_ext.study.lineage.lines import read_object
 from megatron_ext.study.lineage.record import RunFacts
 from megatron_ext.study.report.content import Costs, CostSum, StageCost
 from megatron_ext.study.report.curves import StageMetrics
@@ -96,7 +96,7 @@ def _stage_cost(
 
 def _counters(folder: Path, metrics: StageMetrics) -> dict[str, int]:
     """Steps and tokens: of stage.json, of the last line of metrics.jsonl where the stage is not finished."""
-    counters = _json(folder / STAGE_FILE).get("state") or metrics.last
+    counters = read_object(folder / STAGE_FILE).get("state") or metrics.last
     return {key: counters[key] for key in ("step", "consumed_tokens", "sampled_tokens") if key in counters}
 
 
@@ -105,7 +105,7 @@ def unread_steps(plan: StudyPlan, metrics: Mapping[str, StageMetrics]) -> list[s
     said = []
     for stage in plan.stages:
         folder, one = Path(plan.run_root) / "stages" / stage.stage_id, metrics[stage.stage_id]
-        done, there = (_json(folder / STAGE_FILE).get("state") or {}).get("step", 0), one.last.get("step", 0)
+        done, there = (read_object(folder / STAGE_FILE).get("state") or {}).get("step", 0), one.last.get("step", 0)
         parts = [f"{one.cut} of {one.lines + one.cut} lines cannot be read: cut by a kill"] if one.cut else []
         parts += [f"ends with step {there:,} of {done:,}: curves and time are of these alone"] if there < done else []
         if parts:
@@ -116,14 +116,6 @@ def unread_steps(plan: StudyPlan, metrics: Mapping[str, StageMetrics]) -> list[s
 def _processes(runs: Sequence[RunFacts], stage: StageNode) -> int:
     """Of the last run; of the layout where it did not record them."""
     return int((runs[-1].layout if runs else {}).get("world_size") or stage.world_size)
-
-
-def _json(file: Path) -> dict[str, dict[str, int]]:
-    try:
-        found = json.loads(file.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _sum(label: str, stages: Iterable[StageCost]) -> CostSum:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from data_tools.errors import RecipeError
-from megatron_ext.evaluate.options import options_of
 from megatron_ext.evaluate.suite import read_suite
 from megatron_ext.recipe.locate import locate
 from megatron_ext.recipe.study_schema import StageKind
@@ -116,7 +115,7 @@ def _planned_metrics(node: EvaluationNode, stage: StageKind, main: str | None) -
         return []
     suite = read_suite(Path(node.suite))
     aggregates = {one.name: "" for one in reversed(suite.aggregates)}
-    tasks = {one.name: one.domain for one in suite.requests(options_of(suite.options, said="options:"))}
+    tasks = {one.name: one.domain for one in suite.requests()}
     chosen = main if main in aggregates or main in tasks else next(iter(aggregates | tasks), None)
     return [
         MetricInfo(
