@@ -48,13 +48,27 @@ def picture_svg(comparison: Comparison) -> str:
 
 def _chart(pair: CurvePair) -> LineChart:
     sides = [(label, line) for label, line in (("A", pair.first), ("B", pair.second)) if line is not None]
-    curves = [_curve(label, line) for label, line in sides]
+    curves = [_curve(pair, label, line) for label, line in sides]
     return line_chart(f"{pair.place}: held-out {pair.source}", curves, {"A": 0, "B": 1})
 
 
-def _curve(label: str, line: Line) -> Curve:
-    """What a chart reads of a curve, and no more."""
-    return Curve.model_construct(label=label, tokens=line.tokens, mean=line.values, low=line.low, high=line.high)
+def _curve(pair: CurvePair, label: str, line: Line) -> Curve:
+    return Curve.model_validate(
+        {
+            "stage": pair.place.split()[0],
+            "quantity": "held_out",
+            "source": pair.source,
+            "label": label,
+            "node": "",
+            "arms": (),
+            "stage_ids": (),
+            "tokens": line.tokens,
+            "mean": line.values,
+            "low": line.low,
+            "high": line.high,
+            "lines": 0,
+        }
+    )
 
 
 def _shapes(chart: LineChart) -> str:

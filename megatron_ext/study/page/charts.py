@@ -151,7 +151,9 @@ MOST_LETTERS = 31
 def stage_graph(nodes: Sequence[GraphNode]) -> StageGraph:
     """The graph of stages, drawn from left to right."""
     found = places_of({one.node: one.parent for one in nodes})
-    places = {node: (column * _COLUMN + 4, line * _ROW + 4) for node, (column, line) in found.items()}
+    places: dict[str, tuple[float, float]] = {
+        node: (column * _COLUMN + 4, line * _ROW + 4) for node, (column, line) in found.items()
+    }
     blank = StageGraph((), 0, 0)
     boxes = []
     for node in nodes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -138,3 +139,19 @@ def test_rows_depend_on_the_seed() -> None:
     orders = [rows_of([8] * 20, length=8, step=1, seed=seed).pieces.conversation.tolist() for seed in (1, 1, 2)]
     assert orders[0] == orders[1] != orders[2]
     assert Counter(orders[0]) == Counter(range(20))
+
+
+@pytest.mark.parametrize(
+    ("unit", "rows"),
+    [
+        ("rows", [[2, 4], [1, 3], [0, 5], [1, 3], [2, 4], [0, 5]]),
+        ("conversations", [[3, 4], [2, 5], [0, 0], [1, 3], [5, 1], [2, 4]]),
+    ],
+)
+def test_the_same_conversations_make_the_rows_that_they_ever_made(unit: Any, rows: list[list[int]]) -> None:
+    """Rows that change are another version of them (`ROWS_VERSION`): stages that were trained read these."""
+    source = Conversations(np.array([5, 4, 3, 6, 4, 5]), None)
+    rounds = [Drawn(np.zeros(6, np.int64), np.arange(6))] * 2
+    made = make_rows([source], rounds, RowOptions(length=10, step=4, unit=unit, seed=7))
+    bounds = made.first_piece.tolist()
+    assert [made.pieces.conversation[a:b].tolist() for a, b in pairwise(bounds)] == rows
