@@ -86,16 +86,18 @@ class RollCall:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the ranks of a node when it sees one dead
         cause = str(error).splitlines()[0]
         others = [rank for rank in range(self._world_size) if rank != self._rank]
+        is_speaker = False
         try:
             self._store.set(f"failed {self._rank}", "")
             self._store.multi_set([f"alarm {rank}" for rank in others], [""] * len(others))
-            if self._store.add("speakers", 1) > 1:
+            is_speaker = self._store.add("speakers", 1) == 1
+            if not is_speaker:
                 self._store.wait(["spoken"], 2 * timedelta(seconds=_ANSWER_S))
                 return None
             who = self._missing(others, is_late=any(words in cause for words in _TIMED_OUT))
             self._store.set("spoken", "")
         except RuntimeError:
-            if self._is_alarmed:
+            if self._is_alarmed and not is_speaker:
                 return None
             who = f"Rank 0 or its machine ({os.environ['MASTER_ADDR']}) does not answer: the job's store is there."
         return LostRankError(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import subprocess
+import threading
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -109,3 +112,30 @@ def test_a_stage_goes_on_when_one_rank_samples_longer_than_a_collective_may_take
     (stage,) = project.root.glob("runs/stages/rl-*")
     assert (stage / "before.json").is_file()
     assert len(read_rollouts(stage, 1)[1]) == 4 * 2
+
+
+def stood_still(root: Path, run_root: Path) -> int:
+    """The exit code of a stage in which the second rank stands still for 25 s behind its third step."""
+    if Launch.from_environment().rank == 1:
+        threading.Thread(target=_stand_still, args=(run_root, 25), daemon=True).start()
+    os.chdir(root)
+    command = ToyProject(root).command(run_root, "training.micro_batch_size=1", "training.max_steps=8")
+    return main(command[command.index("megatron_ext.run") + 1 :])
+
+
+def _stand_still(run_root: Path, seconds: int) -> None:
+    while not any(file.read_text().count("\n") >= 3 for file in run_root.glob("stages/*/metrics.jsonl")):
+        time.sleep(0.01)
+    subprocess.Popen(["sh", "-c", f"sleep {seconds}; kill -CONT {os.getpid()}"])
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("step_s", "code"), [(15, 4), (100, 0)])
+def test_a_rank_that_stands_still_in_a_step_is_waited_for_as_long_as_the_site_says(
+    tmp_path: Path, step_s: int, code: int
+) -> None:
+    project = make_toy_project(tmp_path)
+    with (tmp_path / "site.yaml").open("a") as site:
+        site.write(f"timeouts: {{step_s: {step_s}, start_s: 300}}\n")
+    assert run_distributed(stood_still, 2, tmp_path, project.root / "runs", timeout_s=300) == [code, code]

@@ -6,10 +6,13 @@ import json
 import shutil
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torch.distributed as dist
 
 from data_tools.errors import SetupError
 from megatron_ext.plan.stage_plan import ExecutionPlan
@@ -65,6 +68,34 @@ def test_a_save_that_comes_too_early_waits_and_says_so(
     kept = checkpoints_of(tmp_path / "checkpoints")
     assert [path.name for path in kept] == ["step_1", "step_2"]
     assert [damage_of(path) for path in kept] == [[], []]
+
+
+def test_while_they_save_ranks_wait_for_each_other_as_long_as_at_the_start(
+    parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds: list[float] = []
+
+    def look() -> None:
+        backend = dist.group.WORLD._get_backend(torch.device("cpu"))  # type: ignore[union-attr]
+        seconds.append(backend.options._timeout.total_seconds())
+
+    class ObservedWrite(CheckpointWrite):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            look()
+            super().__init__(*args, **kwargs)
+
+        def finish(self) -> Path:
+            look()
+            return super().finish()
+
+    monkeypatch.setattr(saving, "CheckpointWrite", ObservedWrite)
+    waits = Waits(start=timedelta(seconds=50), step=timedelta(seconds=7))
+    waits.begin_steps()
+    with Saver(parts, tmp_path / "checkpoints", say=lambda _: None, waits=waits) as saver:
+        look()
+        saver.after_step(TrainState(step=1), is_last=True)
+        look()
+    assert seconds == [7, 50, 50, 7]
 
 
 def test_the_tokenizer_is_read_at_the_first_save(parts: Parts, tmp_path: Path) -> None:
