@@ -28,6 +28,10 @@ trap '[[ -n $told ]] || pass_on save "for the time limit is near"' USR1
 trap '[[ -n $told ]] || pass_on end "and to end"' USR2
 trap 'told=${told:-ended}' TERM
 
+was_killed() {  # as torchrun and ft_launcher say it; -15 is whom they end themselves when another rank has failed
+    grep -oE 'exitcode *: -[0-9]+' "$log" | grep -qv -e ': -15$'
+}
+
 before=$(saved 2> /dev/null)
 code=1
 if [[ -z $told ]]; then
@@ -50,7 +54,7 @@ fi
 again=
 if [[ $told == save ]]; then
     again="the time limit is near"
-elif [[ -z $told ]] && { [[ $code -gt 128 ]] || grep -qE '^ *exitcode +: -[0-9]' "$log"; }; then
+elif [[ -z $told ]] && { [[ $code -gt 128 ]] || was_killed; }; then
     again="a process was killed"
 elif [[ -z $told ]] && grep -q '^error: another rank was lost' "$log"; then  # runtime/roll_call.py
     again="a rank was lost"
