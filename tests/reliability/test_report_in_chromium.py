@@ -11,6 +11,7 @@ import pytest
 
 from megatron_ext.study.page.html import page_html
 from megatron_ext.study.report.make import make_report
+from megatron_ext.study.report.numbers import Cell, Estimate
 from tests.support.chromium import OpenPage, chromium, open_page
 from tests.support.study_on_disk import write_study
 
@@ -96,21 +97,32 @@ def test_a_click_sorts_by_number_and_another_turns_it_round(opened: OpenPage) ->
     assert names(opened) == ["base-shq", "ldq-shq", "lmq-shq"]
 
 
+def turned_round(cell: Cell) -> Cell:
+    """With the difference that a loss has: positive where it is lower."""
+    if cell.delta is None:
+        return cell
+    return cell.model_copy(update={"delta": Estimate(value=-cell.delta.value)})
+
+
 def test_a_first_click_puts_the_best_loss_on_top(browser: Browser, tmp_path: Path) -> None:
     report = make_report(write_study(tmp_path, items=20), command="x")
     loss = {"is_higher_better": False, "unit": "nats per token"}
     metrics = tuple(one.model_copy(update=loss) if one.name == "average" else one for one in report.metrics)
+    rows = tuple(
+        row.model_copy(update={"cells": tuple(map(turned_round, row.cells))}) if row.stage == "sft" else row
+        for row in report.rows
+    )
     file = tmp_path / "report.html"
-    file.write_text(page_html(report.model_copy(update={"metrics": metrics})))
+    file.write_text(page_html(report.model_copy(update={"metrics": metrics, "rows": rows})))
     opened = open_page(browser, file)
     opened.page.locator(f"{AFTER_SFT} thead").get_by_role("button", name="average").click()
     first = [names(opened)[0]]
     opened.page.get_by_role("button", name="differences to the baseline").click()
     opened.page.locator(f"{AFTER_SFT} thead").get_by_role("button", name="math").click()
     opened.page.locator(f"{AFTER_SFT} thead").get_by_role("button", name="average").click()
-    first.append(names(opened)[0])  # differences are turned round: the largest is the best
+    first.append(names(opened)[0])
     opened.page.close()
-    assert first == ["base-shq", "lmq-shq"]
+    assert first == ["base-shq", "base-shq"]
 
 
 def test_sorting_works_from_the_keyboard(opened: OpenPage) -> None:
@@ -196,9 +208,14 @@ def test_without_scripts_every_table_is_there(browser: Browser, file: Path) -> N
 
 def test_it_prints_everything_on_light_paper(browser: Browser, file: Path, tmp_path: Path) -> None:
     opened = open_page(browser, file, scheme="dark")
+    closed = "document.querySelectorAll('details:not([open])').length"
+    look = f"addEventListener('beforeprint', () => {{ window.closedOnPaper = {closed}; }})"
+    opened.page.evaluate(look)  # behind what the page does itself
     printed = tmp_path / "report.pdf"
     opened.page.pdf(path=str(printed), prefer_css_page_size=True)
     assert printed.read_bytes().startswith(b"%PDF")
+    assert opened.page.evaluate("window.closedOnPaper") == 0
+    assert opened.page.evaluate(closed) > 0  # as it was before
     opened.page.emulate_media(media="print")
     assert luminance(colours(opened)[0]) == 1.0
     assert opened.page.locator("table.results").count() == 3
