@@ -250,10 +250,13 @@ def test_one_worker_runs_one_stage_at_a_time(place: StandIn) -> None:
     assert place.most_at_once() == 1
 
 
-def test_two_workers_run_two_stages_at_once_and_never_three(place: StandIn) -> None:
+def test_two_workers_run_two_stages_at_once_and_never_three(place: StandIn, undisturbed: dict[str, bytes]) -> None:
+    place.stage("a").mkdir(parents=True)
+    (place.stage("a") / "stage.json").write_bytes(undisturbed[stage_id("a")])  # so b, d and e could begin
     place.hold.touch()
     study = place.start(workers=2)
-    place.wait_until_begun("a", "e")  # neither ends before the other has begun
+    place.wait_until_begun("b", "d")  # neither ends before the other has begun
+    assert place.states()["e"].state == "waiting"
     place.hold.unlink()
     assert study.wait(PATIENCE_S) == 0
     assert place.most_at_once() == 2
