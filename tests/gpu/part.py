@@ -85,6 +85,8 @@ def run_part(wanted: Wanted, deadline: float) -> Part:
     environment = (share("none") if wanted.smallest_only else dict(os.environ)) | {"TRITON_CACHE_AUTOTUNING": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), environment.get("PYTHONPATH")]))
     environment["GPU_CHECK_GPUS"] = str(wanted.gpus)
+    if wanted.gpus > 1:
+        environment.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # megatron_ext/runtime/device.py says why
     with subprocess.Popen(
         wanted.words, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, start_new_session=True,

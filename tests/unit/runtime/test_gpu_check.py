@@ -89,6 +89,13 @@ def test_a_part_that_lacks_a_package_is_not_run() -> None:
     assert part("", lacks=("mamba-ssm",)).status == "not run: needs mamba-ssm"
 
 
+@pytest.mark.parametrize(("gpus", "queues"), [(1, None), (2, "1")])
+def test_parts_on_several_gpus_have_one_queue(monkeypatch: pytest.MonkeyPatch, gpus: int, queues: str | None) -> None:
+    monkeypatch.delenv("CUDA_DEVICE_MAX_CONNECTIONS", raising=False)
+    code = "import json, os; print(json.dumps({'queues': os.environ.get('CUDA_DEVICE_MAX_CONNECTIONS')}))"
+    assert part(code, gpus=gpus).facts == {"queues": queues}
+
+
 def test_a_failed_part_keeps_its_output() -> None:
     failed = part("raise SystemExit('broken')")
     assert (failed.status, failed.output) == ("failed", "broken\n")
