@@ -34,7 +34,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data_tools.errors import DataError
 from data_tools.strict_yaml import load_yaml
-from megatron_ext.plan.stage_plan import BatchPlan, LayoutPlan
+from megatron_ext.plan.speed import Step
+from megatron_ext.plan.stage_plan import BatchPlan, ExecutionPlan, LayoutPlan
 from megatron_ext.recipe.locate import locate
 from megatron_ext.recipe.schema import ModelRecipe
 
@@ -120,6 +121,12 @@ class MeasuredPoint(BaseModel):
             total_tokens=tokens,
             max_steps=None,
         )
+
+    def step(self) -> Step:
+        """What its time is of."""
+        model = self.recipe()
+        layout = self.layout(model.hybrid_layer_pattern)
+        return Step(model, layout, self.batch(), ExecutionPlan(), self.precision)
 
     def described(self) -> str:
         """A few words for tables."""

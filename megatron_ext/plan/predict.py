@@ -22,8 +22,8 @@ from megatron_ext.plan.cost import counted_on_gpus
 from megatron_ext.plan.hardware import GPUS, LINK_RATIO, Gpu
 from megatron_ext.plan.measured import MeasuredPoint, steps_of
 from megatron_ext.plan.sizes import model_size
-from megatron_ext.plan.speed import LEFT_OUT_RATIO, StepTime, step_time
-from megatron_ext.plan.stage_plan import BatchPlan, ExecutionPlan, LayoutPlan, StagePlan
+from megatron_ext.plan.speed import LEFT_OUT_RATIO, Step, StepTime, step_time
+from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.recipe.schema import ModelRecipe, Recipe
 
 FARTHEST = 10
@@ -82,20 +82,15 @@ def find_anchor(
     alike = [point for point in steps_of(points) if (point.backend, point.precision) == (backend, precision)]
     found = []
     for point in alike:
-        measured = point.recipe()
-        ratios = parameters / model_size(measured).total_parameters, sequence_length / point.sequence_length
+        ratios = parameters / model_size(point.recipe()).total_parameters, sequence_length / point.sequence_length
         far = [abs(math.log(ratio)) for ratio in ratios]
         if max(far) <= math.log(FARTHEST):
             found.append((point.gpu != gpu.name, sum(far), point, ratios))
     if not found:
         raise UsageError(_nothing_near(alike, backend, precision))
     *_, point, ratios = min(found, key=lambda one: one[:2])
-    measured = point.recipe()
     assert point.step_ms is not None, "steps_of gives points with a step"
-    layout, loss = point.layout(measured.hybrid_layer_pattern), point.cross_entropy
-    said = step_time(
-        measured, layout, point.batch(), ExecutionPlan(), precision=precision, gpu=GPUS[point.gpu], loss=loss
-    )
+    said = step_time(point.step(), GPUS[point.gpu], loss=point.cross_entropy)
     return Anchor(point, point.step_ms / 1e3 / said.total, *ratios)
 
 
@@ -130,55 +125,29 @@ def anchor_of(recipe: Recipe, gpu: Gpu, points: Sequence[MeasuredPoint]) -> Anch
     )
 
 
-def predict_layout(
-    model: ModelRecipe,
-    layout: LayoutPlan,
-    batch: BatchPlan,
-    execution: ExecutionPlan,
-    *,
-    precision: str,
-    gpu: Gpu,
-    anchor: Anchor,
-    token_flops: int,
-    time_over_work: float | None = None,
+def predict_step(
+    step: Step, gpu: Gpu, anchor: Anchor, *, token_flops: int, time_over_work: float | None = None
 ) -> Prediction:
-    """Predicts one layout; `layout.backend` is `te` or `local`, `token_flops` are of all kinds."""
-    step = step_time(
-        model,
-        layout,
-        batch,
-        execution,
-        precision=precision,
-        gpu=gpu,
-        factor=anchor.factor,
-        time_over_work=time_over_work,
-    )
-    own = step.total - step.communication
+    """Predicts one step; `token_flops` are of all kinds."""
+    time = step_time(step, gpu, factor=anchor.factor, time_over_work=time_over_work)
+    own = time.total - time.communication
     return Prediction(
         gpu=gpu,
         anchor=anchor,
-        step=step,
-        slowest_s=(1 + RANGE_RATIO) * own + 2 * step.communication,
-        fastest_s=(1 - RANGE_RATIO) * own + step.communication / 2,
-        tokens=batch.tokens_per_step,
+        step=time,
+        slowest_s=(1 + RANGE_RATIO) * own + 2 * time.communication,
+        fastest_s=(1 - RANGE_RATIO) * own + time.communication / 2,
+        tokens=step.batch.tokens_per_step,
         token_flops=token_flops,
-        ranks=layout.world_size,
+        ranks=step.layout.world_size,
     )
 
 
 def predict(plan: StagePlan, gpu: Gpu, anchor: Anchor) -> Prediction:
     """Predicts a planned stage from the anchor of its recipe; `auto` is counted as `te`, as memory is."""
     assert plan.cost is not None, "a plan made from a recipe has its cost"
-    return predict_layout(
-        plan.model,
-        counted_on_gpus(plan.layout),
-        plan.batch,
-        plan.execution,
-        precision=plan.precision,
-        gpu=gpu,
-        anchor=anchor,
-        token_flops=sum(plan.cost.token_flops.values()),
-    )
+    step = Step(plan.model, counted_on_gpus(plan.layout), plan.batch, plan.execution, plan.precision)
+    return predict_step(step, gpu, anchor, token_flops=sum(plan.cost.token_flops.values()))
 
 
 def origin(prediction: Prediction) -> list[str]:

@@ -63,6 +63,16 @@ LEFT_OUT_RATIO = 0.08
 """The largest relative error of a measured time that the fit to all others makes."""
 
 
+class Step(NamedTuple):
+    """What is timed."""
+
+    model: ModelRecipe
+    layout: LayoutPlan  # legal for the model; backend te or local
+    batch: BatchPlan
+    execution: ExecutionPlan
+    precision: str
+
+
 class Work(NamedTuple):
     """Of one microbatch on one rank of a pipeline stage."""
 
@@ -99,16 +109,9 @@ class StepTime(NamedTuple):
         return self.tensor + self.context + self.pipeline + self.data
 
 
-def stage_work(
-    model: ModelRecipe,
-    layout: LayoutPlan,
-    batch: BatchPlan,
-    execution: ExecutionPlan,
-    *,
-    precision: str,
-    loss: str,
-) -> list[Work]:
+def stage_work(step: Step, *, loss: str) -> list[Work]:
     """What each pipeline stage does in one microbatch, first stage first; `loss` is a key of `LOSS_BYTES`."""
+    model, layout, batch, execution, precision = step
     tokens, tensor = _tokens(layout, batch), layout.tensor_model_parallel_size
     found = []
     segments = parse_pattern(layout.hybrid_layer_pattern).segments
@@ -133,36 +136,27 @@ def stage_work(
 
 
 def step_time(
-    model: ModelRecipe,
-    layout: LayoutPlan,
-    batch: BatchPlan,
-    execution: ExecutionPlan,
-    *,
-    precision: str,
+    step: Step,
     gpu: Gpu,
+    *,
     time_over_work: float | None = None,
-    constants: Constants | None = None,
+    constants: Constants = FITTED,
     factor: float = 1.0,
     loss: str | None = None,
 ) -> StepTime:
     """Predicts one step.
 
     Args:
-        model: A checked model.
-        layout: Legal for it; backend `te` or `local`.
-        batch: Gives rows, length and microbatches.
-        execution: Gives what is computed again.
-        precision: bf16.
+        step: In bf16.
         gpu: Every rank's.
         time_over_work: What ranks live through over what they work, in microbatches of equal stages; None takes a
             pipeline's (microbatches + stages - 1) / microbatches.
-        constants: None takes `FITTED`.
+        constants: What was fitted.
         factor: On all that is not communication: what a near measurement took over what this says of it.
         loss: A key of `LOSS_BYTES`; None takes the backend's.
     """
-    constants = constants or FITTED
-    loss = loss or ("te" if layout.backend == "te" else "core")
-    works = stage_work(model, layout, batch, execution, precision=precision, loss=loss)
+    model, layout, batch, *_ = step
+    works = stage_work(step, loss=loss or ("te" if layout.backend == "te" else "core"))
     segments = parse_pattern(layout.hybrid_layer_pattern).segments
     tokens = _tokens(layout, batch)
     micro = batch.tokens_per_step / (batch.sequence_length * batch.micro_batch_size * layout.data_parallel_size)

@@ -43,10 +43,11 @@ from megatron_ext.plan.hardware import NODE, Gpu
 from megatron_ext.plan.layouts import legal_tensor_parallel_sizes
 from megatron_ext.plan.make import Draft, draft_before, draft_plan
 from megatron_ext.plan.memory import memory_per_rank
-from megatron_ext.plan.predict import Anchor, Prediction, predict_layout
+from megatron_ext.plan.predict import Anchor, Prediction, predict_step
 from megatron_ext.plan.sft import plan_sft
 from megatron_ext.plan.sft_batch import row_slots
 from megatron_ext.plan.sft_declared import PackedStage
+from megatron_ext.plan.speed import Step
 from megatron_ext.plan.stage_plan import BatchPlan, ExecutionPlan, LayoutPlan, RankMemory, StagePlan
 from megatron_ext.recipe.layer_pattern import parse_pattern
 from megatron_ext.recipe.load import LoadedRecipe
@@ -184,18 +185,9 @@ def _timed(candidate: Candidate, recipe: Recipe, speed: tuple[Gpu, Anchor] | Non
     if speed is None:
         return candidate
     gpu, anchor = speed
+    step = Step(recipe.model, candidate.layout, candidate.batch, candidate.execution, recipe.precision)
     work = sum(token_flops(recipe.model, candidate.batch.sequence_length).values())
-    prediction = predict_layout(
-        recipe.model,
-        candidate.layout,
-        candidate.batch,
-        candidate.execution,
-        precision=recipe.precision,
-        gpu=gpu,
-        anchor=anchor,
-        token_flops=work,
-        time_over_work=candidate.time_over_work,
-    )
+    prediction = predict_step(step, gpu, anchor, token_flops=work, time_over_work=candidate.time_over_work)
     return replace(candidate, prediction=prediction)
 
 

@@ -21,11 +21,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from megatron_ext.plan.activations import unnormalised_bytes
 from megatron_ext.plan.flops import token_flops
-from megatron_ext.plan.hardware import GPUS, Gpu
+from megatron_ext.plan.hardware import GPUS
 from megatron_ext.plan.measured import POINTS, MeasuredPoint, read_points
 from megatron_ext.plan.memory import memory_per_rank
 from megatron_ext.plan.speed import BANDWIDTH_RATIO, Constants, stage_work, update_seconds
-from megatron_ext.plan.stage_plan import ExecutionPlan
 
 BACKENDS = ("te", "local")
 UNKNOWNS = 2 + len(BACKENDS)  # 1/a, 1/s, m of each backend
@@ -48,15 +47,15 @@ class Equation(NamedTuple):
 def equations(point: MeasuredPoint) -> list[Equation]:
     """What a point of one GPU says of the unknowns."""
     assert point.ranks == 1, f"{point.name}: communication has no equation yet"
-    gpu, model = GPUS[point.gpu], point.recipe()
-    layout, batch = point.layout(model.hybrid_layer_pattern), point.batch()
-    (work,) = stage_work(model, layout, batch, ExecutionPlan(), precision=point.precision, loss=point.cross_entropy)
+    gpu, step = GPUS[point.gpu], point.step()
+    batch = step.batch
+    (work,) = stage_work(step, loss=point.cross_entropy)
     tokens = batch.micro_batch_size * batch.sequence_length
-    attention = 2 * token_flops(model, batch.sequence_length).get("attention", 0) * tokens
+    attention = 2 * token_flops(step.model, batch.sequence_length).get("attention", 0) * tokens
     flops_ms, bytes_ms = 1e3 / (gpu.peak_tflops * 1e12), 1e3 / (gpu.memory_bandwidth * BANDWIDTH_RATIO)
     micro = batch.num_microbatches
     moved = tuple(micro * work.kept * bytes_ms * (backend == point.backend) for backend in BACKENDS)
-    known = micro * work.counted * bytes_ms + _update_ms(point, work.numel, gpu)
+    known = micro * work.counted * bytes_ms + 1e3 * update_seconds(step.layout, gpu, numel=work.numel)
     products, ssd = micro * work.products * flops_ms, micro * work.ssd * flops_ms
     whole = (products, ssd, *moved), known
     parts: dict[str, tuple[tuple[float, ...], float]] = {
@@ -70,10 +69,6 @@ def equations(point: MeasuredPoint) -> list[Equation]:
         assert measured is not None, f"{point.name}: says no time"
         found.append(Equation(point.name, what, *whole, measured))
     return found
-
-
-def _update_ms(point: MeasuredPoint, numel: int, gpu: Gpu) -> float:
-    return 1e3 * update_seconds(point.layout(point.recipe().hybrid_layer_pattern), gpu, numel=numel)
 
 
 def fit(points: Sequence[MeasuredPoint]) -> np.ndarray:
@@ -123,12 +118,11 @@ def _relevant(unknowns: np.ndarray, equation: Equation) -> np.ndarray:
 
 def memory_ratio(point: MeasuredPoint) -> float:
     """Measured peak over what today's code plans, with core's logits where its cross entropy ran."""
-    model = point.recipe()
-    layout, batch = point.layout(model.hybrid_layer_pattern), point.batch()
-    (planned,) = memory_per_rank(model, layout, batch, ExecutionPlan(), precision=point.precision, on_gpu=True)
+    model, layout, batch, execution, precision = point.step()
+    (planned,) = memory_per_rank(model, layout, batch, execution, precision=precision, on_gpu=True)
     more = 0
     if point.cross_entropy == "core" and point.backend == "te":  # today's te has Transformer Engine's
-        more = unnormalised_bytes(model, layout, batch, point.precision)
+        more = unnormalised_bytes(model, layout, batch, precision)
     assert point.peak_memory is not None
     return point.peak_memory / (planned.total + more)
 

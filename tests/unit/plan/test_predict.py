@@ -12,8 +12,8 @@ from megatron_ext.__main__ import main
 from megatron_ext.plan.hardware import GPUS, Gpu
 from megatron_ext.plan.make import make_stage_plan
 from megatron_ext.plan.measured import MeasuredPoint, read_points, steps_of
-from megatron_ext.plan.predict import anchor_of, find_anchor, origin, predict, predict_layout
-from megatron_ext.plan.stage_plan import ExecutionPlan
+from megatron_ext.plan.predict import anchor_of, find_anchor, origin, predict, predict_step
+from megatron_ext.plan.speed import Step
 from megatron_ext.plan.suggest import Search, search_layouts
 from megatron_ext.recipe.load import load_recipe
 
@@ -48,17 +48,7 @@ def test_the_prediction_of_a_measured_step_is_what_was_measured_but_for_the_loss
     )
     assert anchor.point == point
     assert (anchor.parameters_ratio, anchor.length_ratio) == (1, 1)
-    layout = point.layout(model.hybrid_layer_pattern)
-    said = predict_layout(
-        model,
-        layout,
-        point.batch(),
-        ExecutionPlan(),
-        precision="bf16",
-        gpu=gpu,
-        anchor=anchor,
-        token_flops=1,
-    )
+    said = predict_step(point.step(), gpu, anchor, token_flops=1)
     assert point.tokens_per_s is not None
     lowest = 1.0 if point.backend == "local" else 0.91
     assert lowest - 1e-9 <= point.tokens_per_s / said.tokens_per_s <= 1 + 1e-9
@@ -118,14 +108,10 @@ def test_a_faster_network_makes_no_layout_slower(paper: Search) -> None:
     for one in paper.found:
         candidate, before = one.candidate, one.candidate.prediction
         assert before is not None
-        after = predict_layout(
-            recipe.model,
-            candidate.layout,
-            candidate.batch,
-            candidate.execution,
-            precision=recipe.precision,
-            gpu=H100._replace(network=2 * H100.network),
-            anchor=before.anchor,
+        after = predict_step(
+            Step(recipe.model, candidate.layout, candidate.batch, candidate.execution, recipe.precision),
+            H100._replace(network=2 * H100.network),
+            before.anchor,
             token_flops=before.token_flops,
             time_over_work=candidate.time_over_work,
         )

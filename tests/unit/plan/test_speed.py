@@ -8,7 +8,7 @@ import pytest
 
 from megatron_ext.plan.activations import kept_bytes
 from megatron_ext.plan.hardware import Gpu
-from megatron_ext.plan.speed import BANDWIDTH_RATIO, LOSS_BYTES, Constants, StepTime, stage_work, step_time
+from megatron_ext.plan.speed import BANDWIDTH_RATIO, LOSS_BYTES, Constants, Step, StepTime, stage_work, step_time
 from megatron_ext.plan.stage_plan import ExecutionPlan, StagePlan
 from tests.support.plans import make_plan
 
@@ -31,13 +31,12 @@ def plan_of(pattern: str, **layout: Any) -> StagePlan:
 
 
 def time_of(plan: StagePlan, constants: Constants = ONE, **more: Any) -> StepTime:
-    return step_time(
-        plan.model, plan.layout, plan.batch, plan.execution, precision="bf16", gpu=SLOW, constants=constants, **more
-    )
+    step = Step(plan.model, plan.layout, plan.batch, plan.execution, "bf16")
+    return step_time(step, SLOW, constants=constants, **more)
 
 
 def work_of(plan: StagePlan, execution: ExecutionPlan | None = None) -> Any:
-    return stage_work(plan.model, plan.layout, plan.batch, execution or ExecutionPlan(), precision="bf16", loss="te")
+    return stage_work(Step(plan.model, plan.layout, plan.batch, execution or ExecutionPlan(), "bf16"), loss="te")
 
 
 def test_an_mlp_layer_takes_three_times_its_two_products() -> None:
