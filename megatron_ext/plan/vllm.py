@@ -62,7 +62,8 @@ def serve_lines(plan: StagePlan, *, run_root: Path) -> list[str]:
     assert plan.rl is not None, "servers sample for an rl stage"
     rl = plan.rl.options
     parent = run_root / "stages" / plan.init_from.stage_id if plan.init_from is not None else Path("STAGE")
-    at_once = slots_in_use(rl, plan.batch) * plan.layout.data_parallel_size
+    slots_of_all = rl.slots * plan.layout.data_parallel_size
+    at_once = slots_in_use(rl.model_copy(update={"slots": slots_of_all}), plan.batch)
     options = [
         *(preset.option for preset in presets(plan)),
         f"--max-model-len {rl.max_prompt_tokens + rl.max_new_tokens}",

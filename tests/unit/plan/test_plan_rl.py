@@ -249,6 +249,7 @@ def test_rules_of_the_section_are_said_together(shared: ToyProject) -> None:
         "rl.mini_batch_prompts=3",
         "rl.overlong_penalty_tokens=4",
         "parallel.pipeline_model_parallel_size=2",
+        "parallel={use_distributed_optimizer: true, overlap_grad_reduce: true, overlap_param_gather: true}",
         "data.document_isolation=none",
         "budget.epochs=1",
     )
@@ -259,6 +260,7 @@ def test_rules_of_the_section_are_said_together(shared: ToyProject) -> None:
     assert "rl.mini_batch_prompts: 3 does not divide training.global_batch_size 4" in text
     assert "rl.overlong_penalty_tokens: 4, and overlong is keep" in text
     assert "parallel.pipeline_model_parallel_size: 2: an rl stage samples with the model that it trains" in text
+    assert "parallel.overlap_param_gather: true, but an rl stage samples between two steps" in text
     assert "data.document_isolation: none" in text
     assert "budget.epochs: written beside steps" in text
 
@@ -379,7 +381,8 @@ def test_the_engine_is_part_of_what_a_stage_is_and_leaves_ids_without_it_alone(s
 def test_a_plan_with_servers_says_how_each_is_started_and_what_is_not_promised(
     shared: ToyProject, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    print_plan(plan_of(shared, "rl.engine=vllm"), run_root=Path("runs"))
+    plan = plan_of(shared, "rl.engine=vllm")
+    print_plan(plan, run_root=Path("runs"))
     said = capsys.readouterr().out
     assert "its tokens cannot be sampled again" in said
     assert (
@@ -387,6 +390,28 @@ def test_a_plan_with_servers_says_how_each_is_started_and_what_is_not_promised(
         "--generation-config vllm --no-enable-prefix-caching --mamba-ssm-cache-dtype float32 "
         "--max-model-len 40 --max-num-seqs 4\n" in said
     )
+    assert plan.init_from is not None
+    assert f"megatron-ext export runs/stages/{plan.init_from.stage_id} --to policy\n" in said
+
+
+def test_servers_compute_in_the_stages_precision_and_are_asked_of_mamba_where_there_is_some(shared: ToyProject) -> None:
+    plan = plan_of(shared, "rl.engine=vllm", "precision=bf16")
+    options = [preset.option for preset in presets(plan)]
+    assert (options[0], options[-1]) == ("--dtype bfloat16", "--mamba-ssm-cache-dtype float32")
+    attention = plan.layout.model_copy(update={"hybrid_layer_pattern": "*-*-"})
+    assert [one.option for one in presets(plan.model_copy(update={"layout": attention}))] == options[:-1]
+
+
+@pytest.mark.parametrize(("slots", "ranks", "at_once"), [(3, 1, 3), (32, 1, 8), (3, 2, 6), (32, 2, 8)])
+def test_a_server_takes_as_many_texts_at_once_as_ranks_send(
+    shared: ToyProject, slots: int, ranks: int, at_once: int
+) -> None:
+    """A step has 8 texts."""
+    loaded = load_recipe(
+        shared.root / "rl.yaml", overrides=["rl.engine=vllm", f"rl.slots={slots}"], site=shared.root / "site.yaml"
+    )
+    line = serve_lines(make_stage_plan(loaded, world_size=ranks), run_root=Path("runs"))[1]
+    assert line.endswith(f" --max-num-seqs {at_once}")
 
 
 def test_options_of_the_printed_command_and_places_of_its_checks_are_vllms_own(shared: ToyProject) -> None:
@@ -415,3 +440,24 @@ def test_servers_cannot_give_log_probabilities_between_temperature_and_top_p(sha
 def test_graphs_of_sampling_are_not_asked_of_servers(shared: ToyProject) -> None:
     with pytest.raises(RecipeError, match=r"training.cuda_graphs: true: in stage rl .* vLLM makes its own"):
         plan_of(shared, "rl.engine=vllm", "training.cuda_graphs=true", "training.backend=te")
+
+
+TE = ("training.backend=te", "precision=bf16")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("fp8={recipe: tensorwise}",), "fp8: set, but stage rl samples in bf16"),
+        (
+            ("training.cuda_graphs=true", "parallel.tensor_model_parallel_size=2"),
+            "training.cuda_graphs: true, but parallel.tensor_model_parallel_size 2 adds up between ranks",
+        ),
+    ],
+    ids=["fp8", "graphs"],
+)
+def test_options_of_te_that_sampling_has_not_are_refused(
+    shared: ToyProject, overrides: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        plan_of(shared, *TE, *overrides)
