@@ -106,7 +106,6 @@ def _te_fields(plan: StagePlan) -> dict[str, Any]:
         "gradient_accumulation_fusion": importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None,
         "tp_comm_overlap": plan.layout.tp_comm_overlap,
         "cuda_graph_impl": "local" if plan.has_layer_graphs else "none",
-        "cuda_graph_modules": [],  # all of a layer
     } | _fp8_fields(plan.fp8)
 
 

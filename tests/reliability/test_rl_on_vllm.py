@@ -10,7 +10,9 @@ import contextlib
 import io
 import json
 import os
+import threading
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -161,14 +163,56 @@ def test_without_servers_nothing_is_trained(project: ToyProject, tmp_path: Path)
     assert not (tmp_path / "runs").exists()
 
 
+@dataclass
+class Watched:
+    """What a server was sent: the most texts and folders of weights at once, and files that are not the export's."""
+
+    server: Served
+    export: Path
+    texts: int = 0
+    most_texts: int = 0
+    most_folders: int = 0
+    differing: set[str] = field(default_factory=set)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.server.before_text, self.server.changed = self.begin, self.end
+
+    def begin(self) -> None:
+        with self.lock:
+            self.texts += 1
+            self.most_texts = max(self.most_texts, self.texts)
+            self.most_folders = max(self.most_folders, len(list(self.server.folder.parent.iterdir())))
+            if self.server.label.endswith("/step_0"):  # the parent's weights
+                self.differing |= {name for name, _ in weights(self.server.folder) ^ weights(self.export)}
+
+    def end(self, choice: dict[str, Any]) -> dict[str, Any]:
+        with self.lock:
+            self.texts -= 1
+        return choice
+
+
+def weights(folder: Path) -> set[tuple[str, bytes]]:
+    """The files that hold them."""
+    return {(path.name, path.read_bytes()) for path in folder.glob("*.safetensors")}
+
+
 @pytest.mark.slow
-def test_two_tensor_parallel_ranks_push_whole_weights_and_share_what_one_of_them_asks_for(
-    project: ToyProject, server: Served
+@pytest.mark.parametrize(("kind", "num_asking"), [("tensor", 1), ("data", 2)])
+def test_two_ranks_push_whole_weights_and_ask_for_each_text_once(
+    project: ToyProject, server: Served, kind: str, num_asking: int
 ) -> None:
-    root = lucky_run_root(project, "tp2")
-    two = ("parallel.tensor_model_parallel_size=2", "training.max_steps=2")
-    code, said = run(project, root, server, *two, ranks=2)
+    """Weights of step 0 are those that `export` writes; each rank that asks has two texts in the making."""
+    root = lucky_run_root(project, f"{kind}2")
+    watched = Watched(server, project.root / "policy")
+    keys = ["rl.slots=2", "training.max_steps=2"]
+    keys += ["parallel.tensor_model_parallel_size=2"] if kind == "tensor" else []
+    code, said = run(project, root, server, *keys, ranks=2)
     assert code == 0, said
     assert all(line["mismatch_mean"] < AGREED for line in metrics_of(root))
-    texts = len(server.requests)
-    assert texts == 2 * 4 * 2 + 2 * 8  # two steps; held-out prompts before the first and behind the second
+    assert [label.rpartition("/")[2] for label in server.pushed] == ["step_0", "step_1", "step_2"]
+    assert len(server.requests) == 2 * 4 * 2 + 2 * 8  # two steps; held-out prompts before and behind them
+    assert (watched.most_texts, watched.most_folders, watched.differing) == (2 * num_asking, 1, set())
+    known = json.loads((stage_of(root) / "plan.json").read_text())["data"]["tokenizer_vocab_size"]
+    padding = {str(token) for token in range(known, 1024)}  # ids of the model that the tokenizer has not
+    assert {frozenset(body["logit_bias"]) for body in server.requests} == {frozenset(padding)}

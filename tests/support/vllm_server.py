@@ -83,6 +83,7 @@ class Served:
 
     def _tokenize(self, body: dict[str, Any]) -> dict[str, Any]:
         _require_known(body, RECORDED["fields"]["TokenizeCompletionRequest"])
+        assert not body.get("add_special_tokens", True), "vLLM adds them unless told otherwise"
         tokens = Tokenizer.load(self._start, special_tokens="parse").encode(body["prompt"])
         return {"count": len(tokens), "max_model_len": self.max_model_len, "tokens": [int(token) for token in tokens]}
 
@@ -192,7 +193,7 @@ def serving(folder: Path, **changes: Any) -> Iterator[Served]:
                 status, said = refused.args[0], {"error": {"message": refused.args[1]}}
             if served.is_dead:
                 return
-            content = json.dumps(said).encode()
+            content = said if isinstance(said, bytes) else json.dumps(said).encode()
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the client has broken off
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(content)))
@@ -206,7 +207,7 @@ def serving(folder: Path, **changes: Any) -> Iterator[Served]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     served.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)  # looks so often for its end
     thread.start()
     try:
         yield served

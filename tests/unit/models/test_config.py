@@ -52,11 +52,11 @@ def test_the_mlp_is_not_gated_and_squares_its_relu() -> None:
 
 
 def test_fp8_is_handed_to_te_as_core_names_it() -> None:
-    fp8 = Fp8Recipe(recipe="tensorwise", bf16_edge_layers=1)
+    fp8 = Fp8Recipe(recipe="tensorwise", bf16_edge_layers=2)
     config = transformer_config(make_plan(precision="bf16", fp8=fp8), "te")
     assert (config.fp8, config.fp8_recipe, config.fp8_param) == ("hybrid", "tensorwise", False)
     ends = (config.num_layers_at_start_in_bf16, config.num_layers_at_end_in_bf16)
-    assert (config.first_last_layers_bf16, ends) == (True, (1, 1))
+    assert (config.first_last_layers_bf16, ends) == (True, (2, 2))
 
 
 def test_without_edge_layers_all_layers_are_in_fp8() -> None:

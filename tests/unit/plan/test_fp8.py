@@ -54,15 +54,39 @@ def test_tensor_parallelism_makes_widths_smaller(project: PencilProject) -> None
     assert "= 168; change these" in text
 
 
-def test_the_tokens_of_a_rank_count_too(project: PencilProject) -> None:
-    sequence = ("training.sequence_length=40", "training.validation_tokens=40", "budget.tokens=640")
-    assert "training.sequence_length of a rank = 40; change" in refusal(project, FP8, *FITS, *sequence)
+@pytest.mark.parametrize(
+    ("override", "width"),
+    [
+        ("model.hidden_size=72", "hidden_size = 72"),
+        ("model.ffn_hidden_size=136", "ffn_hidden_size = 136"),
+        ("model.kv_channels=2", "num_attention_heads x kv_channels = 8"),
+        ("model.num_query_groups=1", "(num_attention_heads + 2 x num_query_groups) x kv_channels = 24"),
+    ],
+)
+def test_the_widths_of_every_kind_of_layer_count(project: PencilProject, override: str, width: str) -> None:
+    text = refusal(project, FP8, *FITS, "model.kv_channels=4", override)
+    assert f"on a rank {width}; change these" in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "tokens"),
+    [
+        (("training.sequence_length=40", "training.validation_tokens=40", "budget.tokens=640"), 40),
+        (("parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=true"), 8),
+        (("parallel.context_parallel_size=2",), 8),
+    ],
+    ids=["one", "sequence parallel", "context parallel"],
+)
+def test_the_tokens_of_a_rank_count_too(project: PencilProject, overrides: tuple[str, ...], tokens: int) -> None:
+    assert f"training.sequence_length of a rank = {tokens}; change" in refusal(project, FP8, *FITS, *overrides)
 
 
 def test_bf16_layers_at_the_ends_leave_one_in_fp8(project: PencilProject) -> None:
     edges = "fp8={recipe: tensorwise, bf16_edge_layers: %d}"
     assert draft_plan(project.load(*FITS, edges % 2)).layout.world_size == 1
     assert "3, but of 6 layers in 1 pipeline stage(s) at most 2 at either end" in refusal(project, *FITS, edges % 3)
+    stages = "parallel.pipeline_model_parallel_size=6"
+    assert "2, but of 6 layers in 6 pipeline stage(s) at most 1 at" in refusal(project, *FITS, stages, edges % 2)
 
 
 def test_delayed_scaling_is_not_offered(project: PencilProject) -> None:

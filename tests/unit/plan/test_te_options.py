@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from megatron_ext.plan.make import draft_plan
 from tests.support.pencil_project import PencilProject, refused
+from tests.support.sft_project import make_sft_project
 
 OVERLAP = (
     "parallel.tp_comm_overlap=true",
@@ -44,6 +47,12 @@ def test_rows_of_several_shapes_are_refused(
     assert f"{key}: true, but {reason}; set this to false, or change these" in text
 
 
+@pytest.mark.parametrize("key", ["parallel.tp_comm_overlap", "training.cuda_graphs"])
+def test_rows_of_conversations_are_refused(tmp_path: Path, key: str) -> None:
+    loaded = make_sft_project(tmp_path).load(f"{key}=true")
+    assert f"{key}: true, but stage sft reads packed rows" in refused(lambda: draft_plan(loaded))
+
+
 def test_overlap_needs_what_it_overlaps(project: PencilProject) -> None:
     assert "parallel.sequence_parallel is false, and nothing is gathered" in refusal(project, *OVERLAP[:2])
     assert "fp8.recipe blockwise does not go through" in refusal(project, *OVERLAP, *FITS, "fp8={recipe: blockwise}")
@@ -60,3 +69,18 @@ def test_overlap_needs_what_it_overlaps(project: PencilProject) -> None:
 )
 def test_graphs_are_refused_beside_what_they_cannot_hold(project: PencilProject, override: str, reason: str) -> None:
     assert reason in refusal(project, *GRAPHS, override)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "needed"),
+    [
+        (("parallel.overlap_grad_reduce=true",), "use_distributed_optimizer"),
+        (("parallel.use_distributed_optimizer=true",), "overlap_grad_reduce"),
+        ((), "use_distributed_optimizer and overlap_grad_reduce"),
+    ],
+)
+def test_weights_are_gathered_meanwhile_only_with_what_core_does_it_with(
+    project: PencilProject, overrides: tuple[str, ...], needed: str
+) -> None:
+    text = refusal(project, "parallel.overlap_param_gather=true", *overrides)
+    assert f"parallel.overlap_param_gather: true, but {needed} false" in text

@@ -65,6 +65,22 @@ def test_full_steps_go_through_the_graph_once_they_are_warm(groups: ProcessGroup
     assert caches[0].lengths.tolist() == caches[1].lengths.tolist() == [9, 8]
 
 
+def test_whole_slots_hold_as_many_tokens_as_a_slot_and_of_another_cache_none(groups: ProcessGroupCollection) -> None:
+    forward = CachedForward(strengthen(build_model(make_plan(), groups), 4.0), max_tokens=8)
+    usual, full, other = (RolloutCache(forward.model, num_slots=2, tokens_per_slot=8) for _ in range(3))
+    graphed = GraphedForward(forward, full, max_tokens=8)
+    prompt = torch.tensor([[5, 6, 7], [8, 9, 10]])
+    for one, cache in ((forward, usual), (graphed, full)):
+        one.read_prompts(prompt, cache)
+    for length in range(3, 8):  # the last step attends to the slot's last place
+        tokens = torch.tensor([20 + length, 30 + length])
+        expected = forward.decode(tokens, usual, shortest=length, longest=length)
+        torch.testing.assert_close(graphed.decode(tokens, full, shortest=length, longest=length), expected)
+    graphed.read_prompts(prompt, other)
+    graphed.decode(torch.tensor([1, 2]), other, shortest=3, longest=3)
+    assert (graphed.replayed, other.lengths.tolist(), full.lengths.tolist()) == (5 - WARMUP_STEPS, [4, 4], [8, 8])
+
+
 def test_graphs_of_a_stage_are_its_own_and_not_of_those_who_read_its_checkpoints() -> None:
     graphed = ExecutionPlan(cuda_graphs=True)
     rl, pretrain = make_plan(stage="rl", execution=graphed), make_plan(execution=graphed)

@@ -13,6 +13,7 @@ from data_tools.errors import SetupError, TrainingError
 from megatron_ext.plan.make import make_stage_plan
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.recipe.load import load_recipe
+from megatron_ext.rollout.keyed_random import stream_key
 from megatron_ext.rollout.protocol import Prompt, Sampling
 from megatron_ext.rollout.vllm_checks import check_server, completion_of
 from megatron_ext.rollout.vllm_engine import bias_of_unknown_ids, request_of
@@ -84,6 +85,13 @@ def test_a_server_of_another_tokenizer_is_refused(project: ToyProject, plan: Sta
         check_server(VllmServer(server.url), plan)
 
 
+def test_what_is_no_vllm_server_is_refused(plan: StagePlan, tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        server.answer = lambda route, body: {"hello": route}  # type: ignore[method-assign]
+        with pytest.raises(SetupError, match="does not answer as vLLM does"):
+            check_server(VllmServer(server.url), plan)
+
+
 def test_a_server_that_is_down_is_refused_before_anything_is_trained(plan: StagePlan, tmp_path: Path) -> None:
     with serving(tmp_path) as server:
         url = server.url
@@ -93,7 +101,11 @@ def test_a_server_that_is_down_is_refused_before_anything_is_trained(plan: Stage
 
 @pytest.mark.parametrize(
     ("value", "message"),
-    [("", "not set, and rl.engine is vllm"), ("node7:8000", "'node7:8000' is no address of a server")],
+    [
+        ("", "not set, and rl.engine is vllm"),
+        ("node7:8000", "'node7:8000' is no address of a server"),
+        ("http://node7:8000/v1", "'http://node7:8000/v1' is no address of a server"),
+    ],
 )
 def test_servers_that_are_not_named_are_asked_for(value: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SERVERS, value)
@@ -148,7 +160,9 @@ def test_a_text_that_reaches_the_limit_ends_by_length() -> None:
         ({"logprobs": {"token_logprobs": [-0.5]}}, "2 tokens come with 1 log-probabilities"),
         ({"logprobs": {"token_logprobs": [-0.5, None]}}, "or empty ones"),
         ({"logprobs": {"token_logprobs": [-0.5, -9999.0]}}, "the logits of the server are not finite"),
+        ({"logprobs": {"token_logprobs": [-0.5, 0.25]}}, "log-probabilities from -0.5 to 0.25"),
         ({"token_ids": [9, 0]}, r"ids that are none of the tokenizer's 9: \[9, 0\]"),
+        ({"token_ids": [-1, 0]}, r"ids that are none of the tokenizer's 9: \[-1, 0\]"),
         ({"token_ids": []}, "no tokens, or ids"),
         ({"token_ids": [7, 3]}, "ended by 'stop' with id 3; asked were at most 3, to be ended by"),
         ({"finish_reason": "length"}, "a text of 2 tokens ended by 'length'"),
@@ -156,13 +170,18 @@ def test_a_text_that_reaches_the_limit_ends_by_length() -> None:
     ],
     ids=[
         *("restarted-server", "half-with-old-weights", "no-weights-named", "no-log-probs", "too-few-log-probs"),
-        *("empty-log-prob", "infinite-log-prob", "padding-of-the-vocabulary", "no-token", "other-end", "cut-short"),
-        "no-ids",
+        *("empty-log-prob", "infinite-log-prob", "positive-log-prob", "padding-of-the-vocabulary", "negative-id"),
+        *("no-token", "other-end", "cut-short", "no-ids"),
     ],
 )
 def test_an_answer_that_is_not_what_was_asked_does_not_count(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(TrainingError, match=message):
         read(answer(**changes))
+
+
+def test_what_is_no_answer_of_vllm_does_not_count() -> None:
+    with pytest.raises(TrainingError, match="does not answer as vLLM does"):
+        read({"choices": []})
 
 
 def test_a_text_that_was_broken_off_is_asked_for_again() -> None:
@@ -171,13 +190,24 @@ def test_a_text_that_was_broken_off_is_asked_for_again() -> None:
 
 
 def test_a_request_names_all_that_decides_the_text_in_fields_that_the_server_has() -> None:
+    sampling = Sampling(3, temperature=0.5, top_p=0.75, top_k=2, stop_ids=frozenset({8, 0}))
     prompt = Prompt((5, 6), num_samples=2, seed=11)
-    bodies = [request_of(prompt, Sample(0, number), SAMPLING, {"9": -100.0}) for number in (0, 1)]
-    assert bodies[0].keys() <= set(RECORDED["fields"]["CompletionRequest"])
-    assert (bodies[0]["prompt"], bodies[0]["stop_token_ids"], bodies[0]["max_tokens"]) == ([5, 6], [0], 3)
-    assert bodies[0]["logit_bias"] == {"9": -100.0}
-    assert bodies[0]["seed"] != bodies[1]["seed"]
-    assert all(0 <= body["seed"] < 2**63 for body in bodies)
+    body, other = (request_of(prompt, Sample(0, number), sampling, {"9": -100.0}) for number in (0, 1))
+    seeds = [body.pop("seed"), other.pop("seed")]
+    assert seeds == [int(stream_key(11, number)) >> 1 for number in (0, 1)]
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert body == other
+    assert body == {
+        "prompt": [5, 6],
+        "n": 1,
+        "max_tokens": 3,
+        **{"temperature": 0.5, "top_p": 0.75, "top_k": 2, "min_p": 0.0},
+        **{"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0},
+        **{"stop_token_ids": [0, 8], "ignore_eos": True, "logit_bias": {"9": -100.0}},
+        **{"logprobs": 0, "return_token_ids": True, "return_tokens_as_token_ids": True},
+        **{"add_special_tokens": False, "return_weight_versions": True},
+    }
+    assert body.keys() | {"seed"} <= set(RECORDED["fields"]["CompletionRequest"])
 
 
 def test_ids_of_the_model_alone_are_biased_and_refused_where_they_are_more_than_a_server_takes() -> None:

@@ -33,6 +33,19 @@ def test_cycles_stay_until_the_step_of_the_interval() -> None:
     assert alive == [True, True, False, True, True, False]
 
 
+def test_what_set_up_left_behind_is_collected_before_the_first_step() -> None:
+    left = weakref.ref(_Cycle())
+    with collecting_every(3):
+        assert left() is None
+
+
+def test_where_python_did_not_collect_it_does_not_behind_the_loop() -> None:
+    gc.disable()
+    with collecting_every(3):
+        pass
+    assert not gc.isenabled()
+
+
 def _fail_inside() -> None:
     with collecting_every(2):
         assert not gc.isenabled()

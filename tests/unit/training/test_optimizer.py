@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -88,6 +89,19 @@ def test_only_matrices_outside_the_convolution_decay(groups: ProcessGroupCollect
 
 def test_the_log_names_whose_adam_it_is(groups: ProcessGroupCollection) -> None:
     assert describe_adam(make(groups, distributed=True)[1]) == "optimizer: AdamW of torch"
+
+
+@pytest.mark.parametrize(
+    ("module", "owner"),
+    [
+        ("transformer_engine.pytorch.optimizers.fused_adam", "Transformer Engine, fused"),
+        ("apex.optimizers.fused_adam", "apex, fused"),
+    ],
+)
+def test_the_log_names_an_extensions_adam_by_the_module_that_it_is_of(module: str, owner: str) -> None:
+    adam = type("FusedAdam", (), {"__module__": module})
+    optimizer: Any = SimpleNamespace(chained_optimizers=[SimpleNamespace(optimizer=adam())])
+    assert describe_adam(optimizer) == f"optimizer: FusedAdam of {owner}"
 
 
 @pytest.mark.parametrize("distributed", [False, True])

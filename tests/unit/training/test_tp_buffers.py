@@ -11,6 +11,7 @@ import pytest
 
 from data_tools.errors import SetupError
 from megatron_ext.models.config import transformer_config
+from megatron_ext.plan.placement import placed
 from megatron_ext.recipe.fp8_schema import Fp8Recipe
 from megatron_ext.training.tp_buffers import tp_buffers
 from tests.support.plans import make_plan
@@ -75,6 +76,17 @@ def test_a_machine_without_them_is_refused_in_the_engines_words(monkeypatch: pyt
     _engine(monkeypatch, [], error="CUDA device does not support comm+GEMM overlap")
     with pytest.raises(SetupError, match="tp_comm_overlap: CUDA device does not support comm\\+GEMM overlap"):
         tp_buffers(make_plan(layout=LAYOUT)).__enter__()
+
+
+def test_an_engine_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    _engine(monkeypatch, [])
+    monkeypatch.delattr(sys.modules["transformer_engine.pytorch.module"], "UserBufferQuantizationMode")
+    with pytest.raises(SetupError, match=r"tp_comm_overlap: needs transformer-engine 2.8 or later \(cannot import"):
+        tp_buffers(make_plan(layout=LAYOUT)).__enter__()
+
+
+def test_who_reads_a_checkpoint_asks_for_none() -> None:
+    assert placed(make_plan(layout=LAYOUT)).layout.tp_comm_overlap is False
 
 
 def test_layers_are_told_and_without_it_are_not() -> None:
