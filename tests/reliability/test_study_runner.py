@@ -409,7 +409,9 @@ def test_cancel_finds_what_runs_after_the_run_was_killed(place: StandIn) -> None
 
 
 def test_cancel_refuses_a_name_that_fits_no_node_at_work(place: StandIn) -> None:
-    with pytest.raises(UsageError, match="pretrain-z: is no node that runs; running or queued: none\n  A node that waits"):
+    with pytest.raises(
+        UsageError, match="pretrain-z: is no node that runs; running or queued: none\n  A node that waits"
+    ):
         cancel_study(place.folder, ["pretrain-z"], finders(place.run_root), now=False, say=lambda _: None)
 
 
