@@ -1,7 +1,7 @@
 """The packed rows of an sft stage: made of the datasets' lengths and masks alone, the same wherever they are made.
 
 Runs keep them in the store of the run root (`prepared.py`), kind `conversations`, because the paper's 4.8M
-conversations take 6 s of CPU time to draw and pack into rows, 24 s into steps of conversations (one core of a Xeon
+conversations take 6 s of CPU time to draw and pack into rows, some 7 s into steps of conversations (one core of a Xeon
 at 2.8 GHz):
 
 | file               | holds |

@@ -81,7 +81,7 @@ def draw_items(arms: Sequence[Sequence[ItemScores]], draw: np.random.Generator) 
 
     Where all items of an arm are alike, all right or all wrong, resampling would say that nothing else can be: its
     means are drawn from Jeffreys' beta distribution instead (Brown, Cai and DasGupta, Statistical Science 16 (2001),
-    101-133).
+    101-133); those of arms that are alike have the same draws, each in an order of its own, and so the same interval.
 
     Args:
         arms: Of each arm its replicates, at least one.
@@ -97,11 +97,14 @@ def draw_items(arms: Sequence[Sequence[ItemScores]], draw: np.random.Generator) 
         means = _resampled([one for _, one in same], draw)
         for at, (arm, _) in enumerate(same):
             drawn[:, arm] += means[:, at] / len(arms[arm])
+    alike: dict[tuple[int, int], Array] = {}
     for arm, replicates in enumerate(arms):
         if (all_right := _all_alike(replicates)) is not None:
             items_alike = len(replicates[0].items)
             counts = (items_alike, 0) if all_right else (0, items_alike)
-            drawn[:, arm] = draw.beta(counts[0] + 0.5, counts[1] + 0.5, ITEM_RESAMPLES)
+            if counts not in alike:
+                alike[counts] = draw.beta(counts[0] + 0.5, counts[1] + 0.5, ITEM_RESAMPLES)
+            drawn[:, arm] = draw.permutation(alike[counts])
     return drawn
 
 

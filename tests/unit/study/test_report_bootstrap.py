@@ -72,6 +72,13 @@ def test_all_right_is_not_certain_and_follows_jeffreys() -> None:
     assert ends(draws([scores([0.0] * 20)])[:, 0], 0.0)[0] == 0.0
 
 
+def test_arms_of_which_every_answer_is_wrong_have_one_interval_and_are_not_known_to_be_equal() -> None:
+    drawn = draws([scores([0.0] * 24)], [scores([0.0] * 24)])
+    assert ends(drawn[:, 0], 0.0) == ends(drawn[:, 1], 0.0)
+    low, high = ends(drawn[:, 1] - drawn[:, 0], 0.0)
+    assert low < -0.02 < 0.02 < high
+
+
 def test_known_errors_are_normal() -> None:
     drawn = draw_known([(0.5, 0.1)], generator_of("test"))[:, 0]
     assert ends(drawn, 0.5) == pytest.approx((0.5 - 0.196, 0.5 + 0.196), abs=0.015)
