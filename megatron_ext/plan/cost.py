@@ -12,6 +12,7 @@ from megatron_ext.plan.hardware import GPUS
 from megatron_ext.plan.memory import buffer_sizes, memory_per_rank, stage_parameter_sizes
 from megatron_ext.plan.sizes import model_size
 from megatron_ext.plan.stage_plan import BatchPlan, CadencePlan, CostPlan, ExecutionPlan, LayoutPlan, StagePlan
+from megatron_ext.recipe.fp8_schema import Fp8Recipe
 from megatron_ext.recipe.schema import ModelRecipe, RlRecipe
 
 PEAK_TFLOPS = {name: gpu.peak_tflops for name, gpu in GPUS.items()}
@@ -38,6 +39,7 @@ def plan_cost(
     *,
     precision: str,
     rl: RlRecipe | None = None,
+    fp8: Fp8Recipe | None = None,
 ) -> CostPlan:
     """Counts operations, memory and disk of a stage."""
     per_token = token_flops(model, batch.sequence_length)
@@ -50,7 +52,7 @@ def plan_cost(
         pipeline_token_flops=stage_token_flops(model, layout, batch.sequence_length),
         step_flops=round(sum(per_token.values()) * batch.tokens_per_step * _passes(rl)),
         total_flops=round(sum(per_token.values()) * batch.total_tokens * _passes(rl)),
-        memory=memory_per_rank(model, layout, batch, execution, precision=precision, rl=rl),
+        memory=memory_per_rank(model, layout, batch, execution, precision=precision, rl=rl, fp8=fp8),
         weights_bytes=weight * parameters,
         checkpoint_bytes=(weight + state) * parameters,
         kept_checkpoints=_kept_checkpoints(cadence, batch.total_steps),
@@ -125,7 +127,7 @@ def with_gpu_memory(plan: StagePlan) -> StagePlan:
     layout = counted_on_gpus(plan.layout)
     rl = plan.rl.options if plan.rl is not None else None
     memory = memory_per_rank(
-        plan.model, layout, plan.batch, plan.execution, precision=plan.precision, rl=rl, on_gpu=True
+        plan.model, layout, plan.batch, plan.execution, precision=plan.precision, rl=rl, fp8=plan.fp8, on_gpu=True
     )
     return plan.model_copy(update={"cost": plan.cost.model_copy(update={"memory": memory})})
 

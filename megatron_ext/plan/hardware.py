@@ -13,6 +13,19 @@ LINK_RATIO = 0.8
 """Share of a link's bandwidth that collectives are taken to reach. An assumption: no link has been measured here."""
 
 
+RESERVE = 0.1
+"""Share of a GPU that no plan fills, for what plan/memory.py does not count. Our choice."""
+
+
+def fits(planned: int, gpu_memory: int) -> bool:
+    """Whether planned bytes leave `RESERVE` of a GPU free.
+
+    >>> fits(72 * 10**9, 80 * 10**9), fits(73 * 10**9, 80 * 10**9)
+    (True, False)
+    """
+    return planned <= (1 - RESERVE) * gpu_memory
+
+
 class Gpu(NamedTuple):
     """One GPU and its links; bandwidths in bytes a second, of links one way."""
 
@@ -46,7 +59,7 @@ def known_gpu(name: str) -> Gpu:
     if (gpu := GPUS.get(name.lower())) is None:
         raise UsageError(
             f"plan: --gpu {name!r}: its memory and links are not known, so its speed cannot be told; use "
-            f"{', '.join(GPUS)}, or state a share of the peak with --mfu."
+            f"{', '.join(GPUS)}, or state its dense bf16 peak in TFLOP/s and a share of it: --gpu 989.4 --mfu 0.4."
         )
     return gpu
 

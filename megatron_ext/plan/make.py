@@ -325,4 +325,5 @@ def _cost(loaded: LoadedRecipe, draft: Draft) -> CostPlan:
         draft.execution,
         precision=recipe.precision,
         rl=recipe.rl,
+        fp8=recipe.fp8,
     )

@@ -10,6 +10,8 @@ summed in fp32, no overlapped reduction, hence one bucket (a tied embedding on a
     parameters   2 or 4 bytes; bf16 holds A_log and D in bf16 too (core's Float16Module)
     gradients    4 bytes
     optimizer    two moments of 4 bytes, in bf16 a master weight of 4 more
+    fp8          2 bytes for each weight whose product is in 8 bits: Transformer Engine keeps it as the forward pass
+                 reads it and turned for the backward pass, over all microbatches of a step (`_fp8_workspaces`)
 
 The distributed optimizer lays parameters into one buffer, backwards, each at a multiple of 64
 elements; the buffer ends at a multiple of lcm(data-parallel ranks, 128) and is cut into equal shards.
@@ -26,8 +28,12 @@ from megatron_ext.plan.rollout import rollout_bytes, slots_in_use
 from megatron_ext.plan.sizes import ParameterSize, layer_parameter_sizes, padded_vocab_size
 from megatron_ext.plan.stage_plan import BatchPlan, ExecutionPlan, LayoutPlan
 from megatron_ext.plan.stage_plan import RankMemory as RankMemory  # re-exported beside the function that makes it
+from megatron_ext.recipe.fp8_schema import Fp8Recipe
 from megatron_ext.recipe.layer_pattern import parse_pattern
 from megatron_ext.recipe.schema import ModelRecipe, RlRecipe
+
+FP8_WEIGHTS = frozenset({"in_proj", "out_proj", "linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"})
+"""Parameters of a layer whose products are in fp8 where a recipe asks for it: all of them are split over ranks."""
 
 _START_MULTIPLE = 64
 _END_MULTIPLE = 128
@@ -41,6 +47,7 @@ def memory_per_rank(
     *,
     precision: str,
     rl: RlRecipe | None = None,
+    fp8: Fp8Recipe | None = None,
     on_gpu: bool = False,
 ) -> tuple[RankMemory, ...]:
     """Counts the bytes of a rank of every pipeline stage.
@@ -52,6 +59,7 @@ def memory_per_rank(
         execution: Gives what is computed again instead of kept.
         precision: `fp32` or `bf16`.
         rl: Of an rl stage: gives the caches of its slots, and whether a reference is kept.
+        fp8: Which products are in 8 bits; None: none. Activations are counted as in bf16, which keeps no less.
         on_gpu: Backend `local` with the kernels that it takes on a GPU in bf16, which keep less.
 
     Returns:
@@ -62,6 +70,7 @@ def memory_per_rank(
             **_state_bytes(recipe_model, layout, stage, precision),
             **activation_bytes(recipe_model, layout, batch, execution, stage=stage, precision=precision, on_gpu=on_gpu),
             **_rl_bytes(recipe_model, layout, batch, rl, stage=stage, precision=precision),
+            fp8_weights=0 if fp8 is None else 2 * _fp8_weights(recipe_model, layout, stage, fp8),
         )
         for stage in range(layout.pipeline_model_parallel_size)
     )
@@ -82,6 +91,21 @@ def _rl_bytes(
     slots = slots_in_use(rl, batch)
     caches = rollout_bytes(model, layout, num_slots=slots, tokens_per_slot=longest, precision=precision)
     return {"reference": reference, "caches": caches.total}
+
+
+def _fp8_weights(model: ModelRecipe, layout: LayoutPlan, stage: int, fp8: Fp8Recipe) -> int:
+    """Weights of a rank whose products are in fp8: those of linear layers, but for the layers at both ends."""
+    segments = parse_pattern(layout.hybrid_layer_pattern).segments
+    first, last = fp8.bf16_edge_layers, sum(map(len, segments)) - fp8.bf16_edge_layers
+    before = sum(map(len, segments[:stage]))
+    whole = sum(
+        size.numel
+        for number, symbol in enumerate(segments[stage], start=before)
+        if first <= number < last
+        for size in layer_parameter_sizes(model, symbol)
+        if size.name in FP8_WEIGHTS
+    )
+    return whole // layout.tensor_model_parallel_size
 
 
 def stage_parameter_sizes(model: ModelRecipe, layout: LayoutPlan, stage: int) -> tuple[ParameterSize, ...]:

@@ -12,9 +12,10 @@ from rich.text import Text
 
 from data_tools.quantities import format_exact
 from megatron_ext.plan.cost import GpuTime
+from megatron_ext.plan.hardware import GPUS, RESERVE, Gpu, fits
 from megatron_ext.plan.lineage import unfinished_parent
 from megatron_ext.plan.predict import Prediction
-from megatron_ext.plan.render_cost import cost_rows, execution_rows
+from megatron_ext.plan.render_cost import cost_rows, execution_rows, format_bytes
 from megatron_ext.plan.render_data import chain_rows, data_tables, domain_rows
 from megatron_ext.plan.render_rl import rl_rows
 from megatron_ext.plan.render_sft import sft_rows
@@ -44,7 +45,8 @@ def print_plan(
     console.print(Text.assemble((plan.stage_id, "bold"), "  ", (plan.recipe, "dim")))
     tables = [part for title, table in data_tables(plan) for part in (title, table) if part]
     console.print(_facts(plan, run_root, cost_rows(plan, time, prediction)), "", *tables, sep="\n")
-    sentences = [*plan.roundings, *_remarks(plan, run_root)]
+    gpu = prediction.gpu if prediction is not None else GPUS.get(time.gpu.lower()) if time is not None else None
+    sentences = [*plan.roundings, *_remarks(plan, run_root), *_too_large(plan, gpu)]
     if sentences:
         console.print("")
     for sentence in sentences:
@@ -57,13 +59,35 @@ def print_plan(
 def _remarks(plan: StagePlan, run_root: Path) -> list[str]:
     """What a run would refuse, and a plan need not: another place or time may have what is missing."""
     remarks = [unfinished] if (unfinished := unfinished_parent(plan, run_root=run_root)) else []
-    if (ranks := plan.layout.context_parallel_size) > 1 and plan.layout.backend == "auto":
+    if (asked := _asked_of_te(plan)) and plan.layout.backend == "auto":
         remarks.append(
-            f"parallel.context_parallel_size {ranks}: only backend te splits a row over ranks, and auto takes it where "
-            "a GPU, Transformer Engine and mamba-ssm are; elsewhere a run is refused (megatron-ext doctor says what is "
-            "here)."
+            f"{', '.join(asked)}: only backend te can, and auto takes it where a GPU and its packages are; elsewhere "
+            "a run is refused (megatron-ext doctor says what is here)."
         )
     return remarks
+
+
+def _asked_of_te(plan: StagePlan) -> list[str]:
+    """Keys, with what they ask, of what only backend te does."""
+    layout = plan.layout
+    asked = [f"parallel.context_parallel_size {layout.context_parallel_size}"] * (layout.context_parallel_size > 1)
+    asked += ["parallel.tp_comm_overlap"] * layout.tp_comm_overlap
+    asked += ["training.cuda_graphs"] * plan.has_layer_graphs
+    return asked if plan.fp8 is None else [*asked, f"fp8.recipe {plan.fp8.recipe}"]
+
+
+def _too_large(plan: StagePlan, gpu: Gpu | None) -> list[str]:
+    """That the plan does not fit the GPU that was named, whatever it says of its speed."""
+    if gpu is None or plan.cost is None:
+        return []
+    planned = max(rank.total for rank in plan.cost.memory)
+    if fits(planned, gpu.memory):
+        return []
+    how = "more than" if planned > gpu.memory else f"more than {1 - RESERVE:.0%} of"
+    return [
+        f"memory {format_bytes(planned)} on the fullest rank is {how} the {format_bytes(gpu.memory)} of an {gpu.name}, "
+        "and temporary buffers come on top: take recomputation, more ranks or another layout (plan --suggest)."
+    ]
 
 
 def plan_json(plan: StagePlan, time: GpuTime | None, prediction: Prediction | None = None) -> str:

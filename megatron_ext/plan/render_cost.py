@@ -101,8 +101,9 @@ def _memory_rows(plan: StagePlan, cost: CostPlan, *, is_on_gpus: bool) -> list[R
 
 
 def _memory_parts(memory: RankMemory) -> str:
-    kinds = ("parameters", "gradients", "optimizer", "activations", "logits", "reference", "caches")
-    return ", ".join(f"{kind} {format_bytes(number)}" for kind in kinds if (number := getattr(memory, kind)))
+    kinds = ("parameters", "gradients", "optimizer", "activations", "logits", "reference", "caches", "fp8_weights")
+    sizes = {kind.replace("_", " "): getattr(memory, kind) for kind in kinds}
+    return ", ".join(f"{kind} {format_bytes(size)}" for kind, size in sizes.items() if size)
 
 
 def _checkpoint_rows(plan: StagePlan, cost: CostPlan) -> list[Row]:

@@ -10,13 +10,13 @@ from rich.table import Table
 
 from data_tools.quantities import format_exact
 from megatron_ext.plan.datasets import has_sizes
-from megatron_ext.plan.hardware import NODE
+from megatron_ext.plan.hardware import NODE, RESERVE
 from megatron_ext.plan.predict import origin
 from megatron_ext.plan.render import terminal
 from megatron_ext.plan.render_cost import HELD_AGAINST
 from megatron_ext.plan.render_speed import prediction_facts
 from megatron_ext.plan.render_table import frame
-from megatron_ext.plan.suggest import RESERVE, Candidate, Search, Suggestion, untried_pad_multiple
+from megatron_ext.plan.suggest import Candidate, Search, Suggestion, untried_pad_multiple
 from megatron_ext.recipe.load import LoadedRecipe
 
 _COLUMNS = ("#", "tensor", "pipeline", "context", "data", "micro-batch", "microbatches", "recompute", "GB a rank")

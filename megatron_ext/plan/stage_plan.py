@@ -306,6 +306,7 @@ class RankMemory(PlanPart):
     is_calibrated: bool  # activations were compared with a measurement on this backend
     reference: int = 0  # rl: the frozen copy of the first weights
     caches: int = 0  # rl: of the slots that are sampled at once
+    fp8_weights: int = 0  # copies of weights in 8 bits
 
     @property
     def total(self) -> int:
@@ -318,6 +319,7 @@ class RankMemory(PlanPart):
             + self.logits
             + self.reference
             + self.caches
+            + self.fp8_weights
         )
 
 

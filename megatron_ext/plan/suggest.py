@@ -39,7 +39,7 @@ from megatron_ext.plan.cost import counted_on_gpus
 from megatron_ext.plan.datasets import has_sizes
 from megatron_ext.plan.execution import legal_recompute_modules
 from megatron_ext.plan.flops import recomputed_token_flops, stage_token_flops, token_flops
-from megatron_ext.plan.hardware import NODE, Gpu
+from megatron_ext.plan.hardware import NODE, RESERVE, Gpu, fits
 from megatron_ext.plan.layouts import legal_tensor_parallel_sizes
 from megatron_ext.plan.make import Draft, draft_before, draft_plan
 from megatron_ext.plan.memory import memory_per_rank
@@ -55,9 +55,6 @@ from megatron_ext.recipe.rules import divisors, listed
 from megatron_ext.recipe.schema import ParallelRecipe, Recipe, SftRecipe, TrainingRecipe
 
 _CONTEXTS = range(2, NODE + 1)
-
-RESERVE = 0.1
-"""Share of a GPU that no plan fills. Our choice."""
 
 MOST = 10
 """Suggestions to look for: the order is too rough to tell more of them apart."""
@@ -309,14 +306,14 @@ def _frugality(candidate: Candidate) -> tuple[float, int]:
 def _counted(candidate: Candidate, recipe: Recipe) -> Suggestion:
     layout, batch, execution = candidate.layout, candidate.batch, candidate.execution
     ranks = memory_per_rank(
-        recipe.model, layout, batch, execution, precision=recipe.precision, rl=recipe.rl, on_gpu=True
+        recipe.model, layout, batch, execution, precision=recipe.precision, rl=recipe.rl, fp8=recipe.fp8, on_gpu=True
     )
     fullest = max(ranks, key=lambda rank: rank.total)
     return Suggestion(candidate, fullest, _overrides(recipe, candidate))
 
 
 def _fits(suggestion: Suggestion, gpu_memory: int) -> bool:
-    return suggestion.memory.total <= (1 - RESERVE) * gpu_memory
+    return fits(suggestion.memory.total, gpu_memory)
 
 
 def _overrides(recipe: Recipe, candidate: Candidate) -> tuple[str, ...]:

@@ -289,5 +289,5 @@ def test_a_plan_says_what_shared_rows_need_where_it_is_left_open(
 ) -> None:
     keys = ("parallel.context_parallel_size=2", "training.sequence_length=32")
     said = notes("pretrain", capsys, *keys)[-1]
-    assert said.startswith("parallel.context_parallel_size 2: only backend te splits a row over ranks, and auto takes")
+    assert said.startswith("parallel.context_parallel_size 2: only backend te can, and auto takes it where")
     assert said not in notes("pretrain", capsys, *keys, "training.backend=te")

@@ -6,6 +6,7 @@ from typing import Any
 
 from megatron_ext.plan.memory import memory_per_rank
 from megatron_ext.plan.stage_plan import RankMemory
+from megatron_ext.recipe.fp8_schema import Fp8Recipe
 from tests.support.plans import make_plan
 
 LAYOUTS: tuple[dict[str, Any], ...] = ({}, {"tensor_model_parallel_size": 2})
@@ -75,3 +76,25 @@ def test_two_ranks_halve_all_of_a_mamba_layer_but_its_stream() -> None:
 def test_only_activations_of_the_local_backend_are_calibrated() -> None:
     backends = ("local", "te", "auto")
     assert [memory_of(layout={"backend": name})[0].is_calibrated for name in backends] == [True, False, False]
+
+
+def test_weights_of_products_in_fp8_are_kept_twice_in_a_byte_each_but_for_those_at_the_ends() -> None:
+    # fc1 and fc2 of 32 x 64 weights each: 4,096 of a layer, of which the embedding, norms and output layer are none.
+    layouts = {"{}": {}, "tp": {"tensor_model_parallel_size": 2}, "pp": {"pipeline_model_parallel_size": 2}}
+    kept = {}
+    for name, layout in layouts.items():
+        plan = make_plan(model={"hybrid_layer_pattern": "--|--" if name == "pp" else "----"}, layout=layout)
+        kept[name] = [
+            tuple(
+                memory.fp8_weights
+                for memory in memory_per_rank(
+                    plan.model, plan.layout, plan.batch, plan.execution, precision="bf16", fp8=fp8
+                )
+            )
+            for fp8 in (None, Fp8Recipe(recipe="tensorwise"), Fp8Recipe(recipe="blockwise", bf16_edge_layers=1))
+        ]
+    assert kept == {
+        "{}": [(0,), (4 * 8_192,), (2 * 8_192,)],
+        "tp": [(0,), (2 * 8_192,), (8_192,)],
+        "pp": [(0, 0), (2 * 8_192, 2 * 8_192), (8_192, 8_192)],
+    }

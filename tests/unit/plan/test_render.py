@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_tools.manifest import read_manifest, write_manifest
+from megatron_ext.plan.cost import GpuTime
 from megatron_ext.plan.render import print_plan
 from megatron_ext.plan.render_data import chain_rows
 from tests.support.pencil_project import PencilProject
@@ -130,3 +131,48 @@ def test_what_lies_between_the_chain_and_its_horizon_is_said_either_way(horizon:
     """The stage reads 40 samples of 32 tokens."""
     plan = make_plan(schedule={"horizon_samples": horizon, "horizon_tokens": 32 * horizon, "sample_tokens": 32})
     assert ("horizon", said) in chain_rows(plan)
+
+
+@pytest.mark.parametrize(
+    ("planned", "said"),
+    [
+        (72, None),
+        (73, "memory 73 GB on the fullest rank is more than 90% of the 80 GB of an h100, and"),
+        (80, "memory 80 GB on the fullest rank is more than 90% of the 80 GB of an h100, and"),
+        (81, "memory 81 GB on the fullest rank is more than the 80 GB of an h100, and"),
+    ],
+)
+def test_a_plan_says_when_it_does_not_fit_the_gpu_that_is_named(
+    project: PencilProject, capsys: pytest.CaptureFixture[str], planned: int, said: str | None
+) -> None:
+    plan = project.plan()
+    assert plan.cost is not None
+    (rank,) = plan.cost.memory
+    fuller = rank.model_copy(update={"activations": planned * 10**9 - rank.total + rank.activations})
+    plan = plan.model_copy(update={"cost": plan.cost.model_copy(update={"memory": (fuller,)})})
+    for gpu, expected in (("H100", said), ("989.4", None)):  # of a peak alone no memory is known
+        print_plan(plan, run_root=Path("runs"), time=GpuTime(gpu, 989.4, 0.4, 1.0, 1.0))
+        notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note  memory")]
+        assert [note.removeprefix("note  ")[: len(expected or "")] for note in notes] == (
+            [expected] if expected else []
+        )
+
+
+def test_a_plan_says_of_everything_that_only_te_can_that_a_run_may_be_refused(
+    project: PencilProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fits = ("precision=bf16", "model.mamba_num_heads=16", "model.mamba_head_dim=8", "fp8.recipe=tensorwise")
+    shared = ("parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=true")
+    asked = {
+        "training.cuda_graphs": ("training.cuda_graphs=true",),
+        "fp8.recipe tensorwise": fits,
+        "parallel.tp_comm_overlap": (*shared, "parallel.tp_comm_overlap=true"),
+    }
+    for said, overrides in asked.items():
+        world_size = 2 if "overlap" in said else 1
+        text = printed(project, capsys, *overrides, world_size=world_size)
+        assert f"\nnote {said}: only backend te can, and auto takes it where a GPU and its packages are" in text
+        assert "only backend te" not in printed(
+            project, capsys, *overrides, "training.backend=te", world_size=world_size
+        )
+    assert "only backend te" not in printed(project, capsys)

@@ -11,9 +11,10 @@ import pytest
 from data_tools.errors import RecipeError
 from megatron_ext.__main__ import main
 from megatron_ext.plan.flops import stage_token_flops
+from megatron_ext.plan.hardware import RESERVE
 from megatron_ext.plan.make import draft_plan
 from megatron_ext.plan.memory import memory_per_rank
-from megatron_ext.plan.suggest import MOST, RESERVE, Suggestion, search_layouts, suggest_layouts
+from megatron_ext.plan.suggest import MOST, Suggestion, search_layouts, suggest_layouts
 from megatron_ext.recipe.load import LoadedRecipe, load_recipe
 from tests.support.sft_project import SHORT, make_sft_project, write_chat
 
@@ -38,6 +39,22 @@ def paper() -> list[Suggestion]:
 def test_they_fit_and_leave_the_reserve(paper: list[Suggestion]) -> None:
     assert paper
     assert all(one.memory.total <= (1 - RESERVE) * 80 * GB for one in paper)
+
+
+def test_what_fp8_keeps_of_weights_must_fit_too(paper: list[Suggestion]) -> None:
+    best = paper[0]
+    room = int(best.memory.total / (1 - RESERVE)) + 1
+    chosen = (best.candidate.sizes, best.candidate.batch.micro_batch_size, best.candidate.execution.recompute)
+
+    def found(*overrides: str) -> list[Suggestion]:
+        return [
+            one
+            for one in suggest_layouts(base(*overrides), gpus=512, gpu_memory=room)
+            if (one.candidate.sizes, one.candidate.batch.micro_batch_size, one.candidate.execution.recompute) == chosen
+        ]
+
+    assert [one.memory.total for one in found()] == [best.memory.total]
+    assert found("fp8.recipe=tensorwise") == []
 
 
 def test_the_order_is_the_stated_one(paper: list[Suggestion]) -> None:
