@@ -72,7 +72,10 @@ class SlurmRecipe(SlurmJob):
         default=None, gt=0, description="Processes of a full node; null: one for each GPU, or one where there is none."
     )
     cpus_per_node: Count | None = Field(
-        default=None, gt=0, description="CPUs of a job's node; null: what Slurm gives one task, often a single CPU."
+        default=None,
+        gt=0,
+        description="CPUs of a full node; fewer ranks ask for their share; null: what Slurm gives one task, often a "
+        "single CPU.",
     )
     save_s: Count = Field(
         default=300,

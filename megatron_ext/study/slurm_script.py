@@ -115,7 +115,7 @@ def _options(file: Path, name: str, members: dict[int, Task], slurm: SlurmRecipe
     job, size = slurm.job(kind_of(first)), job_size(first, slurm)
     given = {
         "gpus-per-node": size.ranks_per_node if slurm.gpus_per_node else None,
-        "cpus-per-task": slurm.cpus_per_node,
+        "cpus-per-task": _cpus(size, slurm),
         "time": job.time,
         "partition": job.partition,
         "account": job.account,
@@ -136,6 +136,13 @@ def _options(file: Path, name: str, members: dict[int, Task], slurm: SlurmRecipe
         "open-mode=append",
         f"output={log_folder(file.parent)}/%A_%a.log",
     ]
+
+
+def _cpus(size: JobSize, slurm: SlurmRecipe) -> int | None:
+    """CPUs of each of a job's nodes: all of a full one, else its ranks' share, so that others may have the rest."""
+    if slurm.cpus_per_node is None:
+        return None
+    return -(-slurm.cpus_per_node * size.ranks_per_node // slurm.ranks)
 
 
 def _case(index: int, task: Task, run_root: Path) -> list[str]:

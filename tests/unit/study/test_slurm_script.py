@@ -89,6 +89,24 @@ def test_sbatch_is_asked_for_what_the_site_and_the_layout_say(tmp_path: Path, mo
     ]
 
 
+@pytest.mark.parametrize(
+    ("slurm", "world_size", "cpus"),
+    [
+        (SlurmRecipe(gpus_per_node=8, cpus_per_node=96), 8, "96"),
+        (SlurmRecipe(gpus_per_node=8, cpus_per_node=96), 1, "12"),
+        (SlurmRecipe(gpus_per_node=8, cpus_per_node=96), 12, "72"),  # six of eight on each of two nodes
+        (SlurmRecipe(gpus_per_node=8, cpus_per_node=100), 1, "13"),
+        (SlurmRecipe(gpus_per_node=8, cpus_per_node=96, nodes=2), 1, "96"),
+        (SlurmRecipe(cpus_per_node=4), 1, "4"),
+    ],
+)
+def test_a_job_that_fills_no_node_asks_for_its_share_of_the_cpus(
+    slurm: SlurmRecipe, world_size: int, cpus: str, tmp_path: Path
+) -> None:
+    asked = directives(script(tmp_path, slurm, stage_task(tmp_path, world_size=world_size)))
+    assert [line.partition("=")[2] for line in asked if line.startswith("--cpus-per-task=")] == [cpus]
+
+
 def test_a_percent_in_a_path_is_no_pattern(tmp_path: Path) -> None:
     root = tmp_path / "100%"
     assert f"--output={tmp_path}/100%%/%A_%a.log" in directives(script(root, SlurmRecipe(), stage_task(root)))
