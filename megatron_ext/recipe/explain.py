@@ -52,15 +52,19 @@ def explain(loaded: LoadedRecipe, key: str) -> str:
         return _section_text(section, path)
     values = dict(values_of(loaded.recipe))
     inside = [known for known in values if known[: len(path)] == path]
-    if not inside:
+    unset = next((path[:depth] for depth in range(1, len(path)) if values.get(path[:depth], _ABSENT) is None), None)
+    if not inside and unset is None:
         raise RecipeError(f"--explain {key}: the recipe has no such list element")
     field = field_at(Recipe, path)
     assert field is not None, f"{key} is neither a section nor a field"
-    shown = yaml_scalar(values[path]) if path in values else f"{len({known[len(path)] for known in inside})} elements"
+    if unset is not None:
+        shown = f"none, as {key_name(unset)} is null"
+    else:
+        shown = yaml_scalar(values[path]) if path in values else f"{len({at[len(path)] for at in inside})} elements"
     rows = {
         "meaning": field.description or "",
         "value": shown,
-        "origin": _origin(loaded.origins, path),
+        "origin": _origin(loaded.origins, unset or path),
         "type": type_name(field),
         "default": "none, it must be set" if field.is_required() else yaml_scalar(field.default),
         "hashed": _HASHED[role_of(path)],

@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         parts = chosen(parts, args.only)
     except ValueError as error:
-        print(error)
+        print(_of_more_gpus(args, parts) or error)
         return 2
     for what in missing:
         print(f"missing: {what}")
@@ -66,6 +66,13 @@ def main(argv: list[str] | None = None) -> int:
     done = run_all(parts, args.out / "parts", stamp_of(facts), deadline, cores=cores, is_resumed=args.resume)
     write_report(args.out, facts, done, is_recorded=args.record)
     return exit_code(done)
+
+
+def _of_more_gpus(args: argparse.Namespace, parts: Sequence[Wanted]) -> str:
+    """That a part which was asked for is one of several GPUs."""
+    more = {part.name for part in parts_of(args.out, gpus=8, cores=1, missing=())} - {part.name for part in parts}
+    named = [name for name in args.only if name in more]
+    return f"part {named[0]!r} is one of several GPUs: say how many, such as --gpus 8" if named else ""
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -41,6 +41,17 @@ def test_a_key_is_explained_with_value_origin_type_and_meaning(project: PencilPr
     ]
 
 
+def test_a_key_of_a_section_that_is_not_set_is_explained_too(project: PencilProject) -> None:
+    lines = explain(project.load(), "fp8.recipe").splitlines()
+    assert lines[0] == "fp8.recipe"
+    assert lines[2:6] == [
+        "  value    none, as fp8 is null",
+        "  origin   default",
+        "  type     one of: blockwise, tensorwise",
+        "  default  none, it must be set",
+    ]
+
+
 def test_a_section_is_explained_by_its_keys(project: PencilProject) -> None:
     assert explain(project.load(), "budget").splitlines() == [
         "budget: How much is read.",

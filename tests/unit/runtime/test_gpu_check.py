@@ -46,6 +46,20 @@ def test_the_gpu_check_ends_with_4_and_writes_nothing(tmp_path: Path) -> None:
     assert "no GPU: nothing was run" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["layouts"], "part 'layouts' is one of several GPUs: say how many, such as --gpus 8\n"),
+        (["kernels", "nonsense"], "no part 'nonsense'; there are: backends,"),
+    ],
+)
+def test_a_part_of_several_gpus_is_told_from_one_that_is_not_there(
+    names: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check.main([word for name in names for word in ("--only", name)]) == 2
+    assert capsys.readouterr().out.startswith(said)
+
+
 def wanted(code: str, *, name: str = "p", limit_s: float = 20.0, **more: Any) -> Wanted:
     return Wanted(name, limit_s, (sys.executable, "-c", code), read_json, **more)
 
