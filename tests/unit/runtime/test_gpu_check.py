@@ -49,7 +49,7 @@ def test_the_gpu_check_ends_with_4_and_writes_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        (["layouts"], "part 'layouts' is one of several GPUs: say how many, such as --gpus 8\n"),
+        (["layouts te"], "part 'layouts te' is one of several GPUs: say how many, such as --gpus 8\n"),
         (["kernels", "nonsense"], "no part 'nonsense'; there are: backends,"),
     ],
 )
