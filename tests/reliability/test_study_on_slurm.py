@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from tests.support.ranks import rank_of
 from tests.support.slurm import PrivateSlurm, private_slurm
 from tests.support.slurm_study import SlurmStudy, add_slurm_studies
 from tests.support.toy_project import Run, environment
@@ -114,6 +116,63 @@ def test_a_killed_rank_sends_the_job_back_to_the_queue(
     assert "back to the queue: a process was killed" in study.attempt(stage, 1)
     assert "goes on at step 20" in study.attempt(stage, 2)
     assert slurm.job(job)["Restarts"] == "1"
+    assert stage_file(study, stage) == (undisturbed.stage_folder / "stage.json").read_bytes()
+
+
+def test_a_rank_on_another_node_that_stands_still_is_named_and_sends_the_job_back_to_the_queue(
+    slurm: PrivateSlurm, project: ToyStudy, run_root: Path, undisturbed: Run
+) -> None:
+    study = long_study(slurm, project, run_root, more=", pretrain: {nodes: 2}")
+    with study.site.open("a") as site:
+        site.write("timeouts: {step_s: 30, start_s: 300}\n")
+    stage, job = next(iter(study.submit(*LONG_ARM).items()))
+    with study.held(stage, after_step=22) as processes:
+        [rank_0] = [process for process in processes if rank_of(process) == 0]
+        os.kill(rank_0, signal.SIGCONT)
+        slurm.wait_for("it is given up", lambda: "back to the queue" in study.attempt(stage, 1))
+    study.wait_until_over(job)
+    said = study.attempt(stage, 1)
+    assert "error: another rank was lost. No sign of rank 1 (" in said
+    assert "back to the queue: a rank was lost" in said
+    assert "goes on at step 20" in study.attempt(stage, 2)
+    assert (slurm.job(job)["Restarts"], slurm.job(job)["JobState"]) == ("1", "COMPLETED")
+    assert stage_file(study, stage) == (undisturbed.stage_folder / "stage.json").read_bytes()
+
+
+def test_when_one_of_two_tasks_is_killed_the_job_goes_back_to_the_queue(
+    slurm: PrivateSlurm, project: ToyStudy, run_root: Path, undisturbed: Run
+) -> None:
+    """The rank and the torchrun above it, at once."""
+    study = long_study(slurm, project, run_root, more=", pretrain: {nodes: 2}")
+    stage, job = next(iter(study.submit(*LONG_ARM).items()))
+    with study.held(stage, after_step=22) as processes:
+        [rank_1] = [process for process in processes if rank_of(process) == 1]
+        torchrun = int(Path(f"/proc/{rank_1}/stat").read_text().rpartition(") ")[2].split()[1])
+        os.kill(torchrun, signal.SIGKILL)
+        os.kill(rank_1, signal.SIGKILL)
+    study.wait_until_over(job)
+    assert "back to the queue: a process was killed" in study.attempt(stage, 1)
+    assert "goes on at step 20" in study.attempt(stage, 2)
+    assert (slurm.job(job)["Restarts"], slurm.job(job)["JobState"]) == ("1", "COMPLETED")
+    assert stage_file(study, stage) == (undisturbed.stage_folder / "stage.json").read_bytes()
+
+
+@pytest.mark.skipif(
+    find_spec("nvidia_resiliency_ext") is None,
+    reason="not run: nvidia-resiliency-ext is not installed (extra `resiliency`; wheels need glibc 2.39)",
+)
+def test_ranks_that_all_stand_still_are_killed_after_hang_s_and_the_job_goes_back_to_the_queue(
+    slurm: PrivateSlurm, project: ToyStudy, run_root: Path, undisturbed: Run
+) -> None:
+    study = long_study(slurm, project, run_root, more=f"{TWO_RANKS}, hang_s: 60")
+    stage, job = next(iter(study.submit(*LONG_ARM).items()))
+    with study.held(stage, after_step=22):
+        slurm.wait_for("it is killed", lambda: "back to the queue" in study.attempt(stage, 1))
+    study.wait_until_over(job)
+    assert "Did not get subsequent heartbeat. Waited 60.00 seconds." in study.attempt(stage, 1)
+    assert "back to the queue: a process was killed" in study.attempt(stage, 1)
+    assert "goes on at step 20" in study.attempt(stage, 2)
+    assert (slurm.job(job)["Restarts"], slurm.job(job)["JobState"]) == ("1", "COMPLETED")
     assert stage_file(study, stage) == (undisturbed.stage_folder / "stage.json").read_bytes()
 
 

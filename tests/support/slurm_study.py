@@ -16,6 +16,7 @@ from pathlib import Path
 from tests.support.slurm import PrivateSlurm
 from tests.support.toy_study import ToyStudy
 
+LAUNCHERS = {b"torch.distributed.run", b"nvidia_resiliency_ext.fault_tolerance.launcher", b"-"}
 LONG = """\
 extends: common.yaml
 budget: {tokens: 20_480}                  # 40 steps of 8 x 64 tokens
@@ -147,14 +148,14 @@ class SlurmStudy:
         return file.read_text().count("\n") if file.exists() else 0
 
     def trainers(self) -> list[int]:
-        """The processes that train in this run root, without srun and torchrun, which only start them."""
+        """The processes that train in this run root, without srun and the launchers, which only start them."""
         found = []
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             try:
                 words = path.read_bytes().split(b"\0")
             except OSError:  # it has just ended
                 continue
-            starts_others = {b"torch.distributed.run", b"-"} & {*words} or words[0].endswith(b"srun")
+            starts_others = LAUNCHERS & {*words} or words[0].endswith(b"srun")
             if {b"megatron_ext.run", str(self.run_root).encode()} <= {*words} and not starts_others:
                 found.append(int(path.parent.name))
         return sorted(found)
