@@ -141,8 +141,7 @@ def read_evaluations(plan: StudyPlan) -> dict[str, Evaluated]:
 
 def _chain(plan: StudyPlan, stage_id: str) -> list[str]:
     parent = plan.stage(stage_id).parent
-    known = parent is not None and any(stage.stage_id == parent for stage in plan.stages)
-    return [*(_chain(plan, parent) if parent is not None and known else ()), stage_id]
+    return [*(_chain(plan, parent) if parent is not None else ()), stage_id]
 
 
 def read_evaluation(folder: Path, replicate: int) -> Evaluated | None:

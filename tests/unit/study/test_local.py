@@ -48,14 +48,26 @@ def launcher() -> Iterator[LocalLauncher]:
         child.wait()
 
 
-def wait_for_end(launcher: LocalLauncher, task: Task) -> str:
-    """The log of a node that has ended."""
+def wait_for_end(launcher: LocalLauncher, task: Task, *, attempt: int = 1) -> str:
+    """The log of a node's start that has ended."""
     deadline = time.monotonic() + PATIENCE_S
-    while "study: exit code" not in (text := (task.folder / "attempt_1.log").read_text()):
+    while "study: exit code" not in (text := (task.folder / f"attempt_{attempt}.log").read_text()):
         launcher.poll({})
         assert time.monotonic() < deadline
         time.sleep(0.02)
     return text
+
+
+def test_gpus_are_those_of_the_environment_else_of_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = tmp_path / "nvidia-smi"
+    driver.write_text("#!/bin/bash\nprintf '0\\n1\\n'\n")
+    driver.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert Machine.found() == Machine(cores=len(os.sched_getaffinity(0)), gpus=("0", "1"))
+    for said, gpus in (("3,GPU-7", ("3", "GPU-7")), ("", ()), ("-1", ())):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", said)
+        assert Machine.found().gpus == gpus
 
 
 def test_no_more_nodes_run_than_there_are_workers(task: Task) -> None:
@@ -123,18 +135,18 @@ def test_how_a_node_ended_stands_at_the_end_of_its_log(launcher: LocalLauncher, 
 
 
 def test_each_start_has_a_log_of_its_own(launcher: LocalLauncher, task: Task) -> None:
-    for _ in range(2):
+    for attempt in (1, 2, 3):
         launcher.launch([replace(task, module="timeit", arguments=("-n", "1", "-r", "1", "print('x')"))])
-        wait_for_end(launcher, task)
+        wait_for_end(launcher, task, attempt=attempt)
     logs = sorted(path.name for path in task.folder.glob("*.log"))
-    assert logs == ["attempt_1.log", "attempt_2.log"]
-    assert json.loads((task.folder / "launch.json").read_text())["attempt"] == 2
+    assert logs == ["attempt_1.log", "attempt_2.log", "attempt_3.log"]
+    assert json.loads((task.folder / "launch.json").read_text())["attempt"] == 3
 
 
 def test_several_processes_go_through_torchrun_which_gives_them_time_to_save(task: Task) -> None:
-    command = command_of(replace(task, world_size=4))
+    command = command_of(replace(task, world_size=2))
     assert command[1:7] == [
-        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4", "--shutdown-timeout=3600"),
+        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--shutdown-timeout=3600"),
         "-m",
     ]
     assert command[7:] == ["megatron_ext.run", "a.yaml", "--run-root", str(task.folder.parents[3])]

@@ -42,6 +42,11 @@ def test_a_cell_is_the_mean_of_the_results_of_its_seeds(report: Report, folder: 
     assert cell.estimate.value == pytest.approx(sum(value for value in found if value is not None) / 2)
 
 
+def test_a_row_counts_the_stages_of_each_kind_behind_its_seeds(report: Report) -> None:
+    row = next(row for row in report.rows if row.label == "ldq-shq")
+    assert row.seeds_by_stage == {"pretrain": 2, "sft": 2}  # of two stages of pretraining the last one
+
+
 def test_the_headlines_begin_with_the_last_kind_of_stage(report: Report) -> None:
     assert [(one.stage, one.best, one.baseline, one.evaluated, one.rows) for one in report.headlines] == [
         ("rl", "lmq-shq-grpo", None, 1, 1),
@@ -157,6 +162,7 @@ def test_a_line_that_a_kill_has_cut_is_named_and_hides_no_other(tmp_path: Path) 
         file.write('{"step": 11, ')
     report = make_report(plan, command="x")
     assert report.provenance.hardware == ("GPU 7",)
+    assert report.provenance.code == {folder.name: "megatron-ext 1, sha256 aaaaaaaaaaaa"}
     assert next(one.processes for one in report.costs.stages if one.stage_id == folder.name) == 4
     assert report.provenance.unknown == (
         f"{folder / 'metrics.jsonl'}: 1 of 11 lines cannot be read: cut by a kill",
@@ -184,14 +190,15 @@ def test_contamination_is_the_evaluations_own(report: Report) -> None:
     found = {(one.stage, one.task): set(one.statuses.values()) for one in report.contamination}
     assert found["sft", "sums"] == {"clean"}
     assert found["sft", "words"] == {"unknown"}
-    average = next(cell for row in report.rows for cell in row.cells if cell.metric == "average")
-    assert average.contamination == "unknown"  # the worst of its tasks
+    cells = {cell.metric: cell.contamination for cell in report.rows[0].cells}
+    assert (cells["average"], cells["math"]) == ("unknown", "clean")  # the worst of their tasks
 
 
 def test_the_graph_has_each_stage_once(report: Report) -> None:
     found = {one.label: (one.parent, one.finished, one.seeds, one.evaluated) for one in report.graph}
     assert len(found) == 8
     assert found["first"] == (None, 2, 2, 0)
+    assert found["lmq-shq"] == ("pretrain-lmq-0", 2, 2, 2)
     assert found["lmq-shq-grpo"] == ("sft-shq_on_lmq-0", 1, 2, 1)
 
 

@@ -191,6 +191,15 @@ def test_a_share_is_never_beyond_its_ends() -> None:
     assert (found.low, found.high) == (0.0, 1.0)  # Student's t with one degree of freedom goes far beyond
 
 
+def test_a_number_beyond_1_is_no_share_and_its_interval_has_no_ends() -> None:
+    reward = task_of("sums", 2.5, interval=Interval(low=2.0, high=3.0, method="wilson"))
+    found = measure_task("sft", "toy", "sums", [[without_items(reward)]])
+    estimate = found.estimate(0)
+    assert (found.info.is_share, found.info.unit) == (False, "")
+    assert estimate is not None
+    assert (estimate.low, estimate.high) == pytest.approx((2.0, 3.0), abs=0.05)
+
+
 def test_the_main_number_is_the_asked_one_else_the_last_mean() -> None:
     rows = [[evaluated(right={"sums": 2, "series": 4, "words": 9})]]
     for asked, expected in ((None, "average"), ("math", "math"), ("sums", "sums"), ("nothing", "average")):

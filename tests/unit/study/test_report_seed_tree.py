@@ -82,6 +82,13 @@ def test_unrelated_arms_have_one_level() -> None:
     assert tree.paired is None
 
 
+def test_a_longer_arm_beside_an_unrelated_one_has_no_luck_of_its_last_stages_alone() -> None:
+    longer = [SeedRun(value, (f"first-{seed}", f"next-{seed}")) for seed, value in enumerate((1.0, 3.0))]
+    tree = SeedTree([longer, [SeedRun(0.0, ("other-0",)), SeedRun(0.0, ("other-1",))]])
+    # Squares of first stages: 2 of the one and 0 of the other, with a degree each.
+    assert [one and (one.deviation, one.degrees) for one in tree.spreads] == [(1.0, 2), None]
+
+
 def test_a_stage_that_all_replicates_share_has_no_luck_to_draw() -> None:
     rows = arms_of((3.0, 2.0, 2.5), (1.0, 0.5, 0.0))
     below_one_base = [[SeedRun(run.value, ("base", *run.path)) for run in row] for row in rows]
@@ -98,10 +105,12 @@ def test_an_arm_that_ends_where_others_go_on_shares_their_luck() -> None:
     assert half_of(draws[:, 0] - draws[:, 1]) == pytest.approx((interval.high - interval.low) / 2, rel=0.06)
 
 
-def test_arms_that_miss_a_replicate_are_no_part_of_spreads() -> None:
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_arms_that_miss_a_replicate_are_no_part_of_spreads(place: int) -> None:
     rows = arms_of((3.0, 2.0, 2.5), (1.0, 0.5, 0.0), (7.0, 0.0, 1.0))
-    del rows[2][1:]
-    assert SeedTree(rows).spreads[:2] == SeedTree(rows[:2]).spreads[:2]
+    del rows[place][1:]
+    others = [row for row in rows if row is not rows[place]]
+    assert SeedTree(rows).spreads[:2] == SeedTree(others).spreads[:2]
 
 
 def test_where_no_two_arms_have_all_replicates_differences_take_the_whole_spread() -> None:
