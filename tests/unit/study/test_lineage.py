@@ -78,6 +78,12 @@ def test_a_source_names_the_files_that_it_was_made_of(arms: Arms) -> None:
     assert (file.bytes, file.sha256, file.documents) == (len(raw), hashlib.sha256(raw).hexdigest(), 400)
 
 
+def test_a_source_names_the_program_that_made_it(arms: Arms) -> None:
+    (dataset,) = read_lineage(arms.base).last.sources[0].datasets
+    engine = json.loads(Path("data/sums.manifest.json").read_text())["engine"]
+    assert dataset.engine == f"{engine['name']} {engine['version']}"
+
+
 def test_a_run_names_its_code_and_the_weights_that_it_took_up(arms: Arms) -> None:
     (run,) = read_lineage(arms.words).last.runs
     assert run.code.sha256 == code_version().sha256
@@ -107,7 +113,8 @@ def test_a_stage_behind_whose_folder_is_gone_is_known_by_name_alone(arms: Arms) 
     shutil.rmtree(arms.base)
     lineage = read_lineage(arms.words)
     base = lineage.stages[0]
-    assert (base.stage_id, base.planned_tokens, base.folder, base.sources) == (arms.base.name, 2_560, None, ())
+    assert (base.stage_id, base.stage, base.folder, base.sources) == (arms.base.name, "pretrain", None, ())
+    assert (base.planned_steps, base.planned_tokens) == (5, 2_560)
     assert said(lineage, arms.base.name, "only what later stages say of it is known")
 
 
@@ -214,6 +221,12 @@ def test_the_tree_holds_the_chain_the_sources_and_what_is_not_known(
         "Not known:\n",
     ):
         assert words in text
+    assert "sampled" not in text  # only a stage of rewards samples
+
+
+def test_what_was_verified_is_counted_by_kind(arms: Arms, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lineage", str(arms.words), "--verify"]) == 0
+    assert "Verified: 2 ids, 2 checkpoints, 2 datasets, 2 inputs\n" in capsys.readouterr().out
 
 
 def test_json_alone_is_printed_and_reads_back(arms: Arms, capsys: pytest.CaptureFixture[str]) -> None:

@@ -65,7 +65,8 @@ def test_a_stage_is_an_action_with_code_sources_and_the_weights_before(folder: P
     assert action["@type"] == "CreateAction"
     assert {"@id": f"#code/{code_version().sha256}"} in action["instrument"]
     assert {"@id": f"#checkpoint/{arms.base.name}/step_5"} in action["object"]
-    assert sum(one["@id"].startswith("#source/") for one in action["object"]) == 2
+    kinds = [one["@id"].partition("/")[0] for one in action["object"]]
+    assert (kinds.count("#source"), kinds.count("#tokenizer")) == (2, 1)
     assert action["result"][0] == {"@id": f"#checkpoint/{arms.words.name}/step_5"}
 
 

@@ -128,6 +128,7 @@ def test_ranks_go_on_as_few_nodes_as_the_layout_needs_or_on_those_of_the_site(
     slurm: SlurmRecipe, world_size: int, place: JobSize, tmp_path: Path
 ) -> None:
     assert job_size(stage_task(tmp_path, world_size=world_size), slurm) == place
+    assert place.ranks >= world_size
 
 
 def test_each_task_of_an_array_runs_its_own_node(tmp_path: Path) -> None:
@@ -225,6 +226,7 @@ def test_the_script_is_bash_and_says_what_it_is_for(tmp_path: Path) -> None:
     text = script(tmp_path, SlurmRecipe(ranks_per_node=4), stage_task(tmp_path, world_size=4), stage_task(tmp_path))
     by_hand = f"sbatch {shlex.quote(f'{tmp_path}/a node.sbatch')}"
     assert text.splitlines()[1] == f"# a.yaml, 2 seeds; written by megatron-ext study run. By hand: {by_hand}"
+    assert script(tmp_path, SlurmRecipe(), stage_task(tmp_path)).splitlines()[1].startswith("# a.yaml; written by")
     assert subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True).stderr == ""
 
 
