@@ -126,6 +126,11 @@ $(foreach set,mini_ldq mini_shq,$(foreach part,$(set) $(set).validation,$(call m
 
 endef
 
+define mini_overlap
+$(PY) -m data_tools overlap $(1) --against $(MINI_TESTS) --adapter nemotron-crossthink --out $(MINI_DATA)/raw/$(2).overlap.jsonl
+
+endef
+
 COMMA := ,
 SPACE := $(subst ,, )
 
@@ -179,11 +184,13 @@ MINI_STUDY := recipes/miniature/study$(if $(IS_GPU),_gpu).yaml
 MINI_DATA := data/miniature
 MINI_SETS := mini_base mini_ldq mini_shq
 MINI_PROMPTS := mini_general mini_math mini_code mini_new mini_rl
+MINI_TESTS = $(foreach set,general math code new,$(MINI_DATA)/raw/mini_$(set).jsonl)
+MINI_READ := text facts $(if $(IS_GPU),gpu_)ldq $(if $(IS_GPU),gpu_)shq
 MINI_WORKERS ?= $(if $(IS_GPU),1,$(CORES))
 RESULTS ?= runs/studies/miniature$(if $(IS_GPU),_gpu)
 
 .PHONY: miniature-data
-miniature-data: $(STAMP) ## the data of the miniature study: samples, tokenizer, tokens, conversations (about 1 minute)
+miniature-data: $(STAMP) ## the data of the miniature study: samples, tokenizer, tokens, conversations, what they share with the tests (about 1 minute)
 	$(PY) -m data_tools sample --out $(MINI_DATA)/raw --size full --only base
 	$(PY) -m data_tools sample --out $(MINI_DATA)/raw --only $(subst $(SPACE),$(COMMA),$(MINI_SETS) $(MINI_PROMPTS))
 	$(PY) -m data_tools train-tokenizer --input $(foreach set,base $(MINI_SETS),$(MINI_DATA)/raw/$(set).jsonl) --vocab-size 1024 --out $(MINI_DATA)/tokenizer
@@ -192,6 +199,8 @@ miniature-data: $(STAMP) ## the data of the miniature study: samples, tokenizer,
 	$(call mini_sets,$(MINI_DATA))
 	$(if $(IS_GPU),$(PY) -m data_tools sample --out $(MINI_DATA)/gpu/raw --size full --only mini_ldq$(COMMA)mini_shq)
 	$(if $(IS_GPU),$(call mini_sets,$(MINI_DATA)/gpu))
+	$(foreach source,$(MINI_READ),$(call mini_overlap,recipes/sources/miniature_$(source).yaml,$(source)))
+	$(call mini_overlap,$(MINI_DATA)/raw/mini_rl.jsonl,rl)
 
 .PHONY: miniature
 miniature: miniature-data ## the paper's findings in miniature: data, plan, run, report; interrupted, it goes on (about 2 hours on 2 cores)

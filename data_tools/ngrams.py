@@ -36,16 +36,24 @@ class Hashed:
     """Some documents.
 
     Attributes:
-        documents: Hash of all words of each, in their order; 0 where there is no word.
+        documents: Hash of all words of each, in their order: that of an n-gram of as many words; 0 where there is none.
+        words: Of each.
         ngrams: n-grams of each: its words less n - 1.
         hashes: Of all n-grams, one document after the other.
         owners: Position of the document of each n-gram.
+        spelled: Hash of each word, one document after the other.
     """
 
     documents: Hashes
+    words: Counts
     ngrams: Counts
     hashes: Hashes
     owners: Counts
+    spelled: Hashes
+
+    def grams(self, n: int) -> Hashes:
+        """The hashes of the n-grams of another n, one document after the other."""
+        return _inside(self.spelled, np.repeat(np.arange(len(self.words)), self.words), n)[0]
 
 
 def hash_documents(texts: Sequence[str], n: int) -> Hashed:
@@ -60,15 +68,22 @@ def hash_documents(texts: Sequence[str], n: int) -> Hashed:
     ends = np.cumsum([len(raw) + 1 for raw in encoded])
     last = np.searchsorted(starts, ends)  # words that begin before the end of each document
     counts = np.diff(last, prepend=0)
-    owners = np.repeat(np.arange(len(texts)), counts)
-    hashes = _rolled(words, n)
-    inside = owners[: len(hashes)] == owners[len(owners) - len(hashes) :]
+    hashes, owners = _inside(words, np.repeat(np.arange(len(texts)), counts), n)
     return Hashed(
         documents=_whole(words, counts),
+        words=counts,
         ngrams=np.maximum(0, counts - n + 1),
-        hashes=hashes[inside],
-        owners=owners[: len(hashes)][inside],
+        hashes=hashes,
+        owners=owners,
+        spelled=words,
     )
+
+
+def _inside(words: Hashes, owners: Counts, n: int) -> tuple[Hashes, Counts]:
+    """The n-grams that lie within one document, and the document of each."""
+    hashes = _rolled(words, n)
+    inside = owners[: len(hashes)] == owners[len(owners) - len(hashes) :]
+    return hashes[inside], owners[: len(hashes)][inside]
 
 
 def expected_false_hits(looked_up: int, known: int) -> float:
@@ -133,16 +148,17 @@ def _rolled(words: Hashes, n: int) -> Hashes:
         if bit == "1":
             rolled = rolled[:-1] * np.uint64(_WORD_BASE) + words[length:]
             length += 1
-    return _mixed(rolled)
+    return _mixed(rolled if n > 1 else words.copy())
 
 
 def _whole(words: Hashes, counts: Counts) -> Hashes:
-    """The hash of all words of each document."""
+    """The hash of all words of each document: that of an n-gram of as many words."""
     result = np.zeros(len(counts), np.uint64)
-    first = (np.cumsum(counts) - counts)[counts > 0]
-    if len(first):
+    behind = np.cumsum(counts)[counts > 0]
+    if len(behind):
         powers, inverses = _powers(_WORD_BASE, len(words))
-        result[counts > 0] = _mixed(np.add.reduceat(words * powers, first) * inverses[first])
+        first = behind - counts[counts > 0]
+        result[counts > 0] = _mixed(np.add.reduceat(words * inverses[: len(words)], first) * powers[behind - 1])
     return result
 
 

@@ -6,12 +6,13 @@ hashes, and both corpora are read once for each range. Memory: up to 32 bytes x 
 of both, and some ten times the longest document; it does not grow with the text.
 
 A document is an exact duplicate if all its words, in order, are those of a document of the other corpus; how
-words are told apart stands in `data_tools.ngrams`. Documents of fewer than n words have no n-gram: they can be
-found as duplicates only, and are counted as such.
+words are told apart stands in `data_tools.ngrams`. Documents of fewer than n words have no n-gram: they are looked for
+as a whole, anywhere within a document of the other corpus. A short one may stand there by chance.
 
 The report is JSON lines. One for each pair of corpora says what was compared, so that nothing found can be told from
-nothing looked for: `n`, and `pair`, of both sides {name, documents, too_short, files: [{path, sha256, adapter}]}. Then
-comes one for each document with a hit, of both sides:
+nothing looked for: `n`, `within` (true: short documents were looked for within others), and `pair`, of both sides
+{name, documents, too_short, files: [{path, sha256, adapter}]}. Then comes one for each document with a hit, of both
+sides:
 
 | field     | meaning |
 |-----------|---------|
@@ -22,13 +23,14 @@ comes one for each document with a hit, of both sides:
 | ngrams    | n-grams of the document |
 | hits      | of these, how many the other corpus holds |
 | share     | hits / ngrams; 0 where there are none |
-| duplicate | whether the other corpus holds the whole document |
+| duplicate | whether the other corpus holds the same document |
+| within    | of a document of fewer than n words: whether one of the other corpus holds all of it, in a row |
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,18 +118,20 @@ class Side:
         corpus: The corpus.
         ngrams: n-grams of each document.
         hits: Of these, how many the other holds.
-        duplicates: Whether the other holds the whole document.
+        duplicates: Whether the other holds the same document.
+        within: Whether a document of fewer than n words stands in one of the other's.
     """
 
     corpus: Corpus
     ngrams: _Small
     hits: _Small
     duplicates: npt.NDArray[np.bool_]
+    within: npt.NDArray[np.bool_]
 
     @property
     def touched(self) -> npt.NDArray[np.bool_]:
-        """The documents with a hit or a duplicate."""
-        return (self.hits > 0) | self.duplicates
+        """The documents with a hit or a duplicate, or that stand within another."""
+        return (self.hits > 0) | self.duplicates | self.within
 
     @property
     def shares(self) -> npt.NDArray[np.float64]:
@@ -172,16 +176,17 @@ def find_overlap(
     small, large = sorted((first, second), key=lambda corpus: corpus.size)
     if small is large:
         small, large = first, second
-    counted = [_Counts(), _Counts()]
+    of_small, of_large = _Counts(), _Counts()
     begin, passes = 0, 0
     num_known = 0
     while begin < 2**64:
-        index = _build(small, n, begin, max_hashes, counted[0] if not passes else None, progress)
-        _stream(large, n, index, counted[1], is_first=not passes, progress=progress)
-        _stream(small, n, index.found_only(), counted[0], is_first=False, progress=progress)
+        index = _build(small, n, begin, max_hashes, of_small if not passes else None, progress)
+        short = of_small.short_documents(n) if not passes else {}
+        _stream(large, n, index, of_large, short, is_first=not passes, progress=progress)
+        short = of_large.short_documents(n) if not passes else {}
+        _stream(small, n, index.found_only(), of_small, short, is_first=False, progress=progress)
         begin, passes = index.end, passes + 1
         num_known += len(index.hashes)
-    of_small, of_large = counted
     sides = (of_small.side(small, of_large), of_large.side(large, of_small))
     return Overlap(
         n=n,
@@ -196,21 +201,33 @@ class _Counts:
 
     def __init__(self) -> None:
         self.documents: list[Hashes] = []
+        self.words: list[_Small] = []
+        self.short: dict[int, _Index] = {}
         self.ngrams: list[_Small] = []
         self.hits: list[_Small] = []
 
     def add(self, block: Hashed) -> None:
         self.documents.append(block.documents)
+        self.words.append(block.words.astype(np.int32))
         self.ngrams.append(block.ngrams.astype(np.int32))
         self.hits.append(np.zeros(len(block.ngrams), np.int32))
 
+    def short_documents(self, n: int) -> dict[int, _Index]:
+        """Documents of fewer than n words, by their number of words; what a stream finds of them is marked in them."""
+        documents, words = _joined(self.documents, np.uint64), _joined(self.words, np.int32)
+        lengths = np.unique(words[(words > 0) & (words < n)]).tolist()
+        self.short = {length: _Index(_sorted_once([documents[words == length]]), 0, 2**64) for length in lengths}
+        return self.short
+
     def side(self, corpus: Corpus, other: _Counts) -> Side:
         documents = _joined(self.documents, np.uint64)
+        found = _joined([index.hashes[index.found] for index in self.short.values()], np.uint64)
         return Side(
             corpus=corpus,
             ngrams=_joined(self.ngrams, np.int32),
             hits=_joined(self.hits, np.int32),
             duplicates=np.isin(documents, _joined(other.documents, np.uint64)) & (documents != 0),
+            within=np.isin(documents, found) & (documents != 0),
         )
 
 
@@ -282,11 +299,22 @@ def _sorted_once(parts: list[Hashes]) -> Hashes:
     return np.asarray(hashes[is_new[: len(hashes)]], np.uint64)
 
 
-def _stream(corpus: Corpus, n: int, index: _Index, counts: _Counts, *, is_first: bool, progress: Progress) -> None:
-    """Adds to each document what the index holds of it."""
+def _stream(
+    corpus: Corpus,
+    n: int,
+    index: _Index,
+    counts: _Counts,
+    short: Mapping[int, _Index],
+    *,
+    is_first: bool,
+    progress: Progress,
+) -> None:
+    """Adds to each document what the index holds of it; marks the short documents of the other that stand in it."""
     for number, block in enumerate(corpus.hashed(n, progress)):
         if is_first:
             counts.add(block)
+        for length, documents in short.items():
+            documents.find(block.grams(length))
         owners = block.owners[index.find(block.hashes)]
         counts.hits[number] += np.bincount(owners, minlength=len(block.ngrams)).astype(np.int32)
 
@@ -311,7 +339,7 @@ def write_pair(overlap: Overlap, write: Callable[[bytes], object]) -> None:
         }
         for side in overlap.sides
     ]
-    write(orjson.dumps({"pair": sides, "n": overlap.n}, option=orjson.OPT_APPEND_NEWLINE))
+    write(orjson.dumps({"pair": sides, "n": overlap.n, "within": True}, option=orjson.OPT_APPEND_NEWLINE))
 
 
 def _sha256(path: Path) -> str:
@@ -348,6 +376,7 @@ def write_report(overlap: Overlap, write: Callable[[bytes], object], progress: P
                 "hits": int(side.hits[number]),
                 "share": round(float(side.shares[number]), 4),
                 "duplicate": bool(side.duplicates[number]),
+                "within": bool(side.within[number]),
             }
             write(orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE))
             lines += 1

@@ -55,7 +55,6 @@ def _overlap(options: argparse.Namespace) -> None:
     pairs = [tuple(corpora)] if len(corpora) == 2 else []
     pairs += [(corpus, test) for corpus in corpora for test in tests]
     rows: list[list[str]] = []
-    short: dict[str, None] = {}
     with ExitStack() as stack:
         report = stack.enter_context(_report(options.out)) if options.out else None
         for first, second in pairs:
@@ -66,16 +65,13 @@ def _overlap(options: argparse.Namespace) -> None:
                     write_pair(overlap, report.write)
                     write_report(overlap, report.write, progress)
             rows += _rows(overlap)
-            short.update(_short_documents(overlap))
             times = "once" if overlap.passes == 1 else f"{overlap.passes} times"
             print(f"{label}: {overlap.false_hits:.1e} false hits expected by chance; text read {times}")
-    for warning in short:
-        warn(warning)
     if options.out:
         print(f"wrote {options.out}")
     print_table(
         f"documents that share {options.ngram}-grams",
-        ["of", "against", "documents", "too short", "duplicates", "with a hit", "hit by half"],
+        ["of", "against", "documents", "duplicates", "short", "within", "with a hit", "hit by half"],
         rows,
     )
 
@@ -150,8 +146,9 @@ def _rows(overlap: Overlap) -> list[list[str]]:
             Path(side.corpus.name).name,
             Path(other.corpus.name).name,
             f"{len(side.ngrams):,}",
-            f"{int((side.ngrams == 0).sum()):,}",
             f"{int(side.duplicates.sum()):,}",
+            f"{int((side.ngrams == 0).sum()):,}",
+            f"{int(side.within.sum()):,}",
             f"{int((side.hits > 0).sum()):,}",
             f"{int((side.shares >= 0.5).sum()):,}",
         ]
@@ -162,13 +159,3 @@ def _rows(overlap: Overlap) -> list[list[str]]:
 def _both(overlap: Overlap) -> list[tuple[Side, Side]]:
     first, second = overlap.sides
     return [(first, second), (second, first)]
-
-
-def _short_documents(overlap: Overlap) -> dict[str, None]:
-    """A sentence for each side that has documents without an n-gram."""
-    return {
-        f"{side.corpus.name}: {short:,} of {len(side.ngrams):,} documents have fewer than {overlap.n} words and can be "
-        "found as exact duplicates only; lower --ngram to compare them in part": None
-        for side in overlap.sides
-        if (short := int((side.ngrams == 0).sum()))
-    }

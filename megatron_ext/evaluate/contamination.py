@@ -186,6 +186,7 @@ def _read_report(path: Path) -> tuple[_Pair, ...]:
         for line in map(json.loads, path.read_bytes().splitlines()):
             if "pair" in line:
                 pairs.append(_Pair(str(path), int(line["n"]), tuple(line["pair"])))
+                _ = line["within"]  # of reports of before it, short documents were found as exact copies alone
             else:
                 pairs[-1].hits.append(line)
     except OSError as error:
@@ -214,7 +215,7 @@ def _hits(pair: _Pair, other: dict[str, Any], benchmark: Benchmark, share: float
     return {
         hit["id"]
         for hit in pair.hits
-        if hit["against"] == other["name"] and (hit["duplicate"] or hit["share"] >= share)
+        if hit["against"] == other["name"] and (hit["duplicate"] or hit["within"] or hit["share"] >= share)
     } & benchmark.ids
 
 
@@ -232,15 +233,8 @@ def _judged(
     if unknown:
         made = f": {benchmark.how} makes one" if benchmark.how else ""
         said.append(f"no overlap report compares {benchmark.name} with {', '.join(unknown)}{made}")
-    short = max((source.too_short for source in sources), default=0)
-    if short:
-        ngram = max(source.ngram or 0 for source in sources)
-        said.append(
-            f"{short:,} documents of {benchmark.name} have fewer than {ngram} words, so only copies of them as a whole "
-            "were looked for: data-tools overlap --ngram N with a smaller N finds more"
-        )
     return Contamination(
-        status="overlaps" if overlapping else "unknown" if unknown or short else "clean",
+        status="overlaps" if overlapping else "unknown" if unknown else "clean",
         threshold=options.contamination_share,
         items=None if unknown and not overlapping else len(overlapping),
         sources=tuple(sources),

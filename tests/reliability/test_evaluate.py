@@ -383,16 +383,31 @@ def test_a_source_of_which_a_report_covers_some_files_only_is_unknown(run: Run, 
     assert {source.source: source.items for source in found.sources} == {"sums": None, "words": 0}
 
 
-@pytest.mark.parametrize(
-    ("n", "said"),
-    [(13, "2 documents of"), (50, "no overlap report compares")],
-    ids=["items-too-short", "ngrams-too-long"],
-)
-def test_what_a_report_could_not_find_is_unknown_not_clean(run: Run, project: ToyProject, n: int, said: str) -> None:
-    task = write_benchmark(project, f"ngram{n}", reports=("sums", "words"), is_seen=False, n=n)  # of 9 and 12 words
-    found = contamination_of(run, f"ngram{n}", task)
+def test_a_report_of_longer_ngrams_than_may_be_says_nothing(run: Run, project: ToyProject) -> None:
+    found = contamination_of(run, "long", write_benchmark(project, "long", reports=("sums", "words"), n=50))
     assert found.status == "unknown"
-    assert said in found.note
+    assert "no overlap report compares" in found.note
+
+
+@pytest.mark.parametrize(("is_seen", "status"), [(True, "overlaps"), (False, "clean")])
+def test_a_prompt_of_fewer_words_than_an_ngram_is_looked_for_whole(
+    run: Run, project: ToyProject, is_seen: bool, status: str
+) -> None:
+    task = write_benchmark(project, status, reports=("sums", "words"), is_seen=is_seen, n=50)
+    found = contamination_of(run, status, task, "contamination_ngram=50", "contaminated=mark")
+    assert (found.status, found.items) == (status, int(is_seen))
+
+
+def test_a_report_that_did_not_look_for_short_documents_is_refused(
+    run: Run, project: ToyProject, capfd: pytest.CaptureFixture[str]
+) -> None:
+    task = write_benchmark(project, "before", reports=("sums",))
+    file = project.root / "before" / "sums.overlap.jsonl"
+    pair, *hits = map(json.loads, file.read_bytes().splitlines())
+    del pair["within"]
+    file.write_text("".join(json.dumps(line) + "\n" for line in (pair, *hits)))
+    said = refused(run, capfd, str(run.stage_folder), "--tasks", task, "--set", "max_new_tokens=2", code=3)
+    assert "sums.overlap.jsonl: does not say what was compared; make it anew" in said
 
 
 def test_reports_of_another_benchmark_say_nothing_of_this_one(run: Run, project: ToyProject) -> None:

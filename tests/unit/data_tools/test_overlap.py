@@ -68,12 +68,38 @@ def test_a_letter_beyond_ascii_is_part_of_its_word() -> None:
     assert found.sides[1].duplicates.tolist() == [False, True]
 
 
-def test_a_short_document_is_found_as_a_duplicate_only() -> None:
-    found = find_overlap(
-        corpus("a", "What is 2 + 2?", "what is 2 + 3"), corpus("b", f"what is 2 + 2 {LINE}", "What is 2+2")
-    )
-    assert found.sides[0].duplicates.tolist() == [True, False]
-    assert found.sides[0].ngrams.tolist() == [0, 0]
+def test_a_short_document_is_found_as_a_whole_within_another() -> None:
+    short = corpus("a", "What is 2 + 2?", "what is 2 + 3", "w0", "!!!", LINE)  # of 4, 4, 1, 0 and 40 words
+    found = find_overlap(short, corpus("b", f"what is 2 + 2 {LINE}", "what is two + 3"))
+    assert found.sides[0].within.tolist() == [True, False, True, False, False]
+    assert not found.sides[0].duplicates.any()
+    assert found.sides[1].within.tolist() == [False, False]
+
+
+@pytest.mark.parametrize("others", [1, 99], ids=["of-the-larger", "of-the-smaller"])
+def test_short_documents_of_both_sides_are_found(others: int) -> None:
+    found = find_overlap(corpus("a", "w3 w4", "w4 w3"), corpus("b", *[LINE] * others, "w39"), n=3)
+    assert [side.within.tolist() for side in found.sides] == [[True, False], [*[False] * others, False]]
+    found = find_overlap(corpus("a", LINE), corpus("b", *["w3 w4", "w4 w3"] * others), n=3)
+    assert [side.within.tolist() for side in found.sides] == [[False], [True, False] * others]
+
+
+def test_a_short_document_does_not_stand_across_two_others() -> None:
+    found = find_overlap(corpus("a", "w1 w2"), corpus("b", "w0 w1", "w2 w3"))
+    assert found.sides[0].within.tolist() == [False]
+    assert not found.sides[0].touched.any()
+
+
+def test_what_is_found_of_short_documents_does_not_depend_on_how_much_is_held_at_once() -> None:
+    chance = random.Random(2)
+    texts = [" ".join(chance.choices("abcdef", k=chance.randrange(1, 30))) for _ in range(200)]
+    one, other = corpus("a", *texts[:100]), corpus("b", *texts[100:])
+    whole, pieces = (find_overlap(one, other, n=8, max_hashes=most) for most in (10**6, 200))
+    assert pieces.passes > 3
+    for side, cut, others in zip(whole.sides, pieces.sides, (texts[100:], texts[:100]), strict=True):
+        texts_of = texts[:100] if side is whole.sides[0] else texts[100:]
+        expected = [len(text.split()) < 8 and any(f" {text} " in f" {one} " for one in others) for text in texts_of]
+        assert side.within.tolist() == cut.within.tolist() == expected
 
 
 def test_order_of_words_matters() -> None:
@@ -146,6 +172,7 @@ def test_the_report_names_file_row_and_id() -> None:
         "hits": 28,
         "share": 1.0,
         "duplicate": True,
+        "within": False,
     }
     assert (second["side"], second["row"]) == ("b", 1)
 
