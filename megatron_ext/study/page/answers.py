@@ -52,9 +52,9 @@ def answers_of(report: Report) -> list[Answer]:
     """All five."""
     head = main_headline(report)
     if head is None:
-        none = [Answer(question, "Not known yet", ()) for question in ("By how much?", "Is it noise?")]
-        first = Answer("Which arm is best?", "Not known yet", ("Nothing has been evaluated.",))
-        return [first, *none, _read(report, head), _cost(report)]
+        questions = ("Which arm is best?", "By how much?", "Is it noise?")
+        none = [Answer(question, "Not known yet", ("Nothing has been evaluated.",)) for question in questions]
+        return [*none, _read(report, head), _cost(report)]
     info = _info(report, head)
     others = [one for one in report.headlines if one is not head and one.best is not None]
     return [
@@ -143,8 +143,11 @@ def _noise(report: Report, head: Headline, info: MetricInfo) -> Answer:
     if verdicts:
         is_sure = set(verdicts) == {"no"} and (head.best_ratio or 0.0) >= LEVEL
         short = "No" if is_sure else "Perhaps" if "no" not in verdicts else "In part"
+        single = _kinds_with_one_seed(report, head)
         if is_sure and not info.seed_degrees:
             short = "Not of items; of seeds not known"
+        elif is_sure and single:
+            short = f"No, as far as one seed of {' and of '.join(single)} can tell"
     return Answer("Is it noise?", short, tuple(lines))
 
 
@@ -176,8 +179,8 @@ def _about_seeds(report: Report, head: Headline, info: MetricInfo) -> str:
         return f"{seeds(*head.seeds)}, {items}: nothing is known of other seeds, which may say otherwise."
     own_unit = " points" if info.is_share else f" {info.unit}".rstrip()
     spread = f"{value(info.seed_deviation, is_share=info.is_share)}{own_unit}"
-    single = [kind for kind, number in row.seeds_by_stage.items() if number == 1]
-    note = f" {heading(STAGE_NAMES[single[0]])} has 1 seed: what another would change is not in it." if single else ""
+    single = _kinds_with_one_seed(report, head)
+    note = f" {heading(single[0])} has 1 seed: what another would change is not in it." if single else ""
     shared = ""
     if info.paired_deviation is not None:
         apart = f"{value(info.paired_deviation, is_share=info.is_share)}{own_unit}"
@@ -191,6 +194,12 @@ def _about_seeds(report: Report, head: Headline, info: MetricInfo) -> str:
     )
 
 
+def _kinds_with_one_seed(report: Report, head: Headline) -> list[str]:
+    """The kinds of stages behind the best row that were run once, as people call them."""
+    row = next(row for row in report.rows if (row.stage, row.label) == (head.stage, head.best))
+    return [STAGE_NAMES[kind] for kind, number in row.seeds_by_stage.items() if number == 1]
+
+
 _FEW_ARMS = 4
 """Whose reading is all shown in short."""
 
@@ -200,7 +209,7 @@ def _read(report: Report, head: Headline | None) -> Answer:
     question = "What did each read?"
     sources = {source.source for arm in report.readings for stage in arm.stages for source in stage.sources}
     if not sources:
-        return Answer(question, "Nothing yet", ())
+        return Answer(question, "Nothing yet", ("No stage has begun.",))
     rows = {(row.stage, row.label): row for row in report.rows}
     names = [head.best, head.baseline, head.second] if head is not None else []
     arms = [rows[head.stage, name].arms[0] for name in names if head is not None and name is not None]

@@ -161,8 +161,10 @@ def _contamination(report: Report) -> str:
 
 def _costs(report: Report) -> list[str]:
     costs = report.costs
-    columns = ("Part", "Stages", "Tokens", "planned", "FLOPs", "planned", "Wall time", f"{report.costs.processor} time")
+    columns = ("Part", "Stages", "Tokens", "planned", "FLOPs", "planned", "Training", "Evaluation")
+    columns += (f"{report.costs.processor} time",)
     about = "Of the study and of its kinds of stages each stage once; of an arm all its stages, shared ones in full."
+    about += " Times are sums over stages: what ran at once counts twice, so the clock may have shown less."
     if any(one.stage == "rl" for one in costs.stages):
         about += " Tokens of RL are those of its updates, padding of rows among them; planned: answers at their limit."
     rows = [_cost_row(one) for one in (costs.total, *costs.kinds, *costs.arms)]
@@ -174,7 +176,7 @@ def _cost_row(one: CostSum) -> list[str]:
         plain(part_name(one.label)),
         f"{one.finished} of {one.stages}",
         *(count(number) for number in (one.tokens, one.planned_tokens, one.flops, one.planned_flops)),
-        *(duration(number) for number in (one.seconds, one.process_seconds)),
+        *(duration(number) for number in (one.seconds, one.evaluation_seconds, one.process_seconds)),
     ]
 
 

@@ -60,8 +60,7 @@ def _results(report: Report) -> Iterator[_Line]:
 
 
 def _of_cell(arm: str, row: Row, cell: Cell, info: MetricInfo) -> Iterator[_Line]:
-    metric = f"domain:{cell.metric}" if cell.role == "domain" else cell.metric
-    common: _Line = {"arm": arm, "stage": row.stage, "metric": metric, "n": cell.items}
+    common: _Line = {"arm": arm, "stage": row.stage, "metric": cell.metric, "n": cell.items}
     common |= {"suite": cell.suite, "state": cell.state}
     better = "" if not info.unit else "higher" if info.is_higher_better else "lower"
     number = common | {"unit": info.unit, "better": better}

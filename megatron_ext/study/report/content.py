@@ -121,8 +121,9 @@ class CostSum(ReportPart):
     planned_gpu_seconds: float | None
     tokens: int
     flops: float
-    seconds: float
-    process_seconds: float
+    seconds: float  # of training, summed over stages, whether one after the other or at once
+    evaluation_seconds: float  # of evaluations, likewise
+    process_seconds: float  # of both, times processes
 
 
 class Costs(ReportPart):

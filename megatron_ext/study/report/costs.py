@@ -130,6 +130,7 @@ def _sum(label: str, stages: Iterable[StageCost]) -> CostSum:
         planned_gpu_seconds=None if None in times else sum(time for time in times if time is not None),
         tokens=sum(one.tokens or 0 for one in found),
         flops=sum(one.flops or 0.0 for one in found),
-        seconds=sum((one.seconds or 0.0) + (one.evaluation_seconds or 0.0) for one in found),
+        seconds=sum(one.seconds or 0.0 for one in found),
+        evaluation_seconds=sum(one.evaluation_seconds or 0.0 for one in found),
         process_seconds=sum(one.process_seconds or 0.0 for one in found),
     )

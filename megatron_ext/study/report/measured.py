@@ -271,7 +271,7 @@ def _mean_info(stage: StageKind, suite: str, name: str, role: str, of: tuple[str
         {
             "stage": stage,
             "suite": suite,
-            "name": name,
+            "name": f"domain:{name}" if role == "domain" else name,  # a task may have the domain's name
             "role": role,
             "domain": name if role == "domain" else "",
             "of": of,

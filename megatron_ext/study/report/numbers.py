@@ -40,7 +40,7 @@ class MetricInfo(ReportPart):
 
     stage: StageKind
     suite: str
-    name: str
+    name: str  # of a domain `domain:NAME`
     role: Literal["aggregate", "task", "domain"]  # domain: our unweighted mean of a domain's tasks, for bars
     domain: str = ""
     of: tuple[str, ...] = ()  # names of tasks or aggregates that it is the mean of

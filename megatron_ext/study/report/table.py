@@ -73,7 +73,7 @@ class EvaluatedSuite:
 
     def metric(self, name: str) -> Measured | None:
         """The numbers of a name: an aggregate or a task, else the mean of a domain."""
-        return next((one for one in self.measured if one.info.name == name), None)
+        return next((one for one in self.measured if one.info.name in (name, f"domain:{name}")), None)
 
     def tasks_of(self, name: str, of: Sequence[str]) -> set[str]:
         """The tasks behind a number: its own, or those of the means that it is made of."""

@@ -82,6 +82,13 @@ def test_the_best_is_said_with_how_many_there_were_and_what_was_drawn(
     assert (found, said in lines) == (short, True)
 
 
+def test_what_one_seed_of_an_earlier_stage_cannot_tell_stands_in_the_answer(report: Report) -> None:
+    once = tuple(row.model_copy(update={"seeds_by_stage": {"pretrain": 1, "sft": 2}}) for row in report.rows)
+    short, lines = answer(report.model_copy(update={"rows": once}), "Is it noise?", best_ratio=0.97)
+    assert short == "No, as far as one seed of pretraining can tell"
+    assert "Pretraining has 1 seed: what another would change is not in it." in lines
+
+
 def test_equal_arms_have_no_best_and_the_end_of_a_scale_is_said(report: Report) -> None:
     tie = {"tied": ("base-shq", "lmq-shq"), "value": Estimate(value=0.0)}
     short, lines = answer(report, "Which arm is best?", **tie)
@@ -127,6 +134,12 @@ def test_a_number_of_the_paper_outside_of_the_interval_is_marked(
 def test_a_study_that_has_not_run_says_so_and_no_zero(tmp_path: Path) -> None:
     found = [answer.short for answer in answers_of(make_report(study_plan(tmp_path / "runs"), command="x"))]
     assert found == ["Not known yet", "Not known yet", "Not known yet", "Nothing yet", "Nothing yet"]
+
+
+def test_every_answer_of_a_study_that_has_not_run_says_why(tmp_path: Path) -> None:
+    found = answers_of(make_report(study_plan(tmp_path / "runs"), command="x"))
+    assert [answer.lines for answer in found[:3]] == [("Nothing has been evaluated.",)] * 3
+    assert found[3].lines == ("No stage has begun.",)
 
 
 def test_of_many_arms_the_baseline_is_read_before_anything_is_evaluated(report: Report) -> None:

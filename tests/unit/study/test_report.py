@@ -141,7 +141,14 @@ def test_a_shared_stage_costs_once_in_the_study_and_in_every_arm(report: Report)
 def test_time_is_of_steps_and_evaluations_times_processes(report: Report) -> None:
     stage = next(one for one in report.costs.stages if one.stage_id == "sft-shq_on_ldq-0")
     assert (stage.seconds, stage.evaluation_seconds, stage.processes) == (10.0, 2.0, 1)  # 1,000 tokens at 100 a second
-    assert report.costs.total.seconds == 2 * (20 + 6 * 10) + 10 + (2 * 6 + 1) * 2.0
+    total = report.costs.total
+    assert (total.seconds, total.evaluation_seconds) == (2 * (20 + 6 * 10) + 10, (2 * 6 + 1) * 2.0)
+    assert total.process_seconds == total.seconds + total.evaluation_seconds
+
+
+def test_time_of_evaluations_is_not_counted_as_that_of_the_training_before_them(report: Report) -> None:
+    found = {one.label: (one.seconds, one.evaluation_seconds) for one in report.costs.kinds}
+    assert found == {"pretrain": (2 * (20 + 30), 12.0), "sft": (60.0, 12.0), "rl": (10.0, 2.0)}
 
 
 def test_a_line_that_a_kill_has_cut_is_named_and_hides_no_other(tmp_path: Path) -> None:

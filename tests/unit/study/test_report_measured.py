@@ -223,7 +223,7 @@ def test_rows_that_are_equal_in_every_draw_are_the_best_in_half_of_them() -> Non
 def test_domains_are_means_of_their_tasks() -> None:
     found = measure_suite("sft", "toy", [[evaluated(right={"sums": 2, "series": 4, "words": 9})]], None)
     domains = {one.info.name: one.value(0) for one in found if one.info.role == "domain"}
-    assert domains == {"math": pytest.approx(0.3), "general": pytest.approx(0.9)}
+    assert domains == {"domain:math": pytest.approx(0.3), "domain:general": pytest.approx(0.9)}
 
 
 def test_the_best_is_counted_in_draws() -> None:
