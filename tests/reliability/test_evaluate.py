@@ -406,7 +406,8 @@ def test_a_report_that_did_not_look_for_short_documents_is_refused(
     pair, *hits = map(json.loads, file.read_bytes().splitlines())
     del pair["within"]
     file.write_text("".join(json.dumps(line) + "\n" for line in (pair, *hits)))
-    said = refused(run, capfd, str(run.stage_folder), "--tasks", task, "--set", "max_new_tokens=2", code=3)
+    options = [part for one in SAMPLING for part in ("--set", one)]
+    said = refused(run, capfd, str(run.stage_folder), "--tasks", task, *options, code=3)
     assert "sums.overlap.jsonl: does not say what was compared; make it anew" in said
 
 

@@ -161,8 +161,8 @@ def _contamination(report: Report) -> str:
 
 def _costs(report: Report) -> list[str]:
     costs = report.costs
-    columns = ("Part", "Stages", "Tokens", "planned", "FLOPs", "planned", "Training", "Evaluation")
-    columns += (f"{report.costs.processor} time",)
+    time = f"{report.costs.processor} time"
+    columns = ("Part", "Stages", "Tokens", "planned", "FLOPs", "planned", "Training", "Evaluation", time)
     about = "Of the study and of its kinds of stages each stage once; of an arm all its stages, shared ones in full."
     about += " Times are sums over stages: what ran at once counts twice, so the clock may have shown less."
     if any(one.stage == "rl" for one in costs.stages):

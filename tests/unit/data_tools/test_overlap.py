@@ -69,7 +69,7 @@ def test_a_letter_beyond_ascii_is_part_of_its_word() -> None:
 
 
 def test_a_short_document_is_found_as_a_whole_within_another() -> None:
-    short = corpus("a", "What is 2 + 2?", "what is 2 + 3", "w0", "!!!", LINE)  # of 4, 4, 1, 0 and 40 words
+    short = corpus("a", "What is 2 + 2?", "what is 2 + 3", "w0", "!!!", " ".join(WORDS[:13]))  # of 4, 4, 1, 0, 13
     found = find_overlap(short, corpus("b", f"what is 2 + 2 {LINE}", "what is two + 3"))
     assert found.sides[0].within.tolist() == [True, False, True, False, False]
     assert not found.sides[0].duplicates.any()
