@@ -12,13 +12,12 @@ from pathlib import Path
 import pytest
 
 from megatron_ext.__main__ import main
-from megatron_ext.evaluate.results import Contamination, Interval, Metric, TaskResult, write_results
 from megatron_ext.runtime.code_version import code_version
 from megatron_ext.study.lineage.read import read_lineage
 from megatron_ext.study.lineage.record import Check, Lineage
 from megatron_ext.study.lineage.verify import verified
 from megatron_ext.training.file_list import weights_fingerprint
-from tests.support.evaluation_results import results_of
+from tests.support.evaluation_results import leave_evaluation
 from tests.support.toy_arms import Arms
 from tests.support.toy_project import environment
 
@@ -31,26 +30,6 @@ def damaged(lineage: Lineage) -> tuple[Check, ...]:
 def said(lineage: Lineage, *words: str) -> list[str]:
     """The sentences on what is not known in which all the words stand."""
     return [sentence for sentence in lineage.unknown if all(word in sentence for word in words)]
-
-
-def evaluate(stage: Path, *, fingerprint: str) -> Path:
-    """Leaves an evaluation of 200 questions in a stage's folder."""
-    task = TaskResult(
-        task="verifiable:questions.jsonl",
-        kind="verifiable",
-        name="questions",
-        headline="acc",
-        metrics=(Metric(name="acc", value=0.25, n=200, interval=Interval(low=0.19, high=0.32, method="wilson")),),
-        items=200,
-        seed=1,
-        contamination=Contamination(status="clean"),
-    )
-    results = results_of(task)
-    checkpoint = results.checkpoint.model_copy(update={"fingerprint": fingerprint, "step": 5})
-    folder = stage / "evaluations" / "one"
-    folder.mkdir(parents=True)
-    write_results(folder, results.model_copy(update={"checkpoint": checkpoint}))
-    return folder
 
 
 def test_the_chain_stands_oldest_first_with_the_ids_that_its_meanings_make(arms: Arms) -> None:
@@ -149,8 +128,8 @@ def test_a_checkpoint_that_was_copied_away_knows_its_own_plan_and_no_runs(arms: 
 
 
 def test_evaluations_are_named_and_those_of_other_weights_told_apart(arms: Arms) -> None:
-    evaluate(arms.words, fingerprint=weights_fingerprint(arms.words / "checkpoints/step_5"))
-    evaluate(arms.base, fingerprint="of other weights")
+    leave_evaluation(arms.words, fingerprint=weights_fingerprint(arms.words / "checkpoints/step_5"))
+    leave_evaluation(arms.base, fingerprint="of other weights")
     first, last = (stage.evaluations[0] for stage in read_lineage(arms.words).stages)
     assert (first.is_of_this_checkpoint, last.is_of_this_checkpoint) == (False, True)
     (task,) = last.tasks

@@ -13,6 +13,8 @@ from rocrate.rocrate import ROCrate
 
 from megatron_ext.__main__ import main
 from megatron_ext.runtime.code_version import code_version
+from megatron_ext.training.file_list import weights_fingerprint
+from tests.support.evaluation_results import leave_evaluation
 from tests.support.toy_arms import Arms
 
 
@@ -68,6 +70,14 @@ def test_a_stage_is_an_action_with_code_sources_and_the_weights_before(folder: P
     kinds = [one["@id"].partition("/")[0] for one in action["object"]]
     assert (kinds.count("#source"), kinds.count("#tokenizer")) == (2, 1)
     assert action["result"][0] == {"@id": f"#checkpoint/{arms.words.name}/step_5"}
+
+
+def test_an_evaluation_is_an_action_on_the_checkpoint_that_it_judged(arms: Arms, tmp_path: Path) -> None:
+    leave_evaluation(arms.words, fingerprint=weights_fingerprint(arms.words / "checkpoints/step_5"))
+    assert main(["lineage", str(arms.words), "--json", "--ro-crate", str(tmp_path / "crate")]) == 0
+    action = ROCrate(tmp_path / "crate").dereference(f"#evaluate/{arms.words.name}/one").properties()
+    assert action["object"] == {"@id": f"#checkpoint/{arms.words.name}/step_5"}
+    assert action["result"] == {"@id": f"stages/{arms.words.name}/evaluations/one/results.json"}
 
 
 def test_a_folder_that_is_there_is_not_overwritten(
