@@ -16,17 +16,20 @@ from pathlib import Path
 import pytest
 import torch
 
+from megatron_ext.convert.torch_dist import TorchDistWeights
 from megatron_ext.datasets.batch import Batch
 from megatron_ext.datasets.blended import BlendedCursor
 from megatron_ext.plan.stage_plan import StagePlan
 from megatron_ext.runtime.launch import Launch
-from megatron_ext.runtime.parallel import process_groups
+from megatron_ext.runtime.parallel import Waits, process_groups
+from megatron_ext.training.file_list import checkpoints_of
 from megatron_ext.training.parts import gather_weights, make_parts
-from megatron_ext.training.state import StepResult
+from megatron_ext.training.saving import Saver
+from megatron_ext.training.state import StepResult, TrainState
 from megatron_ext.training.step import train_step
 from megatron_ext.training.validate import validate
 from tests.support.distributed import run_distributed
-from tests.support.sources import plan_reading, write_source
+from tests.support.sources import plan_reading, write_source, write_tokenizer
 from tests.support.toy_project import Run, ToyProject
 
 TP2 = "parallel.tensor_model_parallel_size=2"
@@ -156,6 +159,36 @@ def _held_out_losses(folder: Path) -> tuple[float, float]:
         gather_weights(parts.model)
         (second,) = validate(parts).values()
     return first, second
+
+
+def _saved_and_whole(folder: Path) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The first and the last weight as they are saved behind an update, and once core has gathered them."""
+    plan = plan_reading(
+        {"toy": (folder / "toy", 8)},
+        global_batch_size=4,
+        micro_batch_size=2,
+        layout=OVERLAPPED,
+        tokenizer=folder / "tokenizer",
+    )
+    with process_groups(Launch.from_environment()) as groups:
+        parts = make_parts(plan, groups)
+        assert (parts.model.ddp_config.overlap_grad_reduce, parts.model.ddp_config.overlap_param_gather) == (True, True)
+        train_step(parts, lr=0.1, step=1)
+        with Saver(parts, folder / "checkpoints", say=lambda _: None, waits=Waits()) as saver:
+            saver.after_step(TrainState(step=1), is_last=True)
+        parts.model.start_param_sync(force_sync=True)
+        whole = dict(parts.model.module.named_parameters())
+        (checkpoint,) = checkpoints_of(folder / "checkpoints")
+        saved = TorchDistWeights(checkpoint)
+        names = ("embedding.word_embeddings.weight", "output_layer.weight")
+        return [(saved.read(name), whole[name].detach().clone()) for name in names]
+
+
+def test_weights_that_no_forward_pass_has_gathered_are_saved_whole(tmp_path: Path) -> None:
+    write_source(tmp_path / "toy", [[1, 2, 3, 4, 5, 6, 7, 0]] * 9)
+    write_tokenizer(tmp_path / "tokenizer")
+    for of_rank in run_distributed(_saved_and_whole, 2, tmp_path):
+        assert all(torch.equal(saved, whole) for saved, whole in of_rank)
 
 
 def test_a_validation_reads_whole_weights_where_no_hook_of_a_layer_gathers_them(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import datetime
@@ -62,10 +61,8 @@ def write_report(out: Path, facts: dict[str, Any], parts: list[Part], *, is_reco
     print(f"{out / 'report.md'}\n{out / 'report.json'}")
     if is_recorded:
         file = recorded_file(facts["gpus"])
-        file.write_text(
-            json.dumps({**facts, "parts": [asdict(part) | {"output": ""} for part in parts]}, indent=1) + "\n"
-        )
-        shutil.copymode(out / "report.json", file)
+        without_output = {**facts, "parts": [part | {"output": ""} for part in report["parts"]]}
+        file.write_text(json.dumps(without_output, indent=1) + "\n")
         print(f"{file}: commit it, and the next report stands beside it")
 
 

@@ -15,6 +15,7 @@ from megatron_ext.plan.speed import FITTED, LEFT_OUT_RATIO
 from tests.benchmarks.fit_speed import constants_of, memory_ratio, residuals
 from tests.gpu.part import Part
 from tests.gpu.points import write_points
+from tests.gpu.report import write_report
 
 PAGE = (Path(__file__).parents[3] / "docs/reference/benchmarks.md").read_text()
 MODEL_PAGE = (Path(__file__).parents[3] / "docs/explanation/cost-model.md").read_text()
@@ -91,17 +92,18 @@ def test_the_steps_of_a_gpu_check_are_points(tmp_path: Path) -> None:
     """Of a benchmark's facts, with its kernels' shares of 60 ms; what several GPUs or packed rows took is none."""
     step = {"mfu": 0.2, "backend": "te", "model": "hybrid_130m", "rows": 8, "sequence_length": 2048, "steps": 20}
     step |= {"precision": "bf16", "step_ms": 88.3, "matmul_peak_tflops": 766.0, "peak_memory": 12_150_000_000}
-    step |= {"cross_entropy": "core"}
+    step |= {"cross_entropy": "core", "layers": "te", "tokens_per_s": 186_000.0, "planned_memory": 12_000_000_000}
     shares = {"matrix products": 0.3, "ssd": 0.2, "attention": 0.05, "other": 0.45}
     machine = {"gpus": ["NVIDIA H200, 139 GiB, sm 9.0"], "date": "2026-11-27T10:00+00:00", "code_sha256": "a" * 64}
     machine |= {"versions": {"mamba-ssm": "2.3.2", "causal-conv1d": "not installed"}}
+    machine |= {"cpu": "cpu", "cuda_of_torch": "13.0", "missing": []}
     parts = [
         Part("benchmark te", "passed", facts=step | {"kernels": {"busy_ms": 60.0, "shares": shares}}),
         Part("benchmark 8", "passed", facts=step | {"gpus": 8}),
         Part("benchmark packed", "passed", facts=step | {"document_tokens": 512}),
         Part("kernels", "passed", facts={"passed": 3}),
     ]
-    write_points(tmp_path, machine, parts)
+    write_report(tmp_path, machine, parts)
     (point,) = read_points(tmp_path / "points.jsonl")
     assert point.kinds_ms == pytest.approx({"products": 18.0, "ssd": 12.0, "rest": 27.0})
     assert (point.gpu, point.step_ms, point.busy_ms, point.date) == ("h200", 88.3, 60.0, "2026-11-27")

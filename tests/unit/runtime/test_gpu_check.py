@@ -7,9 +7,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from data_tools.strict_yaml import load_yaml
 from megatron_ext.models.config import transformer_config
@@ -17,14 +19,15 @@ from megatron_ext.plan.make import draft_plan
 from megatron_ext.recipe.load import load_recipe
 from megatron_ext.recipe.schema import ModelRecipe
 from megatron_ext.runtime.device import has_gpu
-from tests.gpu import check
+from megatron_ext.runtime.extensions import missing_for_te
+from tests.gpu import check, comparison
 from tests.gpu.against_megatron import options_of, step_times
 from tests.gpu.benchmark import MODEL, make_benchmark_plan
 from tests.gpu.comparison import REPORTS, compare, recorded_file
 from tests.gpu.layouts import layouts, resumed
-from tests.gpu.part import Part, Wanted, read_json, read_junit, run_part
+from tests.gpu.part import Part, Wanted, keep, read_json, read_junit, run_part
 from tests.gpu.parts import chosen, parts_of
-from tests.gpu.report import markdown, write_report
+from tests.gpu.report import machine, markdown, stamp_of, write_report
 from tests.support.toy_project import REPOSITORY, ToyProject, environment
 
 without_gpu = pytest.mark.skipif(has_gpu(), reason="says what happens without a GPU")
@@ -110,6 +113,13 @@ def test_parts_on_several_gpus_have_one_queue(monkeypatch: pytest.MonkeyPatch, g
     assert part(code, gpus=gpus).facts == {"queues": queues}
 
 
+def test_a_part_is_told_of_its_gpus_and_whether_triton_takes_the_smallest() -> None:
+    keys = "('GPU_CHECK_GPUS', 'TRITON_SHARE')"
+    code = f"import json, os; print(json.dumps({{key: os.environ.get(key) for key in {keys}}}))"
+    assert part(code, gpus=8).facts == {"GPU_CHECK_GPUS": "8", "TRITON_SHARE": None}
+    assert part(code, smallest_only=True).facts == {"GPU_CHECK_GPUS": "1", "TRITON_SHARE": "none"}
+
+
 def test_a_failed_part_keeps_its_output() -> None:
     failed = part("raise SystemExit('broken')")
     assert (failed.status, failed.output) == ("failed", "broken\n")
@@ -123,6 +133,9 @@ def test_skipped_tests_never_count_as_passed(tmp_path: Path) -> None:
     )
     facts = read_junit("", junit)
     assert (facts["passed"], facts["skipped"], facts["not_run"]) == (1, 2, ["not run: no GPU"])
+    junit.write_text('<testsuites><testsuite tests="2" failures="0" errors="0" skipped="2"/></testsuites>')
+    none = Wanted("p", 20.0, (sys.executable, "-c", ""), read_junit, junit)
+    assert run_part(none, time.monotonic() + 60).status == "not run: every test was skipped"
 
 
 def test_the_report_has_a_row_for_each_part_and_benchmark() -> None:
@@ -144,12 +157,16 @@ def test_the_report_has_a_row_for_each_part_and_benchmark() -> None:
     }
     speed |= {"kernels": {"busy_ms": 61.04, "shares": {"ssd": 0.22, "matrix products": 0.28}}}
     speed |= {"sampled_tokens_per_s": {"1": 58.9, "32": 1550.0}, "graphed_tokens_per_s": {"32": 3000.0}}
-    text = markdown(facts, [Part("benchmark te", "passed", 9.0, speed), Part("x", "not run: why")])
+    counts = {"passed": 1, "skipped": 2, "not_run": ["not run: no GPU"]}
+    parts = [Part("benchmark te", "passed", 9.0, speed), Part("x", "not run: why"), Part("y", "passed", 3.0, counts)]
+    text = markdown(facts, [*parts, Part("z", "failed", output="one\nbroken\n")])
     assert "- benchmark te: the GPU is busy for 61.0 ms of a step: ssd 22.0%, matrix products 28.0%\n" in text
     assert "- benchmark te: sampled tokens/s: 59 of 1 at once, 1,550 of 32 at once\n" in text
     assert "- benchmark te: sampled tokens/s as CUDA graphs: 3,000 of 32 at once\n" in text
     assert "| backend: te | m | 8 x 2,048 | 1,000 | 1.0 | 40.0% | 700 TFLOP/s | 5.00 | 4.00 |" in text
-    assert "| x | not run: why | 0 |  |  |" in text
+    assert "| x | not run: why | 0 |  |  |\n| y | passed | 3 | 1 | 2 |\n| z | failed | 0 |  |  |\n" in text
+    assert "\n- not run: no GPU\n" in text
+    assert text.endswith("\n## z\n\n```\none\nbroken\n```\n")
     assert "- missing: mamba-ssm" in text
 
 
@@ -177,6 +194,8 @@ def test_one_gpu_needs_no_network_and_several_look_at_it(tmp_path: Path) -> None
         "network", "layouts local", "layouts te", "benchmark te 1b, data x 8", "benchmark te 1b, tensor 2 x data 4",
     }  # fmt: skip
     assert "network" not in one
+    assert "network" in names(2, tmp_path)
+    assert not [name for name in names(3, tmp_path) if "tensor" in name]
     assert [name for name in eight if name in one] == one
 
 
@@ -217,8 +236,9 @@ def count_file(path: Path) -> str:
 
 
 def test_what_has_passed_is_not_run_again_under_the_same_stamp(tmp_path: Path) -> None:
-    count, folder = tmp_path / "count", tmp_path / "parts"
-    parts = [wanted(count_file(count), name="counted"), wanted("raise SystemExit(1)", name="broken", alone=False)]
+    count, failures, folder = tmp_path / "count", tmp_path / "failures", tmp_path / "parts"
+    breaking = wanted(f"{count_file(failures)}; raise SystemExit(1)", name="broken", alone=False)
+    parts = [wanted(count_file(count), name="counted"), breaking]
     deadline = time.monotonic() + 60
 
     def run(stamp: str, *, is_resumed: bool) -> list[str]:
@@ -227,7 +247,7 @@ def test_what_has_passed_is_not_run_again_under_the_same_stamp(tmp_path: Path) -
 
     assert run("a", is_resumed=False) == ["passed", "failed"]
     assert run("a", is_resumed=True) == ["passed", "failed"]
-    assert count.read_text() == "x"
+    assert (count.read_text(), failures.read_text()) == ("x", "xx")  # what has failed is run again
     run("b", is_resumed=True)
     assert count.read_text() == "xx"
     run("b", is_resumed=False)
@@ -249,13 +269,17 @@ def report(**facts: Any) -> dict[str, Any]:
 
 def test_numbers_more_than_a_tenth_worse_are_flagged_in_their_own_direction() -> None:
     then = report(tokens_per_s=1000.0, step_ms=100.0, peak_memory=10.0, sampled_tokens_per_s={"8": 50.0})
+    then["parts"][0]["facts"]["collectives_gb_per_s"] = {"all-reduce": 400.0, "all-gather": 400.0}
     now = report(tokens_per_s=899.0, step_ms=109.0, peak_memory=11.2, sampled_tokens_per_s={"8": 60.0}, mfu=0.4)
+    now["parts"][0]["facts"]["collectives_gb_per_s"] = {"all-reduce": 364.0, "all-gather": 356.0}
     found = {row.what: (round(row.ratio, 3), row.is_worse) for row in compare(now, then)}
     assert found == {
         "tokens_per_s": (0.899, True),
         "step_ms": (1.09, False),
         "peak_memory": (1.12, True),
         "sampled tokens/s, 8 at once": (1.2, False),
+        "all-reduce, GB/s": (0.91, False),
+        "all-gather, GB/s": (0.89, True),
     }
 
 
@@ -284,6 +308,52 @@ def test_gpus_without_a_recorded_report_are_told_how_to_record_one(tmp_path: Pat
     text = (tmp_path / "report.md").read_text()
     assert "No report of such GPUs is recorded; `check.py --record` writes gpu_x_x2.json." in text
     assert json.loads((tmp_path / "report.json").read_text())["parts"][0]["name"] == "a"
+
+
+def test_the_command_lists_parts_and_refuses_those_that_it_does_not_have(capsys: pytest.CaptureFixture[str]) -> None:
+    assert check.main(["--list"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert listed[:3] == ["compile te", "compile local", "training"]
+    assert "loss curves   (by name only)" in listed
+    assert check.main(["--only", "curves"]) == 2
+    assert "no part 'curves'" in capsys.readouterr().out
+
+
+@pytest.fixture
+def one_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if torch saw a GPU."""
+    card = SimpleNamespace(name="GPU X", total_memory=2**30, major=9, minor=0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
+
+
+@pytest.mark.usefixtures("one_card")
+def test_the_command_runs_what_is_named_goes_on_and_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of time, so that only what was kept can have passed; of that one part was run with other code."""
+    monkeypatch.setattr(comparison, "REPORTS", tmp_path)
+    stamp = stamp_of(machine(missing_for_te(), gpus=1))
+    for name, code in (("kernels", stamp["code_sha256"]), ("sampling", "other")):
+        keep(tmp_path / "parts", Part(name, "passed", output="kept"), stamp | {"code_sha256": code})
+    words = ["--out", str(tmp_path), "--seconds", "0", "--only", "kernels", "--only", "sampling"]
+
+    def statuses(file: str) -> dict[str, str]:
+        return {one["name"]: one["status"] for one in json.loads((tmp_path / file).read_text())["parts"]}
+
+    late = "not run: out of time"
+    assert check.main([*words, "--resume", "--record"]) == 0
+    assert statuses("report.json") == statuses("gpu_x_x1.json") == {"kernels": "passed", "sampling": late}
+    assert "kept" in (tmp_path / "report.json").read_text()
+    assert "kept" not in (tmp_path / "gpu_x_x1.json").read_text()
+    assert check.main(words) == 0
+    assert statuses("report.json") == {"kernels": late, "sampling": late}
+    assert statuses("gpu_x_x1.json")["kernels"] == "passed"  # not recorded anew
+
+
+@pytest.mark.usefixtures("one_card")
+def test_more_gpus_than_there_are_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check.main(["--gpus", "2", "--seconds", "0", "--out", str(tmp_path)]) == 2
+    assert "--gpus 2: only 1 are visible here" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", layouts(8))
