@@ -126,7 +126,7 @@ def _by_how_much(head: Headline, info: MetricInfo, report: Report) -> Answer:
 
 def _difference(delta: Estimate, info: MetricInfo) -> str:
     """With its interval; of what is better when lower, how much lower, so that more is better everywhere."""
-    ends = interval(delta, is_share=info.is_share, is_difference=True)
+    ends = interval(delta, is_share=info.is_share, is_difference=info.is_higher_better)  # "lower [+0.1" reads as higher
     return f"{amount_better(delta.value, info)} {ends}".strip()
 
 
