@@ -108,7 +108,7 @@ def test_where_a_question_is_wrong_or_its_answer_no_json_no_other_server_is_aske
 def test_a_server_that_comes_back_within_the_waits_is_asked_again(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vllm_pool, "WAITS_S", 200 * (0.05,))
+    monkeypatch.setattr(vllm_pool, "WAITS_S", 20 * (0.2,))
     served.is_dead = True
     threading.Timer(0.2, setattr, (served, "is_dead", False)).start()
     assert ask(ServerPool([VllmServer(served.url)], ["policy"]), 0) == ("policy", served.url)
