@@ -155,6 +155,16 @@ def test_a_dry_run_for_slurm_writes_no_script_where_ids_will_change(
     assert sorted(study.root.rglob("*")) == before
 
 
+def test_ranks_that_stages_cannot_share_are_refused_before_anything_is_submitted(
+    study: ToyStudy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (study.root / "site.yaml").open("a") as site:
+        site.write("slurm: {time: '60', ranks_per_node: 3, nodes: 1}\n")  # of batches of 8
+    assert main(["study", "run", *PLACE, "--launcher", "slurm", "--dry-run"]) == 2
+    assert "nodes x ranks of a node are more ranks than stages can share" in capsys.readouterr().err
+    assert not (study.root / "runs" / "studies").exists()
+
+
 def test_a_study_that_is_finished_begins_nothing(study: ToyStudy, capsys: pytest.CaptureFixture[str]) -> None:
     finish(study, *ALL)
     assert main(["study", "run", *PLACE]) == 0

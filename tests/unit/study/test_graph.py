@@ -40,6 +40,14 @@ def test_no_two_boxes_of_the_picture_overlap(study: PencilProject) -> None:
         assert all(left != x or abs(top - y) >= height for x, y, _ in corners[:number])
 
 
+def test_every_box_lies_in_the_picture(study: PencilProject) -> None:
+    tree = ElementTree.fromstring(svg(make_study_plan("study.yaml", seeds=3)))
+    picture, *boxes = (
+        [float(box.get(key, 0)) for key in ("x", "y", "width", "height")] for box in tree.iter(f"{SVG}rect")
+    )
+    assert all(left + width <= picture[2] and top + height <= picture[3] for left, top, width, height in boxes)
+
+
 def test_the_graphviz_file_names_stages_by_id_and_arrows_by_both(study: PencilProject) -> None:
     plan = make_study_plan("study.yaml")
     text = dot(plan)

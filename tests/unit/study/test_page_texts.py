@@ -131,6 +131,12 @@ def test_a_number_of_the_paper_outside_of_the_interval_is_marked(
         assert ("outside of this study's interval" in text.replace("&#39;", "'")) == is_outside
 
 
+def test_a_baseline_without_a_number_is_said_to_have_none_and_no_other(report: Report) -> None:
+    said = "The baseline has no number here."
+    assert said in answer(report, "By how much?", baseline=None, over_baseline=None)[1]
+    assert said not in answer(report, "By how much?")[1]
+
+
 def test_a_study_that_has_not_run_says_so_and_no_zero(tmp_path: Path) -> None:
     found = [answer.short for answer in answers_of(make_report(study_plan(tmp_path / "runs"), command="x"))]
     assert found == ["Not known yet", "Not known yet", "Not known yet", "Nothing yet", "Nothing yet"]
