@@ -393,8 +393,8 @@ def test_a_report_of_longer_ngrams_than_may_be_says_nothing(run: Run, project: T
 def test_a_prompt_of_fewer_words_than_an_ngram_is_looked_for_whole(
     run: Run, project: ToyProject, is_seen: bool, status: str
 ) -> None:
-    task = write_benchmark(project, status, reports=("sums", "words"), is_seen=is_seen, n=50)
-    found = contamination_of(run, status, task, "contamination_ngram=50", "contaminated=mark")
+    task = write_benchmark(project, f"short {status}", reports=("sums", "words"), is_seen=is_seen, n=50)
+    found = contamination_of(run, f"short {status}", task, "contamination_ngram=50", "contaminated=mark")
     assert (found.status, found.items) == (status, int(is_seen))
 
 
