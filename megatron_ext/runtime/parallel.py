@@ -16,6 +16,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 
 from megatron_ext.runtime.device import communication_backend, device_scope, select_device
 from megatron_ext.runtime.launch import Launch
+from megatron_ext.runtime.roll_call import LOST_RANK, LostRankError, is_of_other_rank
 
 PATIENCE = timedelta(days=1)
 """How long ranks wait where they do unequal work on purpose, and the slowest decides."""
@@ -81,6 +82,9 @@ def process_groups(
 
     Yields:
         The groups: `tp`, `pp`, `dp`, `mp` and the rest of Megatron-Core's collection.
+
+    Raises:
+        LostRankError: Some rank did not come.
     """
     select_device(launch.local_rank)
     with device_scope():
@@ -100,16 +104,25 @@ def process_groups(
 
 def _join(launch: Launch, timeout: timedelta) -> None:
     number = next(_JOINS)
-    store, rank, world_size = (
-        _store(timeout) if "MASTER_ADDR" in os.environ else (dist.HashStore(), launch.rank, launch.world_size)
-    )
-    dist.init_process_group(
-        communication_backend(),
-        store=dist.PrefixStore(f"join {number}", store),
-        rank=rank,
-        world_size=world_size,
-        timeout=timeout,
-    )
+    try:
+        store, rank, world_size = (
+            _store(timeout) if "MASTER_ADDR" in os.environ else (dist.HashStore(), launch.rank, launch.world_size)
+        )
+        dist.init_process_group(
+            communication_backend(),
+            store=dist.PrefixStore(f"join {number}", store),
+            rank=rank,
+            world_size=world_size,
+            timeout=timeout,
+        )
+    except RuntimeError as error:
+        if launch.world_size == 1 or not is_of_other_rank(error):
+            raise
+        raise LostRankError(
+            f"{LOST_RANK}. Not all {launch.world_size} ranks met within {timeout.total_seconds():.0f} s "
+            f"(timeouts.start_s of the site).\n  {str(error).splitlines()[0]}\n"
+            "  Look at the other ranks' logs, and whether every machine reaches MASTER_ADDR. Run again to go on."
+        ) from error
 
 
 _JOINS = itertools.count()

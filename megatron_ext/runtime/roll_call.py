@@ -72,10 +72,10 @@ class RollCall:
             self._store.set(f"alarm {self._rank}", "")
         self._thread.join(_ANSWER_S)
 
-    def say_end(self, reason: str) -> None:
+    def say_end(self, error: Exception) -> None:
         """Tells the others why this rank ends, which they will only see missing."""
         with contextlib.suppress(RuntimeError):
-            self._store.set(f"ended {self._rank}", reason)
+            self._store.set(f"ended {self._rank}", f"{type(error).__name__}: {error}".splitlines()[0])
 
     def explain(self, error: Exception) -> LostRankError | None:
         """What to say of a failed collective; None where another rank says it.

@@ -56,7 +56,7 @@ if [[ $told == save ]]; then
     again="the time limit is near"
 elif [[ -z $told ]] && { [[ $code -gt 128 ]] || was_killed; }; then
     again="a process was killed"
-elif [[ -z $told ]] && grep -q '^error: another rank was lost' "$log"; then  # runtime/roll_call.py
+elif [[ -z $told ]] && grep -qE '^(rank [0-9]+: )?error: another rank was lost' "$log"; then  # runtime/roll_call.py
     again="a rank was lost"
 elif [[ $told == ended ]]; then
     echo "study: Slurm ends this job"

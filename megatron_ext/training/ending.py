@@ -66,7 +66,7 @@ class Ending:
         from megatron_ext.runtime.roll_call import is_of_other_rank
 
         if not is_of_other_rank(error):
-            self.roll_call.say_end(f"{type(error).__name__}: {error}".splitlines()[0])
+            self.roll_call.say_end(error)
             return None
         lost = self.roll_call.explain(error)
         if lost is not None:
@@ -77,6 +77,8 @@ class Ending:
     def fail(self, error: UserError, launch: Launch) -> int:
         """Says an error, records it, and gives the exit code."""
         code = error.exit_code
+        if self.roll_call is not None:
+            self.roll_call.say_end(error)
         if launch.is_main:
             self.record(code=code, reason=type(error).__name__, message=str(error))
         else:

@@ -15,9 +15,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from data_tools.errors import SetupError
 from megatron_ext.runtime.launch import Launch
 from megatron_ext.runtime.parallel import process_groups
-from megatron_ext.runtime.roll_call import RollCall, is_of_other_rank
+from megatron_ext.runtime.roll_call import LostRankError, RollCall, is_of_other_rank
+from megatron_ext.training.ending import Ending
 from tests.support.distributed import run_distributed
 
 HOST = socket.gethostname()
@@ -31,7 +33,7 @@ def said(what_rank_2_does: str) -> str | None:
         dist.barrier()
         if launch.rank == 2:
             if what_rank_2_does == "raises":
-                roll_call.say_end("KeyError: 'x'")
+                roll_call.say_end(KeyError("x"))
                 return None
             if what_rank_2_does == "sleeps":
                 time.sleep(20)
@@ -92,6 +94,43 @@ def test_a_rank_that_heard_an_alarm_does_not_accuse_the_rank_that_raised_it_and_
         ["another rank was lost. All ranks live: a connection between them broke."],
         [],
     ]
+
+
+def failed_alone() -> str | None:
+    """What rank 0 says when rank 1 has met an error of its own."""
+    launch = Launch.from_environment()
+    with process_groups(launch, timeout=timedelta(seconds=60)):
+        ending = Ending()
+        ending.roll_call = RollCall(launch)
+        dist.barrier()
+        if launch.rank == 1:
+            ending.fail(SetupError("/data: disk full\n  Make room."), launch)
+            return None
+        ending.roll_call._store.wait(["ended 1"])
+        lost = ending.roll_call.explain(RuntimeError("[/gloo/pair.cc:1] Connection closed by peer"))
+        return str(lost).splitlines()[0]
+
+
+def test_of_a_rank_that_ends_with_an_error_of_its_own_the_others_say_it() -> None:
+    sentence = f"another rank was lost. rank 1 ({HOST}) ended: SetupError: /data: disk full."
+    assert run_distributed(failed_alone, 2) == [sentence, None]
+
+
+def came_alone() -> str:
+    """What rank 0 of two says when rank 1 does not come."""
+    launch = Launch.from_environment()
+    if launch.rank == 1:
+        return ""
+    try:
+        with process_groups(launch, timeout=timedelta(seconds=2)):
+            return "they met"
+    except LostRankError as error:
+        return str(error)
+
+
+def test_a_rank_that_never_came_is_an_error_with_the_limit_and_its_key() -> None:
+    said, _ = run_distributed(came_alone, 2)
+    assert said.startswith("another rank was lost. Not all 2 ranks met within 2 s (timeouts.start_s of the site).\n")
 
 
 def ended_silently() -> tuple[bool, bool]:

@@ -43,6 +43,7 @@ def ended(tmp_path: Path, said: str, code: int) -> list[str]:
         ("E1128 api.py:1002] failed (exitcode: -9) local_rank: 0 (pid: 77)", 1, "a process was killed"),  # ft_launcher
         ("  exitcode  : -15 (pid: 76)\n  exitcode  : -6 (pid: 77)", 1, "a process was killed"),  # NCCL's watchdog
         ("error: another rank was lost. No sign of rank 1 (n2): gone", 1, "a rank was lost"),
+        ("rank 1: error: another rank was lost. Not all 2 ranks met", 1, "a rank was lost"),  # rank 0 never came
     ],
 )
 def test_a_job_whose_ranks_were_killed_or_lost_goes_back(tmp_path: Path, said: str, code: int, reason: str) -> None:
