@@ -32,6 +32,10 @@ def test_a_rank_is_slow_from_the_stated_ratio_on() -> None:
     assert [line.split()[0] for line in ranks.report() if line.endswith("1 of 1")] == ["3"]
 
 
+def test_of_an_even_number_of_peers_the_faster_half_is_the_measure() -> None:
+    assert judged(SlowRanks([Place("node-a", 0)] * 5), (1.0, 1.0, 2.0, 2.0, 2.0)) == {2: 2.0, 3: 2.0, 4: 2.0}
+
+
 def test_a_warning_has_the_times_of_its_own_window_the_slowest_rank_first_and_eight_at_most() -> None:
     ranks = SlowRanks([Place("node-a", 0)] * 30)
     judged(ranks, (1.0,) * 30)
