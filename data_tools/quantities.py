@@ -131,3 +131,12 @@ def format_exact(count: int) -> str:
     '1,500,000'
     """
     return f"{count:,}"
+
+
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """A number and its noun.
+
+    >>> counted(1, "sample"), counted(2_000, "sample")
+    ('1 sample', '2,000 samples')
+    """
+    return f"{format_exact(number)} {one if number == 1 else many or one + 's'}"

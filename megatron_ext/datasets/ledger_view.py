@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data_tools.quantities import format_exact
+from data_tools.quantities import counted, format_exact
 from megatron_ext.datasets.ledger import PADDING, LedgerRow, checkpoint_at, sum_by_source, sum_rows
-from megatron_ext.plan.render import counted, terminal
+from megatron_ext.plan.render import terminal
 from megatron_ext.plan.render_table import frame
 
 _SAMPLES = {"pretrain": "row", "sft": "conversation", "rl": "prompt"}

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from data_tools.quantities import format_exact
+from data_tools.quantities import counted, format_exact
 from megatron_ext.plan.cost import GpuTime
 from megatron_ext.plan.hardware import GPUS, RESERVE, Gpu, fits
 from megatron_ext.plan.lineage import unfinished_parent
@@ -110,15 +110,6 @@ def terminal() -> Console:
     """Standard output: as wide as the terminal, or as the text where there is none."""
     width = None if sys.stdout.isatty() else _PIPE_WIDTH
     return _Console(file=sys.stdout, highlight=False, markup=False, emoji=False, width=width)
-
-
-def counted(number: int, one: str, many: str | None = None) -> str:
-    """A number and its noun.
-
-    >>> counted(1, "sample"), counted(2_000, "sample")
-    ('1 sample', '2,000 samples')
-    """
-    return f"{format_exact(number)} {one if number == 1 else many or one + 's'}"
 
 
 def _facts(plan: StagePlan, run_root: Path, cost: list[Row]) -> Table:

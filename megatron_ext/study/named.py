@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_tools.errors import DataError, UsageError
+from data_tools.quantities import counted
 from megatron_ext.datasets.ledger import checkpoint_at
 from megatron_ext.plan.lineage import STAGE_FILE
-from megatron_ext.plan.render import counted
 from megatron_ext.recipe.problems import instead_of
 from megatron_ext.study.as_run import read_record, seeds_of_run
 from megatron_ext.study.make import make_study_plan

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from data_tools.quantities import format_count
-from megatron_ext.plan.render import counted, terminal
+from data_tools.quantities import counted, format_count
+from megatron_ext.plan.render import terminal
 from megatron_ext.plan.render_cost import format_bytes
 from megatron_ext.plan.render_table import align_numbers, frame
 from megatron_ext.study.graph import ending_arms, stage_name

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_tools.quantities import counted
 from data_tools.strict_yaml import load_yaml
 from megatron_ext.evaluate.suite import is_suite, read_suite
 from megatron_ext.plan.datasets import has_sizes
-from megatron_ext.plan.render import counted
 from megatron_ext.plan.rl import has_prompts
 from megatron_ext.plan.validate import validate_file
 from megatron_ext.recipe.load import LoadedRecipe

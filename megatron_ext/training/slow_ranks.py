@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
 
+from data_tools.quantities import counted
+
 WINDOW_STEPS = 50
 
 _FEWEST_STEPS = 10
@@ -103,8 +105,8 @@ class SlowRanks:
         rows = sorted(map(self._row, range(len(self._places))), key=lambda row: (-row[0], -row[1].ratio))
         num_windows, num_slow = len(self._windows), sum(times_slow > 0 for times_slow, _, _ in rows)
         lines = [
-            f"rank times: {self._num_steps} steps, {num_windows} windows; "
-            + (f"{num_slow} slow ranks" if num_slow else "no slow rank")
+            f"rank times: {counted(self._num_steps, 'step')}, {counted(num_windows, 'window')}; "
+            + (counted(num_slow, "slow rank") if num_slow else "no slow rank")
             + f" ({SLOW_RATIO} times the median of its peers)",
             f"  {'rank':>5}  {'host':<20}  {'median s':>9}  {'p95 s':>9}  {'x peers':>7}  slow in",
         ]

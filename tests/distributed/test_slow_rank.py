@@ -69,7 +69,7 @@ def test_of_four_ranks_the_one_that_stands_still_most_of_the_time_is_accused_and
     assert found == {50: {"2"}, 100: {"2"}}, run.output
     host = re.escape(socket.gethostname())
     assert re.search(rf"WARNING: step 50: slow ranks, .*\n  rank 2 \({host}\): ", run.output), run.output
-    assert "rank times: 100 steps, 2 windows; 1 slow ranks" in run.output
+    assert "rank times: 100 steps, 2 windows; 1 slow rank" in run.output
     in_table = re.findall(rf"^ +(\d)  {host} .* (\d) of 2$", run.output, re.MULTILINE)
     assert in_table[0] == ("2", "2")
     assert sorted(in_table[1:]) == [("0", "0"), ("1", "0"), ("3", "0")], run.output

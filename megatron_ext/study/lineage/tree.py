@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from rich.tree import Tree
 
-from data_tools.quantities import format_exact
+from data_tools.quantities import counted, format_exact
 from megatron_ext.evaluate.results import METRIC_UNITS
-from megatron_ext.plan.render import counted, terminal
+from megatron_ext.plan.render import terminal
 from megatron_ext.study.lineage.record import (
     EvaluationFacts,
     Lineage,
