@@ -83,7 +83,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", action="append", default=[], metavar="PART", help="this part; may be given again")
     parser.add_argument("--list", action="store_true", help="print the parts and stop")
     parser.add_argument("--resume", action="store_true", help="leave out what has passed with this code on these GPUs")
-    parser.add_argument("--record", action="store_true", help="keep the report in tests/gpu/reports, to compare with")
+    parser.add_argument(
+        "--record",
+        action="store_true",
+        help="put this report, with these parts alone, in tests/gpu/reports in place of the last, to compare with",
+    )
     return parser
 
 
