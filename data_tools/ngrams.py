@@ -158,7 +158,7 @@ def _whole(words: Hashes, counts: Counts) -> Hashes:
     if len(behind):
         powers, inverses = _powers(_WORD_BASE, len(words))
         first = behind - counts[counts > 0]
-        result[counts > 0] = _mixed(np.add.reduceat(words * inverses[: len(words)], first) * powers[behind - 1])
+        result[counts > 0] = _mixed(np.add.reduceat(words * inverses, first) * powers[behind - 1])
     return result
 
 

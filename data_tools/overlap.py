@@ -2,8 +2,9 @@
 
 The n-grams of the smaller corpus become a sorted array of 64-bit hashes; the larger is streamed past it,
 then the smaller once more past what was found. An array that would exceed `max_hashes` is cut to a range of
-hashes, and both corpora are read once for each range. Memory: up to 32 bytes x max_hashes, 17 bytes a document
-of both, and some ten times the longest document; it does not grow with the text.
+hashes, and both corpora are read once for each range. Memory: up to 32 bytes x max_hashes, 22 bytes a document
+of both, some 17 more for each of fewer than n words, and some ten times the longest document; it does not grow with
+the text.
 
 A document is an exact duplicate if all its words, in order, are those of a document of the other corpus; how
 words are told apart stands in `data_tools.ngrams`. Documents of fewer than n words have no n-gram: they are looked for

@@ -192,7 +192,10 @@ def _read_report(path: Path) -> tuple[_Pair, ...]:
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; name a report of data-tools overlap --out.") from None
     except (ValueError, IndexError, KeyError, TypeError):
-        raise DataError(f"{path}: does not say what was compared; make it anew: data-tools overlap --out.") from None
+        raise DataError(
+            f"{path}: does not say what was compared, or is older than the search for short documents; make it anew: "
+            "data-tools overlap --out."
+        ) from None
     return tuple(pairs)
 
 

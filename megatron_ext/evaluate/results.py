@@ -116,7 +116,7 @@ class SourceOverlap(Part):
     report: str | None = None  # path; None: nobody has compared the two
     items: int | None = None  # of the benchmark that share more than the threshold with the source
     ngram: int | None = None  # words of the n-grams that were compared
-    too_short: int = 0  # items of the benchmark's file with fewer words, which were looked for whole
+    too_short: int = 0  # items of the benchmark's file with fewer words, looked for whole; those of no word are not
 
 
 class Contamination(Part):

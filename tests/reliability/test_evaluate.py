@@ -408,7 +408,7 @@ def test_a_report_that_did_not_look_for_short_documents_is_refused(
     file.write_text("".join(json.dumps(line) + "\n" for line in (pair, *hits)))
     options = [part for one in SAMPLING for part in ("--set", one)]
     said = refused(run, capfd, str(run.stage_folder), "--tasks", task, *options, code=3)
-    assert "sums.overlap.jsonl: does not say what was compared; make it anew" in said
+    assert "sums.overlap.jsonl: does not say what was compared, or is older than the search for short doc" in said
 
 
 def test_reports_of_another_benchmark_say_nothing_of_this_one(run: Run, project: ToyProject) -> None:

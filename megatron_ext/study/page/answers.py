@@ -180,7 +180,9 @@ def _about_seeds(report: Report, head: Headline, info: MetricInfo) -> str:
     own_unit = " points" if info.is_share else f" {info.unit}".rstrip()
     spread = f"{value(info.seed_deviation, is_share=info.is_share)}{own_unit}"
     single = _kinds_with_one_seed(report, head)
-    note = f" {heading(single[0])} has 1 seed: what another would change is not in it." if single else ""
+    has = "has" if len(single) == 1 else "have"
+    once = heading(" and ".join(single))
+    note = f" {once} {has} 1 seed: what another would change is not in it." if single else ""
     shared = ""
     if info.paired_deviation is not None:
         apart = f"{value(info.paired_deviation, is_share=info.is_share)}{own_unit}"

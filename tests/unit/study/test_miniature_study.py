@@ -43,12 +43,12 @@ def test_the_first_part_is_three_fifths_of_every_base(plans: dict[str, StudyPlan
         assert first / (first + second) == pytest.approx(0.6)
 
 
-def test_both_forms_ask_the_findings_of_the_papers_matrix_with_its_numbers() -> None:
+def test_both_forms_ask_the_findings_of_the_papers_matrix_with_its_numbers_but_for_sft_on_lmq() -> None:
     paper = load_study(FOLDER.parent / "front_loading" / "study.yaml").recipe.findings
-    numbers = {one.name: {part.paper for part in one.comparisons} for one in paper}
+    numbers = {one.name: {part.paper.delta for part in one.comparisons if part.paper} for one in paper}
     for name in FORMS:
         found = load_study(FOLDER / f"{name}.yaml").recipe.findings
         assert [one.name for one in found] == [one.name for one in paper]
         for one in found:
             deltas = {part.paper.delta for part in one.comparisons if part.paper}
-            assert deltas <= {part.delta for part in numbers[one.name] if part}
+            assert deltas == numbers[one.name] - ({13.78} if one.name == "quality-in-sft" else set())

@@ -89,6 +89,12 @@ def test_what_one_seed_of_an_earlier_stage_cannot_tell_stands_in_the_answer(repo
     assert "Pretraining has 1 seed: what another would change is not in it." in lines
 
 
+def test_all_kinds_of_stages_with_one_seed_are_named(report: Report) -> None:
+    once = tuple(row.model_copy(update={"seeds_by_stage": {"pretrain": 1, "sft": 1, "rl": 2}}) for row in report.rows)
+    _, lines = answer(report.model_copy(update={"rows": once}), "Is it noise?", best_ratio=0.97)
+    assert "Pretraining and fine-tuning have 1 seed: what another would change is not in it." in lines
+
+
 def test_equal_arms_have_no_best_and_the_end_of_a_scale_is_said(report: Report) -> None:
     tie = {"tied": ("base-shq", "lmq-shq"), "value": Estimate(value=0.0)}
     short, lines = answer(report, "Which arm is best?", **tie)
